@@ -1,0 +1,1 @@
+from dcptools.checkpoint import inspect, read

@@ -1,0 +1,414 @@
+"""The only room that knows DCP's files: ``read`` turns a directory into a checked, frozen :class:`Checkpoint`.
+
+No tensor data is read and torch is not imported. The facts about the format come from torch's
+``distributed/checkpoint`` (``metadata.py``, ``filesystem.py``, ``_nested_dict.py``) and from files that torch 2.2
+to 2.13 wrote.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dcptools._table import format_bytes, format_count, html_table, some, text_table
+from dcptools.checkpoint._cover import Ints, check_cover
+from dcptools.checkpoint._lookalikes import METADATA, explain
+from dcptools.checkpoint._metadata import RawMetadata, RawTensor, parse
+from dcptools.dtypes import DType
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, NotACheckpoint, UnknownKey
+from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools.storage import LocalSource, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Checkpoint", "Chunk", "StoredFile", "StoredObject", "StoredTensor", "as_checkpoint", "inspect", "read"]
+
+NO_ROOT = "(top level)"
+_SAVE_AGAIN = "use another checkpoint, or save again"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stored piece of a tensor: where it lies in the tensor, and where its bytes are."""
+
+    offsets: tuple[int, ...]  # elements, a dimension each
+    shape: tuple[int, ...]  # elements
+    file: str  # name in the checkpoint's directory; "" if the metadata does not say
+    start: int  # bytes from the start of the file
+    nbytes: int  # bytes as stored: a torch.save archive, or what a transform made of it
+    encoding: str  # "torch", "zstd", or "unsupported: ..."
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    name: str
+    nbytes: int | None  # None: the file is not there
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """One row a chunk, for all tensors of a checkpoint; 25 bytes a chunk instead of a million small objects."""
+
+    source: Source
+    file_names: tuple[str, ...]
+    encodings: tuple[str, ...]
+    file: npt.NDArray[np.int32]  # index in file_names; -1: none
+    start: npt.NDArray[np.int64]  # bytes
+    nbytes: npt.NDArray[np.int64]  # bytes
+    encoding: npt.NDArray[np.int8]  # index in encodings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor of the checkpoint as the metadata describes it.
+
+    ``path`` is the tensor's path in the state dict that was saved (``("model", "model.norm.weight")``), ``()`` where
+    the metadata does not say. Chunks are kept as columns: ``offsets`` and ``sizes`` have the shape (chunks,
+    dimensions), and :attr:`chunks` makes objects of them.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: DType
+    path: tuple[str, ...]
+    offsets: Ints = field(repr=False)
+    sizes: Ints = field(repr=False)
+    _first: int = field(repr=False)
+    _columns: _Columns = field(repr=False)
+
+    @property
+    def root(self) -> str | None:
+        """The container in the saved state dict (``model``, ``optimizer``); None for a key at its top level."""
+        return self.path[0] if len(self.path) > 1 else None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, without the overhead of the archive."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def rows(self) -> slice:
+        """The rows of this tensor's chunks in the columns."""
+        return slice(self._first, self._first + len(self.offsets))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that hold its chunks."""
+        indices = self._columns.file[self.rows].tolist()
+        return tuple(self._columns.file_names[i] for i in dict.fromkeys(indices) if i >= 0)
+
+    @property
+    def source(self) -> Source:
+        """Where the bytes of its chunks are read from."""
+        return self._columns.source
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        return tuple(self.chunk(i) for i in range(len(self.offsets)))
+
+    def chunk(self, index: int) -> Chunk:
+        columns, row = self._columns, self._first + index
+        file = int(columns.file[row])
+        return Chunk(
+            tuple(self.offsets[index].tolist()),
+            tuple(self.sizes[index].tolist()),
+            columns.file_names[file] if file >= 0 else "",
+            int(columns.start[row]),
+            int(columns.nbytes[row]),
+            columns.encodings[columns.encoding[row]],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A pickled Python object of the checkpoint. It is listed, and never unpickled."""
+
+    key: str
+    path: tuple[str, ...]
+    file: str
+    nbytes: int | None  # bytes as stored; None if the metadata does not say
+
+    @property
+    def root(self) -> str | None:
+        return self.path[0] if len(self.path) > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The content of a distributed checkpoint, from its metadata and file sizes alone.
+
+    ``tensors`` and ``objects`` map keys to what is stored under them. ``findings`` holds what is wrong with
+    single keys (a hole, a missing file): such a checkpoint can still be looked at, and a conversion that needs one
+    of those keys is refused.
+    """
+
+    path: str
+    tensors: Mapping[str, StoredTensor]
+    objects: Mapping[str, StoredObject]
+    files: tuple[StoredFile, ...]
+    findings: tuple[Finding, ...]
+    version: str  # of the metadata, as torch wrote it; "" if it did not
+    metadata_nbytes: int  # bytes of the file .metadata
+    source: Source = field(repr=False)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return of_severity(self.findings, "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return of_severity(self.findings, "warning")
+
+    @cached_property
+    def chunk_count(self) -> int:
+        return sum(len(tensor.offsets) for tensor in self.tensors.values())
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors' values."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def __getitem__(self, key: str) -> StoredTensor:
+        try:
+            return self.tensors[key]
+        except KeyError:
+            raise UnknownKey(_unknown_key(self, key)) from None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a key: key, kind, root, shape, dtype, numel, nbytes, chunks, files."""
+        import pandas as pd
+
+        tensors, objects = self.tensors.values(), self.objects.values()
+        columns: dict[str, list[Any]] = {
+            "key": [*self.tensors, *self.objects],
+            "kind": ["tensor"] * len(tensors) + ["object"] * len(objects),
+            "root": [entry.root for entry in (*tensors, *objects)],
+            "shape": [t.shape for t in tensors] + [None] * len(objects),
+            "dtype": [t.dtype.name for t in tensors] + [None] * len(objects),
+            "numel": [t.numel for t in tensors] + [None] * len(objects),
+            "nbytes": [t.nbytes for t in tensors] + [o.nbytes for o in objects],
+            "chunks": [len(t.offsets) for t in tensors] + [1] * len(objects),
+            "files": [len(t.files) for t in tensors] + [int(bool(o.file)) for o in objects],
+        }
+        types = {"numel": "Int64", "nbytes": "Int64", "chunks": "int64", "files": "int64"}
+        frame = pd.DataFrame({n: pd.Series(v, dtype=types.get(n, "object")) for n, v in columns.items()})
+        return frame.sort_values("key", ignore_index=True)
+
+    def summary(self) -> list[tuple[str, int, int, int, str]]:
+        """One row a container: root, keys, parameters, bytes, dtypes."""
+        rows: dict[str, list[Any]] = {}
+        for tensor in self.tensors.values():
+            row = rows.setdefault(tensor.root or NO_ROOT, [0, 0, 0, {}])
+            row[0] += 1
+            row[1] += tensor.numel
+            row[2] += tensor.nbytes
+            row[3][tensor.dtype.name] = None
+        for entry in self.objects.values():
+            row = rows.setdefault(entry.root or NO_ROOT, [0, 0, 0, {}])
+            row[0] += 1
+            row[2] += entry.nbytes or 0
+            row[3]["object"] = None
+        return [(root, row[0], row[1], row[2], ", ".join(row[3])) for root, row in sorted(rows.items())]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "tensors": [
+                {"key": t.key, "root": t.root, "shape": t.shape, "dtype": t.dtype.name, "chunks": len(t.offsets)}
+                for t in self.tensors.values()
+            ],
+            "objects": [{"key": o.key, "root": o.root, "nbytes": o.nbytes} for o in self.objects.values()],
+            "files": [{"name": f.name, "nbytes": f.nbytes} for f in self.files],
+            "findings": [f.to_json() for f in self.findings],
+        }
+
+    def _headline(self) -> str:
+        parameters = sum(tensor.numel for tensor in self.tensors.values())
+        return (
+            f"{self.path}: {len(self.tensors):,} tensors with {format_count(parameters)} elements in "
+            f"{format_bytes(self.nbytes)}, {len(self.objects):,} objects, "
+            f"{self.chunk_count:,} chunks in {len(self.files):,} files"
+        )
+
+    def _rows(self) -> list[tuple[Any, ...]]:
+        return [(r, f"{n:,}", format_count(e), format_bytes(b), d) for r, n, e, b, d in self.summary()]
+
+    def __str__(self) -> str:
+        lines = [self._headline(), text_table(_SUMMARY, self._rows()), *summary_lines(self.findings)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        found = html_table(["finding"], [[line] for line in summary_lines(self.findings)]) if self.findings else ""
+        return html_table(_SUMMARY, self._rows(), title=self._headline()) + found
+
+
+_SUMMARY = ("root", "keys", "elements", "bytes", "dtypes")
+
+
+def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint's metadata; no tensor data, no torch.
+
+    Parameters
+    ----------
+    load_dir
+        The directory that holds ``.metadata``.
+
+    Raises
+    ------
+    NotACheckpoint
+        The path does not exist or is something else; the message says what.
+    UnsupportedCheckpoint
+        It is a checkpoint without ``.metadata`` that dcptools does not read.
+    BrokenCheckpoint
+        ``.metadata`` is damaged. What is wrong with single keys is not raised: see ``Checkpoint.findings``.
+    UnsafeMetadata
+        ``.metadata`` asks to run code. It was not run.
+
+    Examples
+    --------
+    >>> checkpoint = read(demo.checkpoint)
+    >>> checkpoint["model.lm_head.weight"].dtype.name
+    'float32'
+    """
+    path = Path(load_dir)
+    if not (path / METADATA).is_file():
+        raise explain(path)
+    source = LocalSource(path)
+    try:
+        data = (path / METADATA).read_bytes()
+        if not data:
+            raise BrokenCheckpoint(f"{path / METADATA} is empty: the save was interrupted. {_SAVE_AGAIN.capitalize()}.")
+        raw = parse(data)
+    except DcptoolsError as error:
+        raise type(error)(f"{error}\n(in {path})") from None
+    except PermissionError as error:
+        raise NotACheckpoint(f"{path / METADATA} cannot be read: {error.strerror}.") from None
+    return _build(str(path), source, raw, len(data))
+
+
+def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint itself, or the one at that path."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else read(checkpoint)
+
+
+def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
+    """What is in a checkpoint: one row a key, sorted, with key, kind, root, shape, dtype, numel, nbytes, chunks, files.
+
+    ``nbytes`` counts the values of a tensor, and the stored bytes of an object. ``root`` is the container in the state
+    dict that was saved, where the metadata says so. Raises what :func:`read` raises.
+
+    >>> inspect(demo.checkpoint).query("root == 'model'")["dtype"].unique().tolist()
+    ['float32']
+    """
+    return as_checkpoint(checkpoint).to_frame()
+
+
+def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int) -> Checkpoint:
+    columns = _Columns(
+        source,
+        tuple(raw.file_names),
+        tuple(raw.encodings),
+        np.frombuffer(raw.file, dtype=np.int32),
+        np.frombuffer(raw.start, dtype=np.int64),
+        np.frombuffer(raw.nbytes, dtype=np.int64),
+        np.frombuffer(raw.encoding, dtype=np.int8),
+    )
+    files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
+    tensors = {t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.first, columns) for t in raw.tensors}
+    objects = {key: _stored_object(key, path_, row, columns) for key, path_, row in raw.objects}
+    rows = [(t.key, t.first, len(t.offsets)) for t in raw.tensors] + [(key, row, 1) for key, _, row in raw.objects]
+    findings = [*_foreign(raw), *_not_archives(tensors.values()), *_holes(raw.tensors), *_storage_problems(rows, columns, files)]
+    return Checkpoint(
+        path, MappingProxyType(tensors), MappingProxyType(objects), files, tuple(findings), raw.version,
+        metadata_nbytes, source,
+    )  # fmt: skip
+
+
+def _stored_object(key: str, path: tuple[str, ...], row: int, columns: _Columns) -> StoredObject:
+    file = int(columns.file[row])
+    if file < 0:
+        return StoredObject(key, path, "", None)
+    return StoredObject(key, path, columns.file_names[file], int(columns.nbytes[row]))
+
+
+def _foreign(raw: RawMetadata) -> Iterator[Finding]:
+    if raw.foreign:
+        yield Finding(
+            "foreign-class", "warning", "", f".metadata names {some(raw.foreign)}; nothing of it was imported",
+            "harmless unless keys are missing",
+        )  # fmt: skip
+
+
+def _not_archives(tensors: Iterable[StoredTensor]) -> Iterator[Finding]:
+    """An item of exactly the values' bytes has no archive around it: SerializationFormat.SAFETENSORS."""
+    tensor = next((t for t in tensors if t.numel and len(t.offsets)), None)
+    if tensor is None:
+        return
+    chunk = tensor.chunk(0)
+    if chunk.encoding == "torch" and chunk.nbytes == math.prod(chunk.shape) * tensor.dtype.itemsize > 0:
+        yield Finding(
+            "unsupported-encoding", "error", "", "the .distcp files are not archives of torch.save; they were written "
+            "with SerializationFormat.SAFETENSORS, which torch itself cannot load either", "save in the default format",
+        )  # fmt: skip
+
+
+def _holes(tensors: Iterable[RawTensor]) -> Iterator[Finding]:
+    for tensor in tensors:
+        if len(tensor.offsets) == 1 and not tensor.offsets.any() and tuple(tensor.sizes[0].tolist()) == tensor.shape:
+            continue  # by far the most tensors; keeps 100,000 keys fast
+        problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
+        if problem:
+            yield Finding(problem[0], "error", tensor.key, problem[1], _SAVE_AGAIN)
+
+
+def _storage_problems(rows: list[tuple[str, int, int]], columns: _Columns, files: tuple[StoredFile, ...]) -> Iterator[Finding]:
+    """Chunks whose bytes are not where the metadata says, one finding a key and kind of problem."""
+    length = np.array([-1 if file.nbytes is None else file.nbytes for file in files] + [0], dtype=np.int64)
+    of_chunk = length[columns.file]  # index -1, no storage info, takes the last
+    no_storage = columns.file < 0
+    missing = ~no_storage & (of_chunk < 0)
+    truncated = ~no_storage & ~missing & (columns.start + columns.nbytes > of_chunk)
+    encodings = np.array([name.startswith("unsupported") for name in columns.encodings] or [False])
+    unsupported = encodings[columns.encoding] if len(columns.encoding) else no_storage
+    if not (no_storage | missing | truncated | unsupported).any():
+        return
+    for key, first, count in rows:
+        span = slice(first, first + count)
+        named = lambda mask, span=span: some(  # noqa: E731
+            dict.fromkeys(files[i].name for i in columns.file[span][mask[span]].tolist())
+        )
+        if no_storage[span].any():
+            yield Finding("no-storage", "error", key, f"{no_storage[span].sum()} of its {count} chunks are stored nowhere", _SAVE_AGAIN)
+        if missing[span].any():
+            yield Finding("missing-file", "error", key, f"{named(missing)} is not there", "copy the missing files")
+        if truncated[span].any():
+            yield Finding("truncated-file", "error", key, f"{named(truncated)} is too short", "copy the file again")
+        if unsupported[span].any():
+            names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
+            yield Finding("unsupported-encoding", "error", key, some(names), "save without that transform")
+
+
+def _unknown_key(checkpoint: Checkpoint, key: str) -> str:
+    import difflib
+
+    if key in checkpoint.objects:
+        return f"{key!r} is a pickled object, not a tensor. dcptools lists objects and never unpickles them."
+    close = difflib.get_close_matches(key, list(checkpoint.tensors)[:20_000], n=3)
+    hint = f"Did you mean {some(close)}?" if close else "inspect() lists all keys."
+    return f"{checkpoint.path} has no tensor {key!r}.\n{hint}"

@@ -1,0 +1,80 @@
+"""Do the stored chunks of a tensor cover it exactly? Exact in any number of dimensions, in O(chunks)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+MAX_SPLIT_DIMS = 12  # dimensions along which one tensor is cut; each doubles the number of corners
+
+
+def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Literal["hole", "overlap"], str] | None:
+    """None if the boxes tile ``shape`` without a hole; else what is wrong, in words.
+
+    ``offsets`` and ``sizes`` have the shape (chunks, dimensions). Boxes that stand twice are replicas and count
+    once; empty boxes do not count.
+    """
+    full = np.array(shape, dtype=np.int64)
+    if not np.all(full):
+        return None  # a tensor without elements is covered by anything
+    outside = np.any((offsets < 0) | (sizes < 0) | (sizes > full) | (offsets > full - sizes), axis=1)
+    if outside.any():
+        at = int(np.argmax(outside))
+        return "overlap", (
+            f"a chunk at {tuple(offsets[at].tolist())} of size {tuple(sizes[at].tolist())} reaches outside of {shape}"
+        )
+    boxes = np.concatenate([offsets, sizes], axis=1)[np.all(sizes > 0, axis=1)]
+    if len(boxes) > 1:
+        boxes = np.unique(boxes, axis=0)
+    offsets, sizes = boxes[:, : len(shape)], boxes[:, len(shape) :]
+    split = np.any(sizes != full, axis=0)
+    if not split.any():
+        return None if len(boxes) else ("hole", "no chunk of it is stored")
+    if split.sum() == 1:
+        (dim,) = np.flatnonzero(split)
+        return _check_line(shape, int(dim), offsets[:, dim], sizes[:, dim])
+    if split.sum() > MAX_SPLIT_DIMS:
+        return "overlap", f"its chunks are cut along {split.sum()} dimensions, more than the {MAX_SPLIT_DIMS} supported"
+    return _check_boxes(shape, offsets[:, split], sizes[:, split], full[split])
+
+
+def _check_line(shape: tuple[int, ...], dim: int, starts: Ints, lengths: Ints) -> tuple[Literal["hole", "overlap"], str] | None:
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], (starts + lengths)[order]
+    before = np.concatenate([[0], stops])
+    after = np.concatenate([starts, [shape[dim]]])
+    if np.any(after < before):
+        at = int(np.argmax(after < before))
+        return "overlap", f"chunks overlap along dimension {dim}, at index {after[at]} of {shape[dim]}"
+    holes = np.flatnonzero(after > before)
+    if not len(holes):
+        return None
+    listed = ", ".join(f"{before[i]} to {after[i]}" for i in holes[:3]) + (" ..." if len(holes) > 3 else "")
+    return "hole", f"of {shape[dim]} along dimension {dim}, nothing is stored for {listed}"
+
+
+def _check_boxes(
+    shape: tuple[int, ...], offsets: Ints, sizes: Ints, full: Ints
+) -> tuple[Literal["hole", "overlap"], str] | None:
+    """The boxes tile the whole iff the signed corners of all boxes add up to the corners of the whole.
+
+    A box is the sum of its 2**d corners' step functions, with alternating signs; so two sums of boxes are the
+    same function exactly if their signed corners are the same. That sees holes and overlaps at once.
+    """
+    dims = len(full)
+    picks = np.array(np.meshgrid(*[[0, 1]] * dims, indexing="ij")).reshape(dims, -1).T  # (2**d, d): low or high side
+    signs = np.where(picks.sum(axis=1) % 2, -1, 1)
+    corners = offsets[:, None, :] + picks[None] * sizes[:, None, :]
+    wanted = picks * full
+    points = np.concatenate([corners.reshape(-1, dims), wanted])
+    weights = np.concatenate([np.tile(signs, len(offsets)), -signs])
+    _, index = np.unique(points, axis=0, return_inverse=True)
+    if not np.any(np.bincount(index.ravel(), weights=weights)):
+        return None
+    stored, total = sum(int(n) for n in np.prod(sizes.astype(object), axis=1)), int(np.prod(full.astype(object)))
+    if stored < total:
+        return "hole", f"its {len(offsets)} chunks hold {100 * stored / total:.3g}% of {shape}"
+    return "overlap", f"its {len(offsets)} chunks overlap"

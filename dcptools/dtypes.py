@@ -1,0 +1,80 @@
+"""The dtypes that a checkpoint can hold, and what each is called in a safetensors file.
+
+The order of ``TABLE`` is safetensors' own (its Rust enum): files list the last ones first. It was read off
+``safetensors.torch.save`` 0.8 by saving one tensor of each dtype; a test does that again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["bool", "int", "float8", "float", "complex", "opaque"]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A torch dtype by its plain name (``bfloat16``)."""
+
+    name: str
+    itemsize: int  # bytes an element
+    kind: Kind
+    code: str | None  # safetensors' name, or None where it has none
+    rank: int  # position in safetensors' order of types
+
+
+_STORABLE: tuple[tuple[str, int, Kind, str], ...] = (
+    ("bool", 1, "bool", "BOOL"),
+    ("uint8", 1, "int", "U8"),
+    ("int8", 1, "int", "I8"),
+    ("float8_e5m2", 1, "float8", "F8_E5M2"),
+    ("float8_e4m3fn", 1, "float8", "F8_E4M3"),
+    ("float8_e8m0fnu", 1, "float8", "F8_E8M0"),
+    ("float8_e4m3fnuz", 1, "float8", "F8_E4M3FNUZ"),
+    ("float8_e5m2fnuz", 1, "float8", "F8_E5M2FNUZ"),
+    ("int16", 2, "int", "I16"),
+    ("uint16", 2, "int", "U16"),
+    ("float16", 2, "float", "F16"),
+    ("bfloat16", 2, "float", "BF16"),
+    ("int32", 4, "int", "I32"),
+    ("uint32", 4, "int", "U32"),
+    ("float32", 4, "float", "F32"),
+    ("complex64", 8, "complex", "C64"),
+    ("float64", 8, "float", "F64"),
+    ("int64", 8, "int", "I64"),
+    ("uint64", 8, "int", "U64"),
+)
+_OTHERS: tuple[tuple[str, int, Kind], ...] = (
+    ("complex32", 4, "complex"),
+    ("complex128", 16, "complex"),
+    ("float4_e2m1fn_x2", 1, "opaque"),
+    ("qint8", 1, "opaque"),
+    ("quint8", 1, "opaque"),
+    ("qint32", 4, "opaque"),
+    ("quint4x2", 1, "opaque"),
+    ("quint2x4", 1, "opaque"),
+    ("bits8", 1, "opaque"),
+    ("bits16", 2, "opaque"),
+    ("bits1x8", 1, "opaque"),
+    ("bits2x4", 1, "opaque"),
+    ("bits4x2", 1, "opaque"),
+    *((f"{sign}int{bits}", 1, "opaque") for sign in ("", "u") for bits in range(1, 8)),
+)
+
+TABLE: dict[str, DType] = {
+    **{row[0]: DType(*row, rank) for rank, row in enumerate(_STORABLE)},
+    **{name: DType(name, itemsize, kind, None, -1) for name, itemsize, kind in _OTHERS},
+}
+FLOATS = tuple(d.name for d in TABLE.values() if d.kind == "float")  # what a cast may turn into each other
+# torch's short names mean the same dtypes: torch.half is torch.float16
+ALIASES = {"half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64"}
+ALIASES |= {"cfloat": "complex64", "cdouble": "complex128", "chalf": "complex32"}
+
+
+def by_name(name: str) -> DType | None:
+    """The dtype of that torch name, or None.
+
+    >>> by_name("half")
+    DType(name='float16', itemsize=2, kind='float', code='F16', rank=10)
+    """
+    return TABLE.get(ALIASES.get(name, name))

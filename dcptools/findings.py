@@ -1,0 +1,104 @@
+"""Findings: what was noticed about a checkpoint, a mapping or a plan, as data.
+
+The codes are stable; :data:`CODES` says what each means, and the docs are checked against it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+SHOWN_PER_CODE = 20  # findings; a terminal shows so many of one code and counts the rest
+
+CODES: dict[str, str] = {
+    # the checkpoint
+    "foreign-class": "The metadata names a class that dcptools does not know; it was replaced by an inert stand-in.",
+    "missing-file": "A .distcp file that the metadata names is not in the directory.",
+    "truncated-file": "A .distcp file ends before the bytes that the metadata promises.",
+    "hole": "The stored chunks do not cover the whole tensor; torch would leave the hole unfilled, silently.",
+    "overlap": "Stored chunks overlap without being exact replicas.",
+    "no-storage": "The metadata lists a chunk but not where its bytes are.",
+    "unsupported-encoding": "The bytes are stored with a transform or in a format that dcptools does not read.",
+    # the mapping
+    "layout": "Which layout was chosen for the key names, and why.",
+    "container": "The model was found in a container other than `model`.",
+    "wrapper-removed": "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key.",
+    "unusual-key": "A key under the container is neither `model.*` nor `lm_head.*`; it lost the container's prefix.",
+    "flat-parameter": "FSDP1 flat parameters: names and shapes of the model's tensors are gone; it cannot be converted.",
+    "lora": "Keys of a PEFT adapter: `transformers` does not load them as a model.",
+    "collision": "Two checkpoint keys would get the same output name.",
+    "reserved-name": "An output name that safetensors cannot store.",
+    "rename-unused": "A rename rule matched no name.",
+    "pattern-unused": "An include, exclude or dtype pattern matched no key.",
+    "no-model-weights": "No key is a model weight under the chosen layout.",
+    "left-out": "Keys that are not converted, counted by reason.",
+    # the assets
+    "assets-missing": "An expected file (config.json, tokenizer) is not in the assets directory.",
+    "assets-none": "No assets directory was given; the output has weights only.",
+    "config-unreadable": "config.json is not a JSON object.",
+    "config-no-architectures": "config.json names no `architectures`; AutoModel classes cannot choose a class.",
+    "config-unknown-model-type": "config.json has no `model_type`, or one that the installed transformers does not know.",
+    "config-dtype": "config.json says another dtype than is written; the copy gets the written one.",
+    "tied-weights": "config.json ties the embeddings, and the checkpoint stores both tensors.",
+    # the plan
+    "float8": "fp8 tensors are passed through uncast: without their scales the numbers mean nothing.",
+    "dtype-unsupported": "safetensors has no type for this tensor's dtype.",
+    "large-tensor": "One tensor is larger than the shard size and gets a file of its own.",
+    # the write
+    "cast-overflow": "Finite values became Inf in the cast.",
+    "no-checksum": "Items were stored without a checksum, so their bytes could not be verified.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was noticed.
+
+    ``hint`` says what to do; ``key`` is the checkpoint key or output name concerned, or ``""``.
+
+    >>> print(Finding("hole", "error", "model.w", "rows 2 to 4 are missing", "save again"))
+    error[hole] model.w: rows 2 to 4 are missing (save again)
+    """
+
+    code: str
+    severity: Severity
+    key: str
+    message: str
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise KeyError(f"undocumented finding code {self.code!r}")
+
+    def __str__(self) -> str:
+        where = f" {self.key}:" if self.key else ":"
+        return f"{self.severity}[{self.code}]{where} {self.message}" + (f" ({self.hint})" if self.hint else "")
+
+    def as_error(self) -> Finding:
+        """The same finding as an error (what ``strict`` does to warnings)."""
+        return replace(self, severity="error")
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def of_severity(findings: Iterable[Finding], severity: Severity) -> tuple[Finding, ...]:
+    return tuple(f for f in findings if f.severity == severity)
+
+
+def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[str]:
+    """Lines for a terminal: errors first, at most ``most`` of a code, then the count of the rest."""
+    ordered = sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
+    totals = Counter((f.severity, f.code) for f in ordered)
+    shown: Counter[tuple[str, str]] = Counter()
+    for finding in ordered:
+        kind = (finding.severity, finding.code)
+        shown[kind] += 1
+        if shown[kind] <= most:
+            yield str(finding)
+        if shown[kind] == totals[kind] > most:
+            yield f"{finding.severity}[{finding.code}]: and {totals[kind] - most} more"

@@ -1,0 +1,234 @@
+"""Values: the bytes of any region of a stored tensor, whatever its chunks, strides and encoding.
+
+Everything that looks at values stands on :meth:`TensorReader.read_region`. Values are moved as bits (unsigned
+integers of the dtype's width), so nothing is rounded and NaN payloads survive. Memory is one scratch buffer a
+reader thread, whatever the size of the tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dcptools.checkpoint import StoredTensor
+from dcptools.checkpoint._cover import Ints
+from dcptools.errors import BrokenCheckpoint
+from dcptools.tensors._checksums import Checksums
+from dcptools.tensors._item import Item, open_item
+
+__all__ = ["BITS", "SCRATCH_BYTES", "Bits", "Checksums", "Region", "TensorReader", "read_region"]
+
+Bits = npt.NDArray[Any]  # values as bits: unsigned integers of the dtype's width
+Region = Sequence[tuple[int, int]]  # (start, stop) a dimension, in elements
+
+BITS = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8"), 16: np.dtype("c16")}
+SCRATCH_BYTES = 2 << 20  # a thread; the longest piece that is read to be rearranged
+SMALL_GAP = 4096  # bytes; reading across such a gap is cheaper than a second read
+
+
+class TensorReader:
+    """Reads regions of one stored tensor; several threads may share it.
+
+    Parameters
+    ----------
+    tensor
+        Of a checkpoint that ``read`` returned.
+    checksums
+        Gets every byte that is read, and checks each item that was read whole. None: nothing is checked.
+    """
+
+    def __init__(self, tensor: StoredTensor, checksums: Checksums | None = None) -> None:
+        self.tensor = tensor
+        self._checksums = checksums
+        self._boxes = _distinct(tensor)
+        self._items: dict[int, Item] = {}
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    @property
+    def bits(self) -> np.dtype[Any]:
+        return BITS[self.tensor.dtype.itemsize]
+
+    def row_major(self) -> bool:
+        """Whether all items store their values in row-major order. Opens each item."""
+        return all(self._item(int(index)).layout.row_major for index in self._boxes)
+
+    def read_region(self, region: Region, out: Bits) -> None:
+        """Fill ``out`` with the values of ``region``.
+
+        Parameters
+        ----------
+        region
+            (start, stop) for each dimension, in elements of the logical tensor.
+        out
+            An array of :attr:`bits` with the region's shape; any strides.
+
+        Raises
+        ------
+        BrokenCheckpoint
+            An item is damaged or is not what the metadata announces, or the chunks do not cover the region.
+        ChecksumError
+            The bytes of an item are not those that were saved.
+        UnsupportedCheckpoint
+            An item is stored in an encoding that dcptools does not read.
+        """
+        starts = np.array([start for start, _ in region], dtype=np.int64)
+        stops = np.array([stop for _, stop in region], dtype=np.int64)
+        wanted = math.prod((stops - starts).tolist())
+        for index in self._overlapping(starts, stops):
+            offset, size = self.tensor.offsets[index], self.tensor.sizes[index]
+            low, high = np.maximum(starts, offset), np.minimum(stops, offset + size)
+            window = (slice(a, b) for a, b in zip((low - starts).tolist(), (high - starts).tolist(), strict=True))
+            target = out[(*window, ...)]  # the ellipsis makes it a view where there are no dimensions too
+            item = self._item(int(index))
+            self._read_box(item, (low - offset).tolist(), (high - low).tolist(), target)
+            _resolve_flags(item, target)
+            wanted -= math.prod((high - low).tolist())
+        if wanted:
+            raise BrokenCheckpoint(f"{self.tensor.key!r}: its chunks do not cover {[list(pair) for pair in region]}.")
+
+    def _overlapping(self, starts: Ints, stops: Ints) -> Sequence[int]:
+        boxes = self._boxes
+        if len(boxes) == 1:
+            return boxes.tolist()  # type: ignore[no-any-return]
+        offsets, sizes = self.tensor.offsets[boxes], self.tensor.sizes[boxes]
+        hit = np.all((offsets < stops) & (offsets + sizes > starts), axis=1)
+        return boxes[hit].tolist()  # type: ignore[no-any-return]
+
+    def _item(self, index: int) -> Item:
+        item = self._items.get(index)
+        if item is None:
+            with self._lock:
+                item = self._items.get(index)
+                if item is None:
+                    item = open_item(self.tensor.source, self.tensor, self.tensor.chunk(index))
+                    if self._checksums is not None:
+                        self._checksums.open(item)
+                    self._items[index] = item
+        return item
+
+    def _read_box(self, item: Item, start: list[int], shape: list[int], target: Bits) -> None:
+        """Read a box of one item: in one piece if its bytes lie close together, else in two halves."""
+        if 0 in shape:
+            return
+        strides, itemsize = item.layout.strides, item.layout.dtype.itemsize
+        first = item.layout.offset + sum(i * s for i, s in zip(start, strides, strict=True))
+        span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
+        needed = math.prod(shape) * itemsize
+        if span == needed and target.flags.c_contiguous and _ordered(shape, strides):
+            self._read_bytes(item, first * itemsize, target.reshape(-1).view(np.uint8))
+        elif span <= SCRATCH_BYTES and span <= max(needed + SMALL_GAP, 2 * needed):
+            piece = self._scratch()[:span]
+            self._read_bytes(item, first * itemsize, piece)
+            byte_strides = [s * itemsize for s in strides]
+            target[...] = np.ndarray(tuple(shape), self.bits, piece.data, 0, tuple(byte_strides))
+        else:
+            dim = max((d for d, n in enumerate(shape) if n > 1), key=lambda d: strides[d])
+            half = shape[dim] // 2
+            for low, high in ((0, half), (half, shape[dim])):
+                part_start, part_shape = list(start), list(shape)
+                part_start[dim], part_shape[dim] = start[dim] + low, high - low
+                self._read_box(item, part_start, part_shape, target[(slice(None),) * dim + (slice(low, high),)])
+
+    def _read_bytes(self, item: Item, start: int, out: Bits) -> None:
+        view = memoryview(out)
+        item.source.read_into(item.file, item.start + start, view)
+        if self._checksums is not None:
+            self._checksums.add(item, start, view)
+
+    def _scratch(self) -> Bits:
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = np.empty(SCRATCH_BYTES, np.uint8)
+        return self._local.scratch  # type: ignore[no-any-return]
+
+
+def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -> Bits:
+    """The values of a region of a stored tensor, as bits; see :meth:`TensorReader.read_region`.
+
+    >>> weight = read(demo.checkpoint)["model.lm_head.weight"]
+    >>> read_region(weight, [(0, 2), (0, 3)]).view("float32").shape
+    (2, 3)
+    """
+    reader = TensorReader(tensor)
+    if out is None:
+        out = np.empty([stop - start for start, stop in region], reader.bits)
+    reader.read_region(region, out)
+    return out
+
+
+def slabs(shape: Sequence[int], most: int, align: int = 1) -> Iterator[list[tuple[int, int]]]:
+    """Cut a row-major tensor into regions whose values lie one after the other, of at most ``most`` elements.
+
+    Regions start at multiples of ``align`` elements wherever the last dimension is cut.
+    """
+    if math.prod(shape) <= most or not shape:
+        if 0 not in shape:
+            yield [(0, n) for n in shape]
+        return
+    inner = math.prod(shape[1:])
+    if inner > most:
+        for index in range(shape[0]):
+            for rest in slabs(shape[1:], most, align):
+                yield [(index, index + 1), *rest]
+        return
+    step = max(1, most // inner)
+    if len(shape) == 1:
+        step = max(align, step - step % align)
+    for start in range(0, shape[0], step):
+        yield [(start, min(start + step, shape[0])), *((0, n) for n in shape[1:])]
+
+
+def tiles(shape: Sequence[int], edge: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut a tensor into boxes of at most ``edge`` elements along its last two dimensions, one along the others."""
+    edges = [1] * (len(shape) - 2) + [edge] * min(2, len(shape))
+    for corner in np.ndindex(*(math.ceil(n / e) for n, e in zip(shape, edges, strict=True))):
+        yield [(i * e, min((i + 1) * e, n)) for i, e, n in zip(corner, edges, shape, strict=True)]
+
+
+def _distinct(tensor: StoredTensor) -> Ints:
+    """Indices of the chunks that are neither empty nor a replica of an earlier one."""
+    if len(tensor.offsets) <= 1:
+        return np.arange(len(tensor.offsets))
+    boxes = np.concatenate([tensor.offsets, tensor.sizes], axis=1)
+    if not tensor.shape:
+        return np.zeros(1, np.int64)
+    _, first = np.unique(boxes, axis=0, return_index=True)
+    first = np.sort(first)
+    return first[np.all(tensor.sizes[first] > 0, axis=1)]
+
+
+def _ordered(shape: list[int], strides: Sequence[int]) -> bool:
+    """Whether a box with no gaps lies in row-major order: its strides never grow."""
+    used = [stride for size, stride in zip(shape, strides, strict=True) if size > 1]
+    return all(a >= b for a, b in zip(used, used[1:], strict=False)) and 0 not in used
+
+
+def _resolve_flags(item: Item, values: Bits) -> None:
+    """Apply the conjugate and negative bits, as torch's ``resolve_conj`` and ``resolve_neg`` do."""
+    layout = item.layout
+    if layout.conjugate and layout.dtype.kind == "complex":
+        half = np.dtype(f"u{layout.dtype.itemsize // 2}")
+        parts = _as_words(values, half)
+        parts[..., 1::2] ^= half.type(1 << (8 * half.itemsize - 1))
+    if layout.negative:
+        word = np.dtype(f"u{layout.dtype.itemsize // (2 if layout.dtype.kind == 'complex' else 1)}")
+        words = _as_words(values, word)
+        if layout.dtype.kind == "int":
+            np.negative(words, out=words)
+        else:
+            words ^= word.type(1 << (8 * word.itemsize - 1))
+
+
+def _as_words(values: Bits, word: np.dtype[Any]) -> Bits:
+    """A view of the same memory with a last dimension of words."""
+    factor = values.dtype.itemsize // word.itemsize
+    return np.lib.stride_tricks.as_strided(
+        values.view() if factor == 1 else np.ndarray(values.shape, word, values, 0, values.strides),
+        (*values.shape, factor),
+        (*values.strides, word.itemsize),
+    )

@@ -1,0 +1,150 @@
+"""The zip archive that ``torch.save`` writes, as far as a stored tensor needs it.
+
+An item of a ``.distcp`` file is such an archive: entries ``<name>/data.pkl``, ``<name>/byteorder``,
+``<name>/data/0`` and a few more, all uncompressed. Layout: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to
+16); torch writes through a stream, so sizes stand in the central directory and not in the local headers. The
+archive lies somewhere inside a larger file, which is why the standard library's ``zipfile`` would need a file
+object around it, and it takes ten times as long for each of a million items.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from dcptools.errors import BrokenCheckpoint, UnsupportedCheckpoint
+from dcptools.storage import Source
+
+_END = struct.Struct("<4s4H2LH")  # end of central directory
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_ENTRY = struct.Struct("<4s6H3L5H2L")  # central directory file header
+_LOCAL = struct.Struct("<4s5H3L2H")  # local file header
+HEAD_BYTES = 2048  # covers data.pkl, byteorder and the local header of data/0 of a plain tensor
+TAIL_BYTES = 1024  # covers the central directory
+MAX_DIRECTORY_BYTES = 1 << 16
+MAX_PICKLE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    name: str
+    header: int  # bytes from the start of the archive to its local header
+    nbytes: int
+    crc: int  # CRC-32 of the content; 0: torch was told not to compute it
+
+
+class Archive:
+    """One archive inside ``file``; reads its head and its tail once and serves small reads from them."""
+
+    def __init__(self, source: Source, file: str, start: int, nbytes: int) -> None:
+        self.source, self.file, self.start, self.nbytes = source, file, start, nbytes
+        self._parts: list[tuple[int, memoryview]] = []
+        whole = nbytes <= HEAD_BYTES + TAIL_BYTES
+        self._load(0, nbytes if whole else HEAD_BYTES)
+        if not whole:
+            self._load(nbytes - TAIL_BYTES, TAIL_BYTES)
+        self.entries = self._directory()
+
+    @property
+    def where(self) -> str:
+        return f"{self.source.location}/{self.file}, bytes {self.start:,} to {self.start + self.nbytes:,}"
+
+    def find(self, suffix: str) -> Entry | None:
+        """The entry ``<name>/<suffix>``, whatever the archive's name is."""
+        return next((e for e in self.entries if e.name.partition("/")[2] == suffix), None)
+
+    def content(self, entry: Entry) -> bytes:
+        """The content of a small entry."""
+        if entry.nbytes > MAX_PICKLE_BYTES:
+            raise self.broken(f"{entry.name} has {entry.nbytes:,} bytes")
+        return bytes(self._view(self.content_start(entry), entry.nbytes))
+
+    def content_start(self, entry: Entry) -> int:
+        """Bytes from the start of the archive to the entry's content."""
+        signature, *_, name_bytes, extra_bytes = _LOCAL.unpack(self._view(entry.header, _LOCAL.size))
+        start: int = entry.header + _LOCAL.size + name_bytes + extra_bytes
+        if signature != b"PK\x03\x04" or start + entry.nbytes > self.nbytes:
+            raise self.broken(f"the local header of {entry.name} is damaged")
+        return start
+
+    def broken(self, what: str) -> BrokenCheckpoint:
+        return BrokenCheckpoint(f"{self.where}: {what}.\nThe file is damaged. Copy the checkpoint again.")
+
+    def _directory(self) -> list[Entry]:
+        if self._view(0, min(4, self.nbytes)) != b"PK\x03\x04":
+            raise UnsupportedCheckpoint(
+                f"{self.where}: not an archive as torch.save writes it (it starts with "
+                f"{bytes(self._view(0, min(8, self.nbytes)))!r}).\n"
+                "Expected torch's default, SerializationFormat.TORCH_SAVE, or a damaged file."
+            )
+        start, nbytes, count = self._directory_place()
+        if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
+            raise self.broken("its central directory is damaged")
+        directory, entries, at = self._view(start, nbytes), [], 0
+        for _ in range(count):
+            if at + _ENTRY.size > nbytes:
+                raise self.broken("its central directory is damaged")
+            entry, size = self._entry(directory[at:])
+            entries.append(entry)
+            at += size
+        return entries
+
+    def _directory_place(self) -> tuple[int, int, int]:
+        """Start, bytes and number of entries of the central directory."""
+        end_at = self.nbytes - _END.size
+        if end_at < 0:
+            raise self.broken("it is too short")
+        signature, _, _, _, count, nbytes, start, comment = _END.unpack(self._view(end_at, _END.size))
+        if signature != b"PK\x05\x06" or comment:
+            raise self.broken("it has no end record")
+        locator_at = end_at - _END64_LOCATOR.size
+        if locator_at >= 0:
+            signature, _, end64_at, _ = _END64_LOCATOR.unpack(self._view(locator_at, _END64_LOCATOR.size))
+            if signature == b"PK\x06\x07":
+                if end64_at + _END64.size > self.nbytes:
+                    raise self.broken("its end record is damaged")
+                *_, count, nbytes, start = _END64.unpack(self._view(end64_at, _END64.size))
+        return start, nbytes, count
+
+    def _entry(self, record: memoryview) -> tuple[Entry, int]:
+        fields = _ENTRY.unpack_from(record)
+        signature, flags, method, crc, packed, nbytes, header = (fields[i] for i in (0, 3, 4, 7, 8, 9, 16))
+        name_bytes, extra_bytes, comment_bytes = fields[10:13]
+        end = _ENTRY.size + name_bytes + extra_bytes + comment_bytes
+        if signature != b"PK\x01\x02" or end > len(record):
+            raise self.broken("its central directory is damaged")
+        name = bytes(record[_ENTRY.size : _ENTRY.size + name_bytes]).decode("utf-8", "replace")
+        extra = record[_ENTRY.size + name_bytes : _ENTRY.size + name_bytes + extra_bytes]
+        nbytes, packed, header = _zip64(extra, nbytes, packed, header)
+        if method != 0 or flags & 1 or packed != nbytes:
+            raise UnsupportedCheckpoint(f"{self.where}: {name} is compressed or encrypted, which torch.save never does.")
+        if header + _LOCAL.size + nbytes > self.nbytes:
+            raise self.broken(f"{name} reaches past its end")
+        return Entry(name, header, nbytes, crc), end
+
+    def _load(self, start: int, nbytes: int) -> None:
+        data = memoryview(bytearray(nbytes))
+        self.source.read_into(self.file, self.start + start, data)
+        self._parts.append((start, data))
+
+    def _view(self, start: int, nbytes: int) -> memoryview:
+        for part_start, data in self._parts:
+            if part_start <= start and start + nbytes <= part_start + len(data):
+                return data[start - part_start : start - part_start + nbytes]
+        if start < 0 or start + nbytes > self.nbytes:
+            raise self.broken("a record reaches past its end")
+        self._load(start, nbytes)
+        return self._parts[-1][1]
+
+
+def _zip64(extra: memoryview, *fields: int) -> list[int]:
+    """Fields that are all ones stand, in this order, in the extra field 0x0001 with 8 bytes each."""
+    at = 0
+    while at + 4 <= len(extra):
+        tag, nbytes = struct.unpack_from("<2H", extra, at)
+        if tag == 1:
+            values = iter(struct.unpack_from(f"<{min(nbytes, len(extra) - at - 4) // 8}Q", extra, at + 4))
+            return [next(values, field) if field == 0xFFFFFFFF else field for field in fields]
+        at += 4 + nbytes
+    return list(fields)

@@ -1,0 +1,237 @@
+"""One stored chunk: where its values are, and in which order.
+
+``data.pkl`` tells how torch would rebuild the tensor: dtype, shape, strides, an offset into the storage, and the
+conjugate and negative bits (``torch/_utils.py``: ``_rebuild_tensor_v2``, ``_rebuild_tensor_v3``, ``_rebuild_parameter``).
+The strides are not always those of row-major order: a saved ``w.t()`` keeps them, and its bytes lie transposed.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dcptools import _pickle
+from dcptools.checkpoint import Chunk, StoredTensor
+from dcptools.dtypes import TABLE, DType, by_name
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsupportedCheckpoint
+from dcptools.storage import LocalSource, Source
+from dcptools.tensors._archive import Archive
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What ``data.pkl`` says."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+    offset: int  # elements from the start of the storage
+    storage: str  # the name of the storage, "0"
+    conjugate: bool
+    negative: bool
+
+    @property
+    def row_major(self) -> bool:
+        """Whether the values lie one after the other in row-major order."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != expected:
+                return math.prod(self.shape) == 0
+            expected *= size
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """The values of one chunk: ``storage_nbytes`` bytes from ``start`` on in ``file`` of ``source``."""
+
+    source: Source
+    file: str
+    start: int  # bytes from the start of the file to the first byte of the storage
+    storage_nbytes: int
+    crc: int  # CRC-32 of the storage; 0: not known
+    layout: Layout
+    label: str  # what an error message calls it
+
+    @property
+    def dense(self) -> bool:
+        """Whether the storage is the chunk in row-major order, and nothing else."""
+        return self.layout.row_major and self.storage_nbytes == math.prod(self.layout.shape) * self.layout.dtype.itemsize
+
+
+def open_item(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
+    """Parse the archive of one chunk and check it against the metadata.
+
+    Raises
+    ------
+    UnsupportedCheckpoint
+        The encoding is not one that dcptools reads.
+    BrokenCheckpoint
+        The item is damaged, or is not what the metadata announces.
+    """
+    label = f"{tensor.key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file}"
+    file, start, nbytes = chunk.file, chunk.start, chunk.nbytes
+    if chunk.encoding == "zstd":
+        source, file, start, nbytes = _decompress(source, chunk, label)
+    elif chunk.encoding != "torch":
+        raise UnsupportedCheckpoint(f"{label}: the encoding {chunk.encoding} is not one that dcptools reads.")
+    try:
+        return _open(Archive(source, file, start, nbytes), tensor, chunk, label)
+    except DcptoolsError as error:
+        raise type(error)(f"{label}:\n{error}") from None
+
+
+def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk, label: str) -> Item:
+    pickled, order = archive.find("data.pkl"), archive.find("byteorder")
+    if pickled is None:
+        raise archive.broken("it has no data.pkl")
+    if order is not None and archive.content(order) != b"little":
+        raise UnsupportedCheckpoint("It was saved on a big-endian machine, which dcptools does not read.")
+    layout = parse_layout(archive.content(pickled))
+    if layout.dtype != tensor.dtype or layout.shape != chunk.shape:
+        raise BrokenCheckpoint(
+            f"it holds {layout.dtype.name} {layout.shape}, and the metadata says {tensor.dtype.name} {chunk.shape}.\n"
+            "The metadata belongs to another save than this file. Copy the whole checkpoint again."
+        )
+    storage = archive.find(f"data/{layout.storage}")
+    if storage is None:
+        raise archive.broken(f"it has no data/{layout.storage}")
+    last = layout.offset + sum((n - 1) * s for n, s in zip(layout.shape, layout.strides, strict=True))
+    if math.prod(layout.shape) and (last + 1) * layout.dtype.itemsize > storage.nbytes:
+        raise archive.broken(f"its {storage.nbytes:,} bytes of values are too few for {layout.shape}")
+    start = archive.start + archive.content_start(storage)
+    return Item(archive.source, archive.file, start, storage.nbytes, storage.crc, layout, label)
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_layout(data: bytes) -> Layout:
+    """What a ``data.pkl`` says. The same few layouts occur again and again, so they are remembered.
+
+    Raises
+    ------
+    UnsupportedCheckpoint
+        It is something else than a plain tensor.
+    """
+    value, foreign = _pickle.loads(data, what="data.pkl", allowed=_allowed(), persistent=_storage)
+    if foreign or not isinstance(value, Layout):
+        raise UnsupportedCheckpoint(f"data.pkl holds {', '.join(foreign) or type(value).__name__}, not a plain tensor.")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    name: str
+    dtype: DType | None  # None: untyped
+
+
+def _storage(pid: Any) -> _Storage:
+    kind, dtype, name, _location, _numel = pid
+    if kind != "storage" or not isinstance(dtype, (DType, type(None))) or type(name) is not str:
+        raise ValueError(f"{pid!r} is not a storage")
+    return _Storage(name, dtype)
+
+
+def _allowed() -> Mapping[str, Any]:
+    def tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, *rest: Any) -> Layout:
+        flags = rest[0] if rest and rest[0] is not None else {}
+        return _layout(storage, storage.dtype, offset, shape, strides, flags)
+
+    def tensor_v3(
+        storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+    ) -> Layout:
+        return _layout(storage, dtype, offset, shape, strides, rest[0] if rest and rest[0] is not None else {})
+
+    def parameter(data: Any, *_rest: Any) -> Any:
+        return data
+
+    names: dict[str, Any] = {
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_tensor_v3": tensor_v3,
+        "torch._utils._rebuild_parameter": parameter,
+        "collections.OrderedDict": dict,
+        "torch.Size": tuple,
+        "torch.storage.UntypedStorage": None,
+        "torch.UntypedStorage": None,
+        **{f"torch.{name}": dtype for name, dtype in TABLE.items()},
+    }
+    for storage, dtype in _STORAGES.items():
+        names[f"torch.{storage}Storage"] = by_name(dtype)
+    return names
+
+
+_STORAGES = {  # torch.<name>Storage -> dtype
+    "Bool": "bool", "Byte": "uint8", "Char": "int8", "Short": "int16", "Int": "int32", "Long": "int64",
+    "Half": "float16", "BFloat16": "bfloat16", "Float": "float32", "Double": "float64",
+    "ComplexFloat": "complex64", "ComplexDouble": "complex128",
+    "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
+}  # fmt: skip
+
+
+def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> Layout:
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or not isinstance(dtype, DType) or len(shape) != len(strides):
+        raise ValueError("the arguments of the tensor are not as torch writes them")
+    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers) or not set(flags) <= {"conj", "neg"}:
+        raise ValueError("the sizes of the tensor are not as torch writes them")
+    return Layout(
+        dtype, tuple(shape), tuple(strides), offset, storage.name,
+        flags.get("conj") is True, flags.get("neg") is True,
+    )  # fmt: skip
+
+
+def _decompress(source: Source, chunk: Chunk, label: str) -> tuple[Source, str, int, int]:
+    """A zstd item, unpacked into an unnamed temporary file: compressed bytes cannot be read from the middle."""
+    try:
+        import zstandard
+    except ImportError:
+        raise UnsupportedCheckpoint(
+            f"{label} is compressed with zstd, and the package zstandard is not installed.\n"
+            "Install it: pip install 'dcptools[zstd]'."
+        ) from None
+    spool = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115  (lives as long as the item)
+    most = 2 * math.prod(chunk.shape) * 16 + (1 << 20)  # the widest dtype has 16 bytes; a bomb has more
+    try:
+        unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(_Range(source, chunk))
+        while part := unpacked.read(1 << 20):
+            spool.write(part)
+            if spool.tell() > most:
+                raise BrokenCheckpoint(f"{label}: its zstd stream unpacks to more than such a tensor can have.")
+    except zstandard.ZstdError as error:
+        raise BrokenCheckpoint(f"{label}: its zstd stream is damaged: {error}.") from None
+    spool.flush()
+    return _Spool(spool, f"{source.location}/{chunk.file}"), "(unpacked)", 0, spool.tell()
+
+
+class _Range(io.RawIOBase):
+    """The stored bytes of one chunk as a stream."""
+
+    def __init__(self, source: Source, chunk: Chunk) -> None:
+        self._source, self._chunk, self._done = source, chunk, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = memoryview(buffer)[: self._chunk.nbytes - self._done]
+        self._source.read_into(self._chunk.file, self._chunk.start + self._done, part)
+        self._done += len(part)
+        return len(part)
+
+
+class _Spool(LocalSource):
+    """One open temporary file as a source."""
+
+    def __init__(self, file: Any, location: str) -> None:
+        super().__init__(location)
+        self._file = file
+        self._open = {"(unpacked)": [file.fileno(), 1]}  # one reader for ever: never closed as idle
+
+    def close(self) -> None:
+        self._open.clear()
+        if not self._file.closed:
+            self._file.close()

@@ -1,0 +1,82 @@
+"""The least that any converter must do: read all bytes of the checkpoint and write as many as the result has.
+
+``python -m tests.bench.floor LOAD_DIR SAVE_DIR SHARD_SIZE READ_PER_WRITTEN WORKERS sync|nosync`` prints
+``{"seconds": ...}``. Nothing is parsed, checked, cast or moved to its place; two bytes that are read for each that is
+written stand for a cast from fp32 to bf16. What is written is rubbish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+SLAB = int(os.environ.get("SLAB", 2 << 20))  # bytes read at once: it stays in a core's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    source: int  # file descriptor
+    offset: int  # bytes
+    target: int  # file descriptor
+    position: int  # bytes
+    written: int  # bytes
+
+
+class Floor:
+    def __init__(self, sources: list[Path], save_dir: Path, shard_size: int, read_per_written: int) -> None:
+        self.targets: list[int] = []
+        self.slabs: deque[Slab] = deque()
+        save_dir.mkdir(parents=True)
+        position = 0
+        for path in sources:
+            size = path.stat().st_size
+            source = os.open(path, os.O_RDONLY)
+            for offset in range(0, size, SLAB):
+                written = min(SLAB, size - offset) // read_per_written
+                if not self.targets or position + written > shard_size:
+                    self._close_shard(position)
+                    self.targets.append(os.open(save_dir / f"{len(self.targets)}.bin", os.O_CREAT | os.O_WRONLY))
+                    position = 0
+                self.slabs.append(Slab(source, offset, self.targets[-1], position, written))
+                position += written
+        self._close_shard(position)
+
+    def _close_shard(self, size: int) -> None:
+        if self.targets:
+            os.ftruncate(self.targets[-1], size)
+
+    def copy(self) -> None:
+        """What each worker does: take the next slab, until there are none."""
+        buffer = memoryview(bytearray(SLAB))
+        while self.slabs:
+            try:
+                slab = self.slabs.popleft()
+            except IndexError:  # another worker took the last one
+                return
+            os.preadv(slab.source, [buffer], slab.offset)
+            os.pwrite(slab.target, buffer[: slab.written], slab.position)
+
+
+def run(load_dir: Path, save_dir: Path, shard_size: int, read_per_written: int, workers: int, *, sync: bool) -> None:
+    floor = Floor(sorted(load_dir.glob("*.distcp")), save_dir, shard_size, read_per_written)
+    threads = [threading.Thread(target=floor.copy) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if sync:
+        for target in floor.targets:
+            os.fsync(target)
+
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    load, save, size, ratio, workers, sync = sys.argv[1:]
+    run(Path(load), Path(save), int(size), int(ratio), int(workers), sync=sync == "sync")
+    print(json.dumps({"seconds": time.perf_counter() - start}))

