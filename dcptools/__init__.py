@@ -1,1 +1,35 @@
-from dcptools.checkpoint import inspect, read
+"""dcptools: PyTorch distributed checkpoints (DCP) to HuggingFace models.
+
+One straight line of values, each the only argument that the next step needs::
+
+    checkpoint = dcptools.read(load_dir)                 # what is in it, from the metadata alone
+    mapping    = dcptools.preview(checkpoint)            # every output, every leftover, every finding
+    plan       = dcptools.plan(mapping, shard_size=...)  # files, byte offsets, peak memory
+    report     = dcptools.write(plan, save_dir)          # the model
+
+``dcptools.inspect(path)`` is the DataFrame of keys; ``dcptools.convert(...)`` is the whole line.
+"""
+
+from dcptools.checkpoint import Checkpoint, inspect, read
+from dcptools.convert import convert
+from dcptools.errors import DcptoolsError
+from dcptools.findings import Finding
+from dcptools.mapping import KeyMapping, preview
+from dcptools.shards import ShardPlan, plan
+from dcptools.writer import Report, write
+
+__all__ = [
+    "Checkpoint",
+    "DcptoolsError",
+    "Finding",
+    "KeyMapping",
+    "Report",
+    "ShardPlan",
+    "convert",
+    "inspect",
+    "plan",
+    "preview",
+    "read",
+    "write",
+]
+__version__ = "0.1.0"

@@ -60,17 +60,20 @@ def parse_bytes(text: str | int) -> int:
     return size
 
 
-def clip(rows: Sequence[Sequence[Any]], most: int = SHOWN_ROWS) -> tuple[list[Sequence[Any]], str]:
-    """The first rows, and a note on those left out (empty if none)."""
-    note = f"... {len(rows) - most:,} more of {len(rows):,} rows" if len(rows) > most else ""
-    return list(rows[:most]), note
+def clip(rows: Sequence[Sequence[Any]], most: int, total: int | None) -> tuple[list[Sequence[Any]], str]:
+    """The first rows, and a note on those left out (empty if none); ``total`` where ``rows`` are not all."""
+    total = len(rows) if total is None else total
+    shown = list(rows[:most])
+    return shown, f"... {total - len(shown):,} more of {total:,} rows" if total > len(shown) else ""
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int = SHOWN_ROWS) -> str:
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], *, most: int = SHOWN_ROWS, total: int | None = None
+) -> str:
     """A plain table; control characters of untrusted names are escaped, so they cannot drive a terminal."""
     from tabulate import tabulate
 
-    shown, note = clip(rows, most)
+    shown, note = clip(rows, most, total)
     cells = [[printable(str(cell)) for cell in row] for row in shown]
     right = [all(_numeric(row[i]) for row in shown) for i in range(len(header))] if shown else []
     align = ["right" if is_right else "left" for is_right in right] or None
@@ -79,10 +82,15 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int =
 
 
 def html_table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", most: int = SHOWN_ROWS
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    title: str = "",
+    most: int = SHOWN_ROWS,
+    total: int | None = None,
 ) -> str:
     """The same table as HTML; every cell is escaped, colours are the page's own (light and dark)."""
-    shown, note = clip(rows, most)
+    shown, note = clip(rows, most, total)
     escape: Callable[[Any], str] = lambda cell: html.escape(printable(str(cell)))  # noqa: E731
     cells = (
         "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown

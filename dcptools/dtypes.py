@@ -67,7 +67,14 @@ TABLE: dict[str, DType] = {
 }
 FLOATS = tuple(d.name for d in TABLE.values() if d.kind == "float")  # what a cast may turn into each other
 # torch's short names mean the same dtypes: torch.half is torch.float16
-ALIASES = {"half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64"}
+ALIASES = {
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+    "short": "int16",
+    "int": "int32",
+    "long": "int64",
+}
 ALIASES |= {"cfloat": "complex64", "cdouble": "complex128", "chalf": "complex32"}
 
 

@@ -28,7 +28,7 @@ CODES: dict[str, str] = {
     "container": "The model was found in a container other than `model`.",
     "wrapper-removed": "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key.",
     "unusual-key": "A key under the container is neither `model.*` nor `lm_head.*`; it lost the container's prefix.",
-    "flat-parameter": "FSDP1 flat parameters: names and shapes of the model's tensors are gone; it cannot be converted.",
+    "flat-parameter": "FSDP1 flat parameters: names and shapes of the tensors are gone; they cannot be converted.",
     "lora": "Keys of a PEFT adapter: `transformers` does not load them as a model.",
     "collision": "Two checkpoint keys would get the same output name.",
     "reserved-name": "An output name that safetensors cannot store.",
@@ -41,7 +41,7 @@ CODES: dict[str, str] = {
     "assets-none": "No assets directory was given; the output has weights only.",
     "config-unreadable": "config.json is not a JSON object.",
     "config-no-architectures": "config.json names no `architectures`; AutoModel classes cannot choose a class.",
-    "config-unknown-model-type": "config.json has no `model_type`, or one that the installed transformers does not know.",
+    "config-unknown-model-type": "config.json has no `model_type`, or one that the installed transformers lacks.",
     "config-dtype": "config.json says another dtype than is written; the copy gets the written one.",
     "tied-weights": "config.json ties the embeddings, and the checkpoint stores both tensors.",
     # the plan

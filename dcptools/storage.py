@@ -1,6 +1,6 @@
-"""Where bytes come from: positional reads of named files, the same for a local directory and an object store.
+"""Where bytes come from and where they go, the same for a local directory and for an object store.
 
-``Source`` is all that the rest of the package knows about the input. The output side is ``dcptools.sink``.
+``Source``: positional reads of named files. ``Sink``: writes at any place of files that show up when they are whole.
 """
 
 from __future__ import annotations
@@ -113,3 +113,73 @@ else:  # Windows and old macOS: a seek and a read under one lock
             data = os.read(descriptor, out.nbytes)
         out[: len(data)] = data
         return len(data)
+
+
+class Sink(Protocol):
+    """Where output files go. Nothing is visible under its final name before ``commit``."""
+
+    def create(self, name: str, nbytes: int) -> None:
+        """Prepare a file of that size."""
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Write at a place; from several threads, in any order, each byte once."""
+
+    def finish(self, name: str, *, sync: bool) -> None:
+        """Say that all bytes of the file are written; with ``sync``, wait until they are on the disk."""
+
+    def staged(self, name: str) -> str:
+        """A path at which the finished file can be checked."""
+
+    def commit(self, name: str) -> None:
+        """Give the file its final name, in one step."""
+
+    def discard(self) -> None:
+        """Remove everything that was not committed."""
+
+
+class LocalSink:
+    """A directory. Files are written under hidden temporary names beside their final ones and renamed."""
+
+    def __init__(self, directory: str | os.PathLike[str], tag: str) -> None:
+        self.directory, self._tag = Path(directory), tag
+        self._descriptors: dict[str, int] = {}
+        self._staged: dict[str, Path] = {}
+
+    def create(self, name: str, nbytes: int) -> None:
+        path = self.directory / f"{TEMPORARY}{self._tag}-{name}.tmp"
+        self._staged[name] = path
+        # the mode that open() gives: 0o666 less the umask
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
+        self._descriptors[name] = descriptor
+        os.ftruncate(descriptor, nbytes)
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        descriptor, done = self._descriptors[name], 0
+        while done < data.nbytes:
+            done += os.pwrite(descriptor, data[done:], start + done)
+
+    def finish(self, name: str, *, sync: bool) -> None:
+        descriptor = self._descriptors.pop(name)
+        try:
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def staged(self, name: str) -> str:
+        return str(self._staged[name])
+
+    def commit(self, name: str) -> None:
+        os.replace(self._staged[name], self.directory / name)
+        del self._staged[name]
+
+    def discard(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+        for path in self._staged.values():
+            path.unlink(missing_ok=True)
+        self._staged.clear()
+
+
+TEMPORARY = ".dcptools-"  # how temporary names start

@@ -7,6 +7,7 @@ to 2.13 wrote.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -163,6 +164,7 @@ class Checkpoint:
     findings: tuple[Finding, ...]
     version: str  # of the metadata, as torch wrote it; "" if it did not
     metadata_nbytes: int  # bytes of the file .metadata
+    digest: str  # SHA-256 of the file .metadata, hexadecimal
     source: Source = field(repr=False)
 
     @property
@@ -196,7 +198,7 @@ class Checkpoint:
         columns: dict[str, list[Any]] = {
             "key": [*self.tensors, *self.objects],
             "kind": ["tensor"] * len(tensors) + ["object"] * len(objects),
-            "root": [entry.root for entry in (*tensors, *objects)],
+            "root": [t.root for t in tensors] + [o.root for o in objects],
             "shape": [t.shape for t in tensors] + [None] * len(objects),
             "dtype": [t.dtype.name for t in tensors] + [None] * len(objects),
             "numel": [t.numel for t in tensors] + [None] * len(objects),
@@ -246,6 +248,20 @@ class Checkpoint:
 
     def _rows(self) -> list[tuple[Any, ...]]:
         return [(r, f"{n:,}", format_count(e), format_bytes(b), d) for r, n, e, b, d in self.summary()]
+
+    def keys_table(self, most: int | None = 20) -> str:
+        """The keys as a text table, at most ``most`` of each container (None: all)."""
+        groups: dict[str, list[tuple[Any, ...]]] = {}
+        for tensor in self.tensors.values():
+            shape = f"[{', '.join(map(str, tensor.shape))}]"
+            row = (tensor.key, shape, tensor.dtype.name, format_bytes(tensor.nbytes), len(tensor.offsets))
+            groups.setdefault(tensor.root or NO_ROOT, []).append(row)
+        for entry in self.objects.values():
+            row = (entry.key, "", "object", format_bytes(entry.nbytes or 0), 1)
+            groups.setdefault(entry.root or NO_ROOT, []).append(row)
+        header = ("key", "shape", "dtype", "bytes", "chunks")
+        tables = (text_table(header, sorted(rows), most=most or len(rows)) for _, rows in sorted(groups.items()))
+        return "\n\n".join(tables)
 
     def __str__(self) -> str:
         lines = [self._headline(), text_table(_SUMMARY, self._rows()), *summary_lines(self.findings)]
@@ -299,7 +315,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
         raise type(error)(f"{error}\n(in {path})") from None
     except PermissionError as error:
         raise NotACheckpoint(f"{path / METADATA} cannot be read: {error.strerror}.") from None
-    return _build(str(path), source, raw, len(data))
+    return _build(str(path), source, raw, len(data), hashlib.sha256(data).hexdigest())
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
@@ -319,7 +335,7 @@ def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
     return as_checkpoint(checkpoint).to_frame()
 
 
-def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int) -> Checkpoint:
+def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, digest: str) -> Checkpoint:
     columns = _Columns(
         source,
         tuple(raw.file_names),
@@ -330,13 +346,20 @@ def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int) ->
         np.frombuffer(raw.encoding, dtype=np.int8),
     )
     files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
-    tensors = {t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.first, columns) for t in raw.tensors}
+    tensors = {
+        t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.first, columns) for t in raw.tensors
+    }
     objects = {key: _stored_object(key, path_, row, columns) for key, path_, row in raw.objects}
     rows = [(t.key, t.first, len(t.offsets)) for t in raw.tensors] + [(key, row, 1) for key, _, row in raw.objects]
-    findings = [*_foreign(raw), *_not_archives(tensors.values()), *_holes(raw.tensors), *_storage_problems(rows, columns, files)]
+    findings = [
+        *_foreign(raw),
+        *_not_archives(tensors.values()),
+        *_holes(raw.tensors),
+        *_storage_problems(rows, columns, files),
+    ]
     return Checkpoint(
         path, MappingProxyType(tensors), MappingProxyType(objects), files, tuple(findings), raw.version,
-        metadata_nbytes, source,
+        metadata_nbytes, digest, source,
     )  # fmt: skip
 
 
@@ -377,7 +400,9 @@ def _holes(tensors: Iterable[RawTensor]) -> Iterator[Finding]:
             yield Finding(problem[0], "error", tensor.key, problem[1], _SAVE_AGAIN)
 
 
-def _storage_problems(rows: list[tuple[str, int, int]], columns: _Columns, files: tuple[StoredFile, ...]) -> Iterator[Finding]:
+def _storage_problems(
+    rows: list[tuple[str, int, int]], columns: _Columns, files: tuple[StoredFile, ...]
+) -> Iterator[Finding]:
     """Chunks whose bytes are not where the metadata says, one finding a key and kind of problem."""
     length = np.array([-1 if file.nbytes is None else file.nbytes for file in files] + [0], dtype=np.int64)
     of_chunk = length[columns.file]  # index -1, no storage info, takes the last
@@ -390,18 +415,21 @@ def _storage_problems(rows: list[tuple[str, int, int]], columns: _Columns, files
         return
     for key, first, count in rows:
         span = slice(first, first + count)
-        named = lambda mask, span=span: some(  # noqa: E731
-            dict.fromkeys(files[i].name for i in columns.file[span][mask[span]].tolist())
-        )
         if no_storage[span].any():
-            yield Finding("no-storage", "error", key, f"{no_storage[span].sum()} of its {count} chunks are stored nowhere", _SAVE_AGAIN)
-        if missing[span].any():
-            yield Finding("missing-file", "error", key, f"{named(missing)} is not there", "copy the missing files")
-        if truncated[span].any():
-            yield Finding("truncated-file", "error", key, f"{named(truncated)} is too short", "copy the file again")
+            lost = f"{no_storage[span].sum()} of its {count} chunks are stored nowhere"
+            yield Finding("no-storage", "error", key, lost, _SAVE_AGAIN)
+        for mask, code, what, hint in (
+            (missing, "missing-file", "is not there", "copy the missing files"),
+            (truncated, "truncated-file", "is too short", "copy the file again"),
+        ):
+            if mask[span].any():
+                names = some(dict.fromkeys(files[i].name for i in columns.file[span][mask[span]].tolist()))
+                yield Finding(code, "error", key, f"{names} {what}", hint)
         if unsupported[span].any():
-            names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
-            yield Finding("unsupported-encoding", "error", key, some(names), "save without that transform")
+            names = some(
+                dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
+            )
+            yield Finding("unsupported-encoding", "error", key, names, "save without that transform")
 
 
 def _unknown_key(checkpoint: Checkpoint, key: str) -> str:

@@ -41,7 +41,9 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     return _check_boxes(shape, offsets[:, split], sizes[:, split], full[split])
 
 
-def _check_line(shape: tuple[int, ...], dim: int, starts: Ints, lengths: Ints) -> tuple[Literal["hole", "overlap"], str] | None:
+def _check_line(
+    shape: tuple[int, ...], dim: int, starts: Ints, lengths: Ints
+) -> tuple[Literal["hole", "overlap"], str] | None:
     order = np.argsort(starts, kind="stable")
     starts, stops = starts[order], (starts + lengths)[order]
     before = np.concatenate([[0], stops])

@@ -51,8 +51,8 @@ def _describe(path: Path, names: list[str]) -> str:
         )
     if _matching(names, r"__\d+_\d+\.distcp"):
         return (
-            f"{path} has {len(_matching(names, r'.*[.]distcp'))} .distcp files but no {METADATA}, which is written last:\n"
-            "the save was interrupted, or is still running. Use an earlier checkpoint, or save again."
+            f"{path} has {len(_matching(names, r'.*[.]distcp'))} .distcp files but no {METADATA}, which is written\n"
+            "last: the save was interrupted, or is still running. Use an earlier checkpoint, or save again."
         )
     if names == [METADATA + ".tmp"] or _matching(names, r"\.metadata\.tmp"):
         return f"{path} has {METADATA}.tmp but no {METADATA}: the save was interrupted. Use an earlier checkpoint."

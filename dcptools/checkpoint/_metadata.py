@@ -235,9 +235,7 @@ def _by_key(storage: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
         for index, info in storage.items():
             infos = by_key.setdefault(index.fqn, {})
             if index.offset in infos:
-                raise BrokenCheckpoint(
-                    f"{WHAT} is damaged: storage_data has {index.fqn!r} at {index.offset!r} twice."
-                )
+                raise BrokenCheckpoint(f"{WHAT} is damaged: storage_data has {index.fqn!r} at {index.offset!r} twice.")
             infos[index.offset] = info
     except (AttributeError, TypeError, RecursionError) as error:
         raise BrokenCheckpoint(f"{WHAT} is damaged: a key of storage_data is not a MetadataIndex: {error}.") from None

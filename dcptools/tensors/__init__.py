@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,20 @@ from dcptools.checkpoint._cover import Ints
 from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors._checksums import Checksums
 from dcptools.tensors._item import Item, open_item
+from dcptools.tensors._view import View
 
-__all__ = ["BITS", "SCRATCH_BYTES", "Bits", "Checksums", "Region", "TensorReader", "read_region"]
+__all__ = ["BITS", "SCRATCH_BYTES", "Bits", "Checksums", "Region", "TensorReader", "View", "read_region", "read_view"]
 
 Bits = npt.NDArray[Any]  # values as bits: unsigned integers of the dtype's width
 Region = Sequence[tuple[int, int]]  # (start, stop) a dimension, in elements
 
-BITS = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8"), 16: np.dtype("c16")}
+BITS: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("u2"),
+    4: np.dtype("u4"),
+    8: np.dtype("u8"),
+    16: np.dtype("c16"),
+}
 SCRATCH_BYTES = 2 << 20  # a thread; the longest piece that is read to be rearranged
 SMALL_GAP = 4096  # bytes; reading across such a gap is cheaper than a second read
 
@@ -47,6 +55,7 @@ class TensorReader:
         self._checksums = checksums
         self._boxes = _distinct(tensor)
         self._items: dict[int, Item] = {}
+        self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
 
@@ -54,9 +63,10 @@ class TensorReader:
     def bits(self) -> np.dtype[Any]:
         return BITS[self.tensor.dtype.itemsize]
 
-    def row_major(self) -> bool:
-        """Whether all items store their values in row-major order. Opens each item."""
-        return all(self._item(int(index)).layout.row_major for index in self._boxes)
+    def odd_strides(self) -> tuple[int, ...] | None:
+        """The strides of the first chunk, in elements, if its values do not lie in row-major order."""
+        layout = self._item(int(self._boxes[0])).layout if len(self._boxes) else None
+        return layout.strides if layout is not None and not layout.row_major else None
 
     def read_region(self, region: Region, out: Bits) -> None:
         """Fill ``out`` with the values of ``region``.
@@ -83,7 +93,7 @@ class TensorReader:
         for index in self._overlapping(starts, stops):
             offset, size = self.tensor.offsets[index], self.tensor.sizes[index]
             low, high = np.maximum(starts, offset), np.minimum(stops, offset + size)
-            window = (slice(a, b) for a, b in zip((low - starts).tolist(), (high - starts).tolist(), strict=True))
+            window: Any = [slice(a, b) for a, b in zip((low - starts).tolist(), (high - starts).tolist(), strict=True)]
             target = out[(*window, ...)]  # the ellipsis makes it a view where there are no dimensions too
             item = self._item(int(index))
             self._read_box(item, (low - offset).tolist(), (high - low).tolist(), target)
@@ -102,15 +112,17 @@ class TensorReader:
 
     def _item(self, index: int) -> Item:
         item = self._items.get(index)
-        if item is None:
-            with self._lock:
-                item = self._items.get(index)
-                if item is None:
-                    item = open_item(self.tensor.source, self.tensor, self.tensor.chunk(index))
-                    if self._checksums is not None:
-                        self._checksums.open(item)
-                    self._items[index] = item
-        return item
+        if item is not None:
+            return item
+        with self._lock:
+            opening = self._opening.setdefault(index, threading.Lock())
+        with opening:  # one thread opens it, the others wait; other items can be opened at the same time
+            if index not in self._items:
+                item = open_item(self.tensor.source, self.tensor, self.tensor.chunk(index))
+                if self._checksums is not None:
+                    self._checksums.open(item)
+                self._items[index] = item
+        return self._items[index]
 
     def _read_box(self, item: Item, start: list[int], shape: list[int], target: Bits) -> None:
         """Read a box of one item: in one piece if its bytes lie close together, else in two halves."""
@@ -136,7 +148,7 @@ class TensorReader:
                 self._read_box(item, part_start, part_shape, target[(slice(None),) * dim + (slice(low, high),)])
 
     def _read_bytes(self, item: Item, start: int, out: Bits) -> None:
-        view = memoryview(out)
+        view = out.data
         item.source.read_into(item.file, item.start + start, view)
         if self._checksums is not None:
             self._checksums.add(item, start, view)
@@ -161,32 +173,47 @@ def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -
     return out
 
 
-def slabs(shape: Sequence[int], most: int, align: int = 1) -> Iterator[list[tuple[int, int]]]:
-    """Cut a row-major tensor into regions whose values lie one after the other, of at most ``most`` elements.
+def read_view(reader: TensorReader, view: View, region: Region, out: Bits) -> None:
+    """Fill ``out`` with a region of a view of the reader's tensor; raises what ``read_region`` raises."""
+    stored, axes = view.locate(reader.tensor.shape, region)
+    # the ellipses keep these views of the same memory where there are no dimensions left
+    kept = out[(*(slice(None) if axis is not None else 0 for axis in axes), ...)]
+    used = [axis for axis in axes if axis is not None]
+    target = kept.transpose(sorted(range(len(used)), key=lambda position: used[position]))
+    reader.read_region(stored, target[(*(slice(None) if d in used else None for d in range(len(stored))), ...)])
 
-    Regions start at multiples of ``align`` elements wherever the last dimension is cut.
-    """
-    if math.prod(shape) <= most or not shape:
-        if 0 not in shape:
-            yield [(0, n) for n in shape]
+
+def slabs(shape: Sequence[int], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut a row-major tensor into regions whose values lie one after the other, of at most ``most`` elements."""
+    if 0 in shape:
         return
     inner = math.prod(shape[1:])
-    if inner > most:
+    if inner * (shape[0] if shape else 1) <= most:
+        yield [(0, n) for n in shape]
+    elif inner > most:
         for index in range(shape[0]):
-            for rest in slabs(shape[1:], most, align):
+            for rest in slabs(shape[1:], most):
                 yield [(index, index + 1), *rest]
-        return
-    step = max(1, most // inner)
-    if len(shape) == 1:
-        step = max(align, step - step % align)
-    for start in range(0, shape[0], step):
-        yield [(start, min(start + step, shape[0])), *((0, n) for n in shape[1:])]
+    else:
+        step = most // inner
+        for start in range(0, shape[0], step):
+            yield [(start, min(start + step, shape[0])), *((0, n) for n in shape[1:])]
 
 
-def tiles(shape: Sequence[int], edge: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut a tensor into boxes of at most ``edge`` elements along its last two dimensions, one along the others."""
-    edges = [1] * (len(shape) - 2) + [edge] * min(2, len(shape))
-    for corner in np.ndindex(*(math.ceil(n / e) for n, e in zip(shape, edges, strict=True))):
+def tiles(shape: Sequence[int], strides: Sequence[int], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut a tensor that is stored in another order into boxes of about ``most`` elements.
+
+    Each box is long both in the order of the storage (``strides``, in elements) and in row-major order, so that
+    neither reading nor writing it falls apart into single elements.
+    """
+    edges = [1] * len(shape)
+    for order, goal in (
+        (sorted(range(len(shape)), key=lambda d: strides[d]), math.isqrt(most)),
+        (range(len(shape) - 1, -1, -1), most),
+    ):
+        for dim in order:
+            edges[dim] = min(shape[dim], max(edges[dim], edges[dim] * goal // math.prod(edges)))
+    for corner in np.ndindex(*(-(-n // e) for n, e in zip(shape, edges, strict=True))):
         yield [(i * e, min((i + 1) * e, n)) for i, e, n in zip(corner, edges, shape, strict=True)]
 
 
@@ -205,7 +232,7 @@ def _distinct(tensor: StoredTensor) -> Ints:
 def _ordered(shape: list[int], strides: Sequence[int]) -> bool:
     """Whether a box with no gaps lies in row-major order: its strides never grow."""
     used = [stride for size, stride in zip(shape, strides, strict=True) if size > 1]
-    return all(a >= b for a, b in zip(used, used[1:], strict=False)) and 0 not in used
+    return all(a >= b for a, b in pairwise(used)) and 0 not in used
 
 
 def _resolve_flags(item: Item, values: Bits) -> None:

@@ -72,7 +72,7 @@ class Archive:
         return BrokenCheckpoint(f"{self.where}: {what}.\nThe file is damaged. Copy the checkpoint again.")
 
     def _directory(self) -> list[Entry]:
-        if self._view(0, min(4, self.nbytes)) != b"PK\x03\x04":
+        if bytes(self._view(0, min(4, self.nbytes))) != b"PK\x03\x04":
             raise UnsupportedCheckpoint(
                 f"{self.where}: not an archive as torch.save writes it (it starts with "
                 f"{bytes(self._view(0, min(8, self.nbytes)))!r}).\n"
@@ -118,7 +118,9 @@ class Archive:
         extra = record[_ENTRY.size + name_bytes : _ENTRY.size + name_bytes + extra_bytes]
         nbytes, packed, header = _zip64(extra, nbytes, packed, header)
         if method != 0 or flags & 1 or packed != nbytes:
-            raise UnsupportedCheckpoint(f"{self.where}: {name} is compressed or encrypted, which torch.save never does.")
+            raise UnsupportedCheckpoint(
+                f"{self.where}: {name} is compressed or encrypted, which torch.save never does."
+            )
         if header + _LOCAL.size + nbytes > self.nbytes:
             raise self.broken(f"{name} reaches past its end")
         return Entry(name, header, nbytes, crc), end

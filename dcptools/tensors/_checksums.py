@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
 from isal import isal_zlib
 
 from dcptools.errors import ChecksumError
@@ -74,7 +73,7 @@ class Checksums:
         _compare(item, crc)
 
     def _read_through(self, item: Item) -> None:
-        buffer, crc = memoryview(np.empty(PIECE_BYTES, np.uint8)), 0
+        buffer, crc = memoryview(bytearray(PIECE_BYTES)), 0
         for start in range(0, item.storage_nbytes, PIECE_BYTES):
             piece = buffer[: min(PIECE_BYTES, item.storage_nbytes - start)]
             item.source.read_into(item.file, item.start + start, piece)

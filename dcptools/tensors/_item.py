@@ -1,7 +1,8 @@
 """One stored chunk: where its values are, and in which order.
 
-``data.pkl`` tells how torch would rebuild the tensor: dtype, shape, strides, an offset into the storage, and the
-conjugate and negative bits (``torch/_utils.py``: ``_rebuild_tensor_v2``, ``_rebuild_tensor_v3``, ``_rebuild_parameter``).
+``data.pkl`` tells how torch would rebuild the tensor: dtype, shape, strides, an offset into the storage, and
+the conjugate and negative bits (``torch/_utils.py``: ``_rebuild_tensor_v2``, ``_rebuild_tensor_v3``,
+``_rebuild_parameter``).
 The strides are not always those of row-major order: a saved ``w.t()`` keeps them, and its bytes lie transposed.
 """
 
@@ -13,7 +14,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 from dcptools import _pickle
 from dcptools.checkpoint import Chunk, StoredTensor
@@ -61,7 +62,9 @@ class Item:
     @property
     def dense(self) -> bool:
         """Whether the storage is the chunk in row-major order, and nothing else."""
-        return self.layout.row_major and self.storage_nbytes == math.prod(self.layout.shape) * self.layout.dtype.itemsize
+        return (
+            self.layout.row_major and self.storage_nbytes == math.prod(self.layout.shape) * self.layout.dtype.itemsize
+        )
 
 
 def open_item(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
@@ -196,7 +199,8 @@ def _decompress(source: Source, chunk: Chunk, label: str) -> tuple[Source, str, 
     spool = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115  (lives as long as the item)
     most = 2 * math.prod(chunk.shape) * 16 + (1 << 20)  # the widest dtype has 16 bytes; a bomb has more
     try:
-        unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(_Range(source, chunk))
+        packed = cast(IO[bytes], _Range(source, chunk))
+        unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
         while part := unpacked.read(1 << 20):
             spool.write(part)
             if spool.tell() > most:

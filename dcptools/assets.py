@@ -1,0 +1,167 @@
+"""What makes weights a model: config, tokenizer and the like, found and copied as files, never run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcptools._table import some
+from dcptools.errors import UsageError
+from dcptools.findings import Finding
+
+CONFIG = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+MAX_CONFIG_BYTES = 64 << 20
+
+# Weights, optimizer and training state, and what would make transformers look for other weights
+_NOT_ASSETS = re.compile(
+    r"\..*"  # .metadata, .gitattributes
+    r"|.*\.(safetensors|bin|pt|pth|ckpt|distcp|h5|msgpack|gguf|ggml|onnx|npz|npy|tmp|lock|incomplete)(\.index\.json)?"
+    r"|(optimizer|optim|scheduler|lr_scheduler|rng_state|random_states?|scaler|training_args|events\.out)\b.*"
+    r"|(trainer_state|adapter_config)\.json|latest|zero_to_fp32\.py",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """The files of the assets directory that go with the model, and what was noticed about them."""
+
+    directory: str
+    files: tuple[Asset, ...]
+    config: str  # the text of config.json; "" if there is none
+    findings: tuple[Finding, ...]
+
+    def config_for(self, dtype: str) -> bytes:
+        """config.json with every field kept and the dtype that is written; as it is where it is not a JSON object."""
+        config = _parse(self.config)
+        if config is None:
+            return self.config.encode()
+        return (json.dumps(_with_dtype(config, dtype), indent=2, ensure_ascii=False) + "\n").encode()
+
+    def says(self, field: str) -> Any:
+        """A top-level field of config.json, or None."""
+        return (_parse(self.config) or {}).get(field)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that config.json names."""
+        value = self.says("dtype") or self.says("torch_dtype")
+        return value if isinstance(value, str) else None
+
+
+def find_assets(directory: str | os.PathLike[str]) -> Assets:
+    """Look through an assets directory; symlinks, as in the Hub's cache, are followed.
+
+    Raises
+    ------
+    UsageError
+        There is no such directory.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise UsageError(
+            f"The assets directory {path} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
+        )
+    files = tuple(
+        Asset(entry.name, entry.stat().st_size)
+        for entry in sorted(path.iterdir())
+        if not _NOT_ASSETS.fullmatch(entry.name) and entry.is_file()
+    )
+    names = {file.name: file.nbytes for file in files}
+    config = ""
+    if CONFIG in names and names[CONFIG] <= MAX_CONFIG_BYTES:
+        config = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
+    return Assets(str(path), files, config, tuple(_check(path, set(names), config)))
+
+
+def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:
+    if CONFIG not in names:
+        yield Finding(
+            "assets-missing",
+            "warning",
+            CONFIG,
+            f"{path} has no {CONFIG}",
+            "transformers cannot load the result without it",
+        )
+    elif (parsed := _parse(config)) is None:
+        yield Finding("config-unreadable", "warning", CONFIG, "it is not a JSON object; it is copied as it is")
+    else:
+        yield from _check_config(parsed)
+    if not names.intersection(TOKENIZER_FILES):
+        yield Finding(
+            "assets-missing", "warning", "tokenizer", f"{path} has none of {some(TOKENIZER_FILES, 3)}",
+            "copy the tokenizer's files there, or beside the result later",
+        )  # fmt: skip
+
+
+def _check_config(config: dict[str, Any]) -> Iterator[Finding]:
+    if not config.get("architectures"):
+        yield Finding(
+            "config-no-architectures", "warning", CONFIG, "it names no architectures",
+            "AutoModelForCausalLM works by model_type; serving programs often need architectures",
+        )  # fmt: skip
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        yield Finding(
+            "config-unknown-model-type", "warning", CONFIG, "it has no model_type", "AutoConfig cannot load it"
+        )
+    elif "auto_map" not in config and _is_known(model_type) is False:
+        unknown = f"the installed transformers has no model_type {model_type!r}"
+        yield Finding("config-unknown-model-type", "warning", CONFIG, unknown, "load it with a version that has it")
+
+
+def _is_known(model_type: str) -> bool | None:
+    """Whether the installed transformers has that model_type, without importing it; None if it is not installed.
+
+    The names stand as quoted strings in ``transformers/models/auto``.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    tables = sorted(Path(next(iter(spec.submodule_search_locations)), "models", "auto").glob("*.py"))
+    wanted = (f'"{model_type}"', f"'{model_type}'")
+    texts = (table.read_text(encoding="utf-8", errors="replace") for table in tables)
+    return any(quoted in text for text in texts for quoted in wanted) if tables else None
+
+
+def _parse(config: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(config)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with its dtype fields set, those of its parts (text_config) too where they are there."""
+    fields = [name for name in ("dtype", "torch_dtype") if name in config]
+    changed = {**config, **dict.fromkeys(fields or ["dtype"], dtype)}
+    for name, part in config.items():
+        if (
+            name.endswith("_config")
+            and isinstance(part, dict)
+            and isinstance(part.get("dtype", part.get("torch_dtype")), str)
+        ):
+            changed[name] = _with_dtype(part, dtype)
+    return changed

@@ -1,0 +1,394 @@
+"""``plan``: final file names, headers, byte offsets, total and peak bytes. Pure arithmetic, no torch, no tensor data.
+
+The format is safetensors' (8 bytes little-endian header length, JSON header, data), in the order in which
+``safetensors.torch.save_file`` puts tensors: widest dtype first, then name. So a file equals, byte for byte, what that
+function would write.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dcptools._table import format_bytes, format_count, html_table, parse_bytes, text_table
+from dcptools.checkpoint import Checkpoint
+from dcptools.dtypes import TABLE, DType
+from dcptools.errors import FindingsError, NoModelWeights, UsageError
+from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools.mapping import KeyMapping, Output, preview
+from dcptools.tensors import SCRATCH_BYTES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "DTYPES",
+    "INDEX",
+    "PlannedTensor",
+    "ShardFile",
+    "ShardPlan",
+    "default_workers",
+    "plan",
+]
+
+DEFAULT_SHARD_SIZE = 2_000_000_000  # bytes of the written dtype
+DTYPES = ("bfloat16", "float16", "float32", "keep")
+INDEX = "model.safetensors.index.json"
+SLAB_BYTES = 2 << 20  # of the wider of the stored and the written values; one buffer each a worker
+
+# Resident memory that no buffer explains, measured with the CPU build of torch 2.13 on x86-64 Linux
+PROCESS_BYTES = 75_000_000  # Python with numpy, click and this package
+TORCH_BYTES = 265_000_000  # importing torch, which only casts need
+CHUNK_BYTES = 2_000  # a chunk while .metadata is read
+TENSOR_BYTES = 2_500  # an output in mapping, plan and header
+WORKER_BYTES = 3 * SLAB_BYTES + SCRATCH_BYTES  # buffers and what the allocator adds
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """An output at its place in a file."""
+
+    output: Output
+    dtype: DType  # that is written
+    start: int  # bytes from the start of the file
+    nbytes: int
+
+    @property
+    def cast(self) -> bool:
+        return self.dtype != self.output.dtype
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One output file, complete but for the values."""
+
+    filename: str
+    header: bytes  # the length field, the JSON, and its padding
+    tensors: tuple[PlannedTensor, ...]  # in the order of their places
+    nbytes: int  # of the whole file
+
+    @property
+    def data_nbytes(self) -> int:
+        return self.nbytes - len(self.header)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardPlan:
+    """Everything about the result but the values: ``write`` only fills it in."""
+
+    mapping: KeyMapping
+    files: tuple[ShardFile, ...]
+    shard_size: int  # bytes
+    dtype: str  # what was asked for; "keep" too
+    findings: tuple[Finding, ...]  # of the mapping and of the plan
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of all written values (the index calls it ``total_size``)."""
+        return sum(file.data_nbytes for file in self.files)
+
+    @cached_property
+    def file_bytes(self) -> int:
+        """Bytes of all files, headers included."""
+        return sum(file.nbytes for file in self.files)
+
+    @cached_property
+    def total_parameters(self) -> int:
+        """Elements of all written tensors."""
+        return sum(t.output.numel for file in self.files for t in file.tensors)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak memory of the whole process, in bytes, with the default number of workers."""
+        return self.peak_bytes_with(default_workers())
+
+    def peak_bytes_with(self, workers: int) -> int:
+        """Predicted peak memory of the whole process; neither shard size nor tensor sizes matter."""
+        checkpoint = self.mapping.checkpoint
+        reading = checkpoint.chunk_count * CHUNK_BYTES + 2 * checkpoint.metadata_nbytes
+        outputs = len(self.mapping.outputs) * TENSOR_BYTES
+        torch = TORCH_BYTES if any(t.cast for file in self.files for t in file.tensors) else 0
+        return PROCESS_BYTES + outputs + max(reading, torch + workers * WORKER_BYTES)
+
+    @cached_property
+    def written_dtype(self) -> str:
+        """The floating dtype of the most written bytes, for config.json; ``float32`` if there is none."""
+        counts: Counter[str] = Counter()
+        for file in self.files:
+            for tensor in file.tensors:
+                if tensor.dtype.kind == "float":
+                    counts[tensor.dtype.name] += tensor.nbytes
+        return counts.most_common(1)[0][0] if counts else "float32"
+
+    @cached_property
+    def index(self) -> bytes | None:
+        """The content of the index, or None for a single file, which has none."""
+        if len(self.files) == 1:
+            return None
+        weight_map = {t.output.name: file.filename for file in self.files for t in file.tensors}
+        metadata = {"total_parameters": self.total_parameters, "total_size": self.total_bytes}
+        return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n").encode()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits that change with the checkpoint, the names, the dtypes or the cut into files."""
+        digest = hashlib.sha256(self.mapping.checkpoint.digest.encode())
+        for file in self.files:
+            digest.update(json.dumps([file.filename, file.nbytes]).encode() + file.header)
+            for tensor in file.tensors:
+                views = [(v.key, v.shape, v.strides, v.offset) for v in tensor.output.sources]
+                digest.update(json.dumps([tensor.output.dtype.name, views]).encode())
+        return digest.hexdigest()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return of_severity(self.findings, "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return of_severity(self.findings, "warning")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a tensor in the order of the files: file, name, dtype, shape, start, nbytes."""
+        import pandas as pd
+
+        rows = [
+            (file.filename, t.output.name, t.dtype.name, t.output.shape, t.start, t.nbytes)
+            for file in self.files
+            for t in file.tensors
+        ]
+        return pd.DataFrame(rows, columns=["file", "name", "dtype", "shape", "start", "nbytes"])
+
+    def files_frame(self) -> pd.DataFrame:
+        """One row a file: file, tensors, nbytes, first and last name."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [_file_row(file) for file in self.files], columns=["file", "tensors", "nbytes", "first", "last"]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "shard_size": self.shard_size,
+            "total_bytes": self.total_bytes,
+            "total_parameters": self.total_parameters,
+            "peak_bytes": self.peak_bytes,
+            "files": [{"filename": f.filename, "nbytes": f.nbytes, "tensors": len(f.tensors)} for f in self.files],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+    def _headline(self) -> str:
+        files = f"{len(self.files):,} file" + ("" if len(self.files) == 1 else "s")
+        elements = f"{format_count(self.total_parameters)} elements as {self.dtype}"
+        return (
+            f"{files} with {format_bytes(self.total_bytes)} ({elements}), "
+            f"at most {format_bytes(self.shard_size)} each; about {format_bytes(self.peak_bytes)} of memory"
+        )
+
+    def _rows(self) -> list[tuple[Any, ...]]:
+        rows = (_file_row(file) for file in self.files)
+        return [(name, f"{count:,}", format_bytes(nbytes), first, last) for name, count, nbytes, first, last in rows]
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), text_table(_HEADER, self._rows()), f"fingerprint {self.fingerprint[:16]}"])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._rows(), title=self._headline())
+
+
+_HEADER = ("file", "tensors", "bytes", "first", "last")
+
+
+def plan(
+    mapping: KeyMapping | Checkpoint | str | os.PathLike[str],
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    dtype: str = "bfloat16",
+    *,
+    dtype_for: Iterable[str | tuple[str, str]] = (),
+    strict: bool = False,
+) -> ShardPlan:
+    """Fix every file of the result before a byte is written.
+
+    Names are sorted as strings and packed greedily: a new file starts when the next tensor would pass the shard
+    size; a larger tensor gets a file of its own.
+
+    Parameters
+    ----------
+    mapping
+        What :func:`dcptools.preview` returned; or a checkpoint or a path, previewed with the defaults.
+    shard_size
+        Bytes of values a file, in the written dtype; also ``"5GB"``, ``"500MB"``.
+    dtype
+        ``bfloat16``, ``float16``, ``float32`` or ``keep``, for floating tensors. Integers and booleans are never
+        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex).
+    dtype_for
+        Exceptions, as ``"GLOB=DTYPE"`` or pairs, on HuggingFace names; the first that matches wins.
+    strict
+        Treat warnings as errors.
+
+    Raises
+    ------
+    FindingsError
+        There are findings of severity ``error``; all of them are named. ``NoModelWeights`` if that is one of them.
+    UsageError
+        An option cannot be used.
+
+    Examples
+    --------
+    >>> [file.filename for file in plan(demo.checkpoint, shard_size="200kB").files][:2]
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    mapping = mapping if isinstance(mapping, KeyMapping) else preview(mapping)
+    size = parse_bytes(shard_size)
+    choose = _DTypes(dtype, dtype_for)
+    written = {output.name: choose(output) for output in mapping.outputs}
+    found = [
+        *mapping.findings,
+        *(Finding("pattern-unused", "warning", "", f"{glob!r} of dtype_for matched no name") for glob in choose.unused),
+        *_about_dtypes(mapping, written, dtype),
+        *_about_sizes(mapping, written, size),
+    ]
+    if strict:
+        found = [finding.as_error() if finding.severity == "warning" else finding for finding in found]
+    _refuse_errors(found, strict)
+    files = tuple(_files(mapping.outputs, written, size))
+    return ShardPlan(mapping, files, size, dtype, tuple(found))
+
+
+def default_workers() -> int:
+    """Threads that read, cast and write: the CPUs that this process may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(MAX_WORKERS, usable))
+
+
+class _DTypes:
+    """Chooses the written dtype of an output, and remembers which exceptions matched."""
+
+    def __init__(self, dtype: str, exceptions: Iterable[str | tuple[str, str]]) -> None:
+        self._dtype = _checked(dtype)
+        pairs = [_split(exception) for exception in exceptions]
+        self._exceptions = [(re.compile(fnmatch.translate(glob)), glob, name) for glob, name in pairs]
+        self.unused = {glob: None for glob, _ in pairs}
+
+    def __call__(self, output: Output) -> DType:
+        asked = None
+        for regex, glob, name in self._exceptions:
+            if regex.match(output.name):
+                self.unused.pop(glob, None)
+                asked = asked or name
+        castable = output.dtype.kind == "float" or (output.dtype.kind == "float8" and asked is not None)
+        name = asked or self._dtype
+        return TABLE[name] if castable and name != "keep" else output.dtype
+
+
+def _split(exception: str | tuple[str, str]) -> tuple[str, str]:
+    glob, equals, name = exception.rpartition("=") if isinstance(exception, str) else (exception[0], "=", exception[1])
+    if not equals or not glob:
+        raise UsageError(
+            f"{exception!r} is not an exception of the dtype.\nExpected PATTERN=DTYPE, like '*.norm.weight=float32'."
+        )
+    return glob, _checked(name)
+
+
+def _checked(name: str) -> str:
+    if name not in DTYPES:
+        raise UsageError(f"{name!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")
+    return name
+
+
+def _about_dtypes(mapping: KeyMapping, written: dict[str, DType], dtype: str) -> Iterator[Finding]:
+    for output in mapping.outputs:
+        target = written[output.name]
+        if target.code is None:
+            yield Finding(
+                "dtype-unsupported", "error", output.name, f"safetensors has no type for {target.name}",
+                "leave it out with exclude=",
+            )  # fmt: skip
+        elif target.kind == "float8":
+            yield Finding(
+                "float8", "warning", output.name, f"{target.name} is written as it is; its scale must be beside it",
+                "cast it with dtype_for= if there is none",
+            )  # fmt: skip
+    config = mapping.assets.dtype if mapping.assets else None
+    names = {target.name for target in written.values() if target.kind == "float"}
+    if config and names and names != {config}:
+        yield Finding(
+            "config-dtype",
+            "info",
+            "config.json",
+            f"says {config}, and {', '.join(sorted(names))} is written",
+            "the copy says so",
+        )
+
+
+def _about_sizes(mapping: KeyMapping, written: dict[str, DType], size: int) -> Iterator[Finding]:
+    for output in mapping.outputs:
+        nbytes = output.numel * written[output.name].itemsize
+        if nbytes > size:
+            larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}"
+            yield Finding("large-tensor", "info", output.name, larger, "it gets a file of its own")
+
+
+def _refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
+    errors = of_severity(findings, "error")
+    if not errors:
+        return
+    lines = "\n".join(summary_lines(errors))
+    if any(finding.code == "no-model-weights" for finding in errors):
+        raise NoModelWeights(lines, findings)
+    because = " (warnings count as errors: strict)" if strict else ""
+    raise FindingsError(f"{len(errors):,} errors forbid to convert{because}:\n{lines}", findings)
+
+
+def _files(outputs: Sequence[Output], written: dict[str, DType], size: int) -> Iterator[ShardFile]:
+    shards: list[list[Output]] = []
+    filled = 0
+    for output in outputs:  # sorted by name
+        nbytes = output.numel * written[output.name].itemsize
+        if not shards or (filled + nbytes > size and shards[-1]):
+            shards.append([])
+            filled = 0
+        shards[-1].append(output)
+        filled += nbytes
+    for number, shard in enumerate(shards, start=1):
+        single = "model.safetensors"
+        name = single if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        yield _file(name, shard, written)
+
+
+def _file(filename: str, outputs: Sequence[Output], written: dict[str, DType]) -> ShardFile:
+    ordered = sorted(outputs, key=lambda output: (-written[output.name].rank, output.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for output in ordered:
+        dtype = written[output.name]
+        end = at + output.numel * dtype.itemsize
+        header[output.name] = {"dtype": dtype.code, "shape": output.shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    tensors = tuple(
+        PlannedTensor(o, written[o.name], start + header[o.name]["data_offsets"][0], o.numel * written[o.name].itemsize)
+        for o in ordered
+    )
+    return ShardFile(filename, len(text).to_bytes(8, "little") + text, tensors, start + at)
+
+
+def _file_row(file: ShardFile) -> tuple[str, int, int, str, str]:
+    names = sorted(tensor.output.name for tensor in file.tensors)
+    return file.filename, len(names), file.nbytes, names[0] if names else "", names[-1] if names else ""

@@ -1,0 +1,202 @@
+"""The slab engine: fills the planned files, a few MiB at a time, with several threads.
+
+A worker takes an output range, reads just the source bytes under it, casts them into a reused buffer, and writes them
+at their place. So memory is workers x buffers, whatever the size of a shard or of a single tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import Cancelled
+from dcptools.shards import SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
+from dcptools.storage import Sink
+from dcptools.tensors import Bits, Checksums, Region, TensorReader, read_view, slabs, tiles
+from dcptools.tensors._view import row_major
+from dcptools.writer._cast import buffer, cast, one_thread_each
+
+Progress = Callable[[int, int, str], None]  # done bytes, total bytes, current tensor
+TICK_SECONDS = 0.05  # how often progress is reported and a cancellation looked for
+
+
+@dataclass
+class Tally:
+    """What the workers counted."""
+
+    done: int = 0  # bytes written
+    current: str = ""
+    overflows: dict[str, int] = field(default_factory=dict)  # output name -> values that became Inf
+    sync_seconds: float = 0.0
+
+
+class _Job:
+    """One output tensor, shared by the workers that fill it."""
+
+    def __init__(self, file: ShardFile, planned: PlannedTensor, reader: TensorReader) -> None:
+        self.file, self.planned, self.reader = file, planned, reader
+        (self.view,) = planned.output.sources
+        self.strides = row_major(planned.output.shape)
+
+    def regions(self, elements: int) -> Iterator[Region]:
+        """The tensor in regions of at most ``elements``; boxes where it is stored in another order."""
+        shape = self.planned.output.shape
+        odd = self.reader.odd_strides() if math.prod(shape) > elements else None
+        if odd is None or not self.view.is_whole(self.reader.tensor.shape):
+            return slabs(shape, elements)
+        return tiles(shape, odd, elements)
+
+
+class Engine:
+    """Fills the files of one plan. ``run`` is called once."""
+
+    def __init__(self, plan: ShardPlan, sink: Sink, *, workers: int, sync: bool) -> None:
+        self.plan, self.sink, self.workers, self.sync = plan, sink, workers, sync
+        self.checksums = Checksums()
+        self.tally = Tally()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()  # guards the tally and the counts of open work
+        self._take = threading.Lock()  # guards the iterator of work
+        self._open: dict[str, int] = {}  # filename -> regions handed out and not written, plus one while more come
+        self._work = self._all_work()
+
+    def run(self, progress: Progress | None, cancel: threading.Event | None) -> None:
+        """Write everything; progress is called in this thread.
+
+        Raises
+        ------
+        Cancelled
+            The event was set.
+        """
+        casts = any(tensor.cast for file in self.plan.files for tensor in file.tensors)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dcptools")
+        try:
+            with one_thread_each() if casts else nullcontext():
+                futures = [pool.submit(self._work_loop) for _ in range(self.workers)]
+                while True:
+                    done, waiting = wait(futures, timeout=TICK_SECONDS, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    if cancel is not None and cancel.is_set():
+                        raise Cancelled("Cancelled; what was half-written is removed.")
+                    if progress is not None:
+                        progress(self.tally.done, self.plan.total_bytes, self.tally.current)
+                    if not waiting:
+                        return
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _all_work(self) -> Iterator[tuple[_Job, Region]]:
+        for file in self.plan.files:
+            self.sink.create(file.filename, file.nbytes)
+            self.sink.write(file.filename, 0, memoryview(file.header))
+            with self._lock:
+                self._open[file.filename] = 1
+            for planned in file.tensors:
+                job = self._job(file, planned)
+                for region in job.regions(_elements(planned)):
+                    with self._lock:
+                        self._open[file.filename] += 1
+                    yield job, region
+            self._close(file)
+
+    def _job(self, file: ShardFile, planned: PlannedTensor) -> _Job:
+        checkpoint: Checkpoint = self.plan.mapping.checkpoint
+        return _Job(file, planned, TensorReader(checkpoint[planned.output.sources[0].key], self.checksums))
+
+    def _next(self) -> tuple[_Job, Region] | None:
+        with self._take:
+            return None if self._stop.is_set() else next(self._work, None)
+
+    def _work_loop(self) -> None:
+        buffers = _Buffers()
+        while (work := self._next()) is not None:
+            job, region = work
+            overflow = self._copy(job, region, buffers)
+            with self._lock:
+                self.tally.done += math.prod(b - a for a, b in region) * job.planned.dtype.itemsize
+                self.tally.current = name = job.planned.output.name
+                if overflow:
+                    self.tally.overflows[name] = self.tally.overflows.get(name, 0) + overflow
+            self._close(job.file)
+
+    def _close(self, file: ShardFile) -> None:
+        """Count one piece of open work less; whoever closes the last one finishes the file."""
+        with self._lock:
+            self._open[file.filename] -= 1
+            if self._open[file.filename]:
+                return
+        start = time.perf_counter()
+        self.sink.finish(file.filename, sync=self.sync)
+        with self._lock:
+            self.tally.sync_seconds += time.perf_counter() - start
+
+    def _copy(self, job: _Job, region: Region, buffers: _Buffers) -> int:
+        planned = job.planned
+        source, target = planned.output.dtype, planned.dtype
+        shape = [stop - start for start, stop in region]
+        count = math.prod(shape)
+        values = buffers.get("values", source.itemsize)[:count]
+        read_view(job.reader, job.view, region, values.reshape(shape))
+        overflow = 0
+        if planned.cast:
+            result = buffers.get("result", target.itemsize)[:count]
+            overflow = cast(values, source, result, target)
+            values = result
+        self._write(job, region, shape, values)
+        return overflow
+
+    def _write(self, job: _Job, region: Region, shape: Sequence[int], values: Bits) -> None:
+        """Write a region: in one piece if it lies in one piece, else row by row."""
+        planned, itemsize = job.planned, job.planned.dtype.itemsize
+        first = sum(start * stride for (start, _), stride in zip(region, job.strides, strict=True))
+        data = values.data.cast("B")
+        for offset, start, nbytes in _runs(shape, job.strides, itemsize):
+            place = planned.start + first * itemsize + offset
+            self.sink.write(job.file.filename, place, data[start : start + nbytes])
+
+
+class _Buffers:
+    """The reused buffers of one worker."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, int], Bits] = {}
+
+    def get(self, role: str, itemsize: int) -> Bits:
+        """A buffer for a slab of values of that width."""
+        if (role, itemsize) not in self._buffers:
+            for key in [key for key in self._buffers if key[0] == role]:
+                del self._buffers[key]
+            self._buffers[role, itemsize] = buffer(itemsize, SLAB_BYTES // itemsize)
+        return self._buffers[role, itemsize]
+
+
+def _elements(planned: PlannedTensor) -> int:
+    """Elements of a slab: as many as fit a buffer in the wider of the two dtypes."""
+    return SLAB_BYTES // max(planned.output.dtype.itemsize, planned.dtype.itemsize)
+
+
+def _runs(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> Iterator[tuple[int, int, int]]:
+    """The pieces of a box that lie in one piece in the output: bytes there, bytes in the box, length in bytes."""
+    dense = 1  # elements of the longest piece
+    split = len(shape)
+    while split and (shape[split - 1] == 1 or strides[split - 1] == dense):
+        dense *= shape[split - 1]
+        split -= 1
+    if not split:
+        yield 0, 0, dense * itemsize
+        return
+    count = math.prod(shape[:split])
+    for number in range(count):
+        rest, offset = number, 0
+        for dim in range(split - 1, -1, -1):
+            rest, index = divmod(rest, shape[dim])
+            offset += index * strides[dim]
+        yield offset * itemsize, number * dense * itemsize, dense * itemsize

@@ -1,0 +1,200 @@
+"""The output directory: what may be there, the lock, and the last step that makes files a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from dcptools._table import format_bytes, some
+from dcptools.assets import CONFIG
+from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError
+from dcptools.shards import INDEX, ShardFile, ShardPlan
+from dcptools.storage import TEMPORARY, LocalSink
+
+LOCK = f"{TEMPORARY}lock"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+_ENTRY_POINTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
+
+
+def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
+    """Refuse a directory that must not be written to. Nothing is created yet.
+
+    Raises
+    ------
+    OutputExists, TargetError
+    """
+    checkpoint = Path(plan.mapping.checkpoint.path)
+    if save_dir.exists() and not save_dir.is_dir():
+        raise TargetError(f"The output {save_dir} is a file.\nGive a directory, new or without a model in it.")
+    for file in plan.mapping.checkpoint.files:
+        if _same(save_dir, (checkpoint / file.name).parent):
+            raise TargetError(
+                f"The output {save_dir} is where the checkpoint's own files are.\nGive another directory."
+            )
+    if plan.mapping.assets is not None and _same(save_dir, Path(plan.mapping.assets.directory)):
+        raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
+    existing = existing_model(save_dir)
+    if existing and not overwrite:
+        raise OutputExists(
+            f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
+            "(--overwrite, overwrite=True)."
+        )
+    _check_space(plan, save_dir)
+
+
+def existing_model(save_dir: Path) -> list[str]:
+    """The names in the directory that are weights or an index of weights."""
+    if not save_dir.is_dir():
+        return []
+    names = sorted(entry.name for entry in save_dir.iterdir())
+    return [n for n in names if not n.startswith(TEMPORARY) and any(fnmatch(n, pattern) for pattern in _WEIGHTS)]
+
+
+def free_bytes(save_dir: Path) -> int:
+    """Free bytes on the file system of a directory that need not exist yet."""
+    there = next(parent for parent in (save_dir, *save_dir.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def _check_space(plan: ShardPlan, save_dir: Path) -> None:
+    assets = sum(file.nbytes for file in plan.mapping.assets.files) if plan.mapping.assets else 0
+    needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir)
+    if needed > free:
+        raise TargetError(
+            f"{save_dir} has {format_bytes(free)} free, and {format_bytes(needed)} are needed.\nNothing was written. "
+            "Free some space, or give a directory on another disk. (With overwrite, the old files go last.)"
+        )
+
+
+@contextmanager
+def locked(save_dir: Path) -> Iterator[None]:
+    """Create the directory and keep other runs out of it. Directories made here go again if they stay empty.
+
+    Raises
+    ------
+    TargetError
+        Another run writes there, or the directory cannot be created.
+    """
+    try:
+        made = _make(save_dir)
+        lock = _acquire(save_dir / LOCK)
+    except OSError as error:
+        if isinstance(error, TargetError):
+            raise
+        raise TargetError(f"{save_dir} cannot be written to: {error.strerror}.\nGive a directory of yours.") from None
+    try:
+        for stale in save_dir.glob(f"{TEMPORARY}*.tmp"):  # of a run that was killed; we hold the lock
+            stale.unlink(missing_ok=True)
+        yield
+    finally:
+        (save_dir / LOCK).unlink(missing_ok=True)
+        os.close(lock)
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def _make(save_dir: Path) -> list[Path]:
+    missing = [path for path in reversed((save_dir, *save_dir.parents)) if not path.exists()]
+    save_dir.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _acquire(path: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise TargetError(
+                f"Another run is writing to {path.parent}.\nWait for it, or give another directory."
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # the other run removed its lock file just now
+
+
+def verify(file: ShardFile, path: str) -> None:
+    """Open a finished file with safetensors and compare what it says with the plan.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        They differ: a bug, or a disk that loses writes.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    wanted = {t.output.name: (t.dtype.code, t.output.shape) for t in file.tensors}
+    if found != wanted or os.path.getsize(path) != file.nbytes:
+        raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")
+
+
+def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[str]:
+    """Make the staged files a model, index last; returns the names of the assets.
+
+    The old model's entry point goes first, so that at no moment an old index names new shards; the old shards go
+    when the new model is complete.
+    """
+    stale = existing_model(save_dir)
+    assets = _stage_assets(plan, sink, sync=sync)
+    index = [INDEX] if plan.index is not None else []
+    for name in index:
+        _stage(sink, name, plan.index or b"", sync=sync)
+    for name in _ENTRY_POINTS:
+        if name in stale:
+            (save_dir / name).unlink()
+    shards = [file.filename for file in plan.files]
+    for name in (*assets, *shards, *index):
+        sink.commit(name)
+        if name == shards[-1] and sync:
+            _sync_directory(save_dir)
+    for name in stale:
+        if name not in (*shards, *index):
+            (save_dir / name).unlink(missing_ok=True)
+    if sync:
+        _sync_directory(save_dir)
+    return assets
+
+
+def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> list[str]:
+    assets = plan.mapping.assets
+    if assets is None:
+        return []
+    for file in assets.files:
+        if file.name == CONFIG:
+            _stage(sink, file.name, assets.config_for(plan.written_dtype), sync=sync)
+            continue
+        with open(Path(assets.directory) / file.name, "rb") as source:
+            _stage(sink, file.name, source.read(), sync=sync)
+    return [file.name for file in assets.files]
+
+
+def _stage(sink: LocalSink, name: str, content: bytes, *, sync: bool) -> None:
+    sink.create(name, len(content))
+    sink.write(name, 0, memoryview(content))
+    sink.finish(name, sync=sync)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and os.path.samefile(one, other)
