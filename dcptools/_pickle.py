@@ -6,6 +6,9 @@ so the memo cannot be blown up (``LONG_BINPUT`` with a large index makes the C c
 and no opcode reaches ``copyreg`` or a persistent-id hook that was not meant. Second, ``find_class`` never imports: a
 name is looked up in a table that the caller made for this one load, so nothing that the pickle does to the
 objects it gets (``BUILD`` may set attributes of classes) outlives it.
+
+What remains possible is to be slow: nested tuples as dict keys are hashed over and over. The gate stops the plain
+forms of that.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dcptools.errors import BrokenCheckpoint, UnsafeMetadata
 
 # Opcodes from CPython's pickletools. Strings with a 4-byte length are left out of the expression and handled
 # one at a time: pickles of protocol 4 and later, which is what DCP writes, have next to none.
-_PLAIN = re.escape(b"(.)]}N0\x88\x89\x85\x86\x87\x8f\x90\x91\x93\x94\x81Rbsuaetld")
+_PLAIN = re.escape(b"(.)]}N\x88\x89\x85\x86\x87\x8f\x90\x91\x93\x94\x81Rbsuaetld")
 _ONE = re.escape(b"Khq\x80")  # BININT1, BINGET, BINPUT, PROTO
 _COUNTED = b"|".join(b"\\x%02x.{%d}" % (n, n) for n in range(256))
 _RUN = re.compile(
@@ -29,6 +32,9 @@ _RUN = re.compile(
     b"|c[A-Za-z0-9_.]{1,200}\\n[A-Za-z0-9_.]{1,200}\\n|Q|(?=[XBT])|(?<=\\.)\\Z))*+" % (_PLAIN, _ONE, _COUNTED),
     re.DOTALL,
 )
+_NESTED = re.compile(
+    b"[\x85\x86\x87t](?:(?:h.|\x94|q.)*+[\x85\x86\x87t]){7}", re.DOTALL
+)  # eight tuples, one in another
 _LONG_STRINGS = b"XBT"  # BINUNICODE, BINBYTES, BINSTRING: opcode, 4 bytes little-endian length, bytes
 
 
@@ -56,6 +62,11 @@ def gate(data: bytes, what: str) -> None:
                 "It was not loaded, and nothing of it was run."
             )
         at += 5 + int.from_bytes(data[at + 1 : at + 5], "little")
+    nested = _NESTED.search(data)
+    if nested:
+        raise UnsafeMetadata(
+            f"{what} nests tuples, at byte {nested.start()}, as no checkpoint does. It was not loaded."
+        )
     if at > end or not data.endswith(b"."):
         raise BrokenCheckpoint(f"{what} has no end: the file is truncated.")
 

@@ -337,7 +337,7 @@ def _outputs(
     unused = set(rules)
     for key, tensor in checkpoint.tensors.items():
         name, usual = name_of(keys[key], choice) if choice else (None, True)
-        refusal = globs.refusal(key)
+        refusal = globs.refusal(key) or _extra_state(key)
         if name is None or choice is None or refusal:
             reasons[key] = refusal if name is not None and refusal else _why_not_model(tensor, choice)
             continue
@@ -355,6 +355,11 @@ def _outputs(
         Finding("pattern-unused", "warning", "", f"{glob!r} matched no tensor's key") for glob in sorted(globs.unused)
     ]
     return outputs, reasons, findings
+
+
+def _extra_state(key: str) -> str | None:
+    """TransformerEngine and others keep a module's extra state as a tensor; it is no weight."""
+    return "a module's extra state, not a weight" if "_extra_state" in key.split(".") else None
 
 
 def _rule_text(choice: Choice, rule: Rename | None) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dcptools import _pickle
 from dcptools.checkpoint._cover import Ints
-from dcptools.dtypes import ALIASES, TABLE, DType
+from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
 
 WHAT = "The file .metadata"
@@ -84,8 +84,7 @@ def _allowed() -> Mapping[str, Any]:
         "collections.OrderedDict": dict,
         **{f"{place}.TensorProperties": Properties for place in places},
         **{f"{place}.{name}": same for place in places for name in ("_MEM_FORMAT_ENCODING", "MEM_FORMAT_ENCODING")},
-        **{f"torch.{name}": dtype for name, dtype in TABLE.items()},
-        **{f"torch.{alias}": TABLE[name] for alias, name in ALIASES.items()},
+        **{f"torch.{name}": name for name in (*TABLE, *ALIASES)},  # strings: nothing can be set on them
     }
     for module in ("pathlib", "pathlib._local"):
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
@@ -155,10 +154,11 @@ def _parse(data: bytes) -> RawMetadata:
 
 def _tensor(key: Any, entry: Any, path: tuple[str, ...], first: int) -> RawTensor:
     shape, dtype = entry.size, entry.properties.dtype
+    dtype = by_name(dtype) if type(dtype) is str else None
     if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
         raise ValueError(f"size {shape!r} is not a tuple of sizes")
-    if not isinstance(dtype, DType):
-        raise ValueError(f"{dtype!r} is not a known dtype")
+    if dtype is None:
+        raise ValueError(f"{entry.properties.dtype!r} is not a known dtype")
     chunks = list(entry.chunks)
     offsets = _box_column([chunk.offsets for chunk in chunks], len(shape), "offsets")
     sizes = _box_column([chunk.sizes for chunk in chunks], len(shape), "sizes")

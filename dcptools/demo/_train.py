@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.distributed.checkpoint import state_dict_saver as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -141,7 +141,7 @@ def save(directory: Path, model: Any, optimizer: torch.optim.Optimizer, extra_st
         "optimizer": get_optimizer_state_dict(model, optimizer),
         "extra_state": extra_state,
     }
-    dcp.save(state, checkpoint_id=directory / "checkpoint")
+    save_checkpoint(state, checkpoint_id=directory / "checkpoint")
     live: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:  # the other ranks were given an empty dict
         (directory / "live").mkdir()

@@ -129,12 +129,12 @@ def parse_layout(data: bytes) -> Layout:
 @dataclass(frozen=True, slots=True)
 class _Storage:
     name: str
-    dtype: DType | None  # None: untyped
+    dtype: str | None  # None: untyped
 
 
 def _storage(pid: Any) -> _Storage:
     kind, dtype, name, _location, _numel = pid
-    if kind != "storage" or not isinstance(dtype, (DType, type(None))) or type(name) is not str:
+    if kind != "storage" or type(dtype) not in (str, type(None)) or type(name) is not str:
         raise ValueError(f"{pid!r} is not a storage")
     return _Storage(name, dtype)
 
@@ -160,10 +160,9 @@ def _allowed() -> Mapping[str, Any]:
         "torch.Size": tuple,
         "torch.storage.UntypedStorage": None,
         "torch.UntypedStorage": None,
-        **{f"torch.{name}": dtype for name, dtype in TABLE.items()},
+        **{f"torch.{name}": name for name in TABLE},
+        **{f"torch.{storage}Storage": dtype for storage, dtype in _STORAGES.items()},
     }
-    for storage, dtype in _STORAGES.items():
-        names[f"torch.{storage}Storage"] = by_name(dtype)
     return names
 
 
@@ -177,7 +176,8 @@ _STORAGES = {  # torch.<name>Storage -> dtype
 
 def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> Layout:
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or not isinstance(dtype, DType) or len(shape) != len(strides):
+    dtype = by_name(dtype) if type(dtype) is str else None
+    if not isinstance(storage, _Storage) or dtype is None or len(shape) != len(strides):
         raise ValueError("the arguments of the tensor are not as torch writes them")
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers) or not set(flags) <= {"conj", "neg"}:
         raise ValueError("the sizes of the tensor are not as torch writes them")
