@@ -16,6 +16,7 @@ from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, plan
+from dcptools.values import load_tensor, stats
 from dcptools.writer import Report, write
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "ShardPlan",
     "convert",
     "inspect",
+    "load_tensor",
     "plan",
     "preview",
     "read",
+    "stats",
     "write",
 ]
 __version__ = "0.1.0"

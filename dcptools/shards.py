@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dcptools._parallel import default_workers
 from dcptools._table import format_bytes, format_count, html_table, parse_bytes, text_table
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import TABLE, DType
@@ -51,7 +52,6 @@ TORCH_BYTES = 265_000_000  # importing torch, which only casts need
 CHUNK_BYTES = 2_000  # a chunk while .metadata is read
 TENSOR_BYTES = 2_500  # an output in mapping, plan and header
 WORKER_BYTES = 3 * SLAB_BYTES + SCRATCH_BYTES  # buffers and what the allocator adds
-MAX_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,12 +267,6 @@ def plan(
     _refuse_errors(found, strict)
     files = tuple(_files(mapping.outputs, written, size))
     return ShardPlan(mapping, files, size, dtype, tuple(found))
-
-
-def default_workers() -> int:
-    """Threads that read, cast and write: the CPUs that this process may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, min(MAX_WORKERS, usable))
 
 
 class _DTypes:

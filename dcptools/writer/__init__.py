@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
 from dcptools._table import format_bytes, html_table, text_table
 from dcptools.errors import TargetError, UsageError
 from dcptools.findings import Finding, of_severity, summary_lines
-from dcptools.shards import INDEX, ShardPlan, default_workers
+from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import LocalSink
-from dcptools.writer._engine import Engine, Progress
+from dcptools.writer._engine import Engine
 from dcptools.writer._target import check_target, free_bytes, locked, publish, verify
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,19 +11,6 @@ from dcptools.tensors import BITS, Bits
 
 # As integers of 16 bits, all values from this one on are Inf or NaN (of either sign; the sign bit is the highest)
 _FIRST_INF = {"bfloat16": 0x7F80, "float16": 0x7C00}
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Keep torch from starting threads inside the workers; its setting is restored."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cast(values: Bits, source: DType, out: Bits, target: DType) -> int:

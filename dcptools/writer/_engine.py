@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from dcptools._parallel import Progress, one_thread_each, run
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import Cancelled
 from dcptools.shards import SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
 from dcptools.tensors import Bits, Checksums, Region, TensorReader, read_view, slabs, tiles
 from dcptools.tensors._view import row_major
-from dcptools.writer._cast import buffer, cast, one_thread_each
-
-Progress = Callable[[int, int, str], None]  # done bytes, total bytes, current tensor
-TICK_SECONDS = 0.05  # how often progress is reported and a cancellation looked for
+from dcptools.writer._cast import buffer, cast
 
 
 @dataclass
@@ -33,7 +28,6 @@ class Tally:
     done: int = 0  # bytes written
     current: str = ""
     overflows: dict[str, int] = field(default_factory=dict)  # output name -> values that became Inf
-    sync_seconds: float = 0.0
 
 
 class _Job:
@@ -60,11 +54,8 @@ class Engine:
         self.plan, self.sink, self.workers, self.sync = plan, sink, workers, sync
         self.checksums = Checksums()
         self.tally = Tally()
-        self._stop = threading.Event()
         self._lock = threading.Lock()  # guards the tally and the counts of open work
-        self._take = threading.Lock()  # guards the iterator of work
         self._open: dict[str, int] = {}  # filename -> regions handed out and not written, plus one while more come
-        self._work = self._all_work()
 
     def run(self, progress: Progress | None, cancel: threading.Event | None) -> None:
         """Write everything; progress is called in this thread.
@@ -74,24 +65,14 @@ class Engine:
         Cancelled
             The event was set.
         """
+
+        def report() -> None:
+            if progress is not None:
+                progress(self.tally.done, self.plan.total_bytes, self.tally.current)
+
         casts = any(tensor.cast for file in self.plan.files for tensor in file.tensors)
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dcptools")
-        try:
-            with one_thread_each() if casts else nullcontext():
-                futures = [pool.submit(self._work_loop) for _ in range(self.workers)]
-                while True:
-                    done, waiting = wait(futures, timeout=TICK_SECONDS, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                    if cancel is not None and cancel.is_set():
-                        raise Cancelled("Cancelled; what was half-written is removed.")
-                    if progress is not None:
-                        progress(self.tally.done, self.plan.total_bytes, self.tally.current)
-                    if not waiting:
-                        return
-        finally:
-            self._stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+        with one_thread_each() if casts else nullcontext():
+            run(self._all_work(), self._worker, workers=self.workers, report=report, cancel=cancel)
 
     def _all_work(self) -> Iterator[tuple[_Job, Region]]:
         for file in self.plan.files:
@@ -111,13 +92,10 @@ class Engine:
         checkpoint: Checkpoint = self.plan.mapping.checkpoint
         return _Job(file, planned, TensorReader(checkpoint[planned.output.sources[0].key], self.checksums))
 
-    def _next(self) -> tuple[_Job, Region] | None:
-        with self._take:
-            return None if self._stop.is_set() else next(self._work, None)
-
-    def _work_loop(self) -> None:
+    def _worker(self) -> Callable[[tuple[_Job, Region]], None]:
         buffers = _Buffers()
-        while (work := self._next()) is not None:
+
+        def do(work: tuple[_Job, Region]) -> None:
             job, region = work
             overflow = self._copy(job, region, buffers)
             with self._lock:
@@ -127,16 +105,15 @@ class Engine:
                     self.tally.overflows[name] = self.tally.overflows.get(name, 0) + overflow
             self._close(job.file)
 
+        return do
+
     def _close(self, file: ShardFile) -> None:
         """Count one piece of open work less; whoever closes the last one finishes the file."""
         with self._lock:
             self._open[file.filename] -= 1
             if self._open[file.filename]:
                 return
-        start = time.perf_counter()
         self.sink.finish(file.filename, sync=self.sync)
-        with self._lock:
-            self.tally.sync_seconds += time.perf_counter() - start
 
     def _copy(self, job: _Job, region: Region, buffers: _Buffers) -> int:
         planned = job.planned
