@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcptools._parallel import Progress, default_workers, run
+from dcptools._parallel import Progress, default_workers, one_thread_each, run
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
@@ -62,13 +62,8 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     reader = TensorReader(tensor)
     values = np.empty([stop - start for start, stop in region], reader.bits)
     reader.read_region(region, values)
-    return _as_torch(
-        np.ascontiguousarray(values[(*picks, ...)]).reshape(_picked_shape(values.shape, picks)), tensor.dtype
-    )
-
-
-def _picked_shape(shape: Sequence[int], picks: Sequence[Any]) -> list[int]:
-    return [len(range(n)[pick]) for n, pick in zip(shape, picks, strict=True) if not isinstance(pick, int)]
+    picked = values[(*picks, ...)]
+    return _as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
 
 
 def _region(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
@@ -79,7 +74,8 @@ def _region(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
         raise UsageError(f"The index {index!r} does not fit the shape {shape}.\nGive at most one entry a dimension.")
     at = dots[0] if dots else len(parts)
     parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + len(dots))
-    region, picks = [], []
+    region: list[tuple[int, int]] = []
+    picks: list[Any] = []
     for size, part in zip(shape, parts, strict=True):
         if isinstance(part, (int, np.integer)) and not isinstance(part, bool) and -size <= part < size:
             start = int(part) % size
@@ -149,23 +145,28 @@ def stats(
     tensors = _matching(as_checkpoint(checkpoint), keys)
     total, lock = sum(tensor.nbytes for tensor in tensors), threading.Lock()
     parts: dict[str, dict[int, _Part]] = {tensor.key: {} for tensor in tensors}
-    state = {"done": 0, "current": ""}
+    done, current = 0, ""
 
     def make_worker() -> Callable[[tuple[TensorReader, int, Region]], None]:
         def do(work: tuple[TensorReader, int, Region]) -> None:
+            nonlocal done, current
             reader, number, region = work
             values = np.empty([stop - start for start, stop in region], reader.bits)
             reader.read_region(region, values)
             part = _part(_as_torch(values.reshape(-1), reader.tensor.dtype))
             with lock:
                 parts[reader.tensor.key][number] = part
-                state["done"] += values.nbytes
-                state["current"] = reader.tensor.key
+                done += values.nbytes
+                current = reader.tensor.key
 
         return do
 
-    with bar(progress) as shown:
-        report = (lambda: shown(state["done"], total, state["current"])) if shown else (lambda: None)
+    with bar(progress) as shown, one_thread_each():
+
+        def report() -> None:
+            if shown is not None:
+                shown(done, total, current)
+
         run(_pieces(tensors), make_worker, workers=workers or default_workers(), report=report, cancel=cancel)
     rows = [(t.key, t.dtype.name, t.numel, *_row([part for _, part in sorted(parts[t.key].items())])) for t in tensors]
     return pd.DataFrame(rows, columns=["key", "dtype", "numel", *STATISTICS])
@@ -178,18 +179,15 @@ def _matching(checkpoint: Checkpoint, keys: Sequence[str] | str | None) -> list[
     regex = re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")
     found = [tensor for key, tensor in checkpoint.tensors.items() if regex.match(key)]
     if not found:
-        raise UsageError(
-            f"No tensor's key matches {', '.join(map(repr, globs)) or 'an empty list'}.\ninspect() lists all keys."
-        )
+        asked = ", ".join(map(repr, globs)) or "an empty list"
+        raise UsageError(f"No tensor's key matches {asked}.\ninspect() lists all keys.")
     return found
 
 
 def _pieces(tensors: Sequence[StoredTensor]) -> Iterator[tuple[TensorReader, int, Region]]:
     for tensor in tensors:
         if tensor.dtype.kind == "opaque":
-            raise UnsupportedCheckpoint(
-                f"{tensor.key!r} has the dtype {tensor.dtype.name}, which has no values to count."
-            )
+            raise UnsupportedCheckpoint(f"{tensor.key!r} is {tensor.dtype.name}, which has no values to count.")
         reader = TensorReader(tensor)
         odd = reader.odd_strides() if tensor.numel > SLAB_ELEMENTS else None
         regions = tiles(tensor.shape, odd, SLAB_ELEMENTS) if odd else slabs(tensor.shape, SLAB_ELEMENTS)
