@@ -16,17 +16,20 @@ import sys
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from checkpoints import broken, distributed, edit, hostile, lookalikes, saved
 from checkpoints.edit import item_bytes, item_parts, load_metadata, location
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -34,7 +37,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-UNREADABLE = (Exception, dcp.api.CheckpointException)  # the latter is no Exception
+UNREADABLE = (Exception, CheckpointException)  # the latter is no Exception
 
 
 def makers(module: ModuleType) -> list[str]:
@@ -61,7 +64,7 @@ def load(directory: Path, fill: float = 0.0) -> dict[str, Tensor]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(buffers, storage_reader=dcp.FileSystemReader(directory), no_dist=True)
+        state_dict_loader.load(buffers, storage_reader=FileSystemReader(directory), no_dist=True)
     return buffers
 
 
@@ -87,15 +90,17 @@ def covered(entry: TensorStorageMetadata) -> list[int]:
 
 
 def globals_of(directory: Path) -> set[str]:
-    """Module and name of each global that ``.metadata`` asks for."""
-    found, strings = set(), []
+    """Module and name of each global that ``.metadata`` (protocol 4) asks for, found without loading it."""
+    found, memo, pushed = set(), [], ["", ""]
     for opcode, argument, _ in pickletools.genops((directory / ".metadata").read_bytes()):
-        if opcode.name == "STACK_GLOBAL":
-            found.add(" ".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
-        elif opcode.name == "BINGET" or opcode.name == "LONG_BINGET":
-            strings.append("?")
+        if opcode.name == "MEMOIZE":
+            memo.append(pushed[-1])
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(" ".join(pushed[-2:]))
+            pushed.append("")
+        else:
+            value: Any = argument
+            pushed.append(memo[value] if "BINGET" in opcode.name else value if isinstance(value, str) else "")
     return found
 
 
@@ -113,8 +118,16 @@ def test_every_saved_maker_returns_the_directory_it_filled(name: str, tmp_path: 
 def test_model_state_has_the_shapes_of_qwen3() -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=2, head_dim=4,
-                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False)
+    config = Qwen3Config(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        head_dim=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
     with torch.device("meta"):
         expected = {name: t.shape for name, t in Qwen3ForCausalLM(config).state_dict().items()}
     assert {name: t.shape for name, t in saved.model_state().items()} == expected
@@ -134,7 +147,9 @@ def test_model_state_options() -> None:
 def test_special_values(dtype: torch.dtype, tmp_path: Path) -> None:
     state = saved.model_state(special_values=True, dtype=dtype)
     values = state["model.embed_tokens.weight"].double()
-    assert values.isnan().any() and values.isposinf().any() and values.isneginf().any()
+    assert values.isnan().any()
+    assert values.isposinf().any()
+    assert values.isneginf().any()
     assert ((values == 0) & values.signbit()).any()
     assert ((values.abs() > 0) & (values.abs() < torch.finfo(dtype).tiny)).any()
     assert_same(load(saved.bare(tmp_path / "a", state)), state)
@@ -144,9 +159,11 @@ def test_special_values_that_a_cast_to_bfloat16_changes() -> None:
     values = saved.special_floats()
     assert (values.isfinite() & values.bfloat16().isinf()).any()
     signalling = values[:1]
-    assert signalling.isnan() and (signalling.view(torch.int32) >> 16 << 16).view(torch.float32).isinf()
+    assert signalling.isnan()
+    assert (signalling.view(torch.int32) >> 16 << 16).view(torch.float32).isinf()
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_dtypes_keep_their_bits(tmp_path: Path) -> None:
     state = saved.dtype_state()
     directory = saved.save(tmp_path / "a", state)
@@ -182,8 +199,11 @@ def test_strided_as_dcp_stores_it(tmp_path: Path) -> None:
     assert kept["overlapping"].stride() == (1, 1)
     assert kept["offset_by_as_strided"].storage_offset() == 2
     assert kept["offset_by_as_strided"].stride() == (0, 1)
-    assert kept["conjugated"].is_conj() and kept["conjugated_transposed"].is_conj() and kept["negated"].is_neg()
-    assert kept["narrowed_rows"].storage_offset() == 0 and kept["expanded"].is_contiguous()
+    assert kept["conjugated"].is_conj()
+    assert kept["conjugated_transposed"].is_conj()
+    assert kept["negated"].is_neg()
+    assert kept["narrowed_rows"].storage_offset() == 0
+    assert kept["expanded"].is_contiguous()
     assert not any(isinstance(item, torch.nn.Parameter) for item in kept.values())
 
 
@@ -194,7 +214,8 @@ def test_strided_raw_keeps_the_views(tmp_path: Path) -> None:
     assert_same(items, state)
     assert_same(load(directory), {key: t.detach().resolve_conj().resolve_neg() for key, t in state.items()})
     for key, item in items.items():
-        assert item.stride() == state[key].stride() and item.storage_offset() == state[key].storage_offset(), key
+        assert item.stride() == state[key].stride(), key
+        assert item.storage_offset() == state[key].storage_offset(), key
     assert items["model.model.narrowed_rows"].storage_offset() == 8
     assert items["model.model.expanded"].stride() == (0, 1)
     assert isinstance(items["model.model.parameter_transposed"], torch.nn.Parameter)
@@ -204,7 +225,9 @@ def test_save_chunks_is_what_dcp_writes(tmp_path: Path) -> None:
     state = saved.model_state(layers=1)
     whole = saved.trained(tmp_path / "a", state, optimizer=False)
     halves = {
-        f"model.{key}": [((n, *(0,) * (t.dim() - 1)), part.clone()) for n, part in zip((0, 2), (t[:2], t[2:]), strict=True)]
+        f"model.{key}": [
+            ((n, *(0,) * (t.dim() - 1)), part.clone()) for n, part in zip((0, 2), (t[:2], t[2:]), strict=True)
+        ]
         for key, t in state.items()
     }
     chunked = saved.save_chunks(tmp_path / "b", halves, files=3)
@@ -221,7 +244,11 @@ def test_containers(tmp_path: Path) -> None:
 
     assert paths("trained")["model.model.norm.weight"] == ("model", "model.norm.weight")
     assert paths("trained")["optimizer.state.model.norm.weight.exp_avg"] == (
-        "optimizer", "state", "model.norm.weight", "exp_avg")
+        "optimizer",
+        "state",
+        "model.norm.weight",
+        "exp_avg",
+    )
     assert paths("bare")["model.norm.weight"] == ("model.norm.weight",)
     assert paths("bare")["lm_head.weight"] == ("lm_head.weight",)
     assert paths("app_state")["app.model.model.norm.weight"] == ("app", "model", "model.norm.weight")
@@ -229,7 +256,10 @@ def test_containers(tmp_path: Path) -> None:
     assert not any(key.startswith("model.") for key in paths("no_model"))
     assert paths("empty_state") == {}
     assert paths("colliding").keys() == {
-        "model.model.norm.weight", "model.norm.weight", "model._orig_mod.model.norm.weight"}
+        "model.model.norm.weight",
+        "model.norm.weight",
+        "model._orig_mod.model.norm.weight",
+    }
     assert load_metadata(saved.planner_data(tmp_path / "none", None)).planner_data is None
 
 
@@ -243,8 +273,13 @@ def test_wrappers(wrapper: str, tmp_path: Path) -> None:
 def test_extra_state_is_bytes_under_the_model(tmp_path: Path) -> None:
     directory = saved.extra_state(tmp_path / "a")
     key = "model.model.layers.0.self_attn._extra_state"
-    assert isinstance(load_metadata(directory).state_dict_metadata[key], BytesStorageMetadata)
-    assert torch.load(io.BytesIO(item_bytes(directory, key))) == {"scale": 2.0}
+    entries = load_metadata(directory).state_dict_metadata
+    assert isinstance(entries[key], BytesStorageMetadata)
+    assert isinstance(entries["model.model.layers.0.mlp._extra_state"], BytesStorageMetadata)
+    assert isinstance(entries["model.model.layers.0.mlp.down_proj._extra_state.scale"], BytesStorageMetadata)
+    assert load(directory)["model.model.layers.0.mlp.up_proj._extra_state"].tolist() == [0, 1, 2, 3, 4]
+    stored = torch.load(io.BytesIO(item_bytes(directory, key)), weights_only=False)
+    assert stored.getvalue() == b"scales"
 
 
 def test_odd_names(tmp_path: Path) -> None:
@@ -281,8 +316,8 @@ def test_safetensors_format_with_bytes_starts_late(tmp_path: Path) -> None:
     directory = saved.safetensors_format_with_bytes(tmp_path / "a")
     start = location(directory, "model.model.norm.weight").offset
     assert start == sum(location(directory, key).length for key in ("step", "model.model._extra_state")) > 0
-    with pytest.raises(Exception, match="(?i)header"):
-        safe_open(directory / "__0_0.distcp", "pt").__enter__()
+    with pytest.raises(Exception, match=r"(?i)header"):
+        safe_open(directory / "__0_0.distcp", "pt")
     (tmp_path / "rest").write_bytes((directory / "__0_0.distcp").read_bytes()[start:])
     with safe_open(tmp_path / "rest", "pt") as file:
         assert torch.equal(file.get_tensor("model.model.norm.weight"), torch.arange(4.0))
@@ -300,7 +335,8 @@ def test_files_per_rank(tmp_path: Path) -> None:
     many = saved.file_per_item(tmp_path / "a")
     assert len(list(many.glob("*.distcp"))) == len(load_metadata(many).state_dict_metadata)
     sizes = sorted(path.stat().st_size for path in saved.empty_files(tmp_path / "b").glob("*.distcp"))
-    assert sizes[:3] == [0, 0, 0] and sizes[3] > 0
+    assert sizes[:3] == [0, 0, 0]
+    assert sizes[3] > 0
 
 
 def test_old_torch_metadata(tmp_path: Path) -> None:
@@ -318,7 +354,7 @@ def test_old_torch_metadata(tmp_path: Path) -> None:
     [("py313", "pathlib._local PosixPath"), ("windows", "pathlib WindowsPath"), ("both", "pathlib._local WindowsPath")],
 )
 def test_paths_of_other_systems(directory_name: str, asked: str, tmp_path: Path) -> None:
-    makers_by_name = {
+    makers_by_name: dict[str, Callable[[Path], Path]] = {
         "py313": saved.python313_paths,
         "windows": saved.windows_paths,
         "both": lambda directory: saved.windows_paths(directory, python313=True),
@@ -337,7 +373,10 @@ def test_megatron_like(tmp_path: Path) -> None:
     directory = saved.megatron_like(tmp_path / "a")
     asked = globals_of(directory)
     assert "megatron.core.dist_checkpointing.core MCoreMetadata" in asked
-    planner = {f"torch.distributed.checkpoint.planner {n}" for n in ("SavePlan", "WriteItem", "TensorWriteData", "WriteItemType")}
+    planner = {
+        f"torch.distributed.checkpoint.planner {n}"
+        for n in ("SavePlan", "WriteItem", "TensorWriteData", "WriteItemType")
+    }
     assert planner <= asked
     assert "torch.distributed.checkpoint.filesystem _StoragePrefix" in asked
     assert "megatron" not in sys.modules
@@ -393,12 +432,14 @@ def test_how_distributed_cases_are_cut(cases: dict[str, Path]) -> None:
 
 def test_files_of_distributed_cases(cases: dict[str, Path]) -> None:
     sizes = {path.name: path.stat().st_size for path in cases["replicated"].glob("*.distcp")}
-    assert len(sizes) == 4 and 0 in sizes.values()
+    assert len(sizes) == 4
+    assert 0 in sizes.values()
     assert len(list(cases["threads"].glob("__3_*.distcp"))) == 2
     assert len(list(cases["file_per_item"].glob("__3_*.distcp"))) == 3
     assert any(key.startswith("optimizer.") for key in load_metadata(cases["fsdp2"]).state_dict_metadata)
     local = torch.load(io.BytesIO(item_bytes(cases["strided"], "model.model.w")))
-    assert local.shape == (12, 2) and local.stride() == (1, 12)
+    assert local.shape == (12, 2)
+    assert local.stride() == (1, 12)
 
 
 def test_per_rank_metadata(cases: dict[str, Path]) -> None:
@@ -432,9 +473,7 @@ def test_cases_are_saved_once(cases: dict[str, Path]) -> None:
 
 GOOD = {broken.W: torch.arange(24.0).reshape(6, 4), broken.B: torch.arange(4.0)}
 NO_FAULT = ("whole", "linked_files", "no_checksums", "shifted_hints", "unlisted_storage", "rezipped", "no_byteorder",
-            "big_endian", "escaping_path", "absolute_path", "flipped_bit")  # fmt: skip
-SILENT = ("hole", "tail_hole", "no_chunks", "overlap", "wrong_shape", "other_dtype", "no_byteorder", "deflated", "legacy_item",
-          "flipped_bit", "unknown_transform", "unreadable_metadata")  # fmt: skip
+            "big_endian", "deflated", "legacy_item", "escaping_path", "absolute_path")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", makers(broken))
@@ -444,18 +483,19 @@ def test_every_broken_maker_makes_a_directory(name: str, tmp_path: Path) -> None
     assert inspect.getdoc(getattr(broken, name))
 
 
-@pytest.mark.parametrize("name", [name for name in NO_FAULT if name != "flipped_bit"])
+@pytest.mark.parametrize("name", NO_FAULT)
 def test_what_looks_broken_and_is_not(name: str, tmp_path: Path) -> None:
     """torch loads these, and gets the right values; whether a path may lead outside is for the reader to say."""
     getattr(broken, name)(tmp_path / "a")
     loaded = load(tmp_path / "a")
-    assert torch.equal(loaded[broken.W], GOOD[broken.W]) and torch.equal(loaded[broken.B], GOOD[broken.B])
+    assert torch.equal(loaded[broken.W], GOOD[broken.W])
+    assert torch.equal(loaded[broken.B], GOOD[broken.B])
 
 
 @pytest.mark.parametrize(
     "name",
     ["missing_file", "truncated_file", "file_is_directory", "garbage_metadata", "truncated_metadata", "empty_metadata",
-     "metadata_is_directory", "not_metadata", "no_storage", "no_storage_data", "other_shape", "no_tensor", "not_a_zip",
+     "metadata_is_directory", "not_metadata", "no_storage", "no_storage_data", "no_tensor", "not_a_zip",
      "short_data", "no_data", "strides_past_storage", "unknown_transform", "negative_location", "huge_location",
      "negative_size", "rank_mismatch"],
 )  # fmt: skip
@@ -470,6 +510,10 @@ def test_torch_does_not_notice_holes(tmp_path: Path) -> None:
     assert (load(broken.tail_hole(tmp_path / "b"), fill=-7.0)[broken.W][6:] == -7).all()
     assert (load(broken.no_chunks(tmp_path / "c"), fill=-7.0)[broken.W] == -7).all()
     assert covered(tensor_entries(load_metadata(broken.hole(tmp_path / "d")))[broken.W]) == [0, 1]
+
+
+def test_torch_does_not_notice_a_larger_item(tmp_path: Path) -> None:
+    assert torch.equal(load(broken.other_shape(tmp_path / "a"))[broken.B], GOOD[broken.B])
 
 
 def test_overlap_has_the_right_number_of_elements(tmp_path: Path) -> None:
@@ -503,7 +547,8 @@ def test_sizes_and_paths(tmp_path: Path) -> None:
     outside = broken.absolute_path(tmp_path / "c")
     assert location(tmp_path / "c", broken.B).relative_path == str(outside)
     outside = broken.escaping_path(tmp_path / "d")
-    assert location(tmp_path / "d", broken.B).relative_path == "../outside.distcp" and outside.exists()
+    assert location(tmp_path / "d", broken.B).relative_path == "../outside.distcp"
+    assert outside.exists()
     assert chunks(broken.out_of_bounds(tmp_path / "e"), broken.W)[2] == ((5, 0), (2, 4))
     assert chunks(broken.negative_offset(tmp_path / "f"), broken.W)[0] == ((-1, 0), (2, 4))
 
@@ -530,6 +575,7 @@ def test_wrong_types_are_in_the_pickle(what: str, tmp_path: Path) -> None:
     assert pickle.dumps(metadata) != pickle.dumps(load_metadata(broken.whole(tmp_path / "b")))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["item_runs_system", "item_loads_bytes"])
 def test_items_that_run(name: str, tmp_path: Path) -> None:
     marker: Path = getattr(broken, name)(tmp_path / "a")
@@ -603,7 +649,7 @@ def test_eaters_of_the_stack(tmp_path: Path) -> None:
 
 
 def test_eaters_of_time(tmp_path: Path) -> None:
-    assert len(hostile.doubling_key()) < 200
+    assert len(hostile.doubling_key()) < 500
     with pytest.raises(subprocess.TimeoutExpired):
         eat(tmp_path / "a", "doubling_key", timeout=3.0)
     assert eat(tmp_path / "b", "doubling_value").returncode == 0
@@ -626,7 +672,8 @@ def test_poisoners() -> None:
     assert module._MEM_FORMAT_ENCODING.poisoned == "yes"  # type: ignore[attr-defined]
     del module._MEM_FORMAT_ENCODING.poisoned  # type: ignore[attr-defined]
     chunk = pickle.loads(hostile.poisoned_slots())
-    assert isinstance(chunk, ChunkStorageMetadata) and chunk.sizes == "yes"  # type: ignore[comparison-overlap]
+    assert type(chunk) is ChunkStorageMetadata
+    assert str(chunk.sizes) == "yes"
     pickle.loads(hostile.poisoned_environment())
     assert os.environ.pop("DCPTOOLS_POISONED") == "yes"
 
@@ -645,9 +692,13 @@ def test_every_lookalike_returns_its_path(name: str, tmp_path: Path) -> None:
 
 
 def test_lookalikes_with_a_checkpoint_below(tmp_path: Path) -> None:
-    below = {name: sorted(str(path.parent.relative_to(tmp_path / name)) for path in
-                          getattr(lookalikes, name)(tmp_path / name).rglob(".metadata"))
-             for name in ("steps", "accelerate", "veomni")}
+    below = {
+        name: sorted(
+            str(path.parent.relative_to(tmp_path / name))
+            for path in getattr(lookalikes, name)(tmp_path / name).rglob(".metadata")
+        )
+        for name in ("steps", "accelerate", "veomni")
+    }
     assert below == {
         "steps": ["global_step_10", "global_step_9", "step-100"],
         "accelerate": ["optimizer_0", "pytorch_model_fsdp_0"],
@@ -655,7 +706,9 @@ def test_lookalikes_with_a_checkpoint_below(tmp_path: Path) -> None:
     }
     assert (lookalikes.interrupted(tmp_path / "interrupted") / ".metadata.tmp").exists()
     assert list(lookalikes.distcp_only(tmp_path / "distcp_only").glob("*.distcp"))
-    assert list(lookalikes.metadata_only(tmp_path / "metadata_only").iterdir()) == [tmp_path / "metadata_only" / ".metadata"]
+    assert list(lookalikes.metadata_only(tmp_path / "metadata_only").iterdir()) == [
+        tmp_path / "metadata_only" / ".metadata"
+    ]
 
 
 def test_flat_parameters_have_no_names(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-SLAB = int(os.environ.get("SLAB", 2 << 20))  # bytes read at once: it stays in a core's cache
+SLAB = 2 << 20  # bytes read at once: it stays in a core's cache
+PAUSE = 0.01  # seconds between two syncs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Slab:
 
 
 class Floor:
+    """The work, cut into slabs. The files have their final size before the first byte is written."""
+
     def __init__(self, sources: list[Path], save_dir: Path, shard_size: int, read_per_written: int) -> None:
         self.targets: list[int] = []
         self.slabs: deque[Slab] = deque()
@@ -62,21 +65,33 @@ class Floor:
             os.preadv(slab.source, [buffer], slab.offset)
             os.pwrite(slab.target, buffer[: slab.written], slab.position)
 
+    def sync(self, copied: threading.Event) -> None:
+        """Sync what has been written so far, again and again: the disk is at work while the workers still copy."""
+        while not copied.wait(PAUSE):
+            for target in self.targets:
+                os.fdatasync(target)
 
-def run(load_dir: Path, save_dir: Path, shard_size: int, read_per_written: int, workers: int, *, sync: bool) -> None:
-    floor = Floor(sorted(load_dir.glob("*.distcp")), save_dir, shard_size, read_per_written)
+
+def run(floor: Floor, workers: int, *, sync: bool) -> None:
+    copied = threading.Event()
+    syncer = threading.Thread(target=floor.sync, args=(copied,))
     threads = [threading.Thread(target=floor.copy) for _ in range(workers)]
+    if sync:
+        syncer.start()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    copied.set()
     if sync:
+        syncer.join()
         for target in floor.targets:
             os.fsync(target)
 
 
 if __name__ == "__main__":
     start = time.perf_counter()
-    load, save, size, ratio, workers, sync = sys.argv[1:]
-    run(Path(load), Path(save), int(size), int(ratio), int(workers), sync=sync == "sync")
+    load_dir, save_dir, shard_size, read_per_written, workers, sync = sys.argv[1:]
+    sources = sorted(Path(load_dir).glob("*.distcp"))
+    run(Floor(sources, Path(save_dir), int(shard_size), int(read_per_written)), int(workers), sync=sync == "sync")
     print(json.dumps({"seconds": time.perf_counter() - start}))

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 DTYPE = torch.bfloat16
 
@@ -33,7 +34,7 @@ def convert(load_dir: str, save_dir: Path, shard_size: int) -> None:
 
 
 def tensors(load_dir: str) -> dict[str, TensorStorageMetadata]:
-    entries = dcp.FileSystemReader(load_dir).read_metadata().state_dict_metadata
+    entries = FileSystemReader(load_dir).read_metadata().state_dict_metadata
     return {k: entry for k, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
@@ -61,7 +62,7 @@ def pack(stored: dict[str, TensorStorageMetadata], shard_size: int) -> list[list
 
 def load_shard(load_dir: str, stored: dict[str, TensorStorageMetadata], keys: list[str]) -> dict[str, torch.Tensor]:
     state = {key: torch.empty(stored[key].size, dtype=stored[key].properties.dtype) for key in keys}
-    dcp.load(state, storage_reader=dcp.FileSystemReader(load_dir), no_dist=True)
+    load(state, storage_reader=FileSystemReader(load_dir), no_dist=True)
     return {hf_name(key): state.pop(key).to(DTYPE) for key in keys}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -65,7 +65,7 @@ def save_sharded(path: Path, shapes: Shapes, *, dim: int) -> None:
         local[dim] //= mesh.size()
         return DTensor.from_local(torch.randn(local), mesh, [Shard(dim)], run_check=False)
 
-    dcp.save({"model": {name: tensor(shape) for name, shape in shapes.items()}}, checkpoint_id=path)
+    save({"model": {name: tensor(shape) for name, shape in shapes.items()}}, checkpoint_id=path)
     dist.destroy_process_group()
 
 

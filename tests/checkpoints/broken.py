@@ -38,8 +38,11 @@ W, B = "model.model.w", "model.model.b"
 def whole(directory: Path) -> Path:
     """Nothing is wrong with this one."""
     w = torch.arange(24.0).reshape(6, 4)
-    return save_chunks(directory, {W: [((row, 0), w[row : row + 2].clone()) for row in (0, 2, 4)],
-                                   B: [((0,), torch.arange(4.0))]}, files=3)
+    return save_chunks(
+        directory,
+        {W: [((row, 0), w[row : row + 2].clone()) for row in (0, 2, 4)], B: [((0,), torch.arange(4.0))]},
+        files=3,
+    )
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -345,7 +348,7 @@ def item(directory: Path, payload: bytes) -> Path:
 
 
 def other_shape(directory: Path) -> Path:
-    """The item of ``B`` is a tensor of (5,) where the metadata says (4,)."""
+    """The item of ``B`` is a tensor of (5,) where the metadata says (4,); ``dcp.load`` takes the first four."""
     return item(directory, torch_item(torch.arange(5.0)))
 
 
@@ -381,8 +384,8 @@ def rezipped(directory: Path) -> Path:
 
 
 def deflated(directory: Path) -> Path:
-    """The item of ``B`` is a compressed archive, which torch never writes: the raw bytes lie nowhere in the file."""
-    return item(directory, zip_item(_parts(torch.zeros(4)), zipfile.ZIP_DEFLATED))
+    """The item of ``B`` is a compressed archive, which torch reads and never writes: the raw bytes lie nowhere."""
+    return item(directory, zip_item(_parts(), zipfile.ZIP_DEFLATED))
 
 
 def big_endian(directory: Path) -> Path:

@@ -11,19 +11,22 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.multiprocessing.spawn import start_processes
 
 State = dict[str, Any]
 
@@ -33,7 +36,7 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
 
 
-def place(mesh: DeviceMesh, tensors: dict[str, tuple[Tensor, list[Placement]]]) -> State:
+def place(mesh: DeviceMesh, tensors: Mapping[str, tuple[Tensor, Sequence[Placement]]]) -> State:
     return {"model": {f"model.{name}": distribute_tensor(t, mesh, p) for name, (t, p) in tensors.items()}}
 
 
@@ -71,13 +74,13 @@ def shard_last_of_three() -> State:
 
 def mesh_2d() -> State:
     """FSDP and tensor parallel on a 2x2 mesh: blocks, evenly and unevenly."""
-    both: list[Placement] = [Shard(0), Shard(1)]
+    both: Sequence[Placement] = [Shard(0), Shard(1)]
     return place(mesh2d(), {"even": (rows(4, 6), both), "uneven": (rows(5, 3), both)})
 
 
 def mesh_2d_same_dimension() -> State:
     """Both mesh dimensions cut the rows, as expert parallel with FSDP does: the rows go by rank, left to right."""
-    twice: list[Placement] = [Shard(0), Shard(0)]
+    twice: Sequence[Placement] = [Shard(0), Shard(0)]
     return place(mesh2d(), {"even": (rows(8, 3), twice), "uneven": (rows(7, 3), twice)})
 
 
@@ -85,11 +88,8 @@ def fsdp_tp() -> State:
     """FSDP2 over tensor-parallel rows (``_StridedShard``): a rank's rows are not where its number suggests."""
     mesh = mesh2d()
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 3))
-    with torch.no_grad():
-        model[0].weight.copy_(rows(8, 3))
-        model[1].weight.copy_(rows(3, 8))
     for parameter in model.parameters():
-        dist.broadcast(parameter.data, 0)
+        parameter.data = rows(*parameter.shape)
     parallelize_module(model, mesh["tp"], {"0": ColwiseParallel()})
     fully_shard(model, mesh=mesh["dp"])
     return {"model": {f"model.{name}": t for name, t in model.state_dict().items()}}
@@ -104,7 +104,7 @@ def replicated() -> State:
 
 def hsdp() -> State:
     """Hybrid FSDP: replicated over one mesh dimension, cut over the other."""
-    hybrid: list[Placement] = [Replicate(), Shard(0)]
+    hybrid: Sequence[Placement] = [Replicate(), Shard(0)]
     return place(mesh2d(), {"even": (rows(8, 3), hybrid), "uneven": (rows(5, 3), hybrid)})
 
 
@@ -120,7 +120,7 @@ def dtypes() -> State:
 
 def strided() -> State:
     """Local tensors that are not contiguous, as ``.t()`` of a DTensor leaves them: (12, 8) cut along dimension 1."""
-    transposed = distribute_tensor(rows(8, 12), mesh1d(), [Shard(0)]).t()
+    transposed: Any = distribute_tensor(rows(8, 12), mesh1d(), [Shard(0)]).t()
     assert not transposed.to_local().is_contiguous()
     return {"model": {"model.w": transposed}}
 
@@ -233,13 +233,13 @@ def _whole(state: Any, prefix: str = "") -> dict[str, Tensor]:
 def _save_case(directory: Path, name: str) -> None:
     state = CASES[name]()
     target = directory / name
-    writer: dcp.FileSystemWriter
+    writer: FileSystemWriter
     if name == "hf_dcp":
         state = state["model"]
-        writer = dcp.HuggingFaceStorageWriter(str(target), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(target), save_distributed=True)
     else:
-        writer = dcp.FileSystemWriter(target, sync_files=False, **WRITER_OPTIONS.get(name, {}))
-    dcp.save(state, storage_writer=writer, use_collectives=name != "per_rank_metadata")
+        writer = FileSystemWriter(target, sync_files=False, **WRITER_OPTIONS.get(name, {}))
+    save(state, storage_writer=writer, use_collectives=name != "per_rank_metadata")
     tensors = _whole(state)
     if dist.get_rank() == 0:
         torch.save(tensors, directory / f"{name}.expected.pt")
@@ -256,7 +256,8 @@ def _rank_main(rank: int, world_size: int, directory: Path) -> None:
 def main() -> None:
     directory, world_size = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     torch.set_num_threads(1)  # before the fork: a thread pool would not survive it
-    torch.multiprocessing.start_processes(_rank_main, (world_size, directory), world_size, start_method="fork")
+    start: Any = start_processes  # has no annotations
+    start(_rank_main, (world_size, directory), world_size, start_method="fork")
 
 
 if __name__ == "__main__":

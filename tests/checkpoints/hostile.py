@@ -72,7 +72,7 @@ def python2_name(marker: Path) -> bytes:
 
 
 def builtins_getattr(marker: Path) -> bytes:
-    """``getattr`` of an allowed-looking module object: ``getattr(torch.distributed.checkpoint.metadata.os, "system")``."""
+    """``getattr`` of the module ``os``, taken from ``torch.distributed.checkpoint.metadata``."""
     function = _reduce(
         stack_global("builtins", "getattr"), stack_global("torch.distributed.checkpoint.metadata", "os"), text("system")
     )
@@ -197,14 +197,19 @@ def nested_key(depth: int = 1_000_000) -> bytes:
     return b"\x80\x02}" + _nested(depth)[2:] + b"Ns" + STOP
 
 
+def _doubled(doublings: int) -> bytes:
+    steps = (b"0h%ch%c\x86q%c" % (n, n, n + 1) for n in range(doublings))  # POP, BINGET twice, TUPLE2, BINPUT
+    return b")q\x00" + b"".join(steps)
+
+
 def doubling_key(doublings: int = 60) -> bytes:
-    """180 bytes whose dict key, ``x = (x, x)`` sixty times, takes longer to hash than anybody lives."""
-    return b"\x80\x02})" + b"2\x86" * doublings + b"Ns" + STOP
+    """490 bytes whose dict key, ``x = (x, x)`` sixty times, takes longer to hash than anybody lives."""
+    return b"\x80\x02}" + _doubled(doublings) + b"Ns" + STOP
 
 
 def doubling_value(doublings: int = 60) -> bytes:
     """The same as a value: it is there at once, and is 2**60 tuples to whoever walks or prints it."""
-    return b"\x80\x02)" + b"2\x86" * doublings + STOP
+    return b"\x80\x02" + _doubled(doublings) + STOP
 
 
 def cycle() -> bytes:

@@ -81,7 +81,8 @@ def veomni(directory: Path) -> Path:
 def torchtitan(directory: Path) -> Path:
     """torchtitan's ``step-10``: its own names at the top (``tok_embeddings``, ``layers.0.attention.wq``), no prefix."""
     shapes: dict[str, tuple[int, ...]] = {
-        "tok_embeddings.weight": (16, 8), "layers.0.attention.wq.weight": (8, 8), "layers.0.attention.wk.weight": (4, 8),
+        "tok_embeddings.weight": (16, 8), "layers.0.attention.wq.weight": (8, 8),
+        "layers.0.attention.wk.weight": (4, 8),
         "layers.0.attention.wv.weight": (4, 8), "layers.0.attention.wo.weight": (8, 8),
         "layers.0.feed_forward.w1.weight": (16, 8), "layers.0.feed_forward.w2.weight": (8, 16),
         "layers.0.feed_forward.w3.weight": (16, 8), "layers.0.attention_norm.weight": (8,),
@@ -144,8 +145,9 @@ def flat_parameters(directory: Path) -> Path:
 
     Neither names nor shapes of the model's tensors are in it.
     """
-    layers = {f"_fsdp_wrapped_module.model.layers.{n}._fsdp_wrapped_module._flat_param": torch.randn(104)
-              for n in range(2)}
+    layers = {
+        f"_fsdp_wrapped_module.model.layers.{n}._fsdp_wrapped_module._flat_param": torch.randn(104) for n in range(2)
+    }
     return save(directory, {"model": {"_fsdp_wrapped_module._flat_param": torch.randn(128), **layers}})
 
 
@@ -159,5 +161,12 @@ def consolidated(directory: Path) -> Path:
 def lora_adapter(directory: Path) -> Path:
     """A DCP of a PEFT model with nothing but LoRA weights in it: ``base_model.model.`` is in each name."""
     stem = "base_model.model.model.layers.0.self_attn.q_proj"
-    return save(directory, {"model": {f"{stem}.lora_A.default.weight": torch.randn(2, 8),
-                                      f"{stem}.lora_B.default.weight": torch.zeros(8, 2)}})
+    return save(
+        directory,
+        {
+            "model": {
+                f"{stem}.lora_A.default.weight": torch.randn(2, 8),
+                f"{stem}.lora_B.default.weight": torch.zeros(8, 2),
+            }
+        },
+    )

@@ -5,6 +5,7 @@ The format facts were seen with torch 2.13 on CPU unless a docstring says otherw
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import pickle
@@ -19,11 +20,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import metadata as torch22
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint._extension import ZStandard
-from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageInfo, _StoragePrefix
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat, _StorageInfo, _StoragePrefix
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -43,17 +44,17 @@ Placed = tuple[Sequence[int], Tensor]  # a chunk's offsets in the whole tensor, 
 
 def save(directory: Path, state_dict: Mapping[str, Any], **writer_options: Any) -> Path:
     """``dcp.save`` in this process alone; options are those of ``FileSystemWriter``. Not synced, to be quick."""
-    writer = dcp.FileSystemWriter(directory, **{"sync_files": False, **writer_options})
+    writer = FileSystemWriter(directory, **{"sync_files": False, **writer_options})
     _save(state_dict, writer)
     return directory
 
 
-def _save(state_dict: Mapping[str, Any], writer: dcp.FileSystemWriter, **options: Any) -> None:
+def _save(state_dict: Mapping[str, Any], writer: FileSystemWriter, **options: Any) -> None:
     directory = Path(writer.path)
     directory.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "torch.distributed is disabled, ... assuming a single process"
-        dcp.save(dict(state_dict), storage_writer=writer, no_dist=True, **options)
+        state_dict_saver.save(dict(state_dict), storage_writer=writer, no_dist=True, **options)
 
 
 def save_chunks(directory: Path, tensors: Mapping[str, Sequence[Placed]], files: int = 1) -> Path:
@@ -110,8 +111,10 @@ def model_state(
     puts NaN, infinities, -0.0, subnormals and values that overflow a narrower type into the embeddings.
     """
     generator = torch.Generator().manual_seed(seed)
-    state = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in _shapes(
-        layers, hidden, vocab, heads=heads, kv_heads=kv_heads).items()}
+    state = {
+        name: torch.randn(shape, generator=generator).to(dtype)
+        for name, shape in _shapes(layers, hidden, vocab, heads=heads, kv_heads=kv_heads).items()
+    }
     if special_values:
         awkward = special_floats(dtype)
         state["model.embed_tokens.weight"].view(-1)[: len(awkward)] = awkward
@@ -231,8 +234,9 @@ def strided_raw(directory: Path) -> Path:
 
 
 ODD_NAMES = (
-    "weight with space", "weight\nline", "weight\ttab", "größe.重み", "quote\"'", "<b>html</b>", "a/b", "..", "-rf", "%s",
-    "layers.10.w", "layers.9.w", "layers.010.w", "Layers.9.W", "__metadata__", "emoji \N{GRINNING FACE}",
+    "weight with space", "weight\nline", "weight\ttab", "größe.重み", "quote\"'", "<b>html</b>", "a/b",
+    "..", "-rf", "%s", "layers.10.w", "layers.9.w", "layers.010.w", "Layers.9.W", "__metadata__",
+    "emoji \N{GRINNING FACE}",
 )  # fmt: skip
 
 
@@ -295,10 +299,17 @@ def wrapped(directory: Path, wrapper: str = "_orig_mod.", state: State | None = 
 
 
 def extra_state(directory: Path) -> Path:
-    """``_extra_state`` (TransformerEngine, torchao) under ``model.``: bytes that hold a pickle, beside the weights."""
+    """``_extra_state`` under ``model.``, beside the weights of one layer, in all the forms it was seen in.
+
+    Bytes entries that hold a pickle (TransformerEngine's ``BytesIO``, None), a uint8 tensor (its newer form), and a
+    dict, which DCP flattens: ``..._extra_state.scale`` is a bytes entry of a number.
+    """
     state: dict[str, Any] = dict(model_state(layers=1))
-    state["model.layers.0.self_attn._extra_state"] = {"scale": 2.0}
-    state["model.layers.0.mlp._extra_state"] = None
+    prefix = "model.layers.0."
+    state[f"{prefix}self_attn._extra_state"] = io.BytesIO(b"scales")
+    state[f"{prefix}mlp._extra_state"] = None
+    state[f"{prefix}mlp.up_proj._extra_state"] = torch.arange(5, dtype=torch.uint8)
+    state[f"{prefix}mlp.down_proj._extra_state"] = {"scale": 2.0}
     return save(directory, {"model": state})
 
 
@@ -314,8 +325,16 @@ def empty_state(directory: Path) -> Path:
 
 def colliding(directory: Path) -> Path:
     """Two keys that lead to one output name: ``model.model.norm.weight`` and ``model.norm.weight``."""
-    return save(directory, {"model": {"model.norm.weight": torch.ones(4), "norm.weight": torch.zeros(4),
-                                      "_orig_mod.model.norm.weight": torch.zeros(4)}})
+    return save(
+        directory,
+        {
+            "model": {
+                "model.norm.weight": torch.ones(4),
+                "norm.weight": torch.zeros(4),
+                "_orig_mod.model.norm.weight": torch.zeros(4),
+            }
+        },
+    )
 
 
 def one_element_paths(directory: Path) -> Path:
@@ -359,7 +378,7 @@ def safetensors_format_with_bytes(directory: Path) -> Path:
 
     All tensor items have the offset where it starts; no plain safetensors reader opens such a file.
     """
-    state = {"model": {"model.norm.weight": torch.arange(4.0), "model._extra_state": {"scale": 2.0}}, "step": 3}
+    state = {"model": {"model.norm.weight": torch.arange(4.0), "model._extra_state": io.BytesIO(b"scales")}, "step": 3}
     return save(directory, state, serialization_format=SerializationFormat.SAFETENSORS)
 
 
@@ -390,9 +409,12 @@ def module_of(cls: type, name: str) -> Iterator[None]:
     chain = [".".join(parts[: i + 1]) for i in range(len(parts))]
     fakes = {module: types.ModuleType(module) for module in chain if module not in sys.modules}
     holder = fakes[name] if name in fakes else sys.modules[name]
-    with patch.dict(sys.modules, fakes), patch.object(holder, cls.__name__, cls, create=True):
-        with patch.object(cls, "__module__", name):
-            yield
+    with (
+        patch.dict(sys.modules, fakes),
+        patch.object(holder, cls.__name__, cls, create=True),
+        patch.object(cls, "__module__", name),
+    ):
+        yield
 
 
 def old_torch_metadata(directory: Path) -> Path:
@@ -448,8 +470,11 @@ def megatron_like(directory: Path) -> Path:
     ``mcore_data`` has one entry a tensor, ``all_local_plans`` the ``SavePlan`` of each rank; ``planner_data`` is None
     (it does not flatten), and there are classes of ``megatron.core``. Keys start with ``decoder.``, ``embedding.``.
     """
-    state = {"embedding.word_embeddings.weight": torch.randn(8, 4), "decoder.layers.mlp.linear_fc1.weight":
-             torch.randn(2, 6, 4), "decoder.final_layernorm.weight": torch.ones(4)}  # layers are stacked in dimension 0
+    state = {
+        "embedding.word_embeddings.weight": torch.randn(8, 4),
+        "decoder.layers.mlp.linear_fc1.weight": torch.randn(2, 6, 4),
+        "decoder.final_layernorm.weight": torch.ones(4),
+    }  # layers are stacked in dimension 0
     save(directory, state)
     metadata: Any = load_metadata(directory)
     metadata.planner_data = None
@@ -464,7 +489,7 @@ def megatron_like(directory: Path) -> Path:
 
 def _write_item(key: str, entry: TensorStorageMetadata) -> WriteItem:
     data = TensorWriteData(entry.chunks[0], entry.properties, entry.size)
-    return WriteItem(MetadataIndex(key, entry.chunks[0].offsets, 0), WriteItemType.SHARD, data)
+    return WriteItem(MetadataIndex(key, entry.chunks[0].offsets, 0), WriteItemType.SHARD, tensor_data=data)
 
 
 def protocol(directory: Path, number: int) -> Path:

@@ -1,0 +1,95 @@
+# One word for each thing to do here; `make help` lists them.
+#
+#   make test PYTHON=python3.12        another Python for the virtual environment
+#   make demo VENV=/tmp/venv           another place for it
+#   make demo PIP_ARGS='--index-url …' anything else that pip should know, such as where a CPU build of torch is
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+
+RUN = $(VENV)/bin/
+STAMP = $(VENV)/.installed
+DOCS_STAMP = $(VENV)/.installed-docs
+PIP = $(RUN)python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
+TORCH = $(shell grep '^torch==' constraints.txt)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+WIZARD = notebooks/5-wizard.ipynb
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-long check format bench lab app docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP) ## the virtual environment, with everything but the docs tools
+
+# The stamp lies in the environment, so that both go together. torch comes first and alone: with the pinned version in
+# place no later step is tempted to fetch another build of it. pip still prints its errors (-qq silences the rest).
+$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing $(TORCH) into $(VENV) (the first time this takes minutes)"
+	@$(PIP) '$(TORCH)'
+	@echo "Installing dcptools with its notebook and test extras"
+	@$(PIP) -c constraints.txt -e '.[notebook,test]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	@echo "Installing the docs tools"
+	@$(PIP) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || { \
+	  echo "dcptools needs Python 3.11 to 3.14, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)" >&2; \
+	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+demo: $(STAMP) ## a small checkpoint, and the whole line from it to safetensors
+	$(RUN)python -m dcptools.demo build/demo --walk
+
+# In `test` and `check` everything runs, and the target fails if one part did. -rs prints why tests were skipped.
+test: $(STAMP) ## all tests but the long ones, and every notebook
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  echo "No Chromium here: the browser tests (marker e2e) are skipped. On Debian: apt-get install chromium"
+	@failed=0; \
+	echo "pytest"; $(RUN)python -m pytest -q -rs || failed=1; \
+	if [ -n "$(NOTEBOOKS)" ]; then \
+	  echo "pytest --nbmake notebooks"; $(RUN)python -m pytest -q -rs --nbmake --nbmake-timeout=600 notebooks || failed=1; \
+	else echo "There are no notebooks to run."; fi; \
+	exit $$failed
+
+test-long: $(STAMP) ## the tests that take minutes or gigabytes
+	$(RUN)python -m pytest -q -rs -m long
+
+check: $(STAMP) ## lint, format, types, direction of imports, notebooks without output
+	@failed=0; \
+	for tool in 'ruff check .' 'ruff format --check .' mypy lint-imports; do \
+	  echo "$$tool"; $(RUN)$$tool || failed=1; \
+	done; \
+	if [ -n "$(NOTEBOOKS)" ]; then \
+	  echo "nbstripout --verify notebooks"; $(RUN)nbstripout --verify --keep-id $(NOTEBOOKS) || failed=1; fi; \
+	exit $$failed
+
+format: $(STAMP) ## let ruff and nbstripout put right what they can
+	$(RUN)ruff check --fix .
+	$(RUN)ruff format .
+	@if [ -n "$(NOTEBOOKS)" ]; then $(RUN)nbstripout --keep-id $(NOTEBOOKS); fi
+
+bench: $(STAMP) ## how fast, and in how much memory
+	$(RUN)python -m tests.bench
+
+# JupyterLab refuses to run as root unless told that it is meant, as in a container.
+lab: $(STAMP) ## JupyterLab with the wizard
+	$(RUN)jupyter lab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(if $(wildcard $(WIZARD)),$(WIZARD),.)
+
+app: $(STAMP) ## the wizard as a page of its own
+	$(RUN)voila $(WIZARD)
+
+docs: $(DOCS_STAMP) ## the documentation in build/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet --site-dir build/docs
+	@echo "build/docs/index.html"
+
+clean: ## remove what was built, but not the virtual environment
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

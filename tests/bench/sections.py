@@ -1,0 +1,155 @@
+"""What is compared with what, and which ratio is wanted."""
+
+from __future__ import annotations
+
+import filecmp
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import checkpoints
+from tests.bench.process import Program, Run, module, run, run_in_turn
+from tests.bench.report import Row, Section, Target, Unit, at_least, at_most, below
+
+MB = 1e6  # bytes
+MEMORY_LIMIT = 500e6  # bytes, whatever is converted, and for each chunk that the metadata lists:
+MEMORY_PER_CHUNK = 1000  # bytes
+ONE_FILE = 10_000_000_000  # bytes: a shard size that none of these checkpoints reaches
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for on the command line."""
+
+    directory: Path
+    parameters: int
+    rounds: int
+    shard_size: int  # bytes
+    workers: int
+    commands: tuple[str, ...] = ()
+
+    @property
+    def out(self) -> Path:
+        return self.directory / "out"
+
+
+def speed(settings: Settings) -> Section:
+    load_dir = checkpoints.get(settings.directory, checkpoints.QWEN, settings.parameters)
+    runs = run_in_turn(speed_programs(settings, load_dir), settings.rounds, warm=load_dir)
+
+    def row(name: str, first: str, second: str, target: Target) -> Row:
+        return Row(name, "s", seconds(runs[first]), seconds(runs[second]), target)
+
+    rows = (
+        row("loop / ours, fsync off", "loop", "ours", at_least(8)),
+        row("loop (never syncs) / ours, durable", "loop", "ours durable", at_least(4)),
+        row("ours / floor, bf16, fsync off", "ours", "floor", at_most(1.25)),
+        row("ours / floor, bf16, durable", "ours durable", "floor durable", at_most(1.25)),
+        row("ours / floor, keep, fsync off", "ours keep", "floor keep", at_most(1.15)),
+    )
+    notes = (same_files(settings.out / "loop", settings.out / "ours"), peaks(runs, ("loop", "ours", "floor")))
+    shutil.rmtree(settings.out)
+    about = (
+        f"about {settings.parameters:,} fp32 parameters of {checkpoints.QWEN.ranks} ranks, "
+        f"shard size {settings.shard_size:,} bytes, {settings.rounds} rounds"
+    )
+    return Section("speed", about, rows, notes)
+
+
+def speed_programs(settings: Settings, load_dir: Path) -> list[Program]:
+    """All contenders. Only two outputs are compared in the end; the others share a place to spare the disk."""
+    size, workers = settings.shard_size, settings.workers
+
+    def program(name: str, kind: str, *arguments: object) -> Program:
+        output = settings.out / (name if name in ("loop", "ours") else "other")
+        return Program(name, module(kind, load_dir, output, size, *arguments), output)
+
+    return [
+        program("loop", "loop"),
+        program("ours", "ours", "bfloat16", workers, "nosync"),
+        program("floor", "floor", 2, workers, "nosync"),
+        program("ours durable", "ours", "bfloat16", workers, "sync"),
+        program("floor durable", "floor", 2, workers, "sync"),
+        program("ours keep", "ours", "keep", workers, "nosync"),
+        program("floor keep", "floor", 1, workers, "nosync"),
+    ]
+
+
+def same_files(first: Path, second: Path) -> str:
+    """Whether both programs wrote the same: a fast program that writes something else wins nothing."""
+    names = sorted({path.name for folder in (first, second) for path in folder.glob("*.safetensors")})
+    _, different, missing = filecmp.cmpfiles(first, second, names, shallow=False)
+    if different or missing:
+        return f"{first.name} and {second.name} DIFFER in {', '.join(different + missing)}"
+    return f"{first.name} and {second.name} wrote the same bytes: {len(names)} files"
+
+
+def peaks(runs: dict[str, list[Run]], names: Sequence[str]) -> str:
+    each = (f"{name} {max(run.peak_bytes for run in runs[name]) / MB:.0f} MB" for name in names)
+    return f"peak memory of the process: {', '.join(each)}"
+
+
+def seconds(runs: Sequence[Run]) -> tuple[float, ...]:
+    return tuple(run.seconds for run in runs)
+
+
+def memory(settings: Settings) -> Section:
+    cases = (
+        ("a decoder in one file", checkpoints.QWEN, ONE_FILE),
+        ("one large tensor", checkpoints.ONE_TENSOR, settings.shard_size),
+        ("one tensor cut along dim 1 by 8 ranks", checkpoints.COLUMNS, settings.shard_size),
+    )
+    rows: list[Row] = []
+    for name, maker, shard_size in cases:
+        load_dir = checkpoints.get(settings.directory, maker, settings.parameters)
+        plan = run(module("predict", load_dir, shard_size)).answer
+        [[measured]] = run_in_turn([command_line(load_dir, settings, shard_size)], 1, warm=load_dir).values()
+        peak, limit = measured.peak_bytes / MB, (MEMORY_LIMIT + MEMORY_PER_CHUNK * plan["chunks"]) / MB
+        rows.append(Row(f"{name}: peak / limit", "MB", (peak,), (limit,), at_most(1)))
+        rows.append(Row(f"{name}: peak / predicted", "MB", (peak,), (plan["peak_bytes"] / MB,), at_most(1)))
+    shutil.rmtree(settings.out)
+    return Section("memory", "peak of the whole process `python -m dcptools.convert`", tuple(rows))
+
+
+def command_line(load_dir: Path, settings: Settings, shard_size: int) -> Program:
+    output = settings.out / "command-line"
+    options = ("--load-dir", str(load_dir), "--save-dir", str(output), "--shard-size", str(shard_size))
+    return Program("dcptools", (sys.executable, "-m", "dcptools.convert", *options), output)
+
+
+def metadata(settings: Settings) -> Section:
+    load_dir = checkpoints.get(settings.directory, checkpoints.MANY_CHUNKS, settings.parameters)
+    programs = [Program(name, module("metadata", name, load_dir)) for name in ("dcptools", "torch")]
+    runs = run_in_turn(programs, settings.rounds, warm=load_dir)
+
+    def row(name: str, unit: Unit, field: str, target: Target | None) -> Row:
+        scale = MB if unit == "MB" else 1
+        ours, torch = (tuple(run.answer[field] / scale for run in runs[name]) for name in ("dcptools", "torch"))
+        return Row(f"dcptools / torch, {name}", unit, ours, torch, target)
+
+    rows = (
+        row("time", "s", "seconds", below(0.5)),
+        row("memory afterwards", "MB", "resident_bytes", below(0.5)),
+        row("memory at the peak", "MB", "peak_bytes", None),
+    )
+    return Section("metadata", f"reading `.metadata` of {load_dir.name}", rows)
+
+
+def command(settings: Settings) -> Section:
+    load_dir = checkpoints.get(settings.directory, checkpoints.QWEN, settings.parameters)
+    output = settings.out / "command"
+    others = [
+        Program(template, tuple(shlex.split(template.format(load=load_dir, save=output))), output)
+        for template in settings.commands
+    ]
+    ours = command_line(load_dir, settings, settings.shard_size)
+    runs = run_in_turn([ours, *others], settings.rounds, warm=load_dir)
+    rows = [Row(other.name, "s", seconds(runs[other.name]), seconds(runs[ours.name])) for other in others]
+    shutil.rmtree(settings.out)
+    return Section("command", "the whole process / `python -m dcptools.convert`, durable", tuple(rows))
+
+
+SECTIONS = {"speed": speed, "metadata": metadata, "memory": memory, "command": command}
