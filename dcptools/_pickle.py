@@ -32,9 +32,11 @@ _RUN = re.compile(
     b"|c[A-Za-z0-9_.]{1,200}\\n[A-Za-z0-9_.]{1,200}\\n|Q|(?=[XBT])|(?<=\\.)\\Z))*+" % (_PLAIN, _ONE, _COUNTED),
     re.DOTALL,
 )
+# Eight tuples, one in another. A level has at most as many BINGETs as the tuple has members; more are other values on
+# the stack: ``{key: (key,)}``, the planner_data of bare names, is BINGET, BINGET, TUPLE1 for each key, and harmless.
 _NESTED = re.compile(
-    b"[\x85\x86\x87t](?:(?:h.|\x94|q.)*+[\x85\x86\x87t]){7}", re.DOTALL
-)  # eight tuples, one in another
+    b"[\x85\x86\x87t](?:(?:\x94|q.)*+(?:(?:h.)?\x85|(?:h.){0,2}\x86|(?:h.){0,3}\x87|(?:h.)*+t)){7}", re.DOTALL
+)
 _LONG_STRINGS = b"XBT"  # BINUNICODE, BINBYTES, BINSTRING: opcode, 4 bytes little-endian length, bytes
 
 

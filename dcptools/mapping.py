@@ -26,7 +26,7 @@ from dcptools.tensors import View
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KeyMapping", "Leftover", "Output", "Rename", "preview"]
+__all__ = ["KeyMapping", "Leftover", "MappingOptions", "Output", "Rename", "preview"]
 
 _FLAT = ("_flat_param", "flat_param")
 _ADAPTER = re.compile(r"(^|\.)(base_model\.model\.|lora_[AB]\b|lora_embedding_[AB]\b|modules_to_save\.)")
@@ -97,6 +97,18 @@ class Leftover:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class MappingOptions:
+    """What ``preview`` was asked, to do the same again."""
+
+    model_assets_dir: str | None = None
+    layout: str = "auto"
+    root: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rename: tuple[Rename, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class KeyMapping:
     """Which tensors will be written under which names; every checkpoint key is a source or a leftover."""
@@ -108,6 +120,7 @@ class KeyMapping:
     layout: str  # "container", "bare", or "" if none was found
     root: str  # the container
     assets: Assets | None
+    options: MappingOptions
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
@@ -270,7 +283,11 @@ def preview(
     if reference is not None:
         raise UsageError("reference is reserved for comparing with a model, and is not supported yet.\nLeave it out.")
     checkpoint = as_checkpoint(checkpoint)
-    rules = [Rename.parse(rule) for rule in rename]
+    rules = tuple(Rename.parse(rule) for rule in rename)
+    options = MappingOptions(
+        None if model_assets_dir is None else os.fspath(model_assets_dir),
+        layout, root, tuple(include), tuple(exclude), rules,
+    )  # fmt: skip
     assets = find_assets(model_assets_dir) if model_assets_dir is not None else None
     keys, wrappers = _keys(checkpoint)
     choice = choose(list(keys.values()), layout, root)
@@ -292,7 +309,7 @@ def preview(
     ordered = tuple(sorted(outputs, key=lambda output: output.name))
     return KeyMapping(
         checkpoint, ordered, leftovers, tuple(found),
-        choice.layout if choice else "", choice.root if choice else "", assets,
+        choice.layout if choice else "", choice.root if choice else "", assets, options,
     )  # fmt: skip
 
 

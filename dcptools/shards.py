@@ -90,6 +90,7 @@ class ShardPlan:
     files: tuple[ShardFile, ...]
     shard_size: int  # bytes
     dtype: str  # what was asked for; "keep" too
+    dtype_for: tuple[tuple[str, str], ...]  # glob and dtype of each exception
     findings: tuple[Finding, ...]  # of the mapping and of the plan
 
     @cached_property
@@ -254,11 +255,11 @@ def plan(
     """
     mapping = mapping if isinstance(mapping, KeyMapping) else preview(mapping)
     size = parse_bytes(shard_size)
-    choose = _DTypes(dtype, dtype_for)
-    written = {output.name: choose(output) for output in mapping.outputs}
+    exceptions = tuple(_split(exception) for exception in dtype_for)
+    written, unused = written_dtypes(mapping, dtype, exceptions)
     found = [
         *mapping.findings,
-        *(Finding("pattern-unused", "warning", "", f"{glob!r} of dtype_for matched no name") for glob in choose.unused),
+        *(Finding("pattern-unused", "warning", "", f"{glob!r} of dtype_for matched no name") for glob in unused),
         *_about_dtypes(mapping, written, dtype),
         *_about_sizes(mapping, written, size),
     ]
@@ -266,27 +267,29 @@ def plan(
         found = [finding.as_error() if finding.severity == "warning" else finding for finding in found]
     _refuse_errors(found, strict)
     files = tuple(_files(mapping.outputs, written, size))
-    return ShardPlan(mapping, files, size, dtype, tuple(found))
+    return ShardPlan(mapping, files, size, dtype, exceptions, tuple(found))
 
 
-class _DTypes:
-    """Chooses the written dtype of an output, and remembers which exceptions matched."""
+def written_dtypes(
+    mapping: KeyMapping, dtype: str, exceptions: Sequence[tuple[str, str]] = ()
+) -> tuple[dict[str, DType], list[str]]:
+    """The dtype that each output is written in, by name, and the globs of the exceptions that matched nothing.
 
-    def __init__(self, dtype: str, exceptions: Iterable[str | tuple[str, str]]) -> None:
-        self._dtype = _checked(dtype)
-        pairs = [_split(exception) for exception in exceptions]
-        self._exceptions = [(re.compile(fnmatch.translate(glob)), glob, name) for glob, name in pairs]
-        self.unused = {glob: None for glob, _ in pairs}
-
-    def __call__(self, output: Output) -> DType:
-        asked = None
-        for regex, glob, name in self._exceptions:
-            if regex.match(output.name):
-                self.unused.pop(glob, None)
-                asked = asked or name
+    Raises UsageError for a dtype that cannot be written.
+    """
+    default = _checked(dtype)
+    rules = [(glob, re.compile(fnmatch.translate(glob)), _checked(name)) for glob, name in exceptions]
+    unused = dict.fromkeys(glob for glob, _ in exceptions)
+    written = {}
+    for output in mapping.outputs:
+        matching = [(glob, name) for glob, regex, name in rules if regex.match(output.name)]
+        for glob, _ in matching:
+            unused.pop(glob, None)
+        asked = matching[0][1] if matching else None
         castable = output.dtype.kind == "float" or (output.dtype.kind == "float8" and asked is not None)
-        name = asked or self._dtype
-        return TABLE[name] if castable and name != "keep" else output.dtype
+        name = asked or default
+        written[output.name] = TABLE[name] if castable and name != "keep" else output.dtype
+    return written, list(unused)
 
 
 def _split(exception: str | tuple[str, str]) -> tuple[str, str]:

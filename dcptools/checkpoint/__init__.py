@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -174,6 +175,12 @@ class Checkpoint:
     @property
     def warnings(self) -> tuple[Finding, ...]:
         return of_severity(self.findings, "warning")
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that wrote, by the names of the files (``__<rank>_<n>.distcp``)."""
+        found = (re.fullmatch(r"__(\d+)_\d+\.distcp", file.name.rpartition("/")[2]) for file in self.files)
+        return tuple(sorted({int(match[1]) for match in found if match}))
 
     @cached_property
     def chunk_count(self) -> int:

@@ -1,0 +1,52 @@
+"""The command line and the Python call that do what a plan says, to copy."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan
+
+__all__ = ["command_line", "python_call"]
+
+
+def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> str:
+    """The shell command that converts just so; options at their defaults are left out.
+
+    >>> print(command_line(plan(demo.checkpoint, "1GB"), "out"))  # doctest: +ELLIPSIS
+    python -m dcptools.convert --load-dir ... --save-dir out --shard-size 1000000000
+    """
+    words = ["python", "-m", "dcptools.convert", "--load-dir", plan.mapping.checkpoint.path, "--save-dir", save_dir]
+    for name, value in _options(plan, overwrite=overwrite).items():
+        option = "--" + name.replace("_", "-")
+        for one in value if isinstance(value, list) else [value]:
+            words += [option] if one is True else [option, "=".join(one) if isinstance(one, tuple) else str(one)]
+    return shlex.join(words)
+
+
+def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> str:
+    """The call of ``dcptools.convert`` that converts just so.
+
+    >>> print(python_call(plan(demo.checkpoint, dtype="keep"), "out"))  # doctest: +ELLIPSIS
+    dcptools.convert('...', 'out', dtype='keep')
+    """
+    named = _options(plan, overwrite=overwrite).items()
+    arguments = [repr(plan.mapping.checkpoint.path), repr(save_dir), *(f"{name}={value!r}" for name, value in named)]
+    return f"dcptools.convert({', '.join(arguments)})"
+
+
+def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:
+    options = plan.mapping.options
+    given: dict[str, Any] = {
+        "model_assets_dir": options.model_assets_dir,
+        "layout": options.layout if options.layout != "auto" else None,
+        "root": options.root,
+        "include": list(options.include),
+        "exclude": list(options.exclude),
+        "rename": [(rule.pattern, rule.replacement) for rule in options.rename],
+        "shard_size": plan.shard_size if plan.shard_size != DEFAULT_SHARD_SIZE else None,
+        "dtype": plan.dtype if plan.dtype != "bfloat16" else None,
+        "dtype_for": list(plan.dtype_for),
+        "overwrite": overwrite or None,
+    }
+    return {name: value for name, value in given.items() if value}
