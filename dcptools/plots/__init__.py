@@ -1,0 +1,27 @@
+"""Pictures of plans and checkpoints as matplotlib figures: output files, bytes, chunks, values.
+
+``from dcptools import plots`` asks for it by name: nothing else of the package needs matplotlib, which comes with the
+extra ``notebook``. A figure shows itself in a notebook cell, on a light or a dark page, with a sentence for screen
+readers, and ``figure.savefig("shards.png")`` saves it. pyplot's global state is never touched, so figures can be made
+in any thread.
+"""
+
+from __future__ import annotations
+
+from dcptools.errors import DcptoolsError
+
+try:
+    import matplotlib.figure  # noqa: F401
+except ImportError as error:
+    raise DcptoolsError(
+        f"dcptools.plots needs matplotlib, which cannot be imported ({error}).\n"
+        "Install it with: pip install 'dcptools[notebook]'"
+    ) from error
+
+from dcptools.plots._chunks import chunks
+from dcptools.plots._figure import describe
+from dcptools.plots._histogram import histogram
+from dcptools.plots._shards import shards
+from dcptools.plots._sizes import sizes
+
+__all__ = ["chunks", "describe", "histogram", "shards", "sizes"]

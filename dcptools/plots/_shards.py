@@ -1,0 +1,201 @@
+"""The output files of a plan: a bar each, tensors as its segments."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from dcptools._table import format_bytes
+from dcptools.errors import UsageError
+from dcptools.plots import _figure as page
+from dcptools.shards import ShardFile, ShardPlan
+
+MOST_SEGMENTS = 2000  # rectangles; more would be thinner than a pixel
+MOST_NAMES = 40  # files with their names beside the bars
+FAR_LIMIT = 2.5  # a limit so many times the longest bar would only make the bars short
+Segment = tuple[int, int, str]  # start and width in bytes of the file's values, group
+
+OUTSIDE = "outside of layers"
+_LAYER = re.compile(r"\.(\d+)\.")
+_KINDS = (  # the first that matches; the order matters: q_norm is in self_attn, experts are in mlp
+    ("norm", re.compile(r"norm|(^|\.)ln_\w+\."), page.RED),
+    ("experts", re.compile(r"expert"), page.PURPLE),
+    ("attention", re.compile(r"attn|attention"), page.BLUE),
+    ("mlp", re.compile(r"mlp|ffn|feed_forward|(^|\.)(fc\d|moe|block_sparse_moe)\."), page.ORANGE),
+    ("embedding", re.compile(r"embed|(^|\.)(wte|wpe|lm_head|score)\."), page.GREEN),
+    ("other", re.compile(""), page.GREY),
+)
+
+
+class _Groups(NamedTuple):
+    title: str
+    of: Callable[[str], str]  # name of a tensor -> its group
+    colours: dict[str, str]  # group -> colour, in the order of the legend
+
+
+def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", limit: bool = True) -> Figure:
+    """Draw the output files: a horizontal bar a file, its tensors as segments, in the order of their places.
+
+    Bytes are those of the values, which is what the shard size limits; a file's header is not drawn. Of a plan with
+    more than 2,000 tensors, neighbours that would be too thin to see are drawn as one segment, in the colour of most of
+    its bytes.
+
+    Parameters
+    ----------
+    plan
+        What :func:`dcptools.plan` returned.
+    color_by
+        ``layer`` (by number, and one colour for what is outside of layers) or ``module`` (attention, mlp, norm,
+        embedding with the output head, experts, other).
+    limit
+        Draw the shard size as a line; where it is far beyond the longest bar, it is only mentioned.
+
+    Raises
+    ------
+    UsageError
+        ``color_by`` is something else.
+
+    Examples
+    --------
+    >>> from dcptools import plan, plots
+    >>> figure = plots.shards(plan(demo.checkpoint, shard_size="200kB"), color_by="module")
+    >>> figure.savefig(demo.directory / "shards.png")
+    """
+    groups = _groups(plan, color_by)
+    count = sum(len(file.tensors) for file in plan.files)
+    tiny = 2 * plan.total_bytes // MOST_SEGMENTS if count > MOST_SEGMENTS else 0  # bytes
+    bars = [list(_segments(file, groups.of, tiny)) for file in plan.files]
+    longest = max((file.data_nbytes for file in plan.files), default=0)
+    shown_limit = limit and plan.shard_size <= FAR_LIMIT * longest
+
+    figure, axes = page.new_figure(1.5 + (0.3 if len(bars) <= MOST_NAMES else 0.06) * len(bars))
+    right = 1.02 * max(longest, plan.shard_size if shown_limit else 1)
+    _draw(axes, bars, groups.colours, tiny=right / 300)
+    axes.set(xlim=(0, right), ylim=(len(bars) - 0.4, -0.6))
+    axes.set_xlabel("bytes of values in the file", color=page.INK, fontsize=9)
+    page.byte_axis(axes, right)
+    _label_files(axes, plan.files)
+    handles: list[Artist] = [Patch(facecolor=colour, label=group) for group, colour in _sample(groups)]
+    notes = [f"each colour is a {color_by}"]
+    if tiny:
+        notes[0] += f"; neighbours of less than {format_bytes(tiny)} are drawn as one"
+    if limit and not shown_limit:
+        notes.append(f"the limit of {format_bytes(plan.shard_size)} a file is far to the right")
+    if shown_limit:
+        handles.append(_draw_limit(axes, plan.shard_size))
+    page.titled(figure, axes, _headline(plan), notes, pad=20 if shown_limit else 8)
+    page.legend(figure, handles, groups.title)
+    return page.finished(figure, _description(plan, color_by))
+
+
+def _groups(plan: ShardPlan, color_by: str) -> _Groups:
+    if color_by not in ("layer", "module"):
+        raise UsageError(f"Cannot colour by {color_by!r}.\nExpected 'layer' or 'module'.")
+    group = _layer if color_by == "layer" else _kind
+    present = {group(t.output.name) for file in plan.files for t in file.tensors}
+    if color_by == "module":
+        return _Groups("module", group, {kind: colour for kind, _, colour in _KINDS if kind in present})
+    layers = sorted(present - {OUTSIDE}, key=int)
+    colours = dict(zip(layers, page.sequential(len(layers)), strict=True))
+    return _Groups("layer", group, colours | ({OUTSIDE: page.RED} if OUTSIDE in present else {}))
+
+
+def _layer(name: str) -> str:
+    match = _LAYER.search(name)
+    return str(int(match.group(1)[:9])) if match else OUTSIDE
+
+
+def _kind(name: str) -> str:
+    return next(kind for kind, pattern, _ in _KINDS if pattern.search(name))
+
+
+def _segments(file: ShardFile, group_of: Callable[[str], str], tiny: int) -> Iterator[Segment]:
+    """The file's tensors; neighbours of less than ``tiny`` bytes together, until they are not tiny any more."""
+    header = len(file.header)
+    gathered: Counter[str] = Counter()
+    start = 0
+    for tensor in file.tensors:
+        at, group = tensor.start - header, group_of(tensor.output.name)
+        if tensor.nbytes >= tiny and gathered:
+            yield _as_one(start, gathered)
+            gathered.clear()
+        start = start if gathered else at
+        gathered[group] += tensor.nbytes
+        if gathered.total() >= max(tiny, 1):
+            yield _as_one(start, gathered)
+            gathered.clear()
+    if gathered.total():
+        yield _as_one(start, gathered)
+
+
+def _as_one(start: int, gathered: Counter[str]) -> Segment:
+    return start, gathered.total(), gathered.most_common(1)[0][0]
+
+
+def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str], tiny: float) -> None:
+    """All segments as one artist; a white edge tells neighbours apart where it does not hide a thin segment."""
+    rows = [(row, *segment) for row, bar in enumerate(bars) for segment in bar]
+    y, x, width = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
+    corners = np.stack([x, y - 0.4, x, y + 0.4, x + width, y + 0.4, x + width, y - 0.4], axis=1).reshape(-1, 4, 2)
+    faces = [colours[group] for *_, group in rows]
+    edges = ["white" if wide else face for wide, face in zip(width > tiny, faces, strict=True)]
+    drawn = PolyCollection(list(corners), facecolors=faces, edgecolors=edges, linewidths=0.4, label="segments")
+    axes.add_collection(drawn, autolim=False)
+
+
+def _label_files(axes: Axes, files: Sequence[ShardFile]) -> None:
+    """Names and sizes beside the bars; of many files only numbers, and not all."""
+    if len(files) <= MOST_NAMES:
+        axes.set_yticks(range(len(files)), [page.name_label(file.filename) for file in files])
+        beside = axes.get_yaxis_transform()
+        for row, file in enumerate(files):
+            size = format_bytes(file.data_nbytes)
+            axes.text(1.01, row, size, transform=beside, va="center", fontsize=page.SMALL, color=page.FAINT)
+    else:
+        step = next(s for s in (5, 10, 20, 50, *range(100, len(files) + 100, 100)) if len(files) / s <= MOST_NAMES)
+        numbers = [1, *range(step, len(files) + 1, step)]
+        axes.set_yticks([number - 1 for number in numbers], [f"{number:,}" for number in numbers])
+        axes.set_ylabel("number of the file", color=page.INK, fontsize=9)
+    axes.tick_params(axis="y", length=0, labelsize=page.SMALL)
+
+
+def _draw_limit(axes: Axes, nbytes: int) -> Line2D:
+    text = f"limit {format_bytes(nbytes)}"
+    line = axes.axvline(nbytes, color=page.INK, linestyle=(0, (4, 2)), linewidth=1.4, label=text)
+    axes.annotate(
+        text, (nbytes, 1), (0, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center",
+        fontsize=page.SMALL, color=page.INK,
+    )  # fmt: skip
+    return line
+
+
+def _sample(groups: _Groups, most: int = 12) -> list[tuple[str, str]]:
+    """The groups for the legend; of many layers an evenly spaced choice."""
+    entries = [entry for entry in groups.colours.items() if entry[0] != OUTSIDE]
+    if len(entries) > most:
+        entries = [entries[i] for i in np.linspace(0, len(entries) - 1, 8).round().astype(int)]
+    return entries + [entry for entry in groups.colours.items() if entry[0] == OUTSIDE]
+
+
+def _headline(plan: ShardPlan) -> str:
+    files = "1 file" if len(plan.files) == 1 else f"{len(plan.files):,} files"
+    return f"{files}, {format_bytes(plan.total_bytes)} ({plan.dtype})"
+
+
+def _description(plan: ShardPlan, color_by: str) -> str:
+    sizes = [file.data_nbytes for file in plan.files] or [0]
+    return (
+        f"Bar chart of the output files of a plan, coloured by {color_by}: {_headline(plan)}, from "
+        f"{format_bytes(min(sizes))} to {format_bytes(max(sizes))} each, with a limit of "
+        f"{format_bytes(plan.shard_size)} a file."
+    )

@@ -1,0 +1,101 @@
+"""Where the bytes of a checkpoint are: by module, by root, or by dtype."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+from dcptools._table import format_bytes
+from dcptools.checkpoint import NO_ROOT, Checkpoint, StoredObject, StoredTensor, as_checkpoint
+from dcptools.errors import UsageError
+from dcptools.plots import _figure as page
+
+MOST_BARS = 20  # and one for all others
+
+
+def sizes(
+    checkpoint: Checkpoint | str | os.PathLike[str],
+    *,
+    by: Literal["module", "root", "dtype"] = "module",
+    depth: int | None = None,
+) -> Figure:
+    """Draw the bytes of a checkpoint as sorted horizontal bars; the largest 20, and the others as one.
+
+    Bytes are those of the values, and for pickled objects the stored ones.
+
+    Parameters
+    ----------
+    checkpoint
+        What :func:`dcptools.read` returned, or a path.
+    by
+        ``module`` (a key without its last segment, numbers as ``*``: all layers are one bar), ``root`` (the container
+        in the saved state dict), or ``dtype``.
+    depth
+        With ``module``: how many segments of the key are told apart; 3 gives ``model.layers.*``. All by default.
+
+    Raises
+    ------
+    UsageError
+        ``by`` or ``depth`` is something else.
+    DcptoolsError
+        What :func:`dcptools.read` raises for a path.
+
+    Examples
+    --------
+    >>> from dcptools import plots
+    >>> figure = plots.sizes(demo.checkpoint, by="module", depth=3)
+    >>> figure.savefig(demo.directory / "sizes.png")
+    """
+    if by not in ("module", "root", "dtype"):
+        raise UsageError(f"Cannot group by {by!r}.\nExpected 'module', 'root' or 'dtype'.")
+    if depth is not None and (by != "module" or depth < 1):
+        raise UsageError(f"depth={depth!r} cannot be used.\nExpected a positive number of segments, with by='module'.")
+    checkpoint = as_checkpoint(checkpoint)
+    counts: Counter[str] = Counter()
+    entries: list[StoredTensor | StoredObject] = [*checkpoint.tensors.values(), *checkpoint.objects.values()]
+    for entry in entries:
+        counts[_group(entry, by, depth)] += entry.nbytes or 0
+    return _draw(counts, by)
+
+
+def _group(entry: StoredTensor | StoredObject, by: str, depth: int | None) -> str:
+    if by == "root":
+        return entry.root or NO_ROOT
+    if by == "dtype":
+        return entry.dtype.name if isinstance(entry, StoredTensor) else "object"
+    parts = entry.key.split(".")
+    kept = (parts[:-1] or parts)[:depth]
+    return ".".join("*" if part.isdecimal() else part for part in kept)
+
+
+def _draw(counts: Counter[str], by: str) -> Figure:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    bars = [(page.name_label(group), nbytes) for group, nbytes in ranked[:MOST_BARS]]
+    rest = ranked[MOST_BARS:]
+    if rest:
+        bars.append((f"other ({len(rest):,} more)", sum(nbytes for _, nbytes in rest)))
+    total = counts.total()
+    largest = max((nbytes for _, nbytes in bars), default=0) or 1
+
+    figure, axes = page.new_figure(1.3 + 0.28 * max(2, len(bars)))
+    drawn = axes.barh(range(len(bars)), [nbytes for _, nbytes in bars], height=0.72, color=page.BLUE)
+    if rest:
+        drawn[-1].set_facecolor(page.GREY)
+    texts = [f"{format_bytes(nbytes)}  {_percent(nbytes, total)}" for _, nbytes in bars]
+    axes.bar_label(drawn, texts, padding=4, fontsize=page.SMALL, color=page.INK)
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=page.SMALL)
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, 1.22 * largest), ylim=(max(1, len(bars)) - 0.4, -0.6))
+    page.byte_axis(axes, largest)
+    headline = f"{format_bytes(total)} by {by}"
+    page.titled(figure, axes, headline, ["numbers in names are shown as *"] if any("*" in g for g in counts) else [])
+    top = ", ".join(f"{label} {format_bytes(nbytes)}" for label, nbytes in bars[:3]) or "nothing is stored"
+    return page.finished(figure, f"Bar chart of the bytes of a checkpoint by {by}: {format_bytes(total)}; {top}.")
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / whole if whole else 0
+    return "<1%" if 0 < share < 1 else f"{share:.0f}%"

@@ -1,0 +1,26 @@
+"""The steps from checkpoint to model as widgets, and all of them in one :class:`Wizard`.
+
+Each step works alone in a cell, and its attributes are the core's own values::
+
+    from dcptools import widgets
+    w = widgets.Wizard("checkpoints/step-100")   # click through it
+    w.plan, w.report                             # the values, for the next cell
+
+Nothing is computed here: the steps call ``read``, ``preview``, ``plan`` and ``write``. Core ipywidgets only, so no
+extension has to be installed.
+"""
+
+try:
+    import ipywidgets as _ipywidgets  # noqa: F401
+    import matplotlib as _matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"{error}\nThe widgets need the notebook extra: pip install 'dcptools[notebook]'") from None
+
+from dcptools.widgets._convert import Convert, Result
+from dcptools.widgets._inspect import Inspect
+from dcptools.widgets._mapping import Mapping
+from dcptools.widgets._open import Open
+from dcptools.widgets._shards import Shards
+from dcptools.widgets._wizard import Wizard
+
+__all__ = ["Convert", "Inspect", "Mapping", "Open", "Result", "Shards", "Wizard"]

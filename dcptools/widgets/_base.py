@@ -1,0 +1,144 @@
+"""What all steps share: handlers that cannot fail silently, escaped messages, a static view without a kernel."""
+
+from __future__ import annotations
+
+import functools
+import html
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, ParamSpec
+
+import ipywidgets as W
+import traitlets as T
+
+from dcptools._table import SHOWN_ROWS, html_table, printable
+from dcptools.errors import DcptoolsError
+from dcptools.findings import Finding, summary_lines
+
+P = ParamSpec("P")
+
+# Colours come from JupyterLab's own variables, so that light and dark follow the theme; the second value serves
+# programs that have no such variables.
+STYLE = """<style>
+.dcptools { --dcp-text: var(--jp-ui-font-color1, currentColor); --dcp-soft: var(--jp-ui-font-color2, #666);
+  --dcp-line: var(--jp-border-color2, #bbb); --dcp-fill: var(--jp-layout-color2, rgba(128,128,128,.12)); }
+.dcptools .widget-html-content, .dcptools .widget-html > .widget-html-content { line-height: 1.45; }
+.dcptools table.dcp { border-collapse: collapse; width: 100%; font-size: 12px; color: var(--dcp-text); }
+.dcptools table.dcp th, .dcptools table.dcp td { text-align: left; padding: 2px 10px 2px 0; white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis; max-width: 46ch; border-bottom: 1px solid var(--dcp-line);
+  background: transparent; vertical-align: top; }
+.dcptools table.dcp th { font-weight: 600; border-bottom: 2px solid var(--dcp-line); }
+.dcptools table.dcp td.num, .dcptools table.dcp th.num { text-align: right; font-variant-numeric: tabular-nums; }
+.dcptools table.dcp td.wrap { white-space: normal; max-width: none; overflow-wrap: anywhere; }
+.dcptools .dcp-scroll { overflow-x: auto; }
+.dcptools .dcp-alert { border-left: 4px solid; padding: 6px 12px; margin: 4px 0; background: var(--dcp-fill);
+  color: var(--dcp-text); overflow-wrap: anywhere; }
+.dcptools .dcp-error { border-color: #d55e00; } .dcptools .dcp-warning { border-color: #e69f00; }
+.dcptools .dcp-info { border-color: #0072b2; } .dcptools .dcp-success { border-color: #009e73; }
+.dcptools .dcp-alert p { margin: 0 0 2px; } .dcptools .dcp-soft { color: var(--dcp-soft); }
+.dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--dcp-fill);
+  color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
+.dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
+.dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
+.dcptools .dcp-tree button { text-align: left; background: transparent; color: var(--dcp-text);
+  font-family: var(--jp-code-font-family, monospace); font-size: 12px; overflow: hidden; text-overflow: ellipsis; }
+.dcptools .dcp-tree button:disabled { opacity: 1; }
+</style>"""
+
+
+def escape(text: object) -> str:
+    """Text from a file, safe and visible in HTML."""
+    return html.escape(printable(str(text)))
+
+
+def alert(kind: str, text: str, details: str = "") -> str:
+    """A box with a message; ``role=alert`` makes screen readers say it. Both texts are escaped here."""
+    lines = "".join(f"<p>{escape(line)}</p>" for line in text.splitlines())
+    folded = f"<details><summary>Details</summary><pre class='dcp'>{html.escape(details)}</pre></details>"
+    role = "alert" if kind in ("error", "warning") else "status"
+    return f"<div role='{role}' class='dcp-alert dcp-{kind}'>{lines}{folded if details else ''}</div>"
+
+
+def findings_html(findings: Iterable[Finding], most: int = 5) -> str:
+    """The findings as boxes, errors first, at most ``most`` of a code."""
+    lines = list(summary_lines(findings, most=most))
+    return "".join(alert(line.partition("[")[0], line) for line in lines)
+
+
+def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric: Iterable[int] = ()) -> str:
+    """A table in the steps' look; every cell is escaped, and shown whole on hovering."""
+    numbers = set(numeric)
+
+    def mark(column: int) -> str:
+        return " class='num'" if column in numbers else ""
+
+    head = "".join(f"<th scope='col'{mark(i)}>{escape(name)}</th>" for i, name in enumerate(header))
+    body = "".join(
+        "<tr>" + "".join(f"<td{mark(i)} title='{escape(c)}'>{escape(c)}</td>" for i, c in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<div class='dcp-scroll'><table class='dcp'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure_html(figure: Any, text: str, width: int = 900) -> str:
+    """A matplotlib figure as an image with a text alternative."""
+    import base64
+    import io
+
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=110)
+    data = base64.b64encode(target.getvalue()).decode()
+    return f"<img class='dcp' style='width:{width}px' alt='{escape(text)}' src='data:image/png;base64,{data}'>"
+
+
+def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """A callback of a step that shows what goes wrong: Jupyter itself would hide it in a log."""
+
+    @functools.wraps(method)
+    def safe(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            self.message.value = ""
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.show_error(error)
+
+    return safe  # type: ignore[return-value]
+
+
+class Step(W.VBox):  # type: ignore[misc]
+    """A step of the way from checkpoint to model; works alone in a cell, or as a part of the wizard.
+
+    ``blocked`` says why the next step cannot begin yet, and is empty when it can.
+    """
+
+    title = ""
+    blocked = T.Unicode("")
+
+    def __init__(self, children: Iterable[W.Widget] = ()) -> None:
+        self.message = W.HTML()
+        super().__init__([W.HTML(STYLE), *children, self.message])
+        self.add_class("dcptools")
+
+    def show_error(self, error: BaseException) -> None:
+        """The error as one plain message, the traceback folded."""
+        known = isinstance(error, (DcptoolsError, OSError))
+        text = str(error) if known else f"Something went wrong: {type(error).__name__}: {error}"
+        details = "" if isinstance(error, DcptoolsError) else "".join(traceback.format_exception(error))
+        self.message.value = alert("error", text, details)
+
+    def summary(self) -> tuple[str, list[str], list[list[str]]]:
+        """Headline, header and rows of the static view."""
+        return self.title, [], []
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> Any:
+        """The live widget, and beside it a static view for where there is no kernel: GitHub, nbviewer, nbconvert."""
+        bundle = super()._repr_mimebundle_(include=include, exclude=exclude, **kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        headline, header, rows = self.summary()
+        note = "Run the notebook for the live view."
+        table = html_table(header, rows, most=SHOWN_ROWS) if rows else ""
+        data["text/html"] = f"<div><p><strong>{escape(headline)}</strong></p>{table}<p><em>{note}</em></p></div>"
+        data["text/plain"] = f"{headline} ({note})"
+        return bundle

@@ -1,0 +1,98 @@
+"""Long work on a thread of its own, with progress, time left, and a Cancel that works.
+
+Callbacks of widgets may run on the thread that also runs cells, so they must return at once; only a worker thread
+leaves room for the click on Cancel. The thread sets traits, at most ten times a second.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as W
+import traitlets as T
+
+from dcptools._table import format_bytes
+from dcptools.errors import Cancelled
+
+UPDATE_SECONDS = 0.1
+Run = Callable[[Callable[[int, int, str], None], threading.Event], Any]
+
+
+class Job(W.VBox):  # type: ignore[misc]
+    """A start button, a cancel button, and the progress of ``run(progress, cancel)``.
+
+    ``done`` is called on the worker thread with the result, ``failed`` with the exception.
+    """
+
+    running = T.Bool(False)
+
+    def __init__(
+        self, label: str, run: Run, done: Callable[[Any], None], failed: Callable[[BaseException], None]
+    ) -> None:
+        self._run, self._done, self._failed = run, done, failed
+        self._cancel = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.start = W.Button(description=label, button_style="primary", icon="play", layout={"width": "160px"})
+        self.cancel = W.Button(description="Cancel", icon="stop", disabled=True, layout={"width": "110px"})
+        self.bar = W.FloatProgress(min=0.0, max=1.0, layout={"width": "320px"})
+        self.text = W.HTML("<span role='status'>not started</span>")
+        row = W.Layout(flex_flow="row wrap", align_items="center")
+        super().__init__([W.HBox([self.start, self.cancel, self.bar], layout=row), self.text])
+        self.start.on_click(lambda _: self.begin())
+        self.cancel.on_click(lambda _: self._cancel.set())
+
+    def begin(self) -> None:
+        """Start, unless it is running."""
+        if self.running:
+            return
+        self._cancel.clear()
+        self.running = True
+        self.start.disabled, self.cancel.disabled, self.bar.bar_style = True, False, ""
+        self.bar.value, self._shown, self._since = 0.0, 0.0, time.monotonic()
+        self._say("starting")
+        self._thread = threading.Thread(target=self._work, name="dcptools-job", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it is over."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _work(self) -> None:
+        try:
+            result = self._run(self._progress, self._cancel)
+        except Cancelled:
+            self._end("warning", "cancelled; nothing half-written is left")
+        except BaseException as error:
+            self._end("danger", "failed")
+            self._failed(error)
+        else:
+            self.bar.value = 1.0
+            self._end("success", f"done in {time.monotonic() - self._since:.1f} s")
+            self._done(result)
+        finally:
+            self.running = False
+
+    def _end(self, style: str, text: str) -> None:
+        self.bar.bar_style = style
+        self._say(text)
+        self.start.disabled, self.cancel.disabled = False, True
+
+    def _progress(self, done: int, total: int, current: str) -> None:
+        now = time.monotonic()
+        if now - self._shown < UPDATE_SECONDS:
+            return
+        self._shown, spent = now, max(now - self._since, 1e-9)
+        share, rate = done / total if total else 1.0, done / spent
+        left = f", about {(total - done) / rate:.0f} s left" if rate else ""
+        self.bar.value = share
+        self._say(f"{share:.0%}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s{left}", current)
+
+    def _say(self, text: str, current: str = "") -> None:
+        from dcptools.widgets._base import escape
+
+        tail = f" <span class='dcp-soft'>{escape(current[-60:])}</span>" if current else ""
+        self.text.value = f"<span role='status'>{escape(text)}</span>{tail}"

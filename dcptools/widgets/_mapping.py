@@ -1,0 +1,152 @@
+"""The third step: review which key becomes which name, and change the rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as W
+import pandas as pd
+import traitlets as T
+
+from dcptools.checkpoint import Checkpoint
+from dcptools.findings import summary_lines
+from dcptools.layouts import LAYOUTS
+from dcptools.mapping import KeyMapping, preview
+from dcptools.shards import DTYPES, written_dtypes
+from dcptools.widgets._base import Step, alert, findings_html, handler
+from dcptools.widgets._table import PagedTable
+
+COLUMNS = ["key", "name", "rule", "shape", "dtype", "written as", "findings"]
+
+
+class Mapping(Step):
+    """Old and new name of every tensor, the rule, the dtypes and the findings; follows each change of a rule at once.
+
+    Parameters
+    ----------
+    checkpoint
+        What :func:`dcptools.read` returned; may be set later.
+    model_assets_dir
+        The directory with config and tokenizer.
+
+    Attributes
+    ----------
+    mapping
+        What :func:`dcptools.preview` returned for the rules as they stand, or None.
+    """
+
+    title = "Mapping"
+    checkpoint = T.Any(None, allow_none=True)
+    mapping = T.Any(None, allow_none=True)
+    model_assets_dir = T.Unicode("")
+    dtype = T.Unicode("bfloat16")
+
+    def __init__(self, checkpoint: Checkpoint | None = None, model_assets_dir: str = "") -> None:
+        wide = {"width": "420px"}
+        self.layout_choice = W.Dropdown(options=LAYOUTS, description="Layout", layout={"width": "240px"})
+        self.root = W.Combobox(
+            description="Root", placeholder="model", continuous_update=False, layout={"width": "240px"}
+        )
+        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout={"width": "240px"})
+        self.include = W.Text(description="Include", placeholder="globs on keys", continuous_update=False, layout=wide)
+        self.exclude = W.Text(description="Exclude", placeholder="globs on keys", continuous_update=False, layout=wide)
+        self.rename = W.Textarea(
+            description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one a line; the first match wins",
+            continuous_update=False, rows=3, layout={"width": "640px"},
+        )  # fmt: skip
+        self.found = W.HTML()
+        self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
+        self.outputs = PagedTable(
+            pd.DataFrame(columns=COLUMNS),
+            search=["key", "name"],
+            facets=["dtype", "rule"],
+            flags={"only findings": lambda frame: frame["findings"] != ""},
+            formats={"shape": str},
+            label="Search keys and names",
+        )
+        self.leftovers = PagedTable(
+            pd.DataFrame(columns=["key", "kind", "reason", "nbytes"]),
+            search=["key"],
+            facets=["reason"],
+            numeric=["nbytes"],
+        )
+        self.findings = W.HTML()
+        self.tabs = W.Tab([self.outputs, self.leftovers, self.findings], titles=("Outputs", "Left out", "Findings"))
+        controls = [self.layout_choice, self.root, self.dtype_choice, self.include, self.exclude, self.rename]
+        rows = [W.HBox(controls[:3]), W.HBox(controls[3:5]), self.rename]
+        super().__init__([*rows, self.found, self.accept, self.tabs])
+        for control in controls:
+            control.observe(self._refresh, "value")
+        self.accept.observe(lambda _: self._decide(), "value")
+        T.link((self, "dtype"), (self.dtype_choice, "value"))
+        self.observe(self._new, "checkpoint")
+        self.observe(self._refresh, "model_assets_dir")
+        self.blocked = "Read a checkpoint first."
+        self.model_assets_dir = model_assets_dir
+        self.checkpoint = checkpoint
+
+    @handler
+    def _new(self, _: Any) -> None:
+        if self.checkpoint is not None:
+            self.root.options = [root for root, *_ in self.checkpoint.summary() if not root.startswith("(")]
+        self._refresh()
+
+    @handler
+    def _refresh(self, _: Any = None) -> None:
+        self.mapping, self.found.value = None, ""
+        self.blocked = "There is no mapping yet."
+        if self.checkpoint is None:
+            return
+        mapping = preview(
+            self.checkpoint,
+            model_assets_dir=self.model_assets_dir or None,
+            layout=self.layout_choice.value,
+            root=self.root.value or None,
+            include=self.include.value.split(),
+            exclude=self.exclude.value.split(),
+            rename=[line for line in self.rename.value.splitlines() if line.strip()],
+        )
+        self._show(mapping)
+        self.mapping = mapping
+        self.accept.value = False
+        self._decide()
+
+    def _show(self, mapping: KeyMapping) -> None:
+        written, _ = written_dtypes(mapping, self.dtype)
+        frame = mapping.to_frame()
+        frame["written as"] = [written[name].name for name in frame["name"]]
+        frame["shape"] = [f"[{', '.join(map(str, shape))}]" for shape in frame["shape"]]
+        self.outputs.frame = frame[COLUMNS]
+        self.leftovers.frame = mapping.leftovers_frame()
+        count = f"{len(mapping.outputs):,} outputs, {len(mapping.leftovers):,} keys left out"
+        kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
+        verdict = {
+            "error": f"{len(mapping.errors):,} errors: this cannot be converted so.",
+            "warning": f"{len(mapping.warnings):,} warnings: look at them before you go on.",
+            "success": "No warnings.",
+        }[kind]
+        self.found.value = alert(kind, f"{count}. {verdict}") + findings_html(
+            (*mapping.errors, *mapping.warnings), most=3
+        )
+        self.findings.value = "".join(
+            alert(line.partition("[")[0].partition(":")[0], line) for line in summary_lines(mapping.findings)
+        )
+
+    def _decide(self) -> None:
+        mapping: KeyMapping | None = self.mapping
+        if mapping is None:
+            return
+        ask = bool(mapping.warnings and not mapping.errors)
+        self.accept.layout.display = "" if ask else "none"
+        if mapping.errors:
+            self.blocked = "The mapping has errors; change a rule, or use another checkpoint."
+        elif ask and not self.accept.value:
+            self.blocked = "There are warnings; tick that you have read them."
+        else:
+            self.blocked = ""
+
+    def summary(self) -> tuple[str, list[str], list[list[str]]]:
+        if self.mapping is None:
+            return "No mapping yet.", [], []
+        rows = [[output.sources[0].key, output.name, output.rule] for output in self.mapping.outputs]
+        return f"{len(rows):,} outputs", ["key", "name", "rule"], rows

@@ -1,0 +1,130 @@
+"""The first step: find a checkpoint, and say what it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+import traitlets as T
+
+from dcptools._table import format_bytes, format_count, printable, some
+from dcptools.checkpoint import Checkpoint, read
+from dcptools.checkpoint._lookalikes import METADATA
+from dcptools.widgets._base import Step, alert, findings_html, handler, table_html
+
+MAX_FOLDERS = 500
+
+
+class Open(Step):
+    """Choose a checkpoint directory and read its metadata.
+
+    Parameters
+    ----------
+    load_dir
+        Where to begin; it is read at once if it is a checkpoint.
+
+    Attributes
+    ----------
+    checkpoint
+        What :func:`dcptools.read` returned, or None.
+    """
+
+    title = "Checkpoint"
+    checkpoint = T.Any(None, allow_none=True)
+
+    def __init__(self, load_dir: str | os.PathLike[str] | None = None) -> None:
+        self.path = W.Text(
+            value=str(load_dir or ""), description="Path", placeholder="directory that holds .metadata",
+            continuous_update=False, layout={"width": "640px"},
+        )  # fmt: skip
+        self.read = W.Button(description="Read", button_style="primary", layout={"width": "100px"})
+        self.folders = W.Select(description="Folders", rows=8, layout={"width": "640px"})
+        self.up = W.Button(description="Up", icon="arrow-up", layout={"width": "100px"})
+        self.enter = W.Button(description="Open folder", layout={"width": "120px"})
+        self.found = W.HTML()
+        chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))
+        super().__init__([W.HBox([self.path, self.read]), chooser, self.found])
+        self._here = Path()
+        self.read.on_click(self._read)
+        self.path.observe(self._read, "value")
+        self.up.on_click(self._go_up)
+        self.enter.on_click(self._go_in)
+        self.folders.observe(self._choose, "value")
+        self._list(self._start())
+        self.blocked = "Read a checkpoint first."
+        if self.path.value:
+            self._read()
+
+    def _start(self) -> Path:
+        path = Path(self.path.value or ".").absolute()
+        return path.parent if (path / METADATA).exists() else path if path.is_dir() else Path.cwd()
+
+    @handler
+    def _read(self, _: Any = None) -> None:
+        self.checkpoint, self.found.value = None, ""
+        self.blocked = "This is not a checkpoint that can be read."
+        if not self.path.value.strip():
+            raise FileNotFoundError("Give the directory of a checkpoint, the one that holds .metadata.")
+        checkpoint = read(self.path.value.strip())
+        self.found.value = _found(checkpoint)
+        self.blocked = ""
+        self.checkpoint = checkpoint
+
+    @handler
+    def _list(self, directory: Path) -> None:
+        folders = sorted(p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
+        marked = [(f"{printable(p.name)}/{'   (DCP checkpoint)' if _is(p) else ''}", str(p)) for p in folders]
+        self._here = directory
+        self.folders.options = [(f"{directory}", ""), *marked[:MAX_FOLDERS]]
+        self.folders.value = ""
+
+    @handler
+    def _choose(self, change: Any) -> None:
+        if change["new"] and _is(Path(change["new"])):
+            self.path.value = change["new"]
+
+    @handler
+    def _go_up(self, _: Any) -> None:
+        self._list(self._here.parent)
+
+    @handler
+    def _go_in(self, _: Any) -> None:
+        if self.folders.value:
+            self._list(Path(self.folders.value))
+
+    def summary(self) -> tuple[str, list[str], list[list[str]]]:
+        if self.checkpoint is None:
+            return "No checkpoint is open.", [], []
+        return _sentence(self.checkpoint), *_roots(self.checkpoint)
+
+
+def _is(path: Path) -> bool:
+    try:
+        return (path / METADATA).is_file()
+    except OSError:
+        return False
+
+
+def _sentence(checkpoint: Checkpoint) -> str:
+    tensors = checkpoint.tensors.values()
+    dtypes = some(dict.fromkeys(t.dtype.name for t in tensors), 6) or "no tensors"
+    ranks = f"{len(checkpoint.ranks)} rank{'s' if len(checkpoint.ranks) != 1 else ''}"
+    return (
+        f"{len(tensors):,} tensors ({format_count(sum(t.numel for t in tensors))} elements, "
+        f"{format_bytes(checkpoint.nbytes)}, {dtypes}) and {len(checkpoint.objects):,} pickled objects, "
+        f"written by {ranks} in {len(checkpoint.files):,} files."
+    )
+
+
+def _roots(checkpoint: Checkpoint) -> tuple[list[str], list[list[str]]]:
+    rows = [[root, f"{n:,}", format_count(e), format_bytes(b), d] for root, n, e, b, d in checkpoint.summary()]
+    return ["root", "keys", "elements", "bytes", "dtypes"], rows
+
+
+def _found(checkpoint: Checkpoint) -> str:
+    return (
+        alert("success", _sentence(checkpoint)) + table_html(*_roots(checkpoint), numeric=(1, 2, 3))
+        + findings_html(checkpoint.findings)
+    )  # fmt: skip

@@ -1,0 +1,125 @@
+"""All steps in one, with Back and Next."""
+
+from __future__ import annotations
+
+import os
+
+import ipywidgets as W
+import traitlets as T
+
+from dcptools.checkpoint import Checkpoint
+from dcptools.mapping import KeyMapping
+from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan
+from dcptools.widgets._base import Step, escape
+from dcptools.widgets._convert import Convert, Result
+from dcptools.widgets._inspect import Inspect
+from dcptools.widgets._mapping import Mapping
+from dcptools.widgets._open import Open
+from dcptools.widgets._shards import Shards
+from dcptools.writer import Report
+
+
+class Wizard(Step):
+    """From a checkpoint to a HuggingFace model by clicking; nothing is written before the step Convert.
+
+    Parameters
+    ----------
+    load_dir
+        A checkpoint to begin with.
+    save_dir, model_assets_dir, shard_size
+        What the fields of the later steps say at first.
+    """
+
+    title = "Wizard"
+    step = T.Int(0)  # which step is shown
+
+    def __init__(
+        self,
+        load_dir: str | os.PathLike[str] | None = None,
+        *,
+        save_dir: str | os.PathLike[str] = "",
+        model_assets_dir: str | os.PathLike[str] = "",
+        shard_size: int | str = DEFAULT_SHARD_SIZE,
+    ) -> None:
+        self.open_step = Open(load_dir)
+        self.inspect_step = Inspect()
+        self.mapping_step = Mapping(model_assets_dir=str(model_assets_dir))
+        self.shards_step = Shards(shard_size=shard_size)
+        self.convert_step = Convert(save_dir=str(save_dir))
+        self.result_step = Result()
+        first = (self.open_step, self.inspect_step, self.mapping_step)
+        self.steps: tuple[Step, ...] = (*first, self.shards_step, self.convert_step, self.result_step)
+        self.heading, self.why = W.HTML(), W.HTML()
+        self.back = W.Button(description="Back", icon="arrow-left", layout={"width": "120px"})
+        self.next = W.Button(description="Next", icon="arrow-right", button_style="primary", layout={"width": "120px"})
+        self.stack = W.Stack(self.steps, selected_index=0)
+        self.stack.layout.margin = "8px 0"
+        super().__init__([self.heading, self.stack, W.HBox([self.back, self.next, self.why])])
+        self.back.on_click(lambda _: self._go(-1))
+        self.next.on_click(lambda _: self._go(1))
+        self._link()
+        for step in self.steps:
+            step.observe(lambda _: self._show(), "blocked")
+        self.observe(lambda _: self._show(), "step")
+        self._show()
+
+    def _link(self) -> None:
+        T.dlink((self.open_step, "checkpoint"), (self.inspect_step, "checkpoint"))
+        T.dlink((self.open_step, "checkpoint"), (self.mapping_step, "checkpoint"))
+        T.dlink((self.mapping_step, "dtype"), (self.shards_step, "dtype"))
+        T.dlink(
+            (self.mapping_step, "mapping"),
+            (self.shards_step, "mapping"),
+            lambda m: None if m is None or m.errors else m,
+        )
+        T.dlink((self.shards_step, "plan"), (self.convert_step, "plan"))
+        T.link((self.mapping_step, "model_assets_dir"), (self.convert_step, "model_assets_dir"))
+        T.dlink((self.convert_step, "report"), (self.result_step, "report"))
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What was read."""
+        return self.open_step.checkpoint  # type: ignore[no-any-return]
+
+    @property
+    def mapping(self) -> KeyMapping | None:
+        """The mapping as it stands."""
+        return self.mapping_step.mapping  # type: ignore[no-any-return]
+
+    @property
+    def plan(self) -> ShardPlan | None:
+        """The plan as it stands."""
+        return self.convert_step.plan  # type: ignore[no-any-return]
+
+    @property
+    def report(self) -> Report | None:
+        """What was written."""
+        return self.convert_step.report  # type: ignore[no-any-return]
+
+    def _go(self, steps: int) -> None:
+        if steps < 0 or not self.steps[self.step].blocked:
+            self.step = min(max(0, self.step + steps), len(self.steps) - 1)
+
+    def _show(self) -> None:
+        current = self.steps[self.step]
+        names = " · ".join(
+            f"<strong aria-current='step'>{escape(s.title)}</strong>" if s is current else escape(s.title)
+            for s in self.steps
+        )
+        self.heading.value = (
+            f"<h2 class='dcp'>Step {self.step + 1} of {len(self.steps)}: {escape(current.title)}</h2>"
+            f"<div class='dcp-soft' role='navigation' aria-label='steps'>{names}</div>"
+        )
+        self.stack.selected_index = self.step
+        self.back.disabled = self.step == 0
+        self.next.disabled = bool(current.blocked) or self.step == len(self.steps) - 1
+        last = self.step == len(self.steps) - 1
+        self.why.value = f"<span class='dcp-soft' role='status'>{escape(current.blocked)}</span>" if not last else ""
+
+    def summary(self) -> tuple[str, list[str], list[list[str]]]:
+        done = [step for step in self.steps if not step.blocked]
+        return self.steps[self.step].summary() if done else ("No checkpoint is open.", [], [])
+
+
+def _without_errors(mapping: KeyMapping | None) -> KeyMapping | None:
+    return None if mapping is None or mapping.errors else mapping
