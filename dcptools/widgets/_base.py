@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec
 import ipywidgets as W
 import traitlets as T
 
+from dcptools import plots
 from dcptools._table import SHOWN_ROWS, html_table, printable
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary_lines
@@ -40,7 +41,8 @@ STYLE = """<style>
   color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
 .dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
-.dcptools .dcp-tree button { text-align: left; background: transparent; color: var(--dcp-text);
+.dcptools .widget-html-content > p { margin: 6px 0 2px; }
+.dcptools .dcp-tree button { white-space: pre; text-align: left; background: transparent; color: var(--dcp-text);
   font-family: var(--jp-code-font-family, monospace); font-size: 12px; overflow: hidden; text-overflow: ellipsis; }
 .dcptools .dcp-tree button:disabled { opacity: 1; }
 </style>"""
@@ -82,15 +84,16 @@ def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric:
     )
 
 
-def figure_html(figure: Any, text: str, width: int = 900) -> str:
-    """A matplotlib figure as an image with a text alternative."""
+def figure_html(figure: Any, width: int = 900) -> str:
+    """A figure of ``plots`` as an image, with its description as the text alternative."""
     import base64
     import io
 
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=110)
     data = base64.b64encode(target.getvalue()).decode()
-    return f"<img class='dcp' style='width:{width}px' alt='{escape(text)}' src='data:image/png;base64,{data}'>"
+    text = escape(plots.describe(figure))
+    return f"<img class='dcp' style='width:{width}px' alt='{text}' src='data:image/png;base64,{data}'>"
 
 
 def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
@@ -120,6 +123,7 @@ class Step(W.VBox):  # type: ignore[misc]
         self.message = W.HTML()
         super().__init__([W.HTML(STYLE), *children, self.message])
         self.add_class("dcptools")
+        self.layout.width = "100%"
 
     def show_error(self, error: BaseException) -> None:
         """The error as one plain message, the traceback folded."""

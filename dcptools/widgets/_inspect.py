@@ -61,6 +61,7 @@ class Inspect(Step):
         self.tabs = W.Tab(
             [self.key_table, self.tree, self.sizes, self.values, self.tensor],
             titles=("Keys", "Tree", "Sizes", "Values", "One tensor"),
+            layout={"width": "99%"},
         )
         super().__init__([self.tabs])
         self.tabs.observe(self._fill, "selected_index")
@@ -102,8 +103,7 @@ class Inspect(Step):
         if self.tabs.selected_index == SIZES and not self.sizes.value:
             parts = []
             for by in ("root", "dtype", "module"):
-                figure = plots.sizes(self.checkpoint, by=by)
-                parts.append(figure_html(figure, f"Bytes by {by}"))
+                parts.append(figure_html(plots.sizes(self.checkpoint, by=by)))
             self.sizes.value = "<br>".join(parts)
 
     def _with_stats(self, frame: pd.DataFrame) -> None:
@@ -137,9 +137,10 @@ class TreeView(W.VBox):  # type: ignore[misc]
         self.all = W.Button(description="Expand all", layout={"width": "110px"})
         self.none = W.Button(description="Collapse all", layout={"width": "110px"})
         self.status = W.HTML()
-        body = W.VBox(self.lines, layout={"min_height": f"{TREE_ROWS * 30}px"})
+        body = W.VBox(self.lines, layout={"min_height": f"{TREE_ROWS // 2 * 30}px"})
         body.add_class("dcp-tree")
-        super().__init__([W.HBox([self.all, self.none, self.previous, self.next, self.status]), body])
+        buttons = [self.all, self.none, self.previous, self.next, self.status]
+        super().__init__([W.HBox(buttons, layout={"align_items": "center"}), body])
         self._expanded: set[str] = set()
         self._first = 0
         for number, (button, _) in enumerate(self.rows):
@@ -160,7 +161,9 @@ class TreeView(W.VBox):  # type: ignore[misc]
 
     def _reset(self) -> None:
         tops = self.tree.nodes if self.tree is not None else ()
-        self._expanded, self._first = {node.path for node in tops if node.path.split(".")[0] == "model"}, 0
+        tops = [node for node in tops if node.label.split(".")[0] == "model"]
+        self._expanded = {node.path for top in tops for node in (top, *top.children)}
+        self._first = 0
         self._show()
 
     def _expand(self, everything: bool) -> None:
@@ -183,7 +186,7 @@ class TreeView(W.VBox):  # type: ignore[misc]
         self._first = min(self._first, max(0, (len(nodes) - 1) // TREE_ROWS * TREE_ROWS))
         self._page = nodes[self._first : self._first + TREE_ROWS]
         for (button, text), line, number in zip(self.rows, self.lines, range(TREE_ROWS), strict=True):
-            line.layout.visibility = "visible" if number < len(self._page) else "hidden"
+            line.layout.display = "flex" if number < len(self._page) else "none"
             if number < len(self._page):
                 node = self._page[number]
                 mark = "" if not node.children else "▾ " if node.path in self._expanded else "▸ "
@@ -270,9 +273,9 @@ class OneTensor(W.VBox):  # type: ignore[misc]
             f"{_shape(tensor.shape)} {tensor.dtype.name}, {format_bytes(tensor.nbytes)}, {len(tensor.offsets):,} chunks"
         )
         parts = [f"<p><strong>{escape(key)}</strong>: {escape(facts)}</p>"]
-        parts.append(figure_html(plots.chunks(self.checkpoint, key), f"Chunks of {key}"))
+        parts.append(figure_html(plots.chunks(self.checkpoint, key)))
         if tensor.numel and tensor.dtype.kind not in ("complex", "opaque"):
-            parts.append(figure_html(plots.histogram(self.checkpoint, key), f"Histogram of {key}"))
+            parts.append(figure_html(plots.histogram(self.checkpoint, key)))
         if tensor.dtype.kind != "opaque":
             values = load_tensor(self.checkpoint, key, first)
             parts.append(f"<p>First values</p><pre class='dcp'>{escape_lines(str(values))}</pre>")

@@ -35,8 +35,8 @@ class Job(W.VBox):  # type: ignore[misc]
         self._run, self._done, self._failed = run, done, failed
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
-        self.start = W.Button(description=label, button_style="primary", icon="play", layout={"width": "160px"})
-        self.cancel = W.Button(description="Cancel", icon="stop", disabled=True, layout={"width": "110px"})
+        self.start = W.Button(description=label, button_style="primary", layout={"width": "160px"})
+        self.cancel = W.Button(description="Cancel", disabled=True, layout={"width": "110px"})
         self.bar = W.FloatProgress(min=0.0, max=1.0, layout={"width": "320px"})
         self.text = W.HTML("<span role='status'>not started</span>")
         row = W.Layout(flex_flow="row wrap", align_items="center")

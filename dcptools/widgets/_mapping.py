@@ -71,7 +71,11 @@ class Mapping(Step):
             numeric=["nbytes"],
         )
         self.findings = W.HTML()
-        self.tabs = W.Tab([self.outputs, self.leftovers, self.findings], titles=("Outputs", "Left out", "Findings"))
+        self.tabs = W.Tab(
+            [self.outputs, self.leftovers, self.findings],
+            titles=("Outputs", "Left out", "Findings"),
+            layout={"width": "99%"},
+        )
         controls = [self.layout_choice, self.root, self.dtype_choice, self.include, self.exclude, self.rename]
         rows = [W.HBox(controls[:3]), W.HBox(controls[3:5]), self.rename]
         super().__init__([*rows, self.found, self.accept, self.tabs])

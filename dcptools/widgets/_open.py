@@ -41,7 +41,7 @@ class Open(Step):
         )  # fmt: skip
         self.read = W.Button(description="Read", button_style="primary", layout={"width": "100px"})
         self.folders = W.Select(description="Folders", rows=8, layout={"width": "640px"})
-        self.up = W.Button(description="Up", icon="arrow-up", layout={"width": "100px"})
+        self.up = W.Button(description="Up", layout={"width": "100px"})
         self.enter = W.Button(description="Open folder", layout={"width": "120px"})
         self.found = W.HTML()
         chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))

@@ -47,7 +47,7 @@ class Shards(Step):
             base=10, min=MIN_LOG, max=MAX_LOG, step=0.05, description="Shard size", readout=False,
             continuous_update=False, layout={"width": "420px"},
         )  # fmt: skip
-        self.size = W.Text(description="bytes", continuous_update=False, layout={"width": "220px"})
+        self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
         self.files = PagedTable(
@@ -104,7 +104,7 @@ class Shards(Step):
     def _draw(self) -> None:
         if self.plan is not None:
             figure = plots.shards(self.plan, color_by=self.color.value)
-            self.figure.value = figure_html(figure, f"The {len(self.plan.files)} files of the plan and their sizes")
+            self.figure.value = figure_html(figure)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.plan is None:

@@ -13,6 +13,7 @@ import traitlets as T
 from dcptools.widgets._base import alert, table_html
 
 PAGE_ROWS = 20
+ROW_PIXELS = 23
 ANY = "any"
 
 
@@ -59,12 +60,12 @@ class PagedTable(W.VBox):  # type: ignore[misc]
         self.order = W.Dropdown(description="sort by", layout={"width": "190px"})
         self.order.style.description_width = "50px"
         self.descending = W.Checkbox(description="descending", indent=False, layout={"width": "110px"})
-        self.previous = W.Button(description="Previous page", icon="chevron-left", layout={"width": "140px"})
-        self.next = W.Button(description="Next page", icon="chevron-right", layout={"width": "140px"})
+        self.previous = W.Button(description="Previous page", layout={"width": "140px"})
+        self.next = W.Button(description="Next page", layout={"width": "140px"})
         self.page = W.BoundedIntText(min=1, max=1, value=1, description="Page", layout={"width": "140px"})
         self.page.style.description_width = "40px"
         self.status = W.HTML()
-        self.body = W.HTML(layout={"min_height": f"{26 * PAGE_ROWS + 40}px"})
+        self.body = W.HTML()
         wrap = W.Layout(flex_flow="row wrap", align_items="center")
         top = W.HBox([self.search, self.regex, *self.filters.values(), *self.checks.values()], layout=wrap)
         bottom = W.HBox([self.previous, self.page, self.next, self.order, self.descending, self.status], layout=wrap)
@@ -92,6 +93,9 @@ class PagedTable(W.VBox):  # type: ignore[misc]
     @frame.setter
     def frame(self, frame: pd.DataFrame) -> None:
         self._frame = frame
+        self.body.layout.min_height = (
+            f"{ROW_PIXELS * min(PAGE_ROWS, len(frame)) + 40}px"  # filtering must not make it jump
+        )
         self._quiet = True
         for name, dropdown in self.filters.items():
             values = [ANY, *sorted(frame[name].dropna().astype(str).unique())]

@@ -50,8 +50,8 @@ class Wizard(Step):
         first = (self.open_step, self.inspect_step, self.mapping_step)
         self.steps: tuple[Step, ...] = (*first, self.shards_step, self.convert_step, self.result_step)
         self.heading, self.why = W.HTML(), W.HTML()
-        self.back = W.Button(description="Back", icon="arrow-left", layout={"width": "120px"})
-        self.next = W.Button(description="Next", icon="arrow-right", button_style="primary", layout={"width": "120px"})
+        self.back = W.Button(description="Back", layout={"width": "120px"})
+        self.next = W.Button(description="Next", button_style="primary", layout={"width": "120px"})
         self.stack = W.Stack(self.steps, selected_index=0)
         self.stack.layout.margin = "8px 0"
         super().__init__([self.heading, self.stack, W.HBox([self.back, self.next, self.why])])
