@@ -43,22 +43,23 @@ def run(
     workers: int,
     report: Callable[[], None],
     cancel: threading.Event | None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Do all the work; each of the threads makes a worker of its own and takes the next piece when it is free.
 
     ``report`` is called in the calling thread, every ``TICK_SECONDS`` and at the end. After an error, a
-    cancellation or Ctrl-C no piece is begun any more; those under way are waited for.
+    cancellation or Ctrl-C ``stop`` is set, and no piece is begun any more; those under way are waited for.
 
     Raises
     ------
     Cancelled
         The event was set.
     """
-    stop, taking = threading.Event(), threading.Lock()
+    stopped, taking = stop or threading.Event(), threading.Lock()
 
     def take() -> Work | None:
         with taking:
-            return None if stop.is_set() else next(work, None)
+            return None if stopped.is_set() else next(work, None)
 
     def loop() -> None:
         do = make_worker()
@@ -78,5 +79,14 @@ def run(
             if not waiting:
                 return
     finally:
-        stop.set()
+        stopped.set()
+        _join(pool)
+
+
+def _join(pool: ThreadPoolExecutor) -> None:
+    """Wait for the workers, also when Ctrl-C is pressed again: they must not write into what is being removed."""
+    try:
         pool.shutdown(wait=True, cancel_futures=True)
+    except BaseException:
+        pool.shutdown(wait=True)
+        raise

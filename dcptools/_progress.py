@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dcptools._table import printable
+
 LOG_SECONDS = 30.0  # between lines where stderr is a batch job's log
 
 
@@ -25,7 +27,7 @@ def bar(progress: Callable[[int, int, str], None] | bool | None) -> Iterator[Cal
         def report(done: int, total: int, current: str) -> None:
             shown.total = total
             if interactive:
-                shown.set_postfix_str(current[-40:], refresh=False)
+                shown.set_postfix_str(printable(current[-40:]), refresh=False)
             shown.update(done - shown.n)
 
         yield report

@@ -39,6 +39,15 @@ def format_count(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "file"), counted(1200, "file")
+    ('1 file', '1,200 files')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def parse_bytes(text: str | int) -> int:
     """A size in bytes from a number or from ``500MB``, ``5GB``, ``2GiB``.
 

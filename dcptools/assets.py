@@ -29,8 +29,9 @@ MAX_CONFIG_BYTES = 64 << 20
 # Weights, optimizer and training state, and what would make transformers look for other weights
 _NOT_ASSETS = re.compile(
     r"\..*"  # .metadata, .gitattributes
-    r"|.*\.(safetensors|bin|pt|pth|ckpt|distcp|h5|msgpack|gguf|ggml|onnx|npz|npy|tmp|lock|incomplete)(\.index\.json)?"
-    r"|(optimizer|optim|scheduler|lr_scheduler|rng_state|random_states?|scaler|training_args|events\.out)\b.*"
+    r"|.*\.(safetensors|bin|pt|pth|ckpt|distcp|h5|msgpack|gguf|ggml|ot|onnx|onnx_data|npz|npy|tmp|lock|incomplete)"
+    r"(\.index\.json)?"
+    r"|(optimizer|optim|scheduler|lr_scheduler|rng_state|random_states?|scaler|training_args|events\.out)(_\d|\b).*"
     r"|(trainer_state|adapter_config)\.json|latest|zero_to_fp32\.py",
     re.IGNORECASE,
 )
@@ -51,11 +52,11 @@ class Assets:
     config: str  # the text of config.json; "" if there is none
     findings: tuple[Finding, ...]
 
-    def config_for(self, dtype: str) -> bytes:
-        """config.json with every field kept and the dtype that is written; as it is where it is not a JSON object."""
+    def config_for(self, dtype: str) -> bytes | None:
+        """config.json with every field kept and the dtype that is written; None where it is not a JSON object."""
         config = _parse(self.config)
         if config is None:
-            return self.config.encode()
+            return None
         return (json.dumps(_with_dtype(config, dtype), indent=2, ensure_ascii=False) + "\n").encode()
 
     def says(self, field: str) -> Any:

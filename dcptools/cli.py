@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from dcptools._table import counted, printable
 from dcptools.errors import DcptoolsError, FindingsError, UsageError
 from dcptools.findings import Finding, summary_lines
 from dcptools.layouts import LAYOUTS
@@ -50,7 +51,7 @@ mapping_options = _options(
         type=click.Choice(LAYOUTS),
         default="auto",
         show_default=True,
-        help="How HuggingFace names are found in the keys.",
+        help="How HuggingFace names are found in the keys: container takes the leading 'model.' away, bare keeps them.",
     ),
     click.option("--root", metavar="NAME", help="Convert this container instead of 'model', for example ema."),
     click.option(
@@ -116,7 +117,9 @@ def inspect_command(directory: Path | None, load_dir: Path | None, show_all: boo
         click.echo(checkpoint.keys_table(None if show_all else 20))
 
 
-@click.command(name="preview", context_settings=HELP)
+@click.command(
+    name="preview", short_help="Show which name every key gets, and what looks wrong.", context_settings=HELP
+)
 @source_options
 @mapping_options
 @leftover_option
@@ -124,24 +127,25 @@ def inspect_command(directory: Path | None, load_dir: Path | None, show_all: boo
 def preview_command(
     directory: Path | None, load_dir: Path | None, list_leftovers: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    """Show which key becomes which HuggingFace name, what is left out, and what looks wrong. Writes nothing."""
+    """Show which name every key gets, what is left out, and what looks wrong. Writes nothing."""
     mapping = _preview(_load_dir(directory, load_dir), options)
     if as_json:
         _print_json(mapping.to_json())
     elif not quiet:
         click.echo(mapping)
         _list_leftovers(mapping, list_leftovers)
-    if mapping.errors:
-        raise FindingsError(f"{len(mapping.errors)} errors; this checkpoint cannot be converted so.", mapping.findings)
+    if mapping.errors:  # shown above unless quiet; --json promises one object
+        _print_findings(mapping.errors if quiet else ())
+        raise click.ClickException(f"{counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted so.")
 
 
-@click.command(name="plan", context_settings=HELP)
+@click.command(name="plan", short_help="Show the files of the result and the memory needed.", context_settings=HELP)
 @source_options
 @mapping_options
 @plan_options
 @output_options
 def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Show how the result will be cut into files, with sizes and the memory needed. Writes nothing."""
+    """Show the files of the result, their sizes, and the memory needed. Writes nothing."""
     planned = _plan(_load_dir(directory, load_dir), options)
     if as_json:
         _print_json(planned.to_json())
@@ -230,6 +234,10 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except SystemExit as stop:
+        if stop.code != 1:
+            raise
+        status = 0  # of its own accord click exits in this mode for a closed pipe only
     except DcptoolsError as error:
         status = _show_error(error, as_json)
     except Exception as error:
@@ -242,6 +250,8 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
 
 
 def _show_error(error: DcptoolsError, as_json: bool) -> int:
+    if isinstance(error, FindingsError) and "--quiet" not in sys.argv:  # a pattern that matched nothing says why
+        _print_findings(finding for finding in error.findings if finding.severity == "warning")
     click.echo(f"Error: {error}", err=True)
     if as_json:
         findings = error.findings if isinstance(error, FindingsError) else ()
@@ -293,7 +303,7 @@ def _print_findings(findings: Iterable[Finding]) -> None:
 def _list_leftovers(mapping: Any, wanted: bool) -> None:
     if wanted:
         for left in mapping.leftovers:
-            click.echo(f"left out: {left.key} ({left.reason})")
+            click.echo(printable(f"left out: {left.key} ({left.reason})"))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from dcptools._table import printable
+
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 SHOWN_PER_CODE = 20  # findings; a terminal shows so many of one code and counts the rest
@@ -20,7 +22,7 @@ CODES: dict[str, str] = {
     "missing-file": "A .distcp file that the metadata names is not in the directory.",
     "truncated-file": "A .distcp file ends before the bytes that the metadata promises.",
     "hole": "The stored chunks do not cover the whole tensor; torch would leave the hole unfilled, silently.",
-    "overlap": "Stored chunks overlap without being exact replicas.",
+    "overlap": "Stored chunks overlap without being exact replicas, or reach outside of the tensor.",
     "no-storage": "The metadata lists a chunk but not where its bytes are.",
     "unsupported-encoding": "The bytes are stored with a transform or in a format that dcptools does not read.",
     # the mapping
@@ -76,7 +78,8 @@ class Finding:
 
     def __str__(self) -> str:
         where = f" {self.key}:" if self.key else ":"
-        return f"{self.severity}[{self.code}]{where} {self.message}" + (f" ({self.hint})" if self.hint else "")
+        text = f"{self.severity}[{self.code}]{where} {self.message}" + (f" ({self.hint})" if self.hint else "")
+        return printable(text)  # keys are untrusted: they must not drive a terminal
 
     def as_error(self) -> Finding:
         """The same finding as an error (what ``strict`` does to warnings)."""

@@ -31,7 +31,7 @@ WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 TRAINING_STATE = frozenset(
     {
         *("optimizer", "optim", "optimizers", "lr_scheduler", "scheduler", "dataloader", "train_state", "extra_state"),
-        *("rng_state", "rng", "step", "epoch"),
+        *("rng_state", "rng", "step", "global_step", "iteration", "epoch"),
     }
 )
 _HEADS = ("lm_head.", "score.")
@@ -85,7 +85,9 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -
     """
     if layout not in LAYOUTS:
         raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
-    if root is not None and layout != "bare":
+    if root is not None and layout == "bare":
+        raise UsageError("Bare names have no root.\nLeave out root= (--root), or layout 'bare'.")
+    if root is not None:
         if not any(key.name.startswith(root + ".") for key in keys):
             raise UsageError(
                 f"No tensor's key starts with {root + '.'!r}.\nTop-level keys: {some(top_level(keys), 10)}."

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dcptools._table import format_bytes, format_count, html_table, some, text_table
+from dcptools._table import counted, format_bytes, format_count, html_table, some, text_table
 from dcptools.assets import Assets, find_assets
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
@@ -201,8 +201,8 @@ class KeyMapping:
 
     def _headline(self) -> str:
         parameters = sum(output.numel for output in self.outputs)
-        outputs = f"{len(self.outputs):,} outputs with {format_count(parameters)} elements"
-        return f"{outputs}; {len(self.leftovers):,} keys left out"
+        outputs = f"{counted(len(self.outputs), 'output')} with {format_count(parameters)} elements"
+        return f"{outputs}; {counted(len(self.leftovers), 'key')} left out"
 
     def _rows(self) -> list[tuple[Any, ...]]:
         return [
@@ -297,11 +297,12 @@ def preview(
         *_about_choice(checkpoint, choice, outputs, list(keys.values())),
         *_about_checkpoint(checkpoint, used),
         *(
-            Finding("wrapper-removed", "info", key, f"took out {some(wrappers[key])}")
-            for key in used
-            if key in wrappers
+            Finding("wrapper-removed", "info", key, f"took out {some(dict.fromkeys(removed))}")
+            for key, removed in wrappers.items()
+            if key in used
         ),
         *findings,
+        *_reserved(outputs),
         *_collisions(outputs),
         *_about_assets(assets, outputs),
     ]
@@ -358,8 +359,8 @@ def _outputs(
         if name is None or choice is None or refusal:
             reasons[key] = refusal if name is not None and refusal else _why_not_model(tensor, choice)
             continue
-        findings += _about_key(key, name, usual, choice)
         rule = next((rule for rule in rules if rule.apply(name) is not None), None)
+        findings += _about_key(key, name, usual or rule is not None, choice)
         if rule is not None:
             unused.discard(rule)
             name = rule.apply(name) or ""
@@ -405,10 +406,8 @@ def _about_key(key: str, name: str, usual: bool, choice: Choice) -> Iterator[Fin
         )  # fmt: skip
     elif not usual:
         found = f"is neither {choice.root}.model.* nor {choice.root}.lm_head.weight; it is named {name!r}"
-        yield Finding("unusual-key", "warning", key, found, "a rename rule gives another name")
-    if name in ("__metadata__", ""):
         yield Finding(
-            "reserved-name", "error", key, f"would be named {name!r}, which safetensors cannot store", "rename it"
+            "unusual-key", "warning", key, found, "layout 'bare' keeps it as it is, a rename rule gives another name"
         )
 
 
@@ -420,11 +419,13 @@ def _about_choice(
         if choice.unusual:
             yield Finding("container", "warning", "", f"the model is read from {choice.root!r}", "root= names another")
         return
+    unwanted = sum(name_of(key, choice)[0] is not None for key in keys) if choice else 0
+    tops = sorted({*top_level(keys), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
         "no-model-weights", "error", "", "No model weights found!",
+        f"{counted(unwanted, 'key')} of the model, and all left out: look at include= and exclude=" if unwanted else
         f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
-        f"top-level keys here: {some(top_level(keys) or sorted(checkpoint.objects), 10) or 'none'}; "
-        "if the model is there, say where with layout= or root=",
+        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, say where with layout= or root=",
     )  # fmt: skip
 
 
@@ -433,6 +434,13 @@ def _about_checkpoint(checkpoint: Checkpoint, used: set[str]) -> Iterator[Findin
     for finding in checkpoint.findings:
         harmless = finding.severity == "error" and finding.key and finding.key not in used
         yield replace(finding, severity="warning", hint="it is not converted") if harmless else finding
+
+
+def _reserved(outputs: Sequence[Output]) -> Iterator[Finding]:
+    for output in outputs:
+        if output.name in ("__metadata__", ""):
+            would = f"would be named {output.name!r}, which safetensors cannot store"
+            yield Finding("reserved-name", "error", output.sources[0].key, would, "rename or exclude it")
 
 
 def _collisions(outputs: Sequence[Output]) -> Iterator[Finding]:
@@ -477,7 +485,7 @@ def _leftovers(
     if leftovers:
         counts = Counter(left.reason for left in leftovers)
         text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
-        findings.append(Finding("left-out", "info", "", f"{len(leftovers):,} keys: {text}"))
+        findings.append(Finding("left-out", "info", "", f"{counted(len(leftovers), 'key')}: {text}"))
     return leftovers
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dcptools._parallel import default_workers
-from dcptools._table import format_bytes, format_count, html_table, parse_bytes, text_table
+from dcptools._table import counted, format_bytes, format_count, html_table, parse_bytes, text_table
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import TABLE, DType
 from dcptools.errors import FindingsError, NoModelWeights, UsageError
@@ -191,7 +191,7 @@ class ShardPlan:
         }
 
     def _headline(self) -> str:
-        files = f"{len(self.files):,} file" + ("" if len(self.files) == 1 else "s")
+        files = counted(len(self.files), "file")
         elements = f"{format_count(self.total_parameters)} elements as {self.dtype}"
         return (
             f"{files} with {format_bytes(self.total_bytes)} ({elements}), "
@@ -344,11 +344,13 @@ def _refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
     errors = of_severity(findings, "error")
     if not errors:
         return
-    lines = "\n".join(summary_lines(errors))
-    if any(finding.code == "no-model-weights" for finding in errors):
-        raise NoModelWeights(lines, findings)
+    nothing = next((finding for finding in errors if finding.code == "no-model-weights"), None)
+    if nothing:
+        others = summary_lines(finding for finding in errors if finding is not nothing)
+        raise NoModelWeights("\n".join([nothing.message, nothing.hint.replace("; ", ";\n"), *others]), findings)
     because = " (warnings count as errors: strict)" if strict else ""
-    raise FindingsError(f"{len(errors):,} errors forbid to convert{because}:\n{lines}", findings)
+    count = counted(len(errors), "error") + (" forbids" if len(errors) == 1 else " forbid")
+    raise FindingsError("\n".join([f"{count} to convert{because}:", *summary_lines(errors)]), findings)
 
 
 def _files(outputs: Sequence[Output], written: dict[str, DType], size: int) -> Iterator[ShardFile]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,10 @@ class Source(Protocol):
         """Bytes in the file, or None if there is no such file."""
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if the file ends before."""
+        """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
+
+    def close(self) -> None:
+        """Let go of what is kept open and not in use; the next read opens it again."""
 
 
 class LocalSource:
@@ -45,21 +49,27 @@ class LocalSource:
 
     def size(self, name: str) -> int | None:
         try:
-            return os.stat(self.directory / name).st_size
+            found = os.stat(self.directory / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         done, wanted = 0, out.nbytes
-        with self._descriptor(name) as descriptor:
-            while done < wanted:
-                count = _read_at(descriptor, start + done, out[done:])
-                if count == 0:
-                    raise BrokenCheckpoint(
-                        f"{self.directory / name} ends at byte {start + done:,}, {wanted - done:,} bytes too early.\n"
-                        "The file is truncated, or it is being written. Copy the checkpoint again."
-                    )
-                done += count
+        try:
+            with self._descriptor(name) as descriptor:
+                while done < wanted and (count := _read_at(descriptor, start + done, out[done:])):
+                    done += count
+        except OSError as error:
+            raise BrokenCheckpoint(
+                f"{self.directory / name} cannot be read: {error.strerror or error}.\n"
+                "Look whether it is there and may be read; otherwise copy it again."
+            ) from error
+        if done < wanted:
+            raise BrokenCheckpoint(
+                f"{self.directory / name} ends at byte {start + done:,}, {wanted - done:,} bytes too early.\n"
+                "The file is truncated, or it is being written. Copy the checkpoint again."
+            )
 
     def read(self, name: str, start: int, nbytes: int) -> bytearray:
         """``nbytes`` bytes from ``start`` on."""
@@ -68,11 +78,10 @@ class LocalSource:
         return out
 
     def close(self) -> None:
-        """Close all files; the next read opens them again."""
+        """Close the files that nobody reads just now; the next read opens them again."""
         with self._lock:
-            for descriptor, _ in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
+            for name in [name for name, (_, readers) in self._open.items() if not readers]:
+                os.close(self._open.pop(name)[0])
 
     @contextmanager
     def _descriptor(self, name: str) -> Iterator[int]:

@@ -7,14 +7,19 @@ a shape or a dtype stays apart.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from dcptools._table import format_bytes, format_count, printable
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 
 __all__ = ["Node", "Tree", "tree"]
+
+MAX_DEPTH = 100  # dots of a key that make levels; whoever writes more of them only wants to see a stack overflow
+MAX_DIGITS = 9  # of a layer's number
+_Leaf = tuple[tuple[int, ...], str, int, int]  # shape, dtype, numel, nbytes
+_Group: TypeAlias = "tuple[str, list[_Module]]"  # a label and the equal modules that it stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +75,31 @@ def tree(checkpoint: Checkpoint | str | os.PathLike[str]) -> Tree:
     ['extra_state', 'model', 'optimizer']
     """
     checkpoint = as_checkpoint(checkpoint)
-    root: dict[str, Any] = {}
+    top = _Module()
     for key, tensor in checkpoint.tensors.items():
-        _insert(root, key, (tensor.shape, tensor.dtype.name, tensor.numel, tensor.nbytes))
+        top.insert(key, (tensor.shape, tensor.dtype.name, tensor.numel, tensor.nbytes))
     for key, entry in checkpoint.objects.items():
-        _insert(root, key, ((), "object", 0, entry.nbytes or 0))
-    return Tree(_nodes(root, _Signatures(), "", 0, 1))
+        top.insert(key, ((), "object", 0, entry.nbytes or 0))
+    signatures = _Signatures()
+    return Tree(_nodes(_groups(top, signatures), signatures, "", 0, 1))
 
 
-_LEAF = ""  # the name under which a module keeps a tensor of its own name; no segment is empty that others share
+class _Module:
+    """What lies below a name, and the tensor of just that name where there is one."""
 
+    __slots__ = ("children", "leaf")
 
-def _insert(root: dict[str, Any], key: str, leaf: tuple[Any, ...]) -> None:
-    node = root
-    for part in key.split("."):
-        node = node.setdefault(part, {})
-    node[_LEAF] = leaf
+    def __init__(self) -> None:
+        self.children: dict[str, _Module] = {}
+        self.leaf: _Leaf | None = None
+
+    def insert(self, key: str, leaf: _Leaf) -> None:
+        module = self
+        for part in key.split(".", MAX_DEPTH):
+            if part not in module.children:
+                module.children[part] = _Module()
+            module = module.children[part]
+        module.leaf = leaf
 
 
 class _Signatures:
@@ -93,35 +107,32 @@ class _Signatures:
 
     def __init__(self) -> None:
         self._known: dict[Any, int] = {}
-        self._of: dict[int, int] = {}  # id of a dict of the trie -> its number
+        self._of: dict[int, int] = {}  # id of a module -> its number
 
-    def __call__(self, node: Any) -> int:
-        if not isinstance(node, dict):
-            return self._known.setdefault(node[:2], len(self._known))
-        if id(node) not in self._of:
-            kind = tuple((name, self(child)) for name, child in sorted(node.items()))
-            self._of[id(node)] = self._known.setdefault(kind, len(self._known))
-        return self._of[id(node)]
-
-
-def _nodes(module: dict[str, Any], signatures: _Signatures, path: str, depth: int, count: int) -> tuple[Node, ...]:
-    return tuple(
-        _node(label, children, signatures, path, depth, count) for label, children in _groups(module, signatures)
-    )
+    def __call__(self, module: _Module) -> int:
+        if id(module) not in self._of:
+            below = tuple(sorted((name, self(child)) for name, child in module.children.items()))
+            kind = (module.leaf[:2] if module.leaf else None, below)
+            self._of[id(module)] = self._known.setdefault(kind, len(self._known))
+        return self._of[id(module)]
 
 
-def _groups(module: dict[str, Any], signatures: _Signatures) -> Iterator[tuple[str, list[Any]]]:
+def _nodes(groups: Iterable[_Group], signatures: _Signatures, path: str, depth: int, count: int) -> tuple[Node, ...]:
+    return tuple(_node(label, equal, signatures, path, depth, count) for label, equal in groups)
+
+
+def _groups(module: _Module, signatures: _Signatures) -> Iterator[_Group]:
     """The children: each by itself, but numbered ones of one kind together."""
     numbered: dict[int, list[int]] = {}
-    for name, child in module.items():
-        if name.isdecimal() and str(int(name)) == name:
+    for name, child in module.children.items():
+        if name.isdecimal() and len(name) <= MAX_DIGITS and str(int(name)) == name:
             numbered.setdefault(signatures(child), []).append(int(name))
-        elif name != _LEAF:
+        else:
             yield name, [child]
     for numbers in numbered.values():
         numbers.sort()
         label = f"{{{_ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0])
-        yield label, [module[str(number)] for number in numbers]
+        yield label, [module.children[str(number)] for number in numbers]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -135,16 +146,18 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(f"{first}..{last}" if first != last else str(first) for first, last in runs)
 
 
-def _node(label: str, equal: list[dict[str, Any]], signatures: _Signatures, path: str, depth: int, count: int) -> Node:
+def _node(label: str, equal: list[_Module], signatures: _Signatures, path: str, depth: int, count: int) -> Node:
     """The node for equal modules, with a chain of only children merged into its label."""
     module, count = equal[0], count * len(equal)
-    while len(module) == 1 and _LEAF not in module:
-        ((part, inner),) = _groups(module, signatures)
+    groups = list(_groups(module, signatures))
+    while len(groups) == 1 and module.leaf is None:
+        ((part, inner),) = groups
         label, module, count = f"{label}.{part}", inner[0], count * len(inner)
+        groups = list(_groups(module, signatures))
     full = f"{path}.{label}" if path else label
-    children = _nodes(module, signatures, full, depth + 1, count)
-    shape, dtype, numel, nbytes = module.get(_LEAF, ((), "", 0, 0))
-    own = count if _LEAF in module else 0
+    children = _nodes(groups, signatures, full, depth + 1, count)
+    shape, dtype, numel, nbytes = module.leaf or ((), "", 0, 0)
+    own = count if module.leaf else 0
     return Node(
         label, full, depth, count, shape, dtype,
         own + sum(child.tensors for child in children),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from checkpoints import distributed
 
 from dcptools.demo import Demo, make_demo
 
@@ -11,3 +14,9 @@ from dcptools.demo import Demo, make_demo
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """A checkpoint that PyTorch wrote from a real FSDP2 training run in four processes. Do not change its files."""
     return make_demo(tmp_path_factory.mktemp("demo") / "demo")
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints that four processes saved together, by case; one launch serves the whole run. Do not change them."""
+    return distributed.shared_cases(tmp_path_factory)

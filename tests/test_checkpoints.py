@@ -398,11 +398,6 @@ def test_protocols(number: int, tmp_path: Path) -> None:
 # --- distributed ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return distributed.shared_cases(tmp_path_factory)
-
-
 @pytest.mark.parametrize("name", [name for name in distributed.CASES if name not in distributed.WITHOUT_METADATA])
 def test_distributed_cases_load_as_expected(name: str, cases: dict[str, Path]) -> None:
     metadata = load_metadata(cases[name])

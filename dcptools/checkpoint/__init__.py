@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools._table import format_bytes, format_count, html_table, some, text_table
+from dcptools._table import counted, format_bytes, format_count, html_table, some, text_table
 from dcptools.checkpoint._cover import Ints, check_cover
 from dcptools.checkpoint._lookalikes import METADATA, explain
 from dcptools.checkpoint._metadata import RawMetadata, RawTensor, parse
 from dcptools.dtypes import DType
-from dcptools.errors import BrokenCheckpoint, DcptoolsError, NotACheckpoint, UnknownKey
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, NotACheckpoint, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding, of_severity, summary_lines
 from dcptools.storage import LocalSource, Source
 
@@ -37,6 +37,7 @@ __all__ = ["Checkpoint", "Chunk", "StoredFile", "StoredObject", "StoredTensor", 
 
 NO_ROOT = "(top level)"
 _SAVE_AGAIN = "use another checkpoint, or save again"
+_COPY_AGAIN = "Copy or download the checkpoint again, use another one, or save again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +249,9 @@ class Checkpoint:
     def _headline(self) -> str:
         parameters = sum(tensor.numel for tensor in self.tensors.values())
         return (
-            f"{self.path}: {len(self.tensors):,} tensors with {format_count(parameters)} elements in "
-            f"{format_bytes(self.nbytes)}, {len(self.objects):,} objects, "
-            f"{self.chunk_count:,} chunks in {len(self.files):,} files"
+            f"{self.path}: {counted(len(self.tensors), 'tensor')} with {format_count(parameters)} elements in "
+            f"{format_bytes(self.nbytes)}, {counted(len(self.objects), 'object')}, "
+            f"{counted(self.chunk_count, 'chunk')} in {counted(len(self.files), 'file')}"
         )
 
     def _rows(self) -> list[tuple[Any, ...]]:
@@ -310,19 +311,24 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     'float32'
     """
     path = Path(load_dir)
-    if not (path / METADATA).is_file():
-        raise explain(path)
-    source = LocalSource(path)
+    metadata = path / METADATA
     try:
-        data = (path / METADATA).read_bytes()
-        if not data:
-            raise BrokenCheckpoint(f"{path / METADATA} is empty: the save was interrupted. {_SAVE_AGAIN.capitalize()}.")
-        raw = parse(data)
-    except DcptoolsError as error:
-        raise type(error)(f"{error}\n(in {path})") from None
-    except PermissionError as error:
-        raise NotACheckpoint(f"{path / METADATA} cannot be read: {error.strerror}.") from None
-    return _build(str(path), source, raw, len(data), hashlib.sha256(data).hexdigest())
+        if not metadata.is_file():
+            raise explain(path)
+        data = metadata.read_bytes()
+    except DcptoolsError:
+        raise
+    except OSError as error:
+        raise NotACheckpoint(f"{metadata} cannot be read: {error.strerror}.\nCheck who may read it.") from None
+    if not data:
+        raise BrokenCheckpoint(f"{metadata} is empty: the save was interrupted.\n{_COPY_AGAIN}")
+    try:
+        raw = parse(data, str(metadata))
+    except UnsafeMetadata:
+        raise
+    except BrokenCheckpoint as error:
+        raise BrokenCheckpoint(f"{error}\n{_COPY_AGAIN}") from None
+    return _build(str(path), LocalSource(path), raw, len(data), hashlib.sha256(data).hexdigest())
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
@@ -334,8 +340,20 @@ def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
     """What is in a checkpoint: one row a key, sorted, with key, kind, root, shape, dtype, numel, nbytes, chunks, files.
 
     ``nbytes`` counts the values of a tensor, and the stored bytes of an object. ``root`` is the container in the state
-    dict that was saved, where the metadata says so. Raises what :func:`read` raises.
+    dict that was saved, where the metadata says so.
 
+    Parameters
+    ----------
+    checkpoint
+        What :func:`read` returned, or a path.
+
+    Raises
+    ------
+    DcptoolsError
+        What :func:`read` raises for a path.
+
+    Examples
+    --------
     >>> inspect(demo.checkpoint).query("root == 'model'")["dtype"].unique().tolist()
     ['float32']
     """
@@ -423,20 +441,24 @@ def _storage_problems(
     for key, first, count in rows:
         span = slice(first, first + count)
         if no_storage[span].any():
-            lost = f"{no_storage[span].sum()} of its {count} chunks are stored nowhere"
-            yield Finding("no-storage", "error", key, lost, _SAVE_AGAIN)
-        for mask, code, what, hint in (
-            (missing, "missing-file", "is not there", "copy the missing files"),
-            (truncated, "truncated-file", "is too short", "copy the file again"),
-        ):
-            if mask[span].any():
-                names = some(dict.fromkeys(files[i].name for i in columns.file[span][mask[span]].tolist()))
-                yield Finding(code, "error", key, f"{names} {what}", hint)
+            lost = f"{no_storage[span].sum()} of its {count} chunks are" if count > 1 else "it is"
+            yield Finding("no-storage", "error", key, f"storage_data does not say where {lost} stored", _SAVE_AGAIN)
+        if missing[span].any():
+            names = dict.fromkeys(files[i].name for i in columns.file[span][missing[span]].tolist())
+            yield Finding("missing-file", "error", key, f"there is no file {some(names)}", "copy the missing files")
+        if truncated[span].any():
+            ends: dict[int, int] = {}  # of the cut file, where its last item here should end
+            for row in (np.flatnonzero(truncated[span]) + first).tolist():
+                file, end = int(columns.file[row]), int(columns.start[row] + columns.nbytes[row])
+                ends[file] = max(end, ends.get(file, 0))
+            short = some(f"{files[i].name} has {files[i].nbytes:,} bytes and needs {end:,}" for i, end in ends.items())
+            yield Finding("truncated-file", "error", key, short, "copy the file again")
         if unsupported[span].any():
-            names = some(
-                dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
+            names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
+            what = some(name.removeprefix("unsupported: ") for name in names)
+            yield Finding(
+                "unsupported-encoding", "error", key, f"dcptools cannot undo the transform {what}", "save without it"
             )
-            yield Finding("unsupported-encoding", "error", key, names, "save without that transform")
 
 
 def _unknown_key(checkpoint: Checkpoint, key: str) -> str:

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from dcptools._table import some
+
 Ints = npt.NDArray[np.int64]
 MAX_SPLIT_DIMS = 12  # dimensions along which one tensor is cut; each doubles the number of corners
 
@@ -54,8 +56,8 @@ def _check_line(
     holes = np.flatnonzero(after > before)
     if not len(holes):
         return None
-    listed = ", ".join(f"{before[i]} to {after[i]}" for i in holes[:3]) + (" ..." if len(holes) > 3 else "")
-    return "hole", f"of {shape[dim]} along dimension {dim}, nothing is stored for {listed}"
+    listed = some((f"[{before[i]}:{after[i]}]" for i in holes.tolist()), 3)
+    return "hole", f"nothing is stored for {listed} of {shape[dim]} along dimension {dim}"
 
 
 def _check_boxes(

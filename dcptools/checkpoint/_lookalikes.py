@@ -10,87 +10,116 @@ from dcptools.errors import DcptoolsError, NotACheckpoint, UnsupportedCheckpoint
 
 METADATA = ".metadata"
 MAX_LISTED = 10_000  # entries of a directory that are looked at
+EXPECTED = f"A distributed checkpoint is a directory with {METADATA} and __<rank>_<n>.distcp files."
 
 
 def explain(path: Path) -> DcptoolsError:
     """The error for a path without ``.metadata``."""
     if not path.exists():
-        return NotACheckpoint(f"There is no directory {path}.\nCheck the path; it must hold a {METADATA} file.")
+        return NotACheckpoint(f"There is no directory {path}.\n{EXPECTED}")
     if not path.is_dir():
-        hint = f"Give its directory, {path.parent}." if (path.parent / METADATA).exists() else "Give a directory."
-        return NotACheckpoint(f"{path} is a file, and a distributed checkpoint is a directory.\n{hint}")
-    names = sorted(entry.name for _, entry in zip(range(MAX_LISTED), path.iterdir(), strict=False))
+        hint = f"Give its directory: {path.parent}" if (path.parent / METADATA).is_file() else EXPECTED
+        return NotACheckpoint(f"{path} is a file.\n{hint}")
+    names = _entries(path)
     if not names:
-        return NotACheckpoint(f"{path} is an empty directory.\nExpected {METADATA} and __<rank>_<n>.distcp files.")
+        return NotACheckpoint(f"{path} is an empty directory.\n{EXPECTED}")
     return _unsupported(path, names) or NotACheckpoint(_describe(path, names))
 
 
 def _unsupported(path: Path, names: list[str]) -> UnsupportedCheckpoint | None:
     """Checkpoints of DCP's own that have no ``.metadata``."""
-    if any(re.fullmatch(r"__\d+\.metadata", name) for name in names):
+    ranks = _matching(names, r"__\d+\.metadata")
+    if ranks:
         return UnsupportedCheckpoint(
-            f"{path} has one metadata file a rank ({some(_matching(names, r'__.*metadata'), 3)}) and no {METADATA}.\n"
-            "It was saved with dcp.save(..., use_collectives=False), so no rank knows the whole tensors.\n"
+            f"{path} has a metadata file for each rank ({some(ranks, 3)}) and no {METADATA}.\n"
+            "It was saved with dcp.save(..., use_collectives=False), so nothing in it knows the whole tensors.\n"
             "Load it in the training script, with as many ranks, and save it again with use_collectives=True."
         )
-    if _matching(names, r"shard-\d+-model-.*\.safetensors"):
+    shards = _matching(names, r"shard-\d+-model-.*\.safetensors")
+    if shards:
         return UnsupportedCheckpoint(
-            f"{path} holds the shards of torch's HuggingFaceStorageWriter, which have no {METADATA}.\n"
-            "Merge them with torch.distributed.checkpoint._consolidate_hf_safetensors, or save the model with\n"
-            "FileSystemWriter."
+            f"{path} has shards of torch's HuggingFaceStorageWriter ({some(shards, 3)}), which keep no {METADATA}.\n"
+            "Load it in the training script with HuggingFaceStorageReader, and save it with dcp.save and the default\n"
+            "writer."
         )
     return None
 
 
 def _describe(path: Path, names: list[str]) -> str:
-    children = [name for name in names if (path / name / METADATA).is_file()]
-    if children:
+    if METADATA in names:
+        return f"{path / METADATA} is not a file.\n{EXPECTED}"
+    below = _checkpoints_below(path, names)
+    if below:
         return (
-            f"{path} has no {METADATA} itself, but {len(children)} of its folders are distributed checkpoints:\n"
-            f"{some(children, 10)}.\nGive one of them, for example {path / _likeliest(children)}."
+            f"{path} is no checkpoint itself, but has {len(below)} below it: {some(below, 10)}.\n"
+            f"Give {'one of them, for example' if len(below) > 1 else 'that one'}: {path / _likeliest(below)}"
         )
-    if _matching(names, r"__\d+_\d+\.distcp"):
+    if METADATA + ".tmp" in names:
         return (
-            f"{path} has {len(_matching(names, r'.*[.]distcp'))} .distcp files but no {METADATA}, which is written\n"
-            "last: the save was interrupted, or is still running. Use an earlier checkpoint, or save again."
+            f"{path} has {METADATA}.tmp and no {METADATA}: the save was interrupted, or is still running.\n"
+            "Use an earlier checkpoint, or save again."
         )
-    if names == [METADATA + ".tmp"] or _matching(names, r"\.metadata\.tmp"):
-        return f"{path} has {METADATA}.tmp but no {METADATA}: the save was interrupted. Use an earlier checkpoint."
-    for pattern, what in _LOOKALIKES:
+    data = _matching(names, r"__\d+_\d+\.distcp")
+    if data:
+        return (
+            f"{path} has .distcp files ({some(data, 3)}) and no {METADATA}, which is written last.\n"
+            "Either the save was interrupted: use an earlier checkpoint, or save again.\n"
+            f"Or it was left behind, because `cp {path.name}/*` copies no hidden files: copy {METADATA} too."
+        )
+    for pattern, what, hint in _LOOKALIKES:
         found = _matching(names, pattern)
         if found:
-            return f"{path} is not a distributed checkpoint: {some(found, 3)} {what}"
-    return (
-        f"{path} is not a distributed checkpoint: it has no {METADATA}.\n"
-        f"It has {some(names)}.\nExpected {METADATA} and __<rank>_<n>.distcp files."
-    )
+            return f"{path} is {what}, not a distributed checkpoint (it has {some(found, 3)}).\n{hint}"
+    return f"{path} is no distributed checkpoint: it has {some(names)}, and no {METADATA}.\n{EXPECTED}"
 
 
 _LOOKALIKES = (
     (
         r"model_world_size_\d+_rank_\d+\.pt",
-        "are FSDP shards as verl saves them.\nMerge them with verl's own model merger (python -m verl.model_merger).",
+        "an FSDP checkpoint of verl",
+        "Merge it with verl's own model merger: python -m verl.model_merger merge --backend fsdp ...",
     ),
     (
-        r"(mp_rank_\d+_model_states|(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states)\.pt|zero_to_fp32\.py|latest",
-        "look like a DeepSpeed checkpoint.\nConvert it with the zero_to_fp32.py script that DeepSpeed put beside it.",
+        r"(mp_rank_\d+_model_states|(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states)\.pt|zero_to_fp32\.py",
+        "a DeepSpeed checkpoint",
+        "Convert it with the script zero_to_fp32.py, which DeepSpeed puts beside the checkpoint.",
     ),
     (
-        r"model\.safetensors|model-\d+-of-\d+\.safetensors|.*\.safetensors\.index\.json|pytorch_model.*\.bin",
-        "say that this is a HuggingFace model already.\nNothing has to be converted: load it with from_pretrained.",
+        r"latest_checkpointed_iteration\.txt|iter_\d+|mp_rank_\d+(_\d+)*",
+        "a Megatron-LM checkpoint in its old format",
+        "Convert it with Megatron's own tools, or save it with --ckpt-format torch_dist.",
     ),
     (
-        r".*rank.*\.(pt|pth|bin)|.*\.(pt|pth|ckpt)",
-        "were saved with torch.save, not with torch.distributed.checkpoint.\n"
-        "Load them in the training script and save with dcp.save.",
+        r".*\.safetensors(\.index\.json)?|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?",
+        "a HuggingFace model already",
+        "Nothing has to be converted: load it with from_pretrained.",
+    ),
+    (
+        r".*\.(pt|pth|ckpt)|pytorch_model_fsdp.*\.bin|.*rank.*\.bin",
+        "a checkpoint of torch.save",
+        "Load it in the training script, and save it with torch.distributed.checkpoint.save.",
     ),
 )
 
 
-def _likeliest(children: list[str]) -> str:
+def _checkpoints_below(path: Path, names: list[str]) -> list[str]:
+    """Checkpoints among the children; if there is none, among theirs (``checkpoints/global_step_10``)."""
+    children = [name for name in names if (path / name / METADATA).is_file()]
+    if children:
+        return children
+    folders = [name for name in names[:100] if (path / name).is_dir()]
+    deeper = (f"{folder}/{name}" for folder in folders for name in _entries(path / folder))
+    return [name for name in deeper if (path / name / METADATA).is_file()]
+
+
+def _likeliest(below: list[str]) -> str:
     """The model rather than the optimizer; the latest of several steps."""
-    models = [name for name in children if "model" in name and "optim" not in name]
-    return max(models or children, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    models = [name for name in below if "model" in name and "optim" not in name]
+    return max(models or below, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+
+
+def _entries(path: Path) -> list[str]:
+    return sorted(entry.name for _, entry in zip(range(MAX_LISTED), path.iterdir(), strict=False))
 
 
 def _matching(names: list[str], pattern: str) -> list[str]:

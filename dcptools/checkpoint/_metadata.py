@@ -7,7 +7,9 @@ collected from files written by torch 2.2 to 2.13. Torch is not imported.
 from __future__ import annotations
 
 import gc
+import math
 import pickle
+import reprlib
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +20,9 @@ import numpy as np
 from dcptools import _pickle
 from dcptools.checkpoint._cover import Ints
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
-from dcptools.errors import BrokenCheckpoint
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
 
-WHAT = "The file .metadata"
+TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
 
 
@@ -51,7 +53,28 @@ class RawMetadata:
     version: str = ""
 
 
-def _allowed() -> Mapping[str, Any]:
+class _Wrong(Exception):
+    """A field that is not as it must be. Each layer puts its own part before the field's name."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field, self.problem = field, problem
+
+    def inside(self, outer: str) -> _Wrong:
+        return _Wrong(outer + self.field, self.problem)
+
+
+def _expected(field: str, expected: str, found: Any) -> _Wrong:
+    """``found`` is untrusted: it is shown only where that is short."""
+    shown = _REPR.repr(found) if type(found) in _SHOWN else f"a {_pickle.kind(found)}"
+    return _Wrong(field, f"expected {expected}, found {shown}")
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
+
+
+def _allowed(what: str) -> Mapping[str, Any]:
     """The stand-ins for the names in a ``.metadata``, made anew for each load."""
 
     class Record:
@@ -75,6 +98,17 @@ def _allowed() -> Mapping[str, Any]:
     def same(value: Any) -> Any:
         return value
 
+    def member(owner: Any, name: Any) -> Any:
+        """``getattr(cls, name)`` is how Python 3.11.0 to 3.11.3 pickled a member of an enumeration."""
+        if owner is same:
+            return name
+        if isinstance(owner, type) and issubclass(owner, _pickle.Stub) and str(name).isupper():
+            return owner()
+        raise UnsafeMetadata(
+            f"{what} asks for an attribute with builtins.getattr, which no checkpoint needs.\n"
+            "Nothing was run. Do not load this file with torch either."
+        )
+
     # torch 2.3 and older kept these two elsewhere
     places = ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata")
     names: dict[str, Any] = {
@@ -82,6 +116,7 @@ def _allowed() -> Mapping[str, Any]:
         "torch.serialization._get_layout": same,
         "torch.distributed.checkpoint.filesystem._StorageInfo": StorageInfo,
         "collections.OrderedDict": dict,
+        "builtins.getattr": member,
         **{f"{place}.TensorProperties": Properties for place in places},
         **{f"{place}.{name}": same for place in places for name in ("_MEM_FORMAT_ENCODING", "MEM_FORMAT_ENCODING")},
         **{f"torch.{name}": name for name in (*TABLE, *ALIASES)},  # strings: nothing can be set on them
@@ -95,8 +130,10 @@ def _allowed() -> Mapping[str, Any]:
     return names
 
 
-def parse(data: bytes) -> RawMetadata:
+def parse(data: bytes, what: str) -> RawMetadata:
     """Unpickle and check. A million chunks take some seconds and, while it runs, about 2 kB a chunk.
+
+    ``what`` is how errors call it.
 
     The result is pickled and loaded again: its few long-lived objects were made among millions of short-lived
     ones, and would keep all that memory from going back to the system.
@@ -111,7 +148,7 @@ def parse(data: bytes) -> RawMetadata:
     collecting = gc.isenabled()
     gc.disable()  # millions of small objects and no cycle: collections would only triple the time
     try:
-        compact = pickle.dumps(_parse(data), protocol=5)
+        compact = pickle.dumps(_parse(data, what), protocol=5)
     finally:
         if collecting:
             gc.enable()
@@ -119,61 +156,90 @@ def parse(data: bytes) -> RawMetadata:
     return result
 
 
-def _parse(data: bytes) -> RawMetadata:
-    allowed = _allowed()
-    top, foreign = _pickle.loads(data, what=WHAT, allowed=allowed)
+def _parse(data: bytes, what: str) -> RawMetadata:
+    allowed = _allowed(what)
+    top, foreign = _pickle.loads(data, what=what, allowed=allowed)
     if type(top) is not allowed["torch.distributed.checkpoint.metadata.Metadata"]:
         raise BrokenCheckpoint(
-            f"{WHAT} is a pickle of {type(top).__name__}, not of torch's checkpoint Metadata.\n"
-            "This is not the metadata of a distributed checkpoint."
+            f"{what} is a pickle of {_pickle.kind(top)}, and not of the Metadata of a distributed checkpoint."
         )
-    raw = RawMetadata(foreign=foreign, version=str(getattr(top, "version", None) or ""))
-    entries = _dict(_get(top, "state_dict_metadata"), "state_dict_metadata")
+    try:
+        return _checked(top, foreign, allowed)
+    except _Wrong as wrong:
+        raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.") from None
+    except DcptoolsError:
+        raise
+    except Exception as error:  # a pickle can give its objects methods that raise anything
+        raise BrokenCheckpoint(f"{what} is damaged: {error or type(error).__name__}.") from None
+
+
+def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> RawMetadata:
+    version = getattr(top, "version", None)
+    raw = RawMetadata(foreign=foreign, version=version if type(version) is str else "")
+    entries = _dict(top, "state_dict_metadata")
     paths = _paths(getattr(top, "planner_data", None))
-    stored = _by_key(_dict(_get(top, "storage_data"), "storage_data"))
+    stored = _by_key(_dict(top, "storage_data"))
     add_row = _row_adder(raw)
     tensor_class = allowed["torch.distributed.checkpoint.metadata.TensorStorageMetadata"]
     object_class = allowed["torch.distributed.checkpoint.metadata.BytesStorageMetadata"]
     for key, entry in entries.items():
-        where = f"state_dict_metadata[{key!r}]"
+        where = f"state_dict_metadata[{_REPR.repr(key)}]"
         try:
-            infos = stored.get(key, {})
+            _text(key, ", a key")
             if type(entry) is tensor_class:
                 raw.tensors.append(_tensor(key, entry, paths.get(key, ()), len(raw.file)))
-                for offsets in _tuples(raw.tensors[-1].offsets):
-                    add_row(infos.get(offsets))
+                wanted: list[Any] = _tuples(raw.tensors[-1].offsets)
             elif type(entry) is object_class:
-                raw.objects.append((_text(key), paths.get(key, ()), len(raw.file)))
-                add_row(infos.get(None))
+                raw.objects.append((key, paths.get(key, ()), len(raw.file)))
+                wanted = [None]
             else:
-                raise ValueError(f"is a {type(entry).__name__}, not tensor or bytes metadata")
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BrokenCheckpoint(f"{WHAT} is damaged: {where}: {error}.") from None
+                raise _expected("", "tensor or bytes metadata", entry)
+            infos = stored.get(key, {})
+            where = f"storage_data[{key!r}]"
+            for offsets in wanted:
+                add_row(infos.get(offsets))
+        except _Wrong as wrong:
+            raise wrong.inside(where) from None
+        except AttributeError as error:
+            raise _Wrong(where, f"expected a field {error.name}, found none") from None
     return raw
 
 
-def _tensor(key: Any, entry: Any, path: tuple[str, ...], first: int) -> RawTensor:
-    shape, dtype = entry.size, entry.properties.dtype
-    dtype = by_name(dtype) if type(dtype) is str else None
-    if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
-        raise ValueError(f"size {shape!r} is not a tuple of sizes")
-    if dtype is None:
-        raise ValueError(f"{entry.properties.dtype!r} is not a known dtype")
-    chunks = list(entry.chunks)
-    offsets = _box_column([chunk.offsets for chunk in chunks], len(shape), "offsets")
-    sizes = _box_column([chunk.sizes for chunk in chunks], len(shape), "sizes")
-    return RawTensor(_text(key), shape, dtype, path, offsets, sizes, first)
+def _tensor(key: str, entry: Any, path: tuple[str, ...], first: int) -> RawTensor:
+    shape, dtype = entry.size, getattr(entry.properties, "dtype", None)
+    known = by_name(dtype) if type(dtype) is str else None
+    if type(shape) is not tuple or not all(type(n) is int and 0 <= n < TOO_LARGE for n in shape):
+        raise _expected(".size", "a tuple of sizes below 2**62", shape)
+    if known is None:
+        raise _expected(".properties.dtype", "a dtype of torch", dtype)
+    if math.prod(shape) * known.itemsize >= TOO_LARGE:
+        raise _expected(".size", "less than 2**62 bytes", shape)
+    if type(entry.chunks) is not list:
+        raise _expected(".chunks", "a list", entry.chunks)
+    offsets = _box_column(entry.chunks, "offsets", len(shape))
+    sizes = _box_column(entry.chunks, "sizes", len(shape))
+    return RawTensor(key, shape, known, path, offsets, sizes, first)
 
 
-def _box_column(rows: list[Any], dims: int, name: str) -> Ints:
+def _box_column(chunks: list[Any], name: str, dims: int) -> Ints:
+    rows = [getattr(chunk, name, None) for chunk in chunks]
     if not all(type(row) is tuple and len(row) == dims for row in rows):
-        raise ValueError(f"a chunk's {name} are not a tuple of {dims} integers")
+        raise _wrong_box(rows, name, dims)
     if not rows or not dims:
         return np.zeros((len(rows), dims), dtype=np.int64)
     column = np.array(rows)
-    if column.dtype != np.int64:  # floats, booleans, or beyond 64 bits
-        raise ValueError(f"a chunk's {name} are not integers of 64 bits")
+    if column.dtype != np.int64 or column.ndim != 2:  # floats, booleans, or beyond 64 bits
+        raise _wrong_box(rows, name, dims)
     return column
+
+
+def _wrong_box(rows: list[Any], name: str, dims: int) -> _Wrong:
+    index = next((i for i, row in enumerate(rows) if not _is_box(row, dims)), 0)
+    return _expected(f".chunks[{index}].{name}", f"{dims} integers of 64 bits", rows[index])
+
+
+def _is_box(row: Any, dims: int) -> bool:
+    return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
 
 
 def _tuples(column: Ints) -> list[tuple[int, ...]]:
@@ -193,12 +259,14 @@ def _row_adder(raw: RawMetadata) -> Callable[[Any], None]:
             encoding = 0
         else:
             name, start, nbytes = info.relative_path, info.offset, info.length
-            file = file_ids.get(name, -1)
+            file = file_ids.get(name, -1) if type(name) is str else -1
             if file < 0:
                 file = file_ids[_file_name(name)] = len(raw.file_names)
                 raw.file_names.append(name)
-            if type(start) is not int or type(nbytes) is not int or start < 0 or nbytes < 0 or start + nbytes >= 2**62:
-                raise ValueError(f"storage offset {start!r} and length {nbytes!r} are not a byte range")
+            if type(start) is not int or not 0 <= start < TOO_LARGE:
+                raise _expected(".offset", "a number of bytes below 2**62", start)
+            if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
+                raise _expected(".length", "a number of bytes below 2**62", nbytes)
             transforms = info.transform_descriptors
             encoding = 0 if transforms is None else _encoding(raw, encoding_ids, transforms)
         add_file(file)
@@ -211,10 +279,12 @@ def _row_adder(raw: RawMetadata) -> Callable[[Any], None]:
 
 
 def _encoding(raw: RawMetadata, ids: dict[tuple[str, ...], int], transforms: Any) -> int:
-    known = tuple(_text(name) for name in transforms)
+    if type(transforms) not in (list, tuple):
+        raise _expected(".transform_descriptors", "a list of names", transforms)
+    known = tuple(_text(name, ".transform_descriptors") for name in transforms)
     if known not in ids:
         if len(ids) > 100:
-            raise ValueError("more than 100 different transforms")
+            raise _Wrong(".transform_descriptors", "more than 100 different ones")
         ids[known] = len(raw.encodings)
         raw.encodings.append(ENCODINGS.get(known, "unsupported: " + ", ".join(known)))
     return ids[known]
@@ -222,24 +292,30 @@ def _encoding(raw: RawMetadata, ids: dict[tuple[str, ...], int], transforms: Any
 
 def _file_name(name: Any) -> str:
     """A relative path that stays in the checkpoint's directory."""
-    parts = _text(name).replace("\\", "/").split("/")
+    parts = _text(name, ".relative_path").replace("\\", "/").split("/")
     if not name or ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
-        raise ValueError(f"the file name {name!r} leaves the checkpoint's directory")
+        raise _expected(".relative_path", "the name of a file in the checkpoint's directory", name)
     return str(name)
 
 
 def _by_key(storage: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
     """storage_data as key -> offsets (None for bytes) -> storage info."""
     by_key: dict[str, dict[Any, Any]] = {}
-    try:
-        for index, info in storage.items():
-            infos = by_key.setdefault(index.fqn, {})
-            if index.offset in infos:
-                raise BrokenCheckpoint(f"{WHAT} is damaged: storage_data has {index.fqn!r} at {index.offset!r} twice.")
-            infos[index.offset] = info
-    except (AttributeError, TypeError, RecursionError) as error:
-        raise BrokenCheckpoint(f"{WHAT} is damaged: a key of storage_data is not a MetadataIndex: {error}.") from None
+    for index, info in storage.items():
+        key, offsets = getattr(index, "fqn", None), getattr(index, "offset", None)
+        if type(key) is not str:
+            raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
+        # a nested tuple could take for ever to hash, so its members are looked at first
+        if offsets is not None and not (type(offsets) is tuple and _INTEGERS.issuperset(map(type, offsets))):
+            raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
+        infos = by_key.setdefault(key, {})
+        if offsets in infos:
+            raise _Wrong(f"storage_data[{_REPR.repr(key)}]", f"there are two items for the offset {offsets!r}")
+        infos[offsets] = info
     return by_key
+
+
+_INTEGERS = {int}
 
 
 def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
@@ -253,20 +329,20 @@ def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _get(record: Any, name: str) -> Any:
-    if name not in vars(record):
-        raise BrokenCheckpoint(f"{WHAT} is damaged: it has no {name}.")
-    return vars(record)[name]
-
-
-def _dict(value: Any, name: str) -> dict[Any, Any]:
+def _dict(top: Any, name: str) -> dict[Any, Any]:
+    if name not in vars(top):
+        raise _Wrong(name, "expected a dict, found nothing")
+    value = vars(top)[name]
     if not isinstance(value, dict):
-        raise BrokenCheckpoint(f"{WHAT} is damaged: {name} is a {type(value).__name__}, not a dict.")
+        raise _expected(name, "a dict", value)
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, field: str) -> str:
     if type(value) is not str:
-        raise ValueError(f"{value!r} is not a string")
-    value.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
+        raise _expected(field, "a string", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which no file can hold
+        raise _expected(field, "a string of Unicode", value) from None
     return value

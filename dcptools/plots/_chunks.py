@@ -91,12 +91,10 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
     _label_axes(axes, tensor, picture)
     legend = [Patch(facecolor=colours[owner], edgecolor="white", label=owner.name) for owner in _few(list(colours))]
     page.legend(figure, [*legend, *hatched], _legend_title(len(colours)))
-    counts = f"{_shape(tensor)} {tensor.dtype.name}: {_plural(len(tensor.offsets), 'chunk')} from "
-    counts += f"{_plural(sum(not owner.unranked for owner in colours), 'rank')}, {_plural(len(tensor.files), 'file')}"
-    notes = [counts, picture.note, *(page.name_label(problem, 110) for problem in problems[:2])]
+    notes = [_counts(tensor, boxes), picture.note, *(page.name_label(problem, 110) for problem in problems[:2])]
     if len(tensor.offsets) > MOST_BOXES:
         notes.append(f"only the first {MOST_BOXES:,} chunks are drawn")
-    page.titled(figure, axes, page.name_label(key), notes)
+    page.titled(figure, page.name_label(key), notes)
     described = "; ".join(note for note in notes if note)
     return page.finished(figure, f"Map of the chunks of {page.name_label(key)}: {described}.")
 
@@ -155,7 +153,7 @@ def _draw(
     width, height = (max(1, n) for n in size)
     axes.set(xlim=(0, width), ylim=(height, 0))
     ground = Rectangle(
-        (0, 0), width, height, facecolor="white", edgecolor=page.INK, hatch="///", linewidth=0, label="not stored"
+        (0, 0), width, height, facecolor="white", edgecolor=page.INK, hatch="///", linewidth=0.5, label="not stored"
     )
     if gaps:
         axes.add_patch(ground)
@@ -206,14 +204,18 @@ def _label_axes(axes: Axes, tensor: StoredTensor, picture: _Picture) -> None:
         what = f" ({name})" if len(tensor.shape) == 2 else ""
         axis.set_label_text(f"dimension {dim}{what}", color=page.INK, fontsize=9)
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10], integer=True))
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def _shape(tensor: StoredTensor) -> str:
-    return f"[{', '.join(f'{n:,}' for n in tensor.shape)}]"
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
+def _counts(tensor: StoredTensor, boxes: list[_Box]) -> str:
+    empty = int(np.any(tensor.sizes == 0, axis=1).sum())
+    files = {file for box in boxes for file in box.files if file}
+    ranks = {owner.rank for owner in map(_owner, files) if not owner.unranked}
+    without_values = f" and {empty:,} without values" if empty else ""
+    return (
+        f"[{', '.join(f'{n:,}' for n in tensor.shape)}] {tensor.dtype.name}: "
+        f"{page.plural(len(tensor.offsets) - empty, 'chunk')}{without_values}, from {page.plural(len(ranks), 'rank')} "
+        f"in {page.plural(len(files), 'file')}"
+    )

@@ -6,6 +6,7 @@ import base64
 import functools
 import html
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dcptools._table import printable
@@ -93,11 +94,17 @@ def new_figure(height: float) -> tuple[DescribedFigure, Axes]:
     return figure, axes
 
 
-def titled(figure: Figure, axes: Axes, title: str, notes: Sequence[str], pad: float = 8) -> None:
-    """A headline with notes below it, at the left; ``pad`` in points above the axes."""
+def titled(figure: Figure, title: str, notes: Sequence[str]) -> None:
+    """A headline at the top left with smaller notes below it, a line each."""
     lines = [line for line in notes if line]
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
-    axes.set_title("\n".join(lines), loc="left", fontsize=9, color=FAINT, pad=pad)
+    room = "\n" * len(lines)  # empty lines of the headline, since only that takes part in the layout
+    figure.suptitle(title + room, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.add_artist(
+        Annotation(
+            "\n".join(lines), (0.01, 1), (0, -20), xycoords=figure.transFigure, textcoords="offset points", va="top",
+            fontsize=9, color=FAINT, annotation_clip=False,
+        )
+    )  # fmt: skip
 
 
 def finished(figure: DescribedFigure, description: str) -> Figure:
@@ -110,9 +117,12 @@ def finished(figure: DescribedFigure, description: str) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Artist], title: str) -> None:
-    """A legend to the right of the axes."""
+    """A legend to the right of the axes, if there is anything to explain; in columns as long as the figure is high."""
+    if not handles:
+        return
+    lines = max(1, int((figure.get_figheight() - 0.5) / 0.2))  # 0.2 inches each, and one for the title
     shown = figure.legend(
-        handles=list(handles), title=title, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK,
+        handles=list(handles), title=title, loc="outside right upper", ncols=-(-len(handles) // lines), frameon=False, fontsize=9, labelcolor=INK,
         title_fontsize=9, alignment="left",
     )  # fmt: skip
     shown.get_title().set_color(INK)
@@ -125,11 +135,20 @@ def name_label(text: str, most: int = LABEL_LENGTH) -> str:
     'model.laye…oj.weight'
     """
     ends = text if len(text) <= 2 * most else text[:most] + "…" + text[-most:]
-    shown = "".join(c if ord(c) in _letters() else repr(c.encode("unicode_escape"))[2:-1] for c in printable(ends))
+    shown = "".join(c if ord(c) in _letters() else c.encode("unicode_escape").decode() for c in printable(ends))
     if len(shown) <= most:
         return shown
     tail = (most - 1) // 2
     return shown[: most - 1 - tail] + "…" + shown[-tail:]
+
+
+def plural(count: int, what: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "file"), plural(2000, "file")
+    ('1 file', '2,000 files')
+    """
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 @functools.cache
@@ -142,7 +161,19 @@ def byte_axis(axes: Axes, largest: float) -> None:
     scale, unit = next(((s, u) for s, u in _UNITS if largest >= s), _UNITS[-1])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / scale:g} {unit}" if x else "0"))
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10], integer=scale == 1))
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
+
+
+def value_axis(axes: Axes, low: float, high: float, *, whole_numbers: bool) -> None:
+    """Label the x axis with as many digits as neighbours need to differ, and no factor or offset at its end."""
+    step = (high - low) / 7
+    digits = min(12, 2 + max(0, math.ceil(math.log10(max(abs(low), abs(high)) / step))))
+
+    def text(value: float, _: object) -> str:
+        return "0" if abs(value) < step / 1e6 else f"{value:.{digits}g}".replace("-", "−")  # noqa: RUF001
+
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10], integer=whole_numbers))
+    axes.xaxis.set_major_formatter(FuncFormatter(text))
 
 
 def sequential(count: int) -> list[str]:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dcptools._table import format_count
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.errors import UnsupportedCheckpoint, UsageError
 from dcptools.plots import _figure as page
@@ -76,8 +75,10 @@ def histogram(
     asked = math.prod(len(r) for r in axes_of if isinstance(r, range))
     blocks = list(_blocks(axes_of, MOST_VALUES))
     values = np.concatenate([_numbers(load_tensor(checkpoint, key, block)) for block in blocks])
-    sample = "" if len(values) == asked else f"in {len(blocks):,} evenly spaced blocks of {format_count(asked)} "
-    return _draw(tensor, values, f"{format_count(len(values))} values {sample}".strip(), bins)
+    which = page.plural(asked, "value")
+    if len(values) < asked:
+        which = f"a sample of {len(values):,} from {which}, in {len(blocks):,} evenly spaced blocks"
+    return _draw(tensor, values, which, bins)
 
 
 def _picked(tensor: StoredTensor, index: Index) -> list[int | range]:
@@ -133,27 +134,30 @@ def _numbers(values: torch.Tensor) -> Floats:
 def _draw(tensor: StoredTensor, values: Floats, which: str, bins: int) -> Figure:
     drawn = values[np.abs(values) < WIDEST]  # neither NaN nor Inf
     nan, infinite, zeros = int(np.isnan(values).sum()), int(np.isinf(values).sum()), int((values == 0).sum())
-    counted = f"{nan:,} NaN, {infinite:,} Inf, {zeros:,} zeros"
+    counted = f"{nan:,} NaN, {infinite:,} Inf, {page.plural(zeros, 'zero')}"
     huge = len(values) - nan - infinite - len(drawn)
     if huge:
         counted += f"; {huge:,} beyond {WIDEST:.0e} are not drawn"
 
     figure, axes = page.new_figure(4.2)
-    counts, edges = _count(drawn, bins, whole_numbers=tensor.dtype.kind in ("bool", "int"))
+    whole_numbers = tensor.dtype.kind in ("bool", "int")
+    counts, edges = _count(drawn, bins, whole_numbers=whole_numbers)
+    most = max(1, counts.max())
     axes.stairs(counts, edges, baseline=0.5, fill=True, color=page.BLUE, label="values")
     axes.set_yscale("log")
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0.6, 2 * max(1, counts.max())))
-    axes.yaxis.set_major_locator(LogLocator(10, numticks=7))
+    axes.set_ylim(0.6, 2 * most)
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if most < 50 else (1,), numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}" if n < 1e6 else f"{n / 1e6:,.0f} M"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=page.GRID, linewidth=0.8)
+    page.value_axis(axes, edges[0], edges[-1], whole_numbers=whole_numbers)
     axes.set_xlabel("magnitude" if tensor.dtype.kind == "complex" else "value", color=page.INK, fontsize=9)
-    axes.set_ylabel("values a bin, logarithmic", color=page.INK, fontsize=9)
+    axes.set_ylabel("values per bin (log scale)", color=page.INK, fontsize=9)
     if not len(drawn):
         axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=page.INK)
     name = page.name_label(tensor.key)
     notes = [f"{tensor.dtype.name}, {which}", counted]
-    page.titled(figure, axes, name, notes)
+    page.titled(figure, name, notes)
     extent = f"from {drawn.min():.3g} to {drawn.max():.3g}" if len(drawn) else "no finite values"
     return page.finished(figure, f"Histogram of {name}: {'; '.join(notes)}; {extent}.")
 

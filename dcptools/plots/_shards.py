@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dcptools._table import format_bytes
@@ -21,6 +21,8 @@ from dcptools.plots import _figure as page
 from dcptools.shards import ShardFile, ShardPlan
 
 MOST_SEGMENTS = 2000  # rectangles; more would be thinner than a pixel
+MOST_IN_LEGEND = 12  # layers
+MOST_SEPARATED = 300  # files that are told apart
 MOST_NAMES = 40  # files with their names beside the bars
 FAR_LIMIT = 2.5  # a limit so many times the longest bar would only make the bars short
 Segment = tuple[int, int, str]  # start and width in bytes of the file's values, group
@@ -38,7 +40,6 @@ _KINDS = (  # the first that matches; the order matters: q_norm is in self_attn,
 
 
 class _Groups(NamedTuple):
-    title: str
     of: Callable[[str], str]  # name of a tensor -> its group
     colours: dict[str, str]  # group -> colour, in the order of the legend
 
@@ -47,8 +48,8 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     """Draw the output files: a horizontal bar a file, its tensors as segments, in the order of their places.
 
     Bytes are those of the values, which is what the shard size limits; a file's header is not drawn. Of a plan with
-    more than 2,000 tensors, neighbours that would be too thin to see are drawn as one segment, in the colour of most of
-    its bytes.
+    more than 2,000 tensors, neighbours of one colour are drawn as one segment, and if that is not enough, neighbours
+    that would be too thin to see, in the colour of most of their bytes.
 
     Parameters
     ----------
@@ -72,29 +73,26 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     >>> figure.savefig(demo.directory / "shards.png")
     """
     groups = _groups(plan, color_by)
-    count = sum(len(file.tensors) for file in plan.files)
-    tiny = 2 * plan.total_bytes // MOST_SEGMENTS if count > MOST_SEGMENTS else 0  # bytes
-    bars = [list(_segments(file, groups.of, tiny)) for file in plan.files]
+    bars, merged = _bars(plan, groups.of)
     longest = max((file.data_nbytes for file in plan.files), default=0)
     shown_limit = limit and plan.shard_size <= FAR_LIMIT * longest
 
-    figure, axes = page.new_figure(1.5 + (0.3 if len(bars) <= MOST_NAMES else 0.06) * len(bars))
+    height = 0.27 * len(bars) if len(bars) <= MOST_NAMES else max(5.0, 0.06 * len(bars))
+    figure, axes = page.new_figure(1.5 + height)
     right = 1.02 * max(longest, plan.shard_size if shown_limit else 1)
-    _draw(axes, bars, groups.colours, tiny=right / 300)
+    _draw(axes, bars, groups.colours, separated=math.inf if merged else right / 300)
     axes.set(xlim=(0, right), ylim=(len(bars) - 0.4, -0.6))
     axes.set_xlabel("bytes of values in the file", color=page.INK, fontsize=9)
     page.byte_axis(axes, right)
+    axes.grid(axis="x", color=page.GRID, linewidth=0.8)
     _label_files(axes, plan.files)
-    handles: list[Artist] = [Patch(facecolor=colour, label=group) for group, colour in _sample(groups)]
-    notes = [f"each colour is a {color_by}"]
-    if tiny:
-        notes[0] += f"; neighbours of less than {format_bytes(tiny)} are drawn as one"
+    notes = [f"coloured by {color_by}" + (f"; {merged}" if merged else "")]
     if limit and not shown_limit:
         notes.append(f"the limit of {format_bytes(plan.shard_size)} a file is far to the right")
     if shown_limit:
-        handles.append(_draw_limit(axes, plan.shard_size))
-    page.titled(figure, axes, _headline(plan), notes, pad=20 if shown_limit else 8)
-    page.legend(figure, handles, groups.title)
+        _draw_limit(axes, plan.shard_size)
+    page.titled(figure, _headline(plan), notes)
+    _legend(figure, groups, color_by)
     return page.finished(figure, _description(plan, color_by))
 
 
@@ -104,10 +102,10 @@ def _groups(plan: ShardPlan, color_by: str) -> _Groups:
     group = _layer if color_by == "layer" else _kind
     present = {group(t.output.name) for file in plan.files for t in file.tensors}
     if color_by == "module":
-        return _Groups("module", group, {kind: colour for kind, _, colour in _KINDS if kind in present})
+        return _Groups(group, {kind: colour for kind, _, colour in _KINDS if kind in present})
     layers = sorted(present - {OUTSIDE}, key=int)
     colours = dict(zip(layers, page.sequential(len(layers)), strict=True))
-    return _Groups("layer", group, colours | ({OUTSIDE: page.RED} if OUTSIDE in present else {}))
+    return _Groups(group, colours | ({OUTSIDE: page.RED} if OUTSIDE in present else {}))
 
 
 def _layer(name: str) -> str:
@@ -119,22 +117,43 @@ def _kind(name: str) -> str:
     return next(kind for kind, pattern, _ in _KINDS if pattern.search(name))
 
 
-def _segments(file: ShardFile, group_of: Callable[[str], str], tiny: int) -> Iterator[Segment]:
-    """The file's tensors; neighbours of less than ``tiny`` bytes together, until they are not tiny any more."""
-    header = len(file.header)
+def _bars(plan: ShardPlan, group_of: Callable[[str], str]) -> tuple[list[list[Segment]], str]:
+    """The segments of each file, and how they differ from its tensors where there are too many of those."""
+    bars = [
+        [(t.start - len(file.header), t.nbytes, group_of(t.output.name)) for t in file.tensors if t.nbytes]
+        for file in plan.files
+    ]
+    if sum(map(len, bars)) <= MOST_SEGMENTS:
+        return bars, ""
+    bars = [list(_runs(bar)) for bar in bars]
+    if sum(map(len, bars)) <= MOST_SEGMENTS:
+        return bars, "neighbours of one colour are drawn as one"
+    tiny = 2 * plan.total_bytes // MOST_SEGMENTS
+    bars = [list(_coarse(bar, tiny)) for bar in bars]
+    return bars, f"neighbours of less than {format_bytes(tiny)} are drawn as one"
+
+
+def _runs(bar: Iterable[Segment]) -> Iterator[Segment]:
+    """Neighbours of one group as one; no information is lost to the eye."""
+    for group, run in groupby(bar, key=lambda segment: segment[2]):
+        parts = list(run)
+        yield parts[0][0], sum(nbytes for _, nbytes, _ in parts), group
+
+
+def _coarse(bar: Iterable[Segment], tiny: int) -> Iterator[Segment]:
+    """Neighbours of less than ``tiny`` bytes as one, until they are not tiny any more."""
     gathered: Counter[str] = Counter()
     start = 0
-    for tensor in file.tensors:
-        at, group = tensor.start - header, group_of(tensor.output.name)
-        if tensor.nbytes >= tiny and gathered:
+    for at, nbytes, group in bar:
+        if gathered and nbytes >= tiny:
             yield _as_one(start, gathered)
             gathered.clear()
         start = start if gathered else at
-        gathered[group] += tensor.nbytes
-        if gathered.total() >= max(tiny, 1):
+        gathered[group] += nbytes
+        if gathered.total() >= tiny:
             yield _as_one(start, gathered)
             gathered.clear()
-    if gathered.total():
+    if gathered:
         yield _as_one(start, gathered)
 
 
@@ -142,15 +161,18 @@ def _as_one(start: int, gathered: Counter[str]) -> Segment:
     return start, gathered.total(), gathered.most_common(1)[0][0]
 
 
-def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str], tiny: float) -> None:
-    """All segments as one artist; a white edge tells neighbours apart where it does not hide a thin segment."""
+def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str], separated: float) -> None:
+    """All segments as one artist; a white edge goes around those wider than ``separated``, and would hide others."""
     rows = [(row, *segment) for row, bar in enumerate(bars) for segment in bar]
     y, x, width = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
-    corners = np.stack([x, y - 0.4, x, y + 0.4, x + width, y + 0.4, x + width, y - 0.4], axis=1).reshape(-1, 4, 2)
+    half = 0.4 if len(bars) <= MOST_NAMES else 0.5
+    corners = np.stack([x, y - half, x, y + half, x + width, y + half, x + width, y - half], axis=1).reshape(-1, 4, 2)
     faces = [colours[group] for *_, group in rows]
-    edges = ["white" if wide else face for wide, face in zip(width > tiny, faces, strict=True)]
+    edges = ["white" if wide else face for wide, face in zip(width > separated, faces, strict=True)]
     drawn = PolyCollection(list(corners), facecolors=faces, edgecolors=edges, linewidths=0.4, label="segments")
     axes.add_collection(drawn, autolim=False)
+    if MOST_NAMES < len(bars) <= MOST_SEPARATED:  # thin gaps would come out at one or two pixels; lines are all equal
+        axes.hlines(np.arange(1, len(bars)) - 0.5, 0, 1, "white", linewidth=0.5, transform=axes.get_yaxis_transform())
 
 
 def _label_files(axes: Axes, files: Sequence[ShardFile]) -> None:
@@ -169,27 +191,28 @@ def _label_files(axes: Axes, files: Sequence[ShardFile]) -> None:
     axes.tick_params(axis="y", length=0, labelsize=page.SMALL)
 
 
-def _draw_limit(axes: Axes, nbytes: int) -> Line2D:
+def _draw_limit(axes: Axes, nbytes: int) -> None:
     text = f"limit {format_bytes(nbytes)}"
-    line = axes.axvline(nbytes, color=page.INK, linestyle=(0, (4, 2)), linewidth=1.4, label=text)
+    axes.axvline(nbytes, color=page.INK, linestyle=(0, (4, 2)), linewidth=1.4, label=text)
     axes.annotate(
         text, (nbytes, 1), (0, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center",
         fontsize=page.SMALL, color=page.INK,
     )  # fmt: skip
-    return line
 
 
-def _sample(groups: _Groups, most: int = 12) -> list[tuple[str, str]]:
-    """The groups for the legend; of many layers an evenly spaced choice."""
+def _legend(figure: Figure, groups: _Groups, color_by: str) -> None:
+    """The groups and their colours; of many layers an evenly spaced choice."""
     entries = [entry for entry in groups.colours.items() if entry[0] != OUTSIDE]
-    if len(entries) > most:
+    title = color_by
+    if len(entries) > MOST_IN_LEGEND:
+        title += f" (8 of {len(entries):,})"
         entries = [entries[i] for i in np.linspace(0, len(entries) - 1, 8).round().astype(int)]
-    return entries + [entry for entry in groups.colours.items() if entry[0] == OUTSIDE]
+    entries += [entry for entry in groups.colours.items() if entry[0] == OUTSIDE]
+    page.legend(figure, [Patch(facecolor=colour, label=group) for group, colour in entries], title)
 
 
 def _headline(plan: ShardPlan) -> str:
-    files = "1 file" if len(plan.files) == 1 else f"{len(plan.files):,} files"
-    return f"{files}, {format_bytes(plan.total_bytes)} ({plan.dtype})"
+    return f"{page.plural(len(plan.files), 'file')}, {format_bytes(plan.total_bytes)} ({plan.dtype})"
 
 
 def _description(plan: ShardPlan, color_by: str) -> str:

@@ -73,7 +73,7 @@ def _group(entry: StoredTensor | StoredObject, by: str, depth: int | None) -> st
 
 def _draw(counts: Counter[str], by: str) -> Figure:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    bars = [(page.name_label(group), nbytes) for group, nbytes in ranked[:MOST_BARS]]
+    bars = [(page.name_label(group) or "(no name)", nbytes) for group, nbytes in ranked[:MOST_BARS]]
     rest = ranked[MOST_BARS:]
     if rest:
         bars.append((f"other ({len(rest):,} more)", sum(nbytes for _, nbytes in rest)))
@@ -91,7 +91,7 @@ def _draw(counts: Counter[str], by: str) -> Figure:
     axes.set(xlim=(0, 1.22 * largest), ylim=(max(1, len(bars)) - 0.4, -0.6))
     page.byte_axis(axes, largest)
     headline = f"{format_bytes(total)} by {by}"
-    page.titled(figure, axes, headline, ["numbers in names are shown as *"] if any("*" in g for g in counts) else [])
+    page.titled(figure, headline, ["numbers in names are shown as *"] if any("*" in g for g in counts) else [])
     top = ", ".join(f"{label} {format_bytes(nbytes)}" for label, nbytes in bars[:3]) or "nothing is stored"
     return page.finished(figure, f"Bar chart of the bytes of a checkpoint by {by}: {format_bytes(total)}; {top}.")
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dcptools.checkpoint import StoredTensor
-from dcptools.checkpoint._cover import Ints
+from dcptools.checkpoint._cover import Ints, check_cover
 from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors._checksums import Checksums
-from dcptools.tensors._item import Item, open_item
+from dcptools.tensors._item import Item, Unpacked, is_row_major, open_item
 from dcptools.tensors._view import View
 
 __all__ = ["BITS", "SCRATCH_BYTES", "Bits", "Checksums", "Region", "TensorReader", "View", "read_region", "read_view"]
@@ -48,13 +47,22 @@ class TensorReader:
         Of a checkpoint that ``read`` returned.
     checksums
         Gets every byte that is read, and checks each item that was read whole. None: nothing is checked.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        The chunks do not cover the tensor exactly: what lies in a hole would be whatever was in memory.
     """
 
     def __init__(self, tensor: StoredTensor, checksums: Checksums | None = None) -> None:
+        problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
+        if problem:
+            raise BrokenCheckpoint(f"{tensor.key!r}: {problem[1]}.\nUse another checkpoint, or save again.")
         self.tensor = tensor
         self._checksums = checksums
         self._boxes = _distinct(tensor)
         self._items: dict[int, Item] = {}
+        self._unpacked = Unpacked()
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -81,7 +89,7 @@ class TensorReader:
         Raises
         ------
         BrokenCheckpoint
-            An item is damaged or is not what the metadata announces, or the chunks do not cover the region.
+            An item is damaged or is not what the metadata announces, or the region reaches out of the tensor.
         ChecksumError
             The bytes of an item are not those that were saved.
         UnsupportedCheckpoint
@@ -104,8 +112,6 @@ class TensorReader:
 
     def _overlapping(self, starts: Ints, stops: Ints) -> Sequence[int]:
         boxes = self._boxes
-        if len(boxes) == 1:
-            return boxes.tolist()  # type: ignore[no-any-return]
         offsets, sizes = self.tensor.offsets[boxes], self.tensor.sizes[boxes]
         hit = np.all((offsets < stops) & (offsets + sizes > starts), axis=1)
         return boxes[hit].tolist()  # type: ignore[no-any-return]
@@ -118,7 +124,7 @@ class TensorReader:
             opening = self._opening.setdefault(index, threading.Lock())
         with opening:  # one thread opens it, the others wait; other items can be opened at the same time
             if index not in self._items:
-                item = open_item(self.tensor.source, self.tensor, self.tensor.chunk(index))
+                item = open_item(self.tensor.source, self.tensor, self.tensor.chunk(index), self._unpacked)
                 if self._checksums is not None:
                     self._checksums.open(item)
                 self._items[index] = item
@@ -132,7 +138,7 @@ class TensorReader:
         first = item.layout.offset + sum(i * s for i, s in zip(start, strides, strict=True))
         span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
         needed = math.prod(shape) * itemsize
-        if span == needed and target.flags.c_contiguous and _ordered(shape, strides):
+        if target.flags.c_contiguous and is_row_major(shape, strides):
             self._read_bytes(item, first * itemsize, target.reshape(-1).view(np.uint8))
         elif span <= SCRATCH_BYTES and span <= max(needed + SMALL_GAP, 2 * needed):
             piece = self._scratch()[:span]
@@ -175,6 +181,8 @@ def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -
 
 def read_view(reader: TensorReader, view: View, region: Region, out: Bits) -> None:
     """Fill ``out`` with a region of a view of the reader's tensor; raises what ``read_region`` raises."""
+    if not out.size:
+        return
     stored, axes = view.locate(reader.tensor.shape, region)
     # the ellipses keep these views of the same memory where there are no dimensions left
     kept = out[(*(slice(None) if axis is not None else 0 for axis in axes), ...)]
@@ -229,33 +237,28 @@ def _distinct(tensor: StoredTensor) -> Ints:
     return first[np.all(tensor.sizes[first] > 0, axis=1)]
 
 
-def _ordered(shape: list[int], strides: Sequence[int]) -> bool:
-    """Whether a box with no gaps lies in row-major order: its strides never grow."""
-    used = [stride for size, stride in zip(shape, strides, strict=True) if size > 1]
-    return all(a >= b for a, b in pairwise(used)) and 0 not in used
-
-
 def _resolve_flags(item: Item, values: Bits) -> None:
     """Apply the conjugate and negative bits, as torch's ``resolve_conj`` and ``resolve_neg`` do."""
     layout = item.layout
-    if layout.conjugate and layout.dtype.kind == "complex":
-        half = np.dtype(f"u{layout.dtype.itemsize // 2}")
-        parts = _as_words(values, half)
-        parts[..., 1::2] ^= half.type(1 << (8 * half.itemsize - 1))
-    if layout.negative:
-        word = np.dtype(f"u{layout.dtype.itemsize // (2 if layout.dtype.kind == 'complex' else 1)}")
-        words = _as_words(values, word)
-        if layout.dtype.kind == "int":
-            np.negative(words, out=words)
-        else:
-            words ^= word.type(1 << (8 * word.itemsize - 1))
+    if layout.dtype.kind == "complex":
+        if layout.negative:
+            _flip_sign(_part(values, imaginary=False))
+        if layout.negative != layout.conjugate:
+            _flip_sign(_part(values, imaginary=True))
+    elif layout.negative and layout.dtype.kind == "int":
+        np.negative(values, out=values)
+    elif layout.negative:
+        _flip_sign(values)
 
 
-def _as_words(values: Bits, word: np.dtype[Any]) -> Bits:
-    """A view of the same memory with a last dimension of words."""
-    factor = values.dtype.itemsize // word.itemsize
-    return np.lib.stride_tricks.as_strided(
-        values.view() if factor == 1 else np.ndarray(values.shape, word, values, 0, values.strides),
-        (*values.shape, factor),
-        (*values.strides, word.itemsize),
+def _flip_sign(words: Bits) -> None:
+    words ^= words.dtype.type(1 << (8 * words.itemsize - 1))
+
+
+def _part(values: Bits, *, imaginary: bool) -> Bits:
+    """The real or the imaginary parts of complex values as bits, in the same memory, whatever its strides."""
+    nbytes = values.itemsize // 2
+    pair = np.dtype(
+        {"names": ["part"], "formats": [f"u{nbytes}"], "offsets": [nbytes * imaginary], "itemsize": values.itemsize}
     )
+    return values.view(pair)["part"]

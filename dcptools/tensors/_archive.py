@@ -12,7 +12,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from dcptools.errors import BrokenCheckpoint, UnsupportedCheckpoint
+from isal import isal_zlib
+
+from dcptools.errors import BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
 from dcptools.storage import Source
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory
@@ -55,10 +57,15 @@ class Archive:
         return next((e for e in self.entries if e.name.partition("/")[2] == suffix), None)
 
     def content(self, entry: Entry) -> bytes:
-        """The content of a small entry."""
+        """The content of a small entry, checked: a flipped bit in ``data.pkl`` may be another stride."""
         if entry.nbytes > MAX_PICKLE_BYTES:
             raise self.broken(f"{entry.name} has {entry.nbytes:,} bytes")
-        return bytes(self._view(self.content_start(entry), entry.nbytes))
+        content = bytes(self._view(self.content_start(entry), entry.nbytes))
+        if entry.crc and isal_zlib.crc32(content) != entry.crc:
+            raise ChecksumError(
+                f"{self.where}: {entry.name} is not what was saved.\nThe file is damaged. Copy the checkpoint again."
+            )
+        return content
 
     def content_start(self, entry: Entry) -> int:
         """Bytes from the start of the archive to the entry's content."""

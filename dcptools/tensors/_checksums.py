@@ -2,7 +2,7 @@
 
 Every zip entry has a CRC-32 of its content, which ``torch.load`` does not look at. The pieces' checksums are combined
 (``crc32_combine``), so checking costs no read of its own. Only items whose bytes are not read in straight pieces
-(transposed, or a part of a larger storage) are read once more, from one end to the other.
+(transposed, a part of a larger storage, or wanted in another order) are read once more, from one end to the other.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import threading
 
 from isal import isal_zlib
 
-from dcptools.errors import ChecksumError
+from dcptools.errors import Cancelled, ChecksumError
 from dcptools.tensors._item import Item
 
 PIECE_BYTES = 1 << 20
+MAX_PIECES = 1 << 16  # of one item; beyond that, remembering them costs more memory than reading it again costs time
 
 
 class Checksums:
-    """Collects what was read of each item. ``checked``, ``unchecked`` and ``without`` count items."""
+    """Collects what was read of each item. ``checked``, ``unchecked`` and ``without`` count items.
 
-    def __init__(self) -> None:
+    When ``stop`` is set, an item that is being read through is given up, with ``Cancelled``.
+    """
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self._stop = stop or threading.Event()
         self.checked = 0  # read whole, and right
         self.without = 0  # stored without a checksum
-        self._pending: dict[tuple[str, int], list[tuple[int, int, int]]] = {}  # start, bytes, crc of each piece
-        self._seen: dict[tuple[str, int], int] = {}  # bytes so far
+        self._pending: dict[tuple[str, str], list[tuple[int, int, int]]] = {}  # start, bytes, crc of each piece
+        self._seen: dict[tuple[str, str], int] = {}  # bytes so far
         self._lock = threading.Lock()
 
     @property
@@ -60,31 +65,37 @@ class Checksums:
                 return  # checked already; it is read a second time
             pieces.append(piece)
             seen = self._seen[_id(item)] = self._seen.get(_id(item), 0) + len(data)
-            if seen < item.storage_nbytes:
+            if seen < item.storage_nbytes and len(pieces) < MAX_PIECES:
                 return
-            pieces = sorted(set(pieces))
-            if not _is_tiling(pieces, item.storage_nbytes):
-                return  # some bytes were read twice; the rest is still to come
             del self._pending[_id(item)], self._seen[_id(item)]
-            self.checked += 1
-        crc = 0
-        for _, nbytes, piece_crc in pieces:
-            crc = isal_zlib.crc32_combine(crc, piece_crc, nbytes)
-        _compare(item, crc)
+        pieces.sort()
+        if _is_tiling(pieces, item.storage_nbytes):
+            self._compare(item, _combined(pieces))
+        else:  # some bytes were read twice: pieces that overlap, as of a transposed view
+            self._read_through(item)
 
     def _read_through(self, item: Item) -> None:
         buffer, crc = memoryview(bytearray(PIECE_BYTES)), 0
         for start in range(0, item.storage_nbytes, PIECE_BYTES):
+            if self._stop.is_set():
+                raise Cancelled("Cancelled while a checksum was computed.")
             piece = buffer[: min(PIECE_BYTES, item.storage_nbytes - start)]
             item.source.read_into(item.file, item.start + start, piece)
             crc = isal_zlib.crc32(piece, crc)
-        _compare(item, crc)
+        self._compare(item, crc)
+
+    def _compare(self, item: Item, crc: int) -> None:
+        if crc != item.crc:
+            raise ChecksumError(
+                f"{item.label}:\nthe stored bytes have the CRC-32 {crc:08x}, and {item.crc:08x} was saved with them.\n"
+                "The file was damaged after it was saved. Copy it again, or use another checkpoint."
+            )
         with self._lock:
             self.checked += 1
 
 
-def _id(item: Item) -> tuple[str, int]:
-    return f"{item.source.location}/{item.file}", item.start
+def _id(item: Item) -> tuple[str, str]:
+    return item.source.location, item.label
 
 
 def _is_tiling(pieces: list[tuple[int, int, int]], nbytes: int) -> bool:
@@ -96,9 +107,8 @@ def _is_tiling(pieces: list[tuple[int, int, int]], nbytes: int) -> bool:
     return at == nbytes
 
 
-def _compare(item: Item, crc: int) -> None:
-    if crc != item.crc:
-        raise ChecksumError(
-            f"{item.label}:\nthe stored bytes have the CRC-32 {crc:08x}, and {item.crc:08x} was saved with them.\n"
-            "The file was damaged after it was saved. Copy it again, or use another checkpoint."
-        )
+def _combined(pieces: list[tuple[int, int, int]]) -> int:
+    crc = 0
+    for _, nbytes, piece_crc in pieces:
+        crc = isal_zlib.crc32_combine(crc, piece_crc, nbytes)
+    return crc

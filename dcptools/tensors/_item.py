@@ -11,15 +11,17 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from dcptools import _pickle
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
-from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsupportedCheckpoint
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
 from dcptools.storage import LocalSource, Source
 from dcptools.tensors._archive import Archive
 
@@ -39,12 +41,17 @@ class Layout:
     @property
     def row_major(self) -> bool:
         """Whether the values lie one after the other in row-major order."""
-        expected = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if size != 1 and stride != expected:
-                return math.prod(self.shape) == 0
-            expected *= size
-        return True
+        return is_row_major(self.shape, self.strides)
+
+
+def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements with these strides lie one after the other in row-major order."""
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return math.prod(shape) == 0
+        expected *= size
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,10 @@ class Item:
         )
 
 
-def open_item(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
+def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Unpacked) -> Item:
     """Parse the archive of one chunk and check it against the metadata.
+
+    An item that cannot be read from the middle is unpacked into ``unpacked``, and read from there.
 
     Raises
     ------
@@ -76,17 +85,25 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
         The encoding is not one that dcptools reads.
     BrokenCheckpoint
         The item is damaged, or is not what the metadata announces.
+    TargetError
+        There is no space to unpack it.
     """
-    label = f"{tensor.key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file}"
-    file, start, nbytes = chunk.file, chunk.start, chunk.nbytes
-    if chunk.encoding == "zstd":
-        source, file, start, nbytes = _decompress(source, chunk, label)
-    elif chunk.encoding != "torch":
-        raise UnsupportedCheckpoint(f"{label}: the encoding {chunk.encoding} is not one that dcptools reads.")
+    label = f"{tensor.key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file or 'no file'}"
     try:
-        return _open(Archive(source, file, start, nbytes), tensor, chunk, label)
+        return _open(_archive(source, chunk, unpacked), tensor, chunk, label)
     except DcptoolsError as error:
         raise type(error)(f"{label}:\n{error}") from None
+
+
+def _archive(source: Source, chunk: Chunk, unpacked: Unpacked) -> Archive:
+    if not chunk.file:
+        raise BrokenCheckpoint("The metadata does not say where it is stored.")
+    if chunk.encoding == "zstd":
+        start, nbytes = _decompress(source, chunk, unpacked)
+        return Archive(unpacked, UNPACKED, start, nbytes)
+    if chunk.encoding != "torch":
+        raise UnsupportedCheckpoint(f"The encoding {chunk.encoding} is not one that dcptools reads.")
+    return Archive(source, chunk.file, chunk.start, chunk.nbytes)
 
 
 def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk, label: str) -> Item:
@@ -187,28 +204,28 @@ def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, fla
     )  # fmt: skip
 
 
-def _decompress(source: Source, chunk: Chunk, label: str) -> tuple[Source, str, int, int]:
-    """A zstd item, unpacked into an unnamed temporary file: compressed bytes cannot be read from the middle."""
+def _decompress(source: Source, chunk: Chunk, unpacked: Unpacked) -> tuple[int, int]:
+    """Unpack a zstd item; returns the place of its archive in ``unpacked``."""
     try:
         import zstandard
     except ImportError:
         raise UnsupportedCheckpoint(
-            f"{label} is compressed with zstd, and the package zstandard is not installed.\n"
+            "It is compressed with zstd, and the package zstandard is not installed.\n"
             "Install it: pip install 'dcptools[zstd]'."
         ) from None
-    spool = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115  (lives as long as the item)
     most = 2 * math.prod(chunk.shape) * 16 + (1 << 20)  # the widest dtype has 16 bytes; a bomb has more
+    start, nbytes = unpacked.reserve(most), 0
     try:
         packed = cast(IO[bytes], _Range(source, chunk))
-        unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
-        while part := unpacked.read(1 << 20):
-            spool.write(part)
-            if spool.tell() > most:
-                raise BrokenCheckpoint(f"{label}: its zstd stream unpacks to more than such a tensor can have.")
+        stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
+        while part := stream.read(1 << 20):
+            if nbytes + len(part) > most:
+                raise BrokenCheckpoint("its zstd stream unpacks to more than such a tensor can have.")
+            unpacked.write(start + nbytes, part)
+            nbytes += len(part)
     except zstandard.ZstdError as error:
-        raise BrokenCheckpoint(f"{label}: its zstd stream is damaged: {error}.") from None
-    spool.flush()
-    return _Spool(spool, f"{source.location}/{chunk.file}"), "(unpacked)", 0, spool.tell()
+        raise BrokenCheckpoint(f"its zstd stream is damaged: {error}.") from None
+    return start, nbytes
 
 
 class _Range(io.RawIOBase):
@@ -227,15 +244,42 @@ class _Range(io.RawIOBase):
         return len(part)
 
 
-class _Spool(LocalSource):
-    """One open temporary file as a source."""
+UNPACKED = "(unpacked)"
 
-    def __init__(self, file: Any, location: str) -> None:
-        super().__init__(location)
-        self._file = file
-        self._open = {"(unpacked)": [file.fileno(), 1]}  # one reader for ever: never closed as idle
+
+class Unpacked(LocalSource):
+    """Unpacked items of one tensor, in one unnamed temporary file: a file for each would be too many open ones."""
+
+    def __init__(self) -> None:
+        super().__init__(tempfile.gettempdir())
+        self._file: IO[bytes] | None = None
+        self._end = 0  # bytes; reserved regions reach up to here, and the file is sparse
+        self._reserving = threading.Lock()
+
+    def reserve(self, nbytes: int) -> int:
+        """A region that nobody else writes to; returns its start."""
+        with self._reserving:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115  (lives as long as the reader)
+                self._open = {UNPACKED: [self._file.fileno(), 1]}  # one reader for ever: never closed as idle
+            start = self._end
+            self._end += nbytes
+            return start
+
+    def write(self, start: int, data: bytes) -> None:
+        assert self._file is not None, "reserve() comes first"
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self._file.fileno(), data[done:], start + done)
+        except OSError as error:
+            raise TargetError(
+                f"Unpacking into {tempfile.gettempdir()} failed: {error.strerror}.\n"
+                "Set the environment variable TMPDIR to a directory with more space."
+            ) from None
 
     def close(self) -> None:
         self._open.clear()
-        if not self._file.closed:
+        if self._file is not None:
             self._file.close()
+            self._file = None

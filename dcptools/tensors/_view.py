@@ -56,7 +56,7 @@ class View:
             box.append((index, index + 1))
         axes: list[int | None] = []
         for size, stride, (start, stop) in zip(self.shape, self.strides, region, strict=True):
-            axis = next((d for d, s in enumerate(strides) if s == stride and shape[d] > 1 and d not in axes), None)
+            axis = next((d for d, s in enumerate(strides) if s == stride and shape[d] != 1 and d not in axes), None)
             if axis is None and size != 1:
                 raise ValueError(f"{self} is not a box of a tensor of shape {tuple(shape)}")
             axes.append(axis if size != 1 else None)

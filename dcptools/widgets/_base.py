@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import os
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
@@ -51,6 +52,11 @@ STYLE = """<style>
 def escape(text: object) -> str:
     """Text from a file, safe and visible in HTML."""
     return html.escape(printable(str(text)))
+
+
+def typed_path(text: str) -> str:
+    """A path as somebody typed it: without blanks around it, and with ``~`` as a shell reads it."""
+    return os.path.expanduser(text.strip())
 
 
 def alert(kind: str, text: str, details: str = "") -> str:

@@ -11,11 +11,13 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools._table import format_bytes
+from dcptools.assets import find_assets
 from dcptools.convert import DEFAULT_SAVE_DIR
+from dcptools.errors import UsageError
 from dcptools.mapping import preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
-from dcptools.widgets._base import Step, alert, escape, findings_html, handler, table_html
+from dcptools.widgets._base import Step, alert, escape, findings_html, handler, table_html, typed_path
 from dcptools.widgets._job import Job
 from dcptools.writer import Report, write
 
@@ -50,11 +52,14 @@ class Convert(Step):
         )  # fmt: skip
         self.overwrite = W.Checkbox(description="Overwrite a model that is there", indent=False)
         self.found, self.recipe = W.HTML(), W.HTML()
-        self.job = Job("Convert", self._run, self._done, self._failed)
+        self.job = Job("Convert", self._run, self._done, self.show_error)
+        self._default_dir = ""  # what the field said by itself
+        self._writing: ShardPlan | None = None
         super().__init__([self.save_dir, self.assets, self.overwrite, self.found, self.recipe, self.job])
-        T.link((self, "model_assets_dir"), (self.assets, "value"))
         self.observe(self._new, "plan")
-        self.observe(self._other_assets, "model_assets_dir")
+        self.observe(self._show_assets, "model_assets_dir")
+        self.assets.observe(self._take_assets, "value")
+        self.job.observe(lambda _: self._enable(), "running")
         for control in (self.save_dir, self.overwrite):
             control.observe(lambda _: self._describe(), "value")
         self.blocked = "Nothing was written yet."
@@ -63,17 +68,34 @@ class Convert(Step):
 
     @handler
     def _new(self, _: Any) -> None:
-        if self.plan is None:
-            self._describe()
-            return
-        self.model_assets_dir = self.plan.mapping.options.model_assets_dir or ""
-        if not self.save_dir.value:
-            self.save_dir.value = str(Path(self.plan.mapping.checkpoint.path, DEFAULT_SAVE_DIR))
+        """Nothing is known of another plan: what was written before was not it."""
+        self.report, self.blocked = None, "Nothing was written yet."
+        if not self.job.running:
+            self.job.forget()
+        if self.plan is not None:
+            self.model_assets_dir = self.plan.mapping.options.model_assets_dir or ""
+            default = str(Path(self.plan.mapping.checkpoint.path, DEFAULT_SAVE_DIR))
+            if self.save_dir.value in ("", self._default_dir):
+                self.save_dir.value = default
+            self._default_dir = default
         self._describe()
 
+    def _show_assets(self, _: Any) -> None:
+        self.assets.value = self.model_assets_dir
+
     @handler
-    def _other_assets(self, _: Any) -> None:
-        """Plan again with another assets directory; all other options stay."""
+    def _take_assets(self, _: Any) -> None:
+        """Go on with the directory that was typed, if there is one; until then nothing can be started."""
+        directory = typed_path(self.assets.value)
+        self._enable()
+        if directory:
+            find_assets(directory)
+        self.model_assets_dir = directory
+        self._plan_again()
+        self._describe()
+
+    def _plan_again(self) -> None:
+        """Plan with other assets; all other options stay. In the wizard the step Mapping has done so already."""
         planned: ShardPlan | None = self.plan
         if planned is None or (planned.mapping.options.model_assets_dir or "") == self.model_assets_dir:
             return
@@ -92,12 +114,12 @@ class Convert(Step):
     @handler
     def _describe(self) -> None:
         planned: ShardPlan | None = self.plan
-        self.job.start.disabled = planned is None or self.job.running
-        if planned is None:
-            self.found.value = alert("info", "Plan the files first.")
+        target, overwrite = typed_path(self.save_dir.value), self.overwrite.value
+        self._enable()
+        if planned is None or not target:
+            self.found.value = alert("info", "Give the directory to save to." if planned else "Plan the files first.")
             self.recipe.value = ""
             return
-        target, overwrite = self.save_dir.value.strip(), self.overwrite.value
         files = f"{len(planned.files):,} file{'' if len(planned.files) == 1 else 's'}"
         assets = planned.mapping.assets
         copied = f", and {len(assets.files)} files of {assets.directory}" if assets else ""
@@ -111,21 +133,29 @@ class Convert(Step):
             f"{escape(python_call(planned, target, overwrite=overwrite))}</pre>"
         )
 
+    def _enable(self) -> None:
+        """What starts must be what the fields say."""
+        planned: ShardPlan | None = self.plan
+        assets = typed_path(self.assets.value)
+        ready = planned is not None and (planned.mapping.options.model_assets_dir or "") == assets
+        self.job.start.disabled = self.job.running or not ready
+
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Report:
-        self.message.value, self.report = "", None
-        if not self.save_dir.value.strip():
-            raise FileNotFoundError("Give the directory to save to.")
-        return write(
-            self.plan, self.save_dir.value.strip(), overwrite=self.overwrite.value, progress=progress, cancel=cancel
-        )
+        self.message.value, self.report, self._writing = "", None, self.plan
+        self.blocked = "Nothing was written yet."
+        target = typed_path(self.save_dir.value)
+        if self._writing is None or not target:
+            raise UsageError("Plan the files and give the directory to save to.")
+        return write(self._writing, target, overwrite=self.overwrite.value, progress=progress, cancel=cancel)
 
     def _done(self, report: Report) -> None:
-        self.message.value = alert("success", f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}.")
+        wrote = f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."
+        if self._writing is not self.plan:
+            self.message.value = alert("warning", f"{wrote}\nThe plan was changed meanwhile; this is not the new one.")
+            return
+        self.message.value = alert("success", wrote)
         self.blocked = ""
         self.report = report
-
-    def _failed(self, error: BaseException) -> None:
-        self.show_error(error)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         return ("Nothing was written yet.", [], []) if self.report is None else _report_summary(self.report)
@@ -147,7 +177,6 @@ class Result(Step):
         self.body = W.HTML()
         super().__init__([self.body])
         self.observe(self._show, "report")
-        self.blocked = "Nothing was written yet."
         self.report = report
         if report is None:
             self._show()
@@ -155,10 +184,10 @@ class Result(Step):
     @handler
     def _show(self, _: Any = None) -> None:
         report: Report | None = self.report
+        self.blocked = "" if report else "Nothing was written yet."
         if report is None:
-            self.body.value = alert("info", "Nothing was written yet.")
+            self.body.value = alert("info", self.blocked)
             return
-        self.blocked = ""
         headline, header, rows = _report_summary(report)
         own = [f for f in report.findings if f.code in ("cast-overflow", "no-checksum")]
         parts = [

@@ -13,6 +13,7 @@ import traitlets as T
 from dcptools import plots
 from dcptools._table import format_bytes, some
 from dcptools.checkpoint import Checkpoint
+from dcptools.errors import UsageError
 from dcptools.tree import Tree, tree
 from dcptools.values import load_tensor, stats
 from dcptools.widgets._base import Step, alert, escape, figure_html, handler
@@ -73,12 +74,13 @@ class Inspect(Step):
     def _new(self, _: Any) -> None:
         self.stats, self.sizes.value = None, ""
         self.tree.tree = None
+        self.values.checkpoint = self.tensor.checkpoint = self.checkpoint
+        self.tabs.layout.display = "none" if self.checkpoint is None else ""
         if self.checkpoint is None:
             self.blocked = "Read a checkpoint first."
             return
         self.blocked = ""
         self._show_keys()
-        self.values.checkpoint = self.tensor.checkpoint = self.checkpoint
         self._fill()
 
     def _show_keys(self) -> None:
@@ -221,11 +223,22 @@ class Values(W.VBox):  # type: ignore[misc]
             "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
         )
         super().__init__([about, self.globs, self.job, self.note, self.table])
+        self._reading: Checkpoint | None = None
+        self.observe(self._new, "checkpoint")
+
+    def _new(self, _: Any) -> None:
+        self.job.forget()
+        self.note.value, self.table.frame = "", pd.DataFrame(columns=STATISTICS)
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> pd.DataFrame:
-        return stats(self.checkpoint, self.globs.value.split() or None, progress=progress, cancel=cancel)
+        self._reading = self.checkpoint
+        if self._reading is None:
+            raise UsageError("Read a checkpoint first.")
+        return stats(self._reading, self.globs.value.split() or None, progress=progress, cancel=cancel)
 
     def _done(self, frame: pd.DataFrame) -> None:
+        if self._reading is not self.checkpoint:
+            return
         bad = frame[(frame["nan"] > 0) | (frame["inf"] > 0)]
         if len(bad):
             self.note.value = alert(

@@ -50,11 +50,18 @@ class Job(W.VBox):  # type: ignore[misc]
             return
         self._cancel.clear()
         self.running = True
-        self.start.disabled, self.cancel.disabled, self.bar.bar_style = True, False, ""
-        self.bar.value, self._shown, self._since = 0.0, 0.0, time.monotonic()
-        self._say("starting")
+        self._reset("starting")
+        self._shown, self._since = 0.0, time.monotonic()
+        self.start.disabled, self.cancel.disabled = True, False
         self._thread = threading.Thread(target=self._work, name="dcptools-job", daemon=True)
         self._thread.start()
+
+    def forget(self) -> None:
+        """Show nothing of the last run any more; one that is still running is cancelled."""
+        if self.running:
+            self._cancel.set()
+        else:
+            self._reset("not started")
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it is over."""
@@ -64,22 +71,25 @@ class Job(W.VBox):  # type: ignore[misc]
     def _work(self) -> None:
         try:
             result = self._run(self._progress, self._cancel)
+            self.bar.value = 1.0
+            self._end("success", f"done in {time.monotonic() - self._since:.1f} s")
+            self._done(result)
         except Cancelled:
             self._end("warning", "cancelled; nothing half-written is left")
         except BaseException as error:
             self._end("danger", "failed")
             self._failed(error)
-        else:
-            self.bar.value = 1.0
-            self._end("success", f"done in {time.monotonic() - self._since:.1f} s")
-            self._done(result)
         finally:
+            self.start.disabled, self.cancel.disabled = False, True
             self.running = False
+
+    def _reset(self, text: str) -> None:
+        self.bar.value, self.bar.bar_style = 0.0, ""
+        self._say(text)
 
     def _end(self, style: str, text: str) -> None:
         self.bar.bar_style = style
         self._say(text)
-        self.start.disabled, self.cancel.disabled = False, True
 
     def _progress(self, done: int, total: int, current: str) -> None:
         now = time.monotonic()

@@ -79,12 +79,13 @@ class Mapping(Step):
         controls = [self.layout_choice, self.root, self.dtype_choice, self.include, self.exclude, self.rename]
         rows = [W.HBox(controls[:3]), W.HBox(controls[3:5]), self.rename]
         super().__init__([*rows, self.found, self.accept, self.tabs])
-        for control in controls:
-            control.observe(self._refresh, "value")
-        self.accept.observe(lambda _: self._decide(), "value")
         T.link((self, "dtype"), (self.dtype_choice, "value"))
+        for control in controls:
+            if control is not self.dtype_choice:
+                control.observe(self._refresh, "value")
+        self.accept.observe(lambda _: self._decide(), "value")
         self.observe(self._new, "checkpoint")
-        self.observe(self._refresh, "model_assets_dir")
+        self.observe(self._refresh, ["model_assets_dir", "dtype"])
         self.blocked = "Read a checkpoint first."
         self.model_assets_dir = model_assets_dir
         self.checkpoint = checkpoint
@@ -99,6 +100,13 @@ class Mapping(Step):
     def _refresh(self, _: Any = None) -> None:
         self.mapping, self.found.value = None, ""
         self.blocked = "There is no mapping yet."
+        self.accept.layout.display = "none"
+        try:
+            self._preview()
+        finally:  # tables of other rules must not stand below an error
+            self.tabs.layout.display = "none" if self.mapping is None else ""
+
+    def _preview(self) -> None:
         if self.checkpoint is None:
             return
         mapping = preview(

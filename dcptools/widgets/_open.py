@@ -12,7 +12,7 @@ import traitlets as T
 from dcptools._table import format_bytes, format_count, printable, some
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.checkpoint._lookalikes import METADATA
-from dcptools.widgets._base import Step, alert, findings_html, handler, table_html
+from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
 
 MAX_FOLDERS = 500
 
@@ -58,8 +58,8 @@ class Open(Step):
             self._read()
 
     def _start(self) -> Path:
-        path = Path(self.path.value or ".").absolute()
-        return path.parent if (path / METADATA).exists() else path if path.is_dir() else Path.cwd()
+        path = Path(typed_path(self.path.value)).absolute()
+        return path.parent if _is(path) else path if os.path.isdir(path) else Path.cwd()
 
     @handler
     def _read(self, _: Any = None) -> None:
@@ -67,7 +67,7 @@ class Open(Step):
         self.blocked = "This is not a checkpoint that can be read."
         if not self.path.value.strip():
             raise FileNotFoundError("Give the directory of a checkpoint, the one that holds .metadata.")
-        checkpoint = read(self.path.value.strip())
+        checkpoint = read(typed_path(self.path.value))
         self.found.value = _found(checkpoint)
         self.blocked = ""
         self.checkpoint = checkpoint

@@ -60,6 +60,7 @@ class Shards(Step):
         self.slider.observe(self._slid, "value")
         self.size.observe(self._typed, "value")
         self.color.observe(lambda _: self._draw(), "value")
+        self.observe(lambda _: self._show_size(), "shard_size")
         for name in ("mapping", "dtype", "shard_size"):
             self.observe(self._refresh, name)
         self.blocked = "Review the mapping first."
@@ -75,11 +76,14 @@ class Shards(Step):
     @handler
     def _typed(self, _: Any) -> None:
         if not self._syncing:
+            self.plan, self.blocked = None, "There is no plan yet."
             self._take(parse_bytes(self.size.value))
 
     def _take(self, size: float) -> None:
-        self.shard_size = int(size)
-        self._show_size()
+        before, self.shard_size = self.shard_size, int(size)
+        if self.shard_size == before:
+            self._show_size()
+            self._refresh()
 
     def _show_size(self) -> None:
         self._syncing = True
@@ -91,11 +95,13 @@ class Shards(Step):
     def _refresh(self, _: Any = None) -> None:
         self.plan, self.found.value, self.figure.value = None, "", ""
         self.blocked = "There is no plan yet."
+        self.files.layout.display = "none"
         if self.mapping is None:
             return
         planned = plan(self.mapping, self.shard_size, self.dtype)
         self.found.value = _facts(planned)
         self.files.frame = planned.files_frame()
+        self.files.layout.display = ""
         self.blocked = ""
         self.plan = planned
         self._draw()

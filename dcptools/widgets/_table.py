@@ -129,12 +129,9 @@ class PagedTable(W.VBox):  # type: ignore[misc]
         frame, mask = self._frame, pd.Series(True, index=self._frame.index)
         text = self.search.value
         if text:
-            if self.regex.value:
-                re.compile(text)
-            hits = [
-                frame[name].astype(str).str.contains(text, regex=self.regex.value, case=False) for name in self._search
-            ]
-            mask &= pd.concat(hits, axis=1).any(axis=1)
+            find = re.compile(text if self.regex.value else re.escape(text), re.IGNORECASE).search
+            rows = zip(*(frame[name].astype(str) for name in self._search), strict=True)
+            mask &= pd.Series([any(map(find, row)) for row in rows], index=frame.index, dtype=bool)
         for name, dropdown in self.filters.items():
             if dropdown.value not in (None, ANY):
                 mask &= frame[name].astype(str) == dropdown.value
@@ -142,7 +139,7 @@ class PagedTable(W.VBox):  # type: ignore[misc]
             if check.value:
                 mask &= self._flags[name](frame)
         column = self.order.value
-        key = None if self._sortable(frame[column]) else (lambda values: values.map(str))
+        key = None if self._sortable(frame[column]) else (lambda values: values.map(str, na_action="ignore"))
         return frame[mask].sort_values(column, ascending=not self.descending.value, kind="stable", key=key)
 
     @staticmethod

@@ -70,7 +70,7 @@ class Wizard(Step):
         T.dlink(
             (self.mapping_step, "mapping"),
             (self.shards_step, "mapping"),
-            lambda m: None if m is None or m.errors else m,
+            _without_errors,
         )
         T.dlink((self.shards_step, "plan"), (self.convert_step, "plan"))
         T.link((self.mapping_step, "model_assets_dir"), (self.convert_step, "model_assets_dir"))

@@ -64,7 +64,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "findings": [finding.to_json() for finding in self.findings]}
 
-    def _headline(self) -> str:
+    def headline(self) -> str:
         return (
             f"Wrote {self.tensors:,} tensors, {format_bytes(self.total_bytes)} in {len(self.files):,} "
             f"file{'' if len(self.files) == 1 else 's'}, to {self.save_dir} in {self.seconds:.2f} s "
@@ -77,7 +77,7 @@ class Report:
             [(name, format_bytes(nbytes)) for name, nbytes in self.files] + extra + [(name, "") for name in self.assets]
         )
 
-    def _facts(self) -> str:
+    def facts(self) -> str:
         parts = [f"checksums: {self.items_checked:,} stored items right"]
         parts += [f"{self.items_unchecked:,} read in part"] if self.items_unchecked else []
         parts += [f"{self.items_without_checksum:,} without"] if self.items_without_checksum else []
@@ -86,13 +86,13 @@ class Report:
     def __str__(self) -> str:
         own = [f for f in self.findings if f.code in ("cast-overflow", "no-checksum")]
         return "\n".join(
-            [self._headline(), text_table(("file", "bytes"), self._rows()), self._facts(), *summary_lines(own)]
+            [self.headline(), text_table(("file", "bytes"), self._rows()), self.facts(), *summary_lines(own)]
         )
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(("file", "bytes"), self._rows(), title=self._headline()) + f"<p>{self._facts()}</p>"
+        return html_table(("file", "bytes"), self._rows(), title=self.headline()) + f"<p>{self.facts()}</p>"
 
 
 def write(
@@ -160,9 +160,11 @@ def write(
         except OSError as error:
             if isinstance(error, TargetError):
                 raise
-            raise TargetError(f"Writing to {target} failed: {error.strerror or error}.\nNothing was kept.") from error
+            what = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
+            raise TargetError(f"Writing to {target} failed: {what}.\nNothing was kept.") from error
         finally:
             sink.discard()
+            plan.mapping.checkpoint.source.close()
     return _report(plan, target, engine, assets, count, time.perf_counter() - start)
 
 

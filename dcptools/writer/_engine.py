@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -52,10 +53,13 @@ class Engine:
 
     def __init__(self, plan: ShardPlan, sink: Sink, *, workers: int, sync: bool) -> None:
         self.plan, self.sink, self.workers, self.sync = plan, sink, workers, sync
-        self.checksums = Checksums()
+        self._stop = threading.Event()
+        self.checksums = Checksums(self._stop)
         self.tally = Tally()
         self._lock = threading.Lock()  # guards the tally and the counts of open work
         self._open: dict[str, int] = {}  # filename -> regions handed out and not written, plus one while more come
+        self._uses = Counter(view.key for file in plan.files for t in file.tensors for view in t.output.sources)
+        self._readers: dict[str, TensorReader] = {}  # by key, where more outputs need it
 
     def run(self, progress: Progress | None, cancel: threading.Event | None) -> None:
         """Write everything; progress is called in this thread.
@@ -72,7 +76,7 @@ class Engine:
 
         casts = any(tensor.cast for file in self.plan.files for tensor in file.tensors)
         with one_thread_each() if casts else nullcontext():
-            run(self._all_work(), self._worker, workers=self.workers, report=report, cancel=cancel)
+            run(self._all_work(), self._worker, workers=self.workers, report=report, cancel=cancel, stop=self._stop)
 
     def _all_work(self) -> Iterator[tuple[_Job, Region]]:
         for file in self.plan.files:
@@ -89,8 +93,16 @@ class Engine:
             self._close(file)
 
     def _job(self, file: ShardFile, planned: PlannedTensor) -> _Job:
+        return _Job(file, planned, self._reader(planned.output.sources[0].key))
+
+    def _reader(self, key: str) -> TensorReader:
+        """One reader a key, so that a tensor that is cut into many outputs has its items opened and checked once."""
         checkpoint: Checkpoint = self.plan.mapping.checkpoint
-        return _Job(file, planned, TensorReader(checkpoint[planned.output.sources[0].key], self.checksums))
+        reader = self._readers.pop(key, None) or TensorReader(checkpoint[key], self.checksums)
+        self._uses[key] -= 1
+        if self._uses[key]:
+            self._readers[key] = reader
+        return reader
 
     def _worker(self) -> Callable[[tuple[_Job, Region]], None]:
         buffers = _Buffers()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from dcptools._table import format_bytes, some
 from dcptools.assets import CONFIG
@@ -20,6 +21,7 @@ LOCK = f"{TEMPORARY}lock"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 _ENTRY_POINTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
+COPY_BYTES = 1 << 20  # of an asset at a time
 
 
 def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
@@ -30,8 +32,12 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
     OutputExists, TargetError
     """
     checkpoint = Path(plan.mapping.checkpoint.path)
-    if save_dir.exists() and not save_dir.is_dir():
-        raise TargetError(f"The output {save_dir} is a file.\nGive a directory, new or without a model in it.")
+    there = _existing(save_dir)
+    if not there.is_dir():
+        what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
+        raise TargetError(f"The output {save_dir} {what}.\nGive a directory, new or without a model in it.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory of yours.")
     for file in plan.mapping.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
             raise TargetError(
@@ -58,18 +64,28 @@ def existing_model(save_dir: Path) -> list[str]:
 
 def free_bytes(save_dir: Path) -> int:
     """Free bytes on the file system of a directory that need not exist yet."""
-    there = next(parent for parent in (save_dir, *save_dir.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_existing(save_dir)).free
+
+
+def _existing(save_dir: Path) -> Path:
+    """The directory itself, or the nearest above it that is there."""
+    return next(path for path in (save_dir, *save_dir.absolute().parents) if path.exists())
 
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:
     assets = sum(file.nbytes for file in plan.mapping.assets.files) if plan.mapping.assets else 0
-    needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir)
+    stale = sum(path.stat().st_blocks * 512 for path in _leftovers(save_dir))  # they go before anything is written
+    needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir) + stale
     if needed > free:
         raise TargetError(
             f"{save_dir} has {format_bytes(free)} free, and {format_bytes(needed)} are needed.\nNothing was written. "
             "Free some space, or give a directory on another disk. (With overwrite, the old files go last.)"
         )
+
+
+def _leftovers(save_dir: Path) -> list[Path]:
+    """Temporary files of a run that was killed; of a run that is going on if the lock is taken."""
+    return list(save_dir.glob(f"{TEMPORARY}*.tmp"))
 
 
 @contextmanager
@@ -81,29 +97,32 @@ def locked(save_dir: Path) -> Iterator[None]:
     TargetError
         Another run writes there, or the directory cannot be created.
     """
+    missing = [path for path in (save_dir, *save_dir.parents) if not path.exists()]
     try:
-        made = _make(save_dir)
+        with _lock_file(save_dir):
+            for stale in _leftovers(save_dir):
+                stale.unlink(missing_ok=True)
+            yield
+    finally:
+        for directory in missing:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+@contextmanager
+def _lock_file(save_dir: Path) -> Iterator[None]:
+    try:
+        save_dir.mkdir(parents=True, exist_ok=True)
         lock = _acquire(save_dir / LOCK)
     except OSError as error:
         if isinstance(error, TargetError):
             raise
         raise TargetError(f"{save_dir} cannot be written to: {error.strerror}.\nGive a directory of yours.") from None
     try:
-        for stale in save_dir.glob(f"{TEMPORARY}*.tmp"):  # of a run that was killed; we hold the lock
-            stale.unlink(missing_ok=True)
         yield
     finally:
         (save_dir / LOCK).unlink(missing_ok=True)
         os.close(lock)
-        for directory in reversed(made):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-
-
-def _make(save_dir: Path) -> list[Path]:
-    missing = [path for path in reversed((save_dir, *save_dir.parents)) if not path.exists()]
-    save_dir.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _acquire(path: Path) -> int:
@@ -113,8 +132,10 @@ def _acquire(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
             raise TargetError(
                 f"Another run is writing to {path.parent}.\nWait for it, or give another directory."
             ) from None
@@ -132,9 +153,10 @@ def verify(file: ShardFile, path: str) -> None:
     BrokenCheckpoint
         They differ: a bug, or a disk that loses writes.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="numpy") as opened:
+    found: dict[str, Any] = {}
+    with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     wanted = {t.output.name: (t.dtype.code, t.output.shape) for t in file.tensors}
@@ -146,7 +168,7 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
     """Make the staged files a model, index last; returns the names of the assets.
 
     The old model's entry point goes first, so that at no moment an old index names new shards; the old shards go
-    when the new model is complete.
+    when the new model is complete. If a step fails, the new shards go too: they are no model without the rest.
     """
     stale = existing_model(save_dir)
     assets = _stage_assets(plan, sink, sync=sync)
@@ -157,10 +179,18 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
         if name in stale:
             (save_dir / name).unlink()
     shards = [file.filename for file in plan.files]
-    for name in (*assets, *shards, *index):
-        sink.commit(name)
-        if name == shards[-1] and sync:
-            _sync_directory(save_dir)
+    done: list[str] = []
+    try:
+        for name in (*assets, *shards, *index):
+            sink.commit(name)
+            done.append(name)
+            if name == shards[-1] and sync:
+                _sync_directory(save_dir)
+    except BaseException:
+        for name in done:
+            if name in shards:
+                (save_dir / name).unlink(missing_ok=True)
+        raise
     for name in stale:
         if name not in (*shards, *index):
             (save_dir / name).unlink(missing_ok=True)
@@ -174,12 +204,20 @@ def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> list[str]:
     if assets is None:
         return []
     for file in assets.files:
-        if file.name == CONFIG:
-            _stage(sink, file.name, assets.config_for(plan.written_dtype), sync=sync)
-            continue
-        with open(Path(assets.directory) / file.name, "rb") as source:
-            _stage(sink, file.name, source.read(), sync=sync)
+        rewritten = assets.config_for(plan.written_dtype) if file.name == CONFIG else None
+        if rewritten is not None:
+            _stage(sink, file.name, rewritten, sync=sync)
+        else:
+            _copy(sink, file.name, Path(assets.directory) / file.name, sync=sync)
     return [file.name for file in assets.files]
+
+
+def _copy(sink: LocalSink, name: str, path: Path, *, sync: bool) -> None:
+    with open(path, "rb") as source:
+        sink.create(name, os.fstat(source.fileno()).st_size)
+        while piece := source.read(COPY_BYTES):
+            sink.write(name, source.tell() - len(piece), memoryview(piece))
+    sink.finish(name, sync=sync)
 
 
 def _stage(sink: LocalSink, name: str, content: bytes, *, sync: bool) -> None:

@@ -1,0 +1,252 @@
+"""Which files go with the model, what is noticed about them, and the config that is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import saved
+
+from dcptools.assets import find_assets
+from dcptools.convert import convert
+from dcptools.errors import UsageError
+from dcptools.mapping import preview
+from dcptools.shards import plan
+
+CONFIG = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float32"}
+
+COPIED = (
+    "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken", "tekken.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "feature_extractor.json",
+    "chat_template.jinja", "chat_template.json",
+    "modeling_mine.py", "configuration_mine.py", "tokenization_mine.py", "optimization.py", "scheduler_config.json",
+    "README.md", "LICENSE", "params.json", "optimum.json", "latest.txt", "model.safetensors.md", "binary_head.py",
+)  # fmt: skip
+NOT_COPIED = (
+    # weights, in every format that the Hub has seen, and their indices
+    "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+    "adapter_model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
+    "flax_model.msgpack", "rust_model.ot", "model.onnx", "model.onnx_data", "model-q4.gguf", "ggml-model.ggml",
+    "consolidated.00.pth", "model.pt", "last.ckpt", "weights.npz", "weights.npy", "__0_0.distcp", ".metadata",
+    # optimizer and training state
+    "optimizer.pt", "optimizer.bin", "optimizer_0.pkl", "optim.pkl", "scheduler.pt", "scheduler_0.bin",
+    "lr_scheduler.pkl", "rng_state.pth", "rng_state_0.pkl", "random_states_0.pkl", "scaler.pt", "scaler_0.pkl",
+    "trainer_state.json", "training_args.bin", "training_args.json", "zero_to_fp32.py", "latest",
+    "events.out.tfevents.1700000000.host",
+    # what would make transformers look for other weights
+    "adapter_config.json",
+    # leftovers of other programs
+    ".gitattributes", ".cache", "tokenizer.json.lock", "model.tmp", "blob.incomplete",
+    "PYTORCH_MODEL.BIN", "Optimizer.pt",
+)  # fmt: skip
+
+
+def make(directory: Path, config: Any = CONFIG, tokenizer: bool = True) -> Path:
+    directory.mkdir()
+    if config is not None:
+        (directory / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    if tokenizer:
+        (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def lines(directory: Path) -> list[str]:
+    return [str(finding) for finding in find_assets(directory).findings]
+
+
+def test_which_names_are_copied(tmp_path: Path) -> None:
+    for name in (*COPIED, *NOT_COPIED):
+        (tmp_path / name).write_text("{}")
+    assert [file.name for file in find_assets(tmp_path).files] == sorted(COPIED)
+
+
+def test_directories_and_dangling_links_are_not_copied(tmp_path: Path) -> None:
+    directory = make(tmp_path / "a")
+    (directory / "original").mkdir()
+    (directory / "onnx.json").mkdir()
+    (directory / "vocab.json").symlink_to("nowhere")
+    assert [file.name for file in find_assets(directory).files] == ["config.json", "tokenizer.json"]
+
+
+def test_links_are_followed_and_their_content_is_copied(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for number, (name, text) in enumerate({"config.json": json.dumps(CONFIG), "tokenizer.json": "[1]"}.items()):
+        (blobs / str(number)).write_text(text)
+        (snapshot / name).symlink_to(Path("..", "blobs", str(number)))
+    convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=snapshot)
+    copied = tmp_path / "out" / "tokenizer.json"
+    assert copied.read_text() == "[1]"
+    assert not copied.is_symlink()
+
+
+def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
+    directory = make(tmp_path / "a")
+    assert {f.name: f.nbytes for f in find_assets(directory).files} == {
+        name: os.path.getsize(directory / name) for name in ("config.json", "tokenizer.json")
+    }
+
+
+def test_remote_code_is_copied_and_never_run(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    config = {**CONFIG, "model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.Mine"}}
+    directory = make(tmp_path / "a", config)
+    code = f"open({str(marker)!r}, 'w')"
+    (directory / "configuration_mine.py").write_text(code)
+    convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=directory)
+    assert (tmp_path / "out" / "configuration_mine.py").read_text() == code
+    assert not marker.exists()
+
+
+# --- findings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_directory_has_no_findings(tmp_path: Path) -> None:
+    assert lines(make(tmp_path / "a")) == []
+
+
+def test_what_is_expected_and_missing_is_a_warning(tmp_path: Path) -> None:
+    directory = make(tmp_path / "a", None, tokenizer=False)
+    assert lines(directory) == [
+        f"warning[assets-missing] config.json: {directory} has no config.json (transformers cannot load the result "
+        "without it)",
+        f"warning[assets-missing] tokenizer: {directory} has none of tokenizer.json, tokenizer.model, "
+        "tokenizer_config.json and 3 more (copy the tokenizer's files there, or beside the result later)",
+    ]
+
+
+@pytest.mark.parametrize("config", ["", "{", "[1]", "null", "\x00"], ids=repr)
+def test_a_config_that_is_no_json_object_is_a_warning(config: str, tmp_path: Path) -> None:
+    assert lines(make(tmp_path / "a", config)) == [
+        "warning[config-unreadable] config.json: it is not a JSON object; it is copied as it is"
+    ]
+
+
+def test_a_config_that_nests_deeply_is_a_warning(tmp_path: Path) -> None:
+    assert [f.code for f in find_assets(make(tmp_path / "a", "[" * 100_000)).findings] == ["config-unreadable"]
+
+
+def test_a_config_that_is_no_json_object_is_copied_byte_for_byte(tmp_path: Path) -> None:
+    directory = make(tmp_path / "a")
+    (directory / "config.json").write_bytes(b"\xff {\r\n")
+    convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=directory)
+    assert (tmp_path / "out" / "config.json").read_bytes() == b"\xff {\r\n"
+
+
+def test_a_config_without_architectures_is_a_warning(tmp_path: Path) -> None:
+    assert lines(make(tmp_path / "a", {"model_type": "qwen3"})) == [
+        "warning[config-no-architectures] config.json: it names no architectures (AutoModelForCausalLM works by "
+        "model_type; serving programs often need architectures)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_type": None}, "it has no model_type (AutoConfig cannot load it)"),
+        (
+            {"model_type": "qwen99"},
+            "the installed transformers has no model_type 'qwen99' (load it with a version that has it)",
+        ),
+        ({"model_type": "qwen99", "auto_map": {"AutoConfig": "x.Y"}}, None),
+        ({"model_type": "llama"}, None),
+    ],
+)
+def test_a_model_type_that_nobody_knows_is_a_warning(
+    changes: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    text = f"warning[config-unknown-model-type] config.json: {expected}"
+    assert lines(make(tmp_path / "a", {**CONFIG, **changes})) == ([text] if expected else [])
+
+
+@pytest.mark.parametrize("what", ["does not exist", "is not a directory"])
+def test_a_wrong_assets_directory_is_a_usage_error(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    if what == "is not a directory":
+        path.write_text("")
+    with pytest.raises(UsageError) as caught:
+        find_assets(path)
+    assert str(caught.value) == (
+        f"The assets directory {path} {what}.\nGive the directory that holds config.json and the tokenizer."
+    )
+
+
+def test_another_dtype_in_the_config_is_an_info(tmp_path: Path) -> None:
+    checkpoint = saved.trained(tmp_path / "c", optimizer=False)
+    mapping = preview(checkpoint, model_assets_dir=make(tmp_path / "a"))
+    found = [str(f) for f in plan(mapping).findings if f.code == "config-dtype"]
+    assert found == ["info[config-dtype] config.json: says float32, and bfloat16 is written (the copy says so)"]
+    assert not [f for f in plan(mapping, dtype="keep").findings if f.code == "config-dtype"]
+
+
+@pytest.mark.parametrize(("ties", "lm_head", "count"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_tied_weights_that_are_both_stored_are_a_warning(ties: bool, lm_head: bool, count: int, tmp_path: Path) -> None:
+    directory = make(tmp_path / "a", {**CONFIG, "tie_word_embeddings": ties})
+    checkpoint = saved.trained(tmp_path / "c", saved.model_state(lm_head=lm_head), optimizer=False)
+    found = [f for f in preview(checkpoint, model_assets_dir=directory).warnings if f.code == "tied-weights"]
+    assert [f.key for f in found] == ["lm_head.weight"] * count
+
+
+# --- the config that is written ---------------------------------------------------------------------------------
+
+
+def rewritten(config: Any, directory: Path, dtype: str = "bfloat16") -> Any:
+    return json.loads(find_assets(make(directory, config)).config_for(dtype) or b"")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"torch_dtype": "float32"}, {"torch_dtype": "bfloat16"}),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ({"torch_dtype": "float32", "dtype": "auto"}, {"torch_dtype": "bfloat16", "dtype": "bfloat16"}),
+        ({}, {"dtype": "bfloat16"}),
+        (
+            {"dtype": "float32", "text_config": {"dtype": "float32", "x": 1}, "vision_config": {"x": 2}},
+            {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16", "x": 1}, "vision_config": {"x": 2}},
+        ),
+        (
+            {"torch_dtype": "float32", "text_config": {"torch_dtype": "float32"}},
+            {"torch_dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16"}},
+        ),
+        ({"dtype": "float32", "text_config": {"dtype": None}}, {"dtype": "bfloat16", "text_config": {"dtype": None}}),
+    ],
+)
+def test_the_config_gets_the_written_dtype(config: Any, expected: Any, tmp_path: Path) -> None:
+    assert rewritten(config, tmp_path / "a") == expected
+
+
+def test_the_config_keeps_every_other_field_and_their_order(tmp_path: Path) -> None:
+    config = {"z": [1, {"a": None}], "größe": "重み", "torch_dtype": "float32", "pi": 3.14, "big": 10**30, "a": True}
+    text = (find_assets(make(tmp_path / "a", config)).config_for("float16") or b"").decode()
+    assert text == (
+        '{\n  "z": [\n    1,\n    {\n      "a": null\n    }\n  ],\n  "größe": "重み",\n  "torch_dtype": "float16",\n'
+        '  "pi": 3.14,\n  "big": 1000000000000000000000000000000,\n  "a": true\n}\n'
+    )
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", "bfloat16"), ("keep", "float32"), ("float16", "float16")])
+def test_the_copy_says_what_was_written(dtype: str, expected: str, tmp_path: Path) -> None:
+    state = {
+        "model.a": torch.ones(64),
+        "model.b": torch.ones(8, dtype=torch.bfloat16),
+        "model.n": torch.ones(999).long(),
+    }
+    directory = make(tmp_path / "a", {**CONFIG, "torch_dtype": "float64"})
+    convert(saved.save(tmp_path / "c", {"model": state}), tmp_path / "out", model_assets_dir=directory, dtype=dtype)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {**CONFIG, "torch_dtype": expected}
+
+
+def test_the_assets_directory_is_left_alone(tmp_path: Path) -> None:
+    directory = make(tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=directory)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

@@ -1,0 +1,234 @@
+"""Which layout is chosen for which keys, in which order, and the name that follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from dcptools.errors import UsageError
+from dcptools.layouts import WRAPPERS, Choice, Key, choose, name_of, strip_wrappers, top_level
+
+
+def top(*names: str) -> list[Key]:
+    """Keys as ``dcp.save({name: tensor})`` leaves them: paths of one element."""
+    return [Key(name, (name,)) for name in names]
+
+
+def inside(container: str, *names: str) -> list[Key]:
+    """Keys as ``dcp.save({container: {name: tensor}})`` leaves them; dots in the container are nested dicts."""
+    return [Key(f"{container}.{name}", (*container.split("."), name)) for name in names]
+
+
+def unknown(*names: str) -> list[Key]:
+    """Keys of a checkpoint without ``planner_data``."""
+    return [Key(name, ()) for name in names]
+
+
+MODEL = ("model.layers.0.w", "model.norm.weight", "lm_head.weight")
+
+BY_NAMES = "there is a key {!r}"
+BY_CONTAINER = "the saved state dict has a container 'model'"
+BARE = "'lm_head.weight' stands beside 'model.layers.0.w', so the keys are HuggingFace names already"
+
+CHOSEN: dict[str, tuple[list[Key], Choice]] = {
+    # 1: names that only a container gives, whatever the paths say
+    "model.model, nested": (
+        inside("model", "model.w"),
+        Choice("container", "model", BY_NAMES.format("model.model.w")),
+    ),
+    "model.model, one-element paths": (
+        top("model.model.w"),
+        Choice("container", "model", BY_NAMES.format("model.model.w")),
+    ),
+    "model.model, no planner_data": (
+        unknown("model.model.w"),
+        Choice("container", "model", BY_NAMES.format("model.model.w")),
+    ),
+    "model.lm_head.weight": (
+        top("model.lm_head.weight"),
+        Choice("container", "model", BY_NAMES.format("model.lm_head.weight")),
+    ),
+    "model.base_model": (
+        top("model.base_model.w"),
+        Choice("container", "model", BY_NAMES.format("model.base_model.w")),
+    ),
+    "1 before 3": (
+        [*top(*MODEL), *top("model.model.w")],
+        Choice("container", "model", BY_NAMES.format("model.model.w")),
+    ),
+    "1 before another container": (
+        [*inside("app.model", *MODEL), *top("model.model.w")],
+        Choice("container", "model", BY_NAMES.format("model.model.w")),
+    ),
+    # 2: the paths of planner_data
+    "a container model": (inside("model", "visual.w"), Choice("container", "model", BY_CONTAINER)),
+    "a container model with layers": (inside("model", "layers.0.w"), Choice("container", "model", BY_CONTAINER)),
+    "2 before 3": (
+        [*top("lm_head.weight", "model.layers.0.w"), *inside("model", "visual.w")],
+        Choice("container", "model", BY_CONTAINER),
+    ),
+    "model before another container": (
+        [*inside("ema.model", *MODEL), *inside("model", "visual.w")],
+        Choice("container", "model", BY_CONTAINER),
+    ),
+    "app.model": (
+        [*inside("app.model", "visual.w"), *inside("app.optim.state", "model.layers.0.w")],
+        Choice("container", "app.model", "the saved state dict has a model in the container 'app.model'", True),
+    ),
+    "a container of another name with a model's keys": (
+        inside("state_dict", "model.embed_tokens.weight"),
+        Choice("container", "state_dict", "the saved state dict has a model in the container 'state_dict'", True),
+    ),
+    "another container before 3": (
+        [*inside("ema", *MODEL), *top(*MODEL)],
+        Choice("container", "ema", "the saved state dict has a model in the container 'ema'", True),
+    ),
+    # 3: bare names, with a head at the top
+    "bare": (top(*MODEL), Choice("bare", "", BARE)),
+    "bare without planner_data": (unknown(*MODEL), Choice("bare", "", BARE)),
+    "bare with score and embeddings": (
+        top("score.weight", "model.embed_tokens.weight"),
+        Choice(
+            "bare",
+            "",
+            "'score.weight' stands beside 'model.embed_tokens.weight', so the keys are HuggingFace names already",
+        ),
+    ),
+    # 4: any other model.*
+    "model.foo": (
+        top("model.foo"),
+        Choice("container", "model", "there is a key 'model.foo', and no other sign"),
+    ),
+    "a body without a head is no bare model": (
+        top("model.layers.0.w"),
+        Choice("container", "model", "there is a key 'model.layers.0.w', and no other sign"),
+    ),
+    "a head beside neither layers nor embeddings is none either": (
+        top("lm_head.weight", "model.norm.weight"),
+        Choice("container", "model", "there is a key 'model.norm.weight', and no other sign"),
+    ),
+    "model.lm_head.bias is not the sign of 1": (
+        top("model.lm_head.bias"),
+        Choice("container", "model", "there is a key 'model.lm_head.bias', and no other sign"),
+    ),
+    "model.models is not the sign of 1": (
+        top("model.models.w"),
+        Choice("container", "model", "there is a key 'model.models.w', and no other sign"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_the_layout_and_the_reason(case: str) -> None:
+    keys, expected = CHOSEN[case]
+    assert choose(keys) == expected
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [],
+        top("model"),
+        top("models.layers.0.w", "xmodel.model.w"),
+        top("lm_head.weight"),
+        top("tok_embeddings.weight", "layers.0.attention.wq.weight", "output.weight"),
+        inside("optimizer.state", *MODEL),
+        inside("optimizer", *MODEL),
+        inside("optim.model", *MODEL),
+        inside("app.optim.model", *MODEL),
+        [*inside("student", *MODEL), *inside("teacher", *MODEL)],  # which of them is the model is not ours to guess
+    ],
+    ids=lambda keys: ", ".join(top_level(keys)) or "nothing",
+)
+def test_no_rule_finds_a_model(keys: list[Key]) -> None:
+    assert choose(keys) is None
+
+
+def test_the_order_of_the_keys_does_not_matter_for_the_choice() -> None:
+    for keys, expected in CHOSEN.values():
+        choice = choose(keys[::-1])
+        assert choice is not None
+        assert (choice.layout, choice.root) == (expected.layout, expected.root)
+
+
+def test_a_layout_overrules_what_auto_would_choose() -> None:
+    assert choose(top(*MODEL), "container") == Choice("container", "model", "the layout 'container' was asked for")
+    assert choose(inside("model", *MODEL), "bare") == Choice("bare", "", "the layout 'bare' was asked for")
+
+
+@pytest.mark.parametrize("layout", ["auto", "container"])
+def test_a_root_overrules_the_container(layout: str) -> None:
+    keys = [*inside("model", *MODEL), *inside("ema", *MODEL)]
+    assert choose(keys, layout, "ema") == Choice("container", "ema", "the root 'ema' was asked for")
+
+
+def test_an_unknown_layout_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose(top(*MODEL), "llama")
+    assert str(caught.value) == "There is no layout 'llama'.\nKnown layouts: auto, container, bare."
+
+
+def test_a_root_without_keys_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose([*inside("model", "w"), *inside("ema_old", "w")], root="ema")
+    assert str(caught.value) == "No tensor's key starts with 'ema.'.\nTop-level keys: ema_old, model."
+
+
+def test_a_root_is_refused_for_bare_names() -> None:
+    with pytest.raises(UsageError, match="Bare names have no root"):
+        choose(top(*MODEL), "bare", "model")
+
+
+CONTAINER = Choice("container", "model", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("model.model.norm.weight", ("model.norm.weight", True)),
+        ("model.lm_head.weight", ("lm_head.weight", True)),
+        ("model.model.model.w", ("model.model.w", True)),  # the prefix goes once
+        ("model.lm_head.bias", ("lm_head.bias", False)),
+        ("model.visual.w", ("visual.w", False)),
+        ("model.models.w", ("models.w", False)),
+        ("model.", ("", False)),
+        ("model", (None, True)),
+        ("models.w", (None, True)),
+        ("optimizer.state.model.norm.weight.exp_avg", (None, True)),
+        ("Model.model.w", (None, True)),
+    ],
+)
+def test_the_name_under_a_container(key: str, expected: tuple[str | None, bool]) -> None:
+    assert name_of(Key(key, ()), CONTAINER) == expected
+
+
+def test_the_name_under_a_deeper_container() -> None:
+    choice = Choice("container", "app.model", "")
+    assert name_of(Key("app.model.model.w", ()), choice) == ("model.w", True)
+    assert name_of(Key("app.optim.model.w", ()), choice) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        *((key, key) for key in [*top(*MODEL), *top("visual.blocks.0.w", "score.weight", "optimizers_net.w")]),
+        *((key, None) for key in top("optimizer.state.w", "step", "rng_state", "extra_state.x")),
+        *((key, None) for key in inside("ema", "model.layers.0.w")),  # another container
+    ],
+    ids=str,
+)
+def test_bare_names_are_kept_and_training_state_is_not(key: Key, expected: Key | None) -> None:
+    assert name_of(key, Choice("bare", "", "")) == (expected.name if expected else None, True)
+
+
+@pytest.mark.parametrize("wrapper", sorted(WRAPPERS))
+@pytest.mark.parametrize("place", ["{}.model.model.w", "model.{}.model.w", "model.model.{}.w", "model.{0}.model.{0}.w"])
+def test_wrapper_segments_go_wherever_they_stand(wrapper: str, place: str) -> None:
+    name, removed = strip_wrappers(place.format(wrapper))
+    assert (name, set(removed)) == ("model.model.w", {wrapper})
+
+
+@pytest.mark.parametrize(
+    "key", ["model.model.modules.w", "model.my_orig_mod.w", "model._orig_modules.w", "model.Module.w", "modules"]
+)
+def test_segments_that_only_resemble_a_wrapper_stay(key: str) -> None:
+    assert strip_wrappers(key) == (key, ())

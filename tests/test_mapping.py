@@ -1,0 +1,575 @@
+"""What ``preview`` says about whole checkpoints: every name, every leftover, every finding."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import broken, hostile, lookalikes, saved
+from checkpoints.edit import editing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcptools.checkpoint import read
+from dcptools.errors import FindingsError, UsageError
+from dcptools.findings import Finding
+from dcptools.layouts import strip_wrappers
+from dcptools.mapping import KeyMapping, Rename, preview
+from dcptools.shards import plan
+
+NAMES = sorted(saved.model_state())
+NO_ASSETS = Finding(
+    "assets-none",
+    "warning",
+    "",
+    "no assets directory was given, so config and tokenizer will be missing",
+    "give the directory that holds config.json: model_assets_dir=, --model-assets-dir",
+)
+
+
+def keys(directory: Path, *names: str) -> Path:
+    """``dcp.save({name: tensor})``: one-element paths, the names at the top."""
+    return saved.save(directory, {name: torch.ones(2) for name in names})
+
+
+def names(mapping: KeyMapping) -> dict[str, str]:
+    """Output name by checkpoint key."""
+    return {view.key: output.name for output in mapping.outputs for view in output.sources}
+
+
+def found(mapping: KeyMapping, code: str) -> list[Finding]:
+    return [finding for finding in mapping.findings if finding.code == code]
+
+
+def reasons(mapping: KeyMapping) -> dict[str, str]:
+    return {left.key: left.reason for left in mapping.leftovers}
+
+
+# --- layouts, on checkpoints that torch wrote -------------------------------------------------------------------
+
+
+def with_ema(directory: Path) -> Path:
+    state = saved.model_state()
+    return saved.save(directory, {"model": {"student.w": torch.ones(2)}, "ema": state})
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (saved.trained, {}),
+        (saved.bare, {}),
+        (saved.app_state, {}),
+        (saved.one_element_paths, {}),
+        (lambda d: saved.planner_data(d, None), {}),
+        (lambda d: saved.planner_data(d, {}), {}),
+        *((lambda d, w=wrapper: saved.wrapped(d, w), {}) for wrapper in saved.WRAPPERS),
+        (with_ema, {"root": "ema"}),
+        (saved.bare, {"layout": "bare"}),
+        (saved.one_element_paths, {"layout": "container"}),
+        (saved.app_state, {"root": "app.model"}),
+    ],
+    ids=[
+        *("trained", "bare", "app_state", "one-element paths", "no planner_data", "empty planner_data"),
+        *saved.WRAPPERS,
+        *("ema", "bare asked for", "container asked for", "root asked for"),
+    ],
+)
+def test_the_names_are_those_of_the_live_model(
+    make: Callable[[Path], Path], options: dict[str, Any], tmp_path: Path
+) -> None:
+    mapping = preview(make(tmp_path / "c"), **options)
+    assert [output.name for output in mapping.outputs] == NAMES
+    assert not mapping.errors
+
+
+def test_the_chosen_layout_is_a_finding(tmp_path: Path) -> None:
+    mapping = preview(saved.bare(tmp_path / "c"))
+    assert (mapping.layout, mapping.root) == ("bare", "")
+    assert found(mapping, "layout") == [
+        Finding(
+            "layout",
+            "info",
+            "",
+            "layout 'bare': 'lm_head.weight' stands beside 'model.embed_tokens.weight', so the keys are HuggingFace "
+            "names already",
+            "layout= overrules it",
+        )
+    ]
+
+
+def test_another_container_than_model_is_a_warning(tmp_path: Path) -> None:
+    mapping = preview(saved.app_state(tmp_path / "c"))
+    assert (mapping.layout, mapping.root) == ("container", "app.model")
+    assert [str(f) for f in found(mapping, "container")] == [
+        "warning[container]: the model is read from 'app.model' (root= names another)"
+    ]
+
+
+def test_the_usual_container_is_no_warning(tmp_path: Path) -> None:
+    assert preview(saved.trained(tmp_path / "c")).warnings == (NO_ASSETS,)
+
+
+def test_every_unusual_key_is_warned_about(tmp_path: Path) -> None:
+    state = {"model.norm.weight": torch.ones(2), "visual.w": torch.ones(2), "lm_head.bias": torch.ones(2)}
+    mapping = preview(saved.save(tmp_path / "c", {"model": state}))
+    assert names(mapping) == {
+        "model.model.norm.weight": "model.norm.weight",
+        "model.visual.w": "visual.w",
+        "model.lm_head.bias": "lm_head.bias",
+    }
+    hint = "layout 'bare' keeps it as it is, a rename rule gives another name"
+    form = "is neither model.model.* nor model.lm_head.weight; it is named {!r}"
+    assert found(mapping, "unusual-key") == [
+        Finding("unusual-key", "warning", "model.visual.w", form.format("visual.w"), hint),
+        Finding("unusual-key", "warning", "model.lm_head.bias", form.format("lm_head.bias"), hint),
+    ]
+
+
+def test_bare_names_without_a_head_lose_their_prefix_with_a_warning_each(tmp_path: Path) -> None:
+    mapping = preview(saved.bare(tmp_path / "c", saved.model_state(lm_head=False)))
+    assert names(mapping) == {name: name.removeprefix("model.") for name in NAMES if name != "lm_head.weight"}
+    assert {f.key for f in found(mapping, "unusual-key")} == set(names(mapping))
+
+
+def test_training_state_beside_bare_names_is_left_out(tmp_path: Path) -> None:
+    state = saved.model_state()
+    mapping = preview(saved.save(tmp_path / "c", {**state, "optimizer": saved.optimizer_state(state), "step": 3}))
+    assert sorted(names(mapping)) == NAMES
+    assert Counter(reasons(mapping).values()) == {
+        "training state (optimizer)": 3 * len(NAMES),
+        "a pickled object, not a tensor": 4,
+    }
+
+
+def test_wrappers_are_findings_in_the_order_of_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = read(saved.wrapped(tmp_path / "c", "module."))
+    mapping = preview(checkpoint)
+    assert [f.key for f in found(mapping, "wrapper-removed")] == [
+        key for key in checkpoint.tensors if key.startswith("model.")
+    ]
+    assert {str(f) for f in found(mapping, "wrapper-removed")} >= {
+        "info[wrapper-removed] model.module.lm_head.weight: took out module",
+        "info[wrapper-removed] model.module.model.layers.0.module.self_attn.q_proj.weight: took out module",
+    }
+
+
+# --- no model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "tops"),
+    [
+        (saved.no_model, "optimizer, step"),
+        (saved.empty_state, "none"),
+        (saved.megatron_like, "decoder, embedding"),
+        (lookalikes.torchtitan, "layers, norm, optimizer, output, tok_embeddings, train_state"),
+    ],
+    ids=["optimizer", "empty", "megatron", "torchtitan"],
+)
+def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops: str, tmp_path: Path) -> None:
+    mapping = preview(make(tmp_path / "c"))
+    assert mapping.errors == (
+        Finding(
+            "no-model-weights",
+            "error",
+            "",
+            "No model weights found!",
+            f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
+            f"top-level keys here: {tops}; if the model is there, say where with layout= or root=",
+        ),
+    )
+    assert (mapping.outputs, mapping.layout) == ((), "")
+
+
+def test_leaving_out_every_weight_is_said_to_be_the_options_doing(tmp_path: Path) -> None:
+    mapping = preview(saved.trained(tmp_path / "c"), include=["nothing*"])
+    assert [(f.message, f.hint) for f in mapping.errors] == [
+        ("No model weights found!", f"{len(NAMES)} keys of the model, and all left out: look at include= and exclude=")
+    ]
+
+
+# --- leftovers --------------------------------------------------------------------------------------------------
+
+
+def test_leftovers_have_reasons_and_are_counted(tmp_path: Path) -> None:
+    mapping = preview(saved.trained(tmp_path / "c", {"model.w": torch.ones(2)}))
+    assert reasons(mapping) == {
+        "optimizer.state.model.w.exp_avg": "not under 'model.' (optimizer)",
+        "optimizer.state.model.w.exp_avg_sq": "not under 'model.' (optimizer)",
+        "optimizer.state.model.w.step": "not under 'model.' (optimizer)",
+        "optimizer.param_groups.0.betas": "a pickled object, not a tensor",
+        "optimizer.param_groups.0.lr": "a pickled object, not a tensor",
+        "optimizer.param_groups.0.params": "a pickled object, not a tensor",
+        "step": "a pickled object, not a tensor",
+    }
+    assert [(reason, count) for reason, count, _ in mapping.leftover_counts()] == [
+        ("a pickled object, not a tensor", 4),
+        ("not under 'model.' (optimizer)", 3),
+    ]
+    assert [f.message for f in found(mapping, "left-out")] == [
+        "7 keys: 4 a pickled object, not a tensor, 3 not under 'model.' (optimizer)"
+    ]
+
+
+def test_objects_and_extra_states_under_the_model_are_left_out_and_not_unpickled(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    state = {
+        "model.w": torch.ones(2),
+        "model.fp8._extra_state": torch.zeros(3, dtype=torch.uint8),
+        "model.bytes._extra_state": io.BytesIO(hostile.system_pickle(marker)),
+    }
+    mapping = preview(saved.save(tmp_path / "c", {"model": state}))
+    assert names(mapping) == {"model.model.w": "model.w"}
+    assert reasons(mapping) == {
+        "model.model.fp8._extra_state": "a module's extra state, not a weight",
+        "model.model.bytes._extra_state": "a pickled object, not a tensor",
+    }
+    assert not marker.exists()
+
+
+SEGMENTS = st.sampled_from(
+    ["model", "lm_head", "layers", "0", "norm", "weight", "_orig_mod", "module", "_extra_state", "_flat_param", "step"]
+)
+LEAVES = st.one_of(st.just(1), st.builds(lambda: torch.ones(1)))
+STATES = st.dictionaries(st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join), LEAVES, max_size=6)
+CHECKPOINTS = st.dictionaries(
+    st.sampled_from(["", "model", "optimizer", "app.model", "ema", "model.layers"]), STATES, max_size=3
+)
+GLOBS = st.lists(st.sampled_from(["*", "model.*", "*.weight", "nothing", "*norm*", "optimizer*"]), max_size=2)
+
+
+def nested(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The state dict with each part in its container; dots are nested dicts, ``""`` is the top level."""
+    state: dict[str, Any] = {}
+    for container, part in parts.items():
+        at = state
+        for segment in filter(None, container.split(".")):
+            at = at.setdefault(segment, {})
+        for name, leaf in part.items():
+            at.setdefault(name, leaf)
+    return state
+
+
+def flat(value: object, prefix: tuple[str, ...] = ()) -> list[str]:
+    if isinstance(value, dict):
+        return [key for name, inner in value.items() for key in flat(inner, (*prefix, name))]
+    return [".".join(prefix)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=CHECKPOINTS, include=GLOBS, exclude=GLOBS)
+def test_every_key_is_once_a_source_or_a_leftover(
+    parts: dict[str, Any], include: list[str], exclude: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    state = nested(parts)
+    expected = flat(state)
+    if len(set(expected)) != len(expected):
+        return  # torch refuses to save two paths that give one key
+    checkpoint = read(saved.save(tmp_path_factory.mktemp("law"), state))
+    mapping = preview(checkpoint, include=include, exclude=exclude)
+    sources = [view.key for output in mapping.outputs for view in output.sources]
+    assert sorted([*sources, *(left.key for left in mapping.leftovers)]) == sorted(expected)
+    for key, name in names(mapping).items():
+        assert strip_wrappers(key)[0].endswith(name)
+    repeated = {name for name, count in Counter(o.name for o in mapping.outputs).items() if count > 1}
+    assert {f.key for f in found(mapping, "collision")} == repeated
+    assert all(left.reason for left in mapping.leftovers)
+
+
+# --- include, exclude, rename -----------------------------------------------------------------------------------
+
+
+def test_include_and_exclude_are_globs_on_checkpoint_keys(tmp_path: Path) -> None:
+    checkpoint = saved.wrapped(tmp_path / "c", "_orig_mod.", saved.model_state(layers=1))
+    mapping = preview(checkpoint, include=["model.*.layers.*"], exclude=["*_proj*", "*._orig_mod.self_attn.k_norm.*"])
+    assert sorted(names(mapping).values()) == [
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.post_attention_layernorm.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+    ]
+    said = reasons(mapping)
+    assert said["model._orig_mod.model.norm.weight"] == "not included by any glob"
+    assert said["model._orig_mod.model.layers.0.mlp.up_proj.weight"] == "excluded by '*_proj*'"
+    assert said["optimizer.state._orig_mod.model.norm.weight.step"] == "not under 'model.' (optimizer)"
+
+
+def test_a_glob_is_not_a_regex_and_matches_whole_keys_with_their_case(tmp_path: Path) -> None:
+    checkpoint = keys(tmp_path / "c", "model.model.w", "model.model.w2", "model.model.W", "xmodel.model.w")
+    assert list(names(preview(checkpoint, include=["model.model.w"]))) == ["model.model.w"]
+    assert list(names(preview(checkpoint, include=["model.model.[w]?"]))) == ["model.model.w2"]
+
+
+def test_a_pattern_that_matches_nothing_is_a_warning(tmp_path: Path) -> None:
+    mapping = preview(keys(tmp_path / "c", "model.model.w"), include=["model.*", "vision.*"], exclude=["*.bias"])
+    assert [str(f) for f in found(mapping, "pattern-unused")] == [
+        "warning[pattern-unused]: '*.bias' matched no tensor's key",
+        "warning[pattern-unused]: 'vision.*' matched no tensor's key",
+    ]
+
+
+def test_one_string_is_not_a_list_of_globs(tmp_path: Path) -> None:
+    checkpoint = keys(tmp_path / "c", "model.model.w")
+    for options in ({"include": "model.*"}, {"exclude": "model.*"}):
+        with pytest.raises(UsageError, match="lists of globs, not one string"):
+            preview(checkpoint, **options)
+
+
+def renamed(checkpoint: Path, *rules: Any) -> dict[str, str]:
+    return names(preview(checkpoint, rename=rules))
+
+
+def test_the_first_rename_rule_that_matches_the_whole_name_wins(tmp_path: Path) -> None:
+    checkpoint = keys(tmp_path / "c", "model.model.a.w", "model.model.b.w", "model.model.ab.w")
+    rules = [r"model\.a=partial", r"model\.([ab])\.w=first.\1", r"model\.(.*)=second.\1"]
+    assert renamed(checkpoint, *rules) == {
+        "model.model.a.w": "first.a",
+        "model.model.b.w": "first.b",
+        "model.model.ab.w": "second.ab.w",
+    }
+
+
+def test_a_rename_applies_to_the_name_without_wrappers_and_container(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"app": {"model": {"_orig_mod.w": torch.ones(2)}}})
+    assert renamed(checkpoint, "w=weight") == {"app.model._orig_mod.w": "weight"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("a=b", Rename("a", "b")),
+        (r"(?=model)model\.(.*)=\1", Rename(r"(?=model)model\.(.*)", r"\1")),  # at the last '='
+        ("a=", Rename("a", "")),
+        (("a=b", "c=d"), Rename("a=b", "c=d")),
+        (Rename("a", "b"), Rename("a", "b")),
+    ],
+)
+def test_rename_rules_are_split_at_the_last_equals_sign(rule: Any, expected: Rename) -> None:
+    assert Rename.parse(rule) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("model.w", "The rename rule 'model.w' has no '='.\nExpected REGEX=REPLACEMENT."),
+        ("=x", "The rename rule '=x' has no '='.\nExpected REGEX=REPLACEMENT."),
+        (
+            "(a=x",
+            "The rename rule (a=x is not a valid regular expression: missing ), unterminated subpattern at position 0.",
+        ),
+        (
+            r"(a)=\2",
+            r"The rename rule (a)=\2 is not a valid regular expression: invalid group reference 2 at position 1.",
+        ),
+        (
+            r"a=\g<x>",
+            r"The rename rule a=\g<x> is not a valid regular expression: unknown group name 'x'.",
+        ),
+    ],
+)
+def test_a_bad_rename_rule_is_named_with_the_reason(rule: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Rename.parse(rule)
+    assert str(caught.value) == message
+
+
+def test_a_rename_rule_that_matches_nothing_is_a_warning(tmp_path: Path) -> None:
+    checkpoint = keys(tmp_path / "c", "model.model.w")
+    rules = [r"model\.w=x", r"model\.w=y", r"other=z"]
+    assert [str(f) for f in found(preview(checkpoint, rename=rules), "rename-unused")] == [
+        r"warning[rename-unused]: the rule model\.w=y matched no name",
+        "warning[rename-unused]: the rule other=z matched no name",
+    ]
+
+
+def test_a_rename_settles_an_unusual_key(tmp_path: Path) -> None:
+    mapping = preview(keys(tmp_path / "c", "model.visual.w"), rename=[r"visual\.(.*)=model.visual.\1"])
+    assert names(mapping) == {"model.visual.w": "model.visual.w"}
+    assert mapping.warnings == (NO_ASSETS,)
+
+
+# --- what forbids to convert ------------------------------------------------------------------------------------
+
+
+def test_a_collision_names_all_the_keys(tmp_path: Path) -> None:
+    mapping = preview(saved.colliding(tmp_path / "c"))
+    assert [str(f) for f in mapping.errors] == [
+        "error[collision] model.norm.weight: model.model.norm.weight, model._orig_mod.model.norm.weight would get "
+        "this one name (rename or exclude one of them)"
+    ]
+
+
+def test_a_rename_makes_a_collision_and_ends_one(tmp_path: Path) -> None:
+    two = keys(tmp_path / "two", "model.model.a", "model.model.b")
+    assert [f.key for f in preview(two, rename=[r"model\..=same"]).errors] == ["same"]
+    colliding = saved.colliding(tmp_path / "c")
+    assert not preview(colliding, exclude=["model._orig_mod.*"]).errors
+
+
+@pytest.mark.parametrize("key", ["model.__metadata__", "model."])
+def test_a_name_that_safetensors_cannot_store_is_an_error_until_it_is_renamed(key: str, tmp_path: Path) -> None:
+    checkpoint = saved.save_chunks(tmp_path / "c", {key: [((0,), torch.ones(2))]})
+    assert [str(f) for f in preview(checkpoint).errors] == [
+        f"error[reserved-name] {key}: would be named {key[6:]!r}, which safetensors cannot store "
+        "(rename or exclude it)"
+    ]
+    assert not preview(checkpoint, rename=[f"{key[6:]}()=x"]).errors
+
+
+def test_a_rename_to_a_reserved_name_is_an_error(tmp_path: Path) -> None:
+    checkpoint = keys(tmp_path / "c", "model.model.w", "model.model.v")
+    mapping = preview(checkpoint, rename=[r"model\.w=__metadata__", r"model\.v="])
+    assert [(f.code, f.key) for f in mapping.errors] == [
+        ("reserved-name", "model.model.w"),
+        ("reserved-name", "model.model.v"),
+    ]
+
+
+def test_flat_parameters_are_errors_and_a_new_name_does_not_hide_them(tmp_path: Path) -> None:
+    checkpoint = lookalikes.flat_parameters(tmp_path / "c")
+    flat_keys = sorted(read(checkpoint).tensors)
+    for rules in ([], [r"(.*)_flat_param=\1weight"]):
+        mapping = preview(checkpoint, rename=rules)
+        assert sorted(f.key for f in mapping.errors) == flat_keys
+        assert {f.code for f in mapping.errors} == {"flat-parameter"}
+
+
+def test_adapters_are_warned_about(tmp_path: Path) -> None:
+    mapping = preview(lookalikes.lora_adapter(tmp_path / "c"))
+    assert {f.key for f in found(mapping, "lora")} == set(names(mapping))
+    assert not mapping.errors
+
+
+def test_a_broken_key_that_is_converted_is_an_error_and_all_are_named_at_once(tmp_path: Path) -> None:
+    broken.missing_file(tmp_path / "c")
+    with editing(tmp_path / "c") as metadata:
+        del metadata.state_dict_metadata[broken.B].chunks[0]
+    with pytest.raises(FindingsError) as caught:
+        plan(tmp_path / "c")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{len(lines) - 1} errors forbid to convert:"
+    assert {line.partition(":")[0] for line in lines[1:]} >= {
+        f"error[missing-file] {broken.W}",
+        f"error[hole] {broken.B}",
+    }
+
+
+def test_a_broken_key_that_is_not_converted_is_a_warning(tmp_path: Path) -> None:
+    mapping = preview(broken.hole(tmp_path / "c"), exclude=[broken.W])
+    assert [(f.severity, f.key, f.hint) for f in found(mapping, "hole")] == [
+        ("warning", broken.W, "it is not converted")
+    ]
+    assert [file.filename for file in plan(mapping).files] == ["model.safetensors"]
+
+
+def test_reference_is_kept_for_later(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="reserved for comparing with a model"):
+        preview(keys(tmp_path / "c", "model.model.w"), reference="model")
+
+
+# --- how a mapping shows itself ---------------------------------------------------------------------------------
+
+
+def small(tmp_path: Path) -> KeyMapping:
+    state = {"model": {"model.w": torch.ones(2, 3), "visual.s": torch.tensor(1)}, "step": 3}
+    return preview(saved.save(tmp_path / "c", state))
+
+
+def test_the_text_has_names_leftovers_and_findings(tmp_path: Path) -> None:
+    mapping = small(tmp_path)
+    nbytes = mapping.leftovers[0].nbytes / 1000  # of a pickle that torch made
+    assert str(mapping) == "\n".join(
+        [
+            "2 outputs with 7 elements; 1 key left out",
+            "key             name      shape    dtype    rule",
+            "--------------  --------  -------  -------  ----------------",
+            "model.model.w   model.w   [2, 3]   float32  without 'model.'",
+            "model.visual.s  visual.s  []       int64    without 'model.'",
+            "left out because                  keys    bytes",
+            "------------------------------  ------  -------",
+            f"a pickled object, not a tensor       1  {nbytes:.2f} kB",
+            "warning[unusual-key] model.visual.s: is neither model.model.* nor model.lm_head.weight; it is named "
+            "'visual.s' (layout 'bare' keeps it as it is, a rename rule gives another name)",
+            str(NO_ASSETS),
+            "info[layout]: layout 'container': there is a key 'model.model.w' (layout= overrules it)",
+            "info[left-out]: 1 key: 1 a pickled object, not a tensor",
+        ]
+    )
+
+
+def test_the_frame_has_one_row_an_output_with_its_findings(tmp_path: Path) -> None:
+    frame = small(tmp_path).to_frame()
+    assert frame.to_dict("records") == [
+        {
+            "name": "model.w",
+            "key": "model.model.w",
+            "rule": "without 'model.'",
+            "shape": (2, 3),
+            "dtype": "float32",
+            "numel": 6,
+            "findings": "",
+        },
+        {
+            "name": "visual.s",
+            "key": "model.visual.s",
+            "rule": "without 'model.'",
+            "shape": (),
+            "dtype": "int64",
+            "numel": 1,
+            "findings": "unusual-key",
+        },
+    ]
+
+
+def test_the_leftovers_have_a_frame(tmp_path: Path) -> None:
+    mapping = small(tmp_path)
+    assert mapping.leftovers_frame().to_dict("records") == [
+        {
+            "key": "step",
+            "kind": "object",
+            "reason": "a pickled object, not a tensor",
+            "nbytes": mapping.leftovers[0].nbytes,
+        }
+    ]
+
+
+def test_the_json_is_plain_and_complete(tmp_path: Path) -> None:
+    mapping = small(tmp_path)
+    plain = json.loads(json.dumps(mapping.to_json()))
+    assert (plain["layout"], plain["root"]) == ("container", "model")
+    assert plain["outputs"][0] == {
+        "name": "model.w",
+        "keys": ["model.model.w"],
+        "shape": [2, 3],
+        "dtype": "float32",
+        "rule": "without 'model.'",
+    }
+    assert plain["leftovers"] == [{"key": "step", "kind": "object", "reason": "a pickled object, not a tensor"}]
+    assert plain["findings"] == [finding.to_json() for finding in mapping.findings]
+
+
+def test_the_html_escapes_names(tmp_path: Path) -> None:
+    html = preview(keys(tmp_path / "c", "model.model.<script>alert(1)</script>"))._repr_html_()
+    assert "<script>" not in html
+    assert "model.&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    text = str(preview(keys(tmp_path / "c", "model.evil\x1b[2J\r\nname")))
+    assert "\x1b" not in text
+    assert r"evil\x1b[2J\r\nname" in text
+
+
+def test_a_long_mapping_is_cut_with_a_note(tmp_path: Path) -> None:
+    text = str(preview(saved.trained(tmp_path / "c")))
+    assert "... 5 more of 25 rows" in text.splitlines()
+
+
+def test_outputs_are_sorted_as_strings(tmp_path: Path) -> None:
+    mapping = preview(keys(tmp_path / "c", *(f"model.model.layers.{n}.w" for n in (2, 10, 1)), "model.model.Z"))
+    assert [o.name for o in mapping.outputs] == ["model.Z", "model.layers.1.w", "model.layers.10.w", "model.layers.2.w"]

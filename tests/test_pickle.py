@@ -1,0 +1,314 @@
+"""Untrusted pickles: nothing of them is run, and what a checkpoint needs is read as pickle reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import io
+import json
+import math
+import pickle
+import pickletools
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import hostile, saved
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcptools._pickle import Stub, gate, loads
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
+
+WHAT = "The pickle"
+
+
+def load(data: bytes, **allowed: Any) -> Any:
+    return loads(data, what=WHAT, allowed={name.replace("__", "."): value for name, value in allowed.items()})[0]
+
+
+def pickle_of(*parts: bytes) -> bytes:
+    return b"\x80\x04" + b"".join(parts) + b"."
+
+
+# --- nothing is run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*hostile.RUNNERS, "extension"])
+def test_runners_do_not_run(name: str, tmp_path: Path) -> None:
+    marker = hostile.runner(tmp_path / "a", name)
+    with pytest.raises(DcptoolsError):
+        value = load((tmp_path / "a" / ".metadata").read_bytes())
+        assert isinstance(value, Stub)  # an inert value, of a function that was neither imported nor called
+        raise BrokenCheckpoint
+    assert not marker.exists()
+
+
+def test_a_registered_extension_is_not_reached(tmp_path: Path) -> None:
+    """Once in copyreg's cache it would be called without find_class being asked."""
+    marker = hostile.runner(tmp_path / "a", "extension")
+    copyreg.add_extension("os", "system", 240)
+    try:
+        with pytest.raises(UnsafeMetadata):
+            load((tmp_path / "a" / ".metadata").read_bytes())
+    finally:
+        copyreg.remove_extension("os", "system", 240)
+    assert not marker.exists()
+
+
+def test_a_named_module_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trainer_of_mine.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    value = load(pickle_of(hostile.stack_global("trainer_of_mine", "Config"), b")R"))
+    assert isinstance(value, Stub)
+    assert "trainer_of_mine" not in sys.modules
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("builtins", "getattr"),
+        ("__builtin__", "eval"),
+        ("importlib", "import_module"),
+        ("os.path", "join"),
+        ("torch", "serialization.os.system"),
+        ("torch.serialization", "os.system"),
+    ],
+)
+def test_the_standard_library_and_attributes_of_torch_modules_are_refused(module: str, name: str) -> None:
+    with pytest.raises(UnsafeMetadata) as caught:
+        load(pickle_of(hostile.stack_global(module, name)))
+    assert str(caught.value) == (
+        f"The pickle asks for {module}.{name}, which no checkpoint needs.\n"
+        "It was not imported, and nothing was run. Do not load this file with torch either."
+    )
+
+
+def test_the_name_in_the_message_is_short_and_cannot_drive_a_terminal() -> None:
+    with pytest.raises(UnsafeMetadata) as caught:
+        load(pickle_of(hostile.stack_global("os", "\x1b[2J" + 100_000 * "x")))
+    assert str(caught.value).isprintable() is False  # the line break
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_allowed_name_is_exact() -> None:
+    assert load(pickle_of(hostile.stack_global("torch", "Size"), b"K\x03\x85\x85R"), torch__Size=tuple) == (3,)
+    with pytest.raises(UnsafeMetadata):
+        load(pickle_of(hostile.stack_global("torch", "Size.__init__")), torch__Size=tuple)
+
+
+def test_persistent_ids_are_refused_unless_the_caller_knows_them() -> None:
+    with pytest.raises(UnsafeMetadata, match="The pickle has a persistent id, which does not belong there."):
+        load(hostile.persistent_id())
+    value, foreign = loads(hostile.persistent_id(), what=WHAT, allowed={}, persistent=lambda pid: [pid])
+    assert (value, foreign) == (["storage"], ())
+
+
+# --- stubs ------------------------------------------------------------------------------------------------------
+
+
+class Foreign:
+    """Pickled, it has arguments, a state, items and list members."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Foreign, (1,), {"a": 2}, iter([3, 4]), iter([(5, 6)])
+
+
+class ForeignSet(set[int]):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForeignSet, (), None, iter([1])
+
+
+def test_foreign_classes_become_inert_stubs_and_are_named() -> None:
+    data = pickle.dumps({"x": Foreign(), "y": [ForeignSet(), ForeignSet], "z": 1}, protocol=4)
+    value, foreign = loads(data, what=WHAT, allowed={})
+    assert foreign == ("test_pickle.Foreign", "test_pickle.ForeignSet")
+    assert isinstance(value["x"], Stub)
+    assert vars(value["x"]) == {}
+    assert value["z"] == 1
+
+
+def test_a_class_cannot_be_given_attributes_that_stay() -> None:
+    with pytest.raises(BrokenCheckpoint):
+        load(pickle_of(hostile.stack_global("mine", "Config"), b"N}", hostile.text("x"), b"K\x01s\x86b"))
+    assert not hasattr(Stub, "x")
+
+
+def test_plain_values_of_the_standard_library_are_stubs_too() -> None:
+    data = pickle.dumps({"cut": slice(1, 2), "also": io.BytesIO(b"x")}, protocol=4)
+    value, foreign = loads(data, what=WHAT, allowed={})
+    assert foreign == ("_io.BytesIO", "builtins.slice")
+    assert all(isinstance(stub, Stub) for stub in value.values())
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------
+
+ADMITTED = """
+    ADDITEMS APPEND APPENDS BINBYTES BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINSTRING BINUNICODE BUILD
+    DICT EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE FRAME FROZENSET GLOBAL LIST LONG1 LONG_BINGET LONG_BINPUT MARK
+    MEMOIZE NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINBYTES SHORT_BINSTRING SHORT_BINUNICODE
+    STACK_GLOBAL STOP TUPLE TUPLE1 TUPLE2 TUPLE3
+"""
+
+
+def _operand(opcode: pickletools.OpcodeInfo) -> bytes:
+    """A number of zero, or an empty string."""
+    if opcode.arg is None or opcode.arg.n == pickletools.UP_TO_NEWLINE:
+        return b"a\nb\n" if opcode.arg else b""
+    of_length = {
+        "TAKEN_FROM_ARGUMENT1": 1,
+        "TAKEN_FROM_ARGUMENT4": 4,
+        "TAKEN_FROM_ARGUMENT4U": 4,
+        "TAKEN_FROM_ARGUMENT8U": 8,
+    }
+    counted = {getattr(pickletools, name): size for name, size in of_length.items()}
+    return b"\0" * counted.get(opcode.arg.n, opcode.arg.n)
+
+
+def test_the_gate_admits_these_opcodes_and_no_others() -> None:
+    admitted = []
+    for opcode in pickletools.opcodes:
+        with contextlib.suppress(UnsafeMetadata):
+            gate(pickle_of(opcode.code.encode("latin-1"), _operand(opcode)), WHAT)
+            admitted.append(opcode.name)
+    assert sorted(admitted) == ADMITTED.split()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES, st.integers(3, 5))  # protocol 2 has no opcode for bytes
+def test_plain_values_come_back_as_they_were(value: Any, protocol: int) -> None:
+    assert load(pickle.dumps(value, protocol=protocol)) == value
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_long_texts_and_many_values_pass(protocol: int) -> None:
+    value = {"a": "x" * 70_000, "b": list(range(-300, 70_000, 7)), "c": [2.5] * 1000, "t" * 300: "\x85\x86\x87t" * 90}
+    assert load(pickle.dumps(value, protocol=protocol)) == value
+
+
+def test_names_that_look_like_nested_tuples_pass() -> None:
+    """Bytes of texts and numbers are no opcodes: ``t`` is TUPLE, and UTF-8 is full of 0x85 to 0x87."""
+    value = {"tttttttttttt": "\u0145\u0146\u0147" * 20, "n": [0x74747474] * 20, "m": 0x8686}
+    assert load(pickle.dumps(value, protocol=4)) == value
+
+
+def test_tuples_of_shared_texts_pass() -> None:
+    """The planner_data of bare names: each is stored once, and a tuple of one follows the other."""
+    names = [f"layers.{n}.weight" for n in range(1000)]
+    value = [names, {name: (name,) for name in names}, {name: (name, name) for name in names}, [(n,) for n in names]]
+    assert load(pickle.dumps(value, protocol=4)) == value
+
+
+def _nested(depth: int, around: Any) -> Any:
+    value: Any = ()
+    for _ in range(depth):
+        value = around(value)
+    return value
+
+
+AROUND = {
+    "one": lambda value: (value,),
+    "two": lambda value: (value, 7),
+    "twice": lambda value: (value, value),
+    "thrice": lambda value: (value, value, None),
+    "many": lambda value: (value, 1, True, 70_000, "x", value),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_tuples_nested_deeper_than_any_checkpoint_does_are_refused(name: str, protocol: int) -> None:
+    assert load(pickle.dumps(_nested(4, AROUND[name]), protocol=protocol)) == _nested(4, AROUND[name])
+    if name == "many":  # a text in between: too dear to look for, and loads as fast as any tuple
+        return
+    with pytest.raises(UnsafeMetadata, match="nests tuples deeper than any checkpoint does"):
+        load(pickle.dumps(_nested(40, AROUND[name]), protocol=protocol))
+
+
+def test_messages_of_the_gate() -> None:
+    def message(data: bytes) -> str:
+        with pytest.raises(BrokenCheckpoint) as caught:
+            gate(data, WHAT)
+        return str(caught.value)
+
+    nothing_run = "\nIt was not loaded, and nothing of it was run."
+    refused = "The pickle is refused: at byte 3 is b'r', an instruction that no checkpoint needs." + nothing_run
+    assert message(hostile.long_binput()) == refused
+    nested = "The pickle is refused: at byte 3 it nests tuples deeper than any checkpoint does." + nothing_run
+    assert message(hostile.nested_value(20)) == nested
+    assert (
+        message(b"<!DOCTYPE html><html>...")
+        == "The pickle is not a pickle: it starts with b'<!DOCTYPE html><html>...'."
+    )
+    assert message(b"\x80\x04\x8c\x05mod") == "The pickle ends in the middle of a value: it is truncated."
+    assert message(b"\x80\x04K\x01") == "The pickle has no end: it is truncated."
+    assert message(b"\x80\x02X\xff\xff\xff\x00abc.") == "The pickle has no end: it is truncated."
+
+
+def test_wherever_a_metadata_file_is_cut_it_is_called_truncated(tmp_path: Path) -> None:
+    data = (saved.trained(tmp_path, saved.model_state(layers=1), optimizer=False) / ".metadata").read_bytes()
+    for end in range(1, len(data)):
+        with pytest.raises(BrokenCheckpoint, match="truncated|not a pickle") as caught:
+            gate(data[:end], WHAT)
+        assert type(caught.value) is BrokenCheckpoint, end
+
+
+# --- memory, time and the stack ---------------------------------------------------------------------------------
+
+READ_ALL = """
+import json, sys, time
+import dcptools
+outcomes = {}
+for path in sys.argv[1:]:
+    start = time.process_time()
+    try:
+        outcome = str(dcptools.read(path))[:100]
+    except dcptools.DcptoolsError as error:
+        outcome = type(error).__name__
+    outcomes[path.rpartition("/")[2]] = [outcome, time.process_time() - start]
+print(json.dumps(outcomes))
+"""
+
+
+def test_eaters_get_no_memory_no_time_and_no_stack(tmp_path: Path) -> None:
+    """In one child, which a crash would end and a limit of memory would show."""
+    paths = [hostile.checkpoint(tmp_path / name, make()) for name, make in hostile.EATERS.items()]
+    (tmp_path / "many").mkdir()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", READ_ALL, *map(str, paths)]
+    done = subprocess.run(
+        command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=True
+    )
+    outcomes = json.loads(done.stdout)
+    assert {name: outcome for name, (outcome, _) in outcomes.items()} == {
+        "long_binput": "UnsafeMetadata",
+        "text_put": "BrokenCheckpoint",  # protocol 0
+        "binbytes8": "UnsafeMetadata",
+        "bytearray8": "UnsafeMetadata",
+        "frame": "BrokenCheckpoint",
+        "nested_value": "UnsafeMetadata",
+        "nested_key": "UnsafeMetadata",
+        "doubling_key": "UnsafeMetadata",
+        "doubling_value": "UnsafeMetadata",
+        "cycle": "BrokenCheckpoint",
+        "persistent_id": "UnsafeMetadata",
+    }
+    assert math.fsum(seconds for _, seconds in outcomes.values()) < 5

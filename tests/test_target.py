@@ -1,0 +1,276 @@
+"""The output directory: what may be there, who may write to it, and what stays of a run that did not end well."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checkpoints import saved
+from reference import read_files
+
+import dcptools
+from dcptools.errors import OutputExists, TargetError
+from dcptools.shards import ShardPlan
+from dcptools.writer import _target
+from dcptools.writer._target import LOCK, SPARE_BYTES, free_bytes, locked
+
+STATE = {f"model.{name}": torch.arange(8.0) for name in "abcd"}
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "config.json").write_text('{"model_type": "qwen3"}')
+    return tmp_path / "assets"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, assets: Path) -> ShardPlan:
+    """Two shards, an index, and config.json."""
+    mapping = dcptools.preview(saved.trained(tmp_path / "step_10", STATE, optimizer=False), model_assets_dir=assets)
+    return dcptools.plan(mapping, shard_size=64, dtype="keep")
+
+
+NAMES = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+NAMES += ["model.safetensors.index.json"]
+
+
+def refusal(plan: ShardPlan, save_dir: Path, kind: type[TargetError] = TargetError, *, overwrite: bool = True) -> str:
+    """The message of the error, after which everything is as it was."""
+    before = sorted(save_dir.parent.rglob("*"))
+    with pytest.raises(kind) as caught:
+        dcptools.write(plan, save_dir, overwrite=overwrite)
+    assert type(caught.value) is kind
+    assert sorted(save_dir.parent.rglob("*")) == before
+    return str(caught.value)
+
+
+# What may be there
+
+
+def test_a_new_directory_with_its_parents(plan: ShardPlan, tmp_path: Path) -> None:
+    dcptools.write(plan, tmp_path / "new" / "deep" / "out")
+    assert sorted(read_files(tmp_path / "new" / "deep" / "out")) == NAMES
+
+
+def test_a_relative_directory(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dcptools.write(plan, "new/out")
+    assert sorted(read_files(tmp_path / "new" / "out")) == NAMES
+
+
+def test_an_empty_directory_and_one_with_other_files(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    dcptools.write(plan, tmp_path / "out")
+    assert sorted(read_files(tmp_path / "out")) == ["README.md", *NAMES]
+
+
+def test_the_default_directory_below_the_checkpoint(plan: ShardPlan, tmp_path: Path) -> None:
+    dcptools.write(plan, tmp_path / "step_10" / "hf_ckpt")
+    assert sorted(read_files(tmp_path / "step_10" / "hf_ckpt")) == NAMES
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin",
+     "pytorch_model.bin.index.json", "adapter_model.safetensors"],
+)  # fmt: skip
+def test_a_model_is_not_overwritten_unasked(name: str, plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"precious")
+    assert refusal(plan, tmp_path / "out", OutputExists, overwrite=False) == (
+        f"{tmp_path / 'out'} already holds {name}.\nNothing was written. Give another directory, or overwrite "
+        "(--overwrite, overwrite=True)."
+    )
+    assert read_files(tmp_path / "out") == {name: b"precious"}
+
+
+def test_the_checkpoint_itself(plan: ShardPlan, tmp_path: Path) -> None:
+    assert refusal(plan, tmp_path / "step_10") == (
+        f"The output {tmp_path / 'step_10'} is where the checkpoint's own files are.\nGive another directory."
+    )
+
+
+def test_the_checkpoint_by_another_name(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "step_10")
+    assert "is where the checkpoint's own files are" in refusal(plan, tmp_path / "link")
+    assert "is where the checkpoint's own files are" in refusal(plan, tmp_path / "assets" / ".." / "step_10")
+
+
+def test_the_assets_directory(plan: ShardPlan, assets: Path) -> None:
+    assert refusal(plan, assets) == f"The output {assets} is the assets directory itself.\nGive another directory."
+
+
+def test_a_file(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    expected = f"The output {tmp_path / 'out'} is a file.\nGive a directory, new or without a model in it."
+    assert refusal(plan, tmp_path / "out") == expected
+
+
+def test_below_a_file(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert f"{tmp_path / 'file'} is a file" in refusal(plan, tmp_path / "file" / "out")
+
+
+def test_too_little_disk(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = plan.file_bytes + len('{"model_type": "qwen3"}') + SPARE_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    assert refusal(plan, tmp_path / "new" / "out").splitlines() == [
+        f"{tmp_path / 'new' / 'out'} has 16.8 MB free, and 16.8 MB are needed.",
+        "Nothing was written. Free some space, or give a directory on another disk. (With overwrite, the old files go "
+        "last.)",
+    ]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    dcptools.write(plan, tmp_path / "new" / "out")
+
+
+def test_what_a_killed_run_left_does_not_count_as_used(
+    plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".dcptools-0123-model.safetensors.tmp").write_bytes(bytes(1 << 16))
+    needed = plan.file_bytes + len('{"model_type": "qwen3"}') + SPARE_BYTES
+    monkeypatch.setattr(_target, "free_bytes", lambda path: needed if not leftovers(path) else needed - (1 << 16))
+    dcptools.write(plan, tmp_path / "out")
+    assert sorted(read_files(tmp_path / "out")) == NAMES
+
+
+def leftovers(directory: Path) -> list[Path]:
+    return list(directory.glob(".dcptools-*"))[:1] if any(directory.glob(".dcptools-0123*")) else []
+
+
+def test_free_bytes_of_a_directory_to_come(tmp_path: Path) -> None:
+    assert abs(free_bytes(tmp_path / "a" / "b") - shutil.disk_usage(tmp_path).free) < 1 << 30
+
+
+# Who may write to it
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that everybody can get at; pytest's own are for their owner alone."""
+    with tempfile.TemporaryDirectory(prefix="dcptools-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def as_nobody(act: Callable[[], object]) -> str:
+    """What ``act`` says, as a string, when a user without rights does it: root may write everywhere."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            text = str(act())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writing, text.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def test_a_directory_of_somebody_else(public: Path) -> None:
+    saved.trained(public / "step_10", STATE, optimizer=False)
+    (public / "out").mkdir(mode=0o555)
+    plan = dcptools.plan(public / "step_10", dtype="keep")
+    for target in (public / "out", public / "out" / "new" / "deep"):
+        assert as_nobody(lambda target=target: dcptools.write(plan, target)) == (
+            f"TargetError: {public / 'out'} cannot be written to: permission denied.\nGive a directory of yours."
+        )
+    assert list((public / "out").iterdir()) == []
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dcptools.writer._target import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_holds_the_lock(plan: ShardPlan, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "locked\n"
+        stranger = tmp_path / "out" / ".dcptools-0123-model.safetensors.tmp"
+        stranger.write_text("of the other run")
+        assert refusal(plan, tmp_path / "out") == (
+            f"Another run is writing to {tmp_path / 'out'}.\nWait for it, or give another directory."
+        )
+        assert stranger.read_text() == "of the other run"
+        holder.communicate(timeout=30)
+    dcptools.write(plan, tmp_path / "out")
+    assert sorted(read_files(tmp_path / "out")) == NAMES
+
+
+def test_a_dead_process_holds_no_lock(plan: ShardPlan, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "locked\n"
+        holder.kill()
+    assert list(read_files(tmp_path / "out")) == [LOCK]
+    dcptools.write(plan, tmp_path / "out")
+    assert sorted(read_files(tmp_path / "out")) == NAMES
+
+
+def test_never_two_at_a_time(tmp_path: Path) -> None:
+    """The lock file goes with each run, so one that waited for it may hold a file that is no longer there."""
+    inside = threading.Lock()
+    (tmp_path / "out").mkdir()
+
+    def enter(_: int) -> bool:
+        try:
+            with locked(tmp_path / "out"):
+                assert inside.acquire(blocking=False), "two runs in one directory"
+                inside.release()
+                return True
+        except TargetError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        entered = list(pool.map(enter, range(400)))
+    assert any(entered)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# What a failed run leaves
+
+
+def test_directories_that_were_made_go_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RuntimeError), locked(tmp_path / "there" / "a" / "b"):
+        assert (tmp_path / "there" / "a" / "b").is_dir()
+        raise RuntimeError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_directories_with_something_in_them_stay(tmp_path: Path) -> None:
+    with locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "mine").touch()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "mine"]
+
+
+def test_temporary_files_of_a_killed_run_go(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in (".dcptools-0123-model.safetensors.tmp", ".dcptools-4567-config.json.tmp", LOCK, ".hidden", "a.tmp"):
+        (tmp_path / "out" / name).write_text("old")
+    dcptools.write(plan, tmp_path / "out")
+    assert sorted(read_files(tmp_path / "out")) == [".hidden", "a.tmp", *NAMES]

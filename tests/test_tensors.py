@@ -1,0 +1,574 @@
+"""Every value comes out as it was saved, whatever its chunks, strides and encoding; or an error says what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import broken, saved
+from checkpoints.edit import item_bytes, item_parts, location, replace_item, torch_item, zip_item
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import raw
+
+from dcptools import storage, tensors
+from dcptools.checkpoint import Checkpoint, read
+from dcptools.checkpoint._cover import check_cover
+from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata, UnsupportedCheckpoint
+from dcptools.storage import LocalSource
+from dcptools.tensors import Checksums, Region, TensorReader, View, read_region, read_view, slabs, tiles
+from dcptools.tensors._archive import HEAD_BYTES, TAIL_BYTES, Archive
+from dcptools.tensors._item import parse_layout
+from dcptools.tensors._view import row_major
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
+
+
+def whole(checkpoint: Checkpoint, key: str) -> bytes:
+    return read_region(checkpoint[key], [(0, n) for n in checkpoint[key].shape]).tobytes()
+
+
+def region_of(data: st.DataObject, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    pairs = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
+    return [(start, stop) for start, stop in pairs]
+
+
+def as_slices(region: Region) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in region)
+
+
+# Any tensor that torch.save can write
+
+
+@pytest.mark.parametrize("key", saved.dtype_state())
+def test_every_dtype_keeps_its_bits(key: str, tmp_path: Path) -> None:
+    state = {key: saved.dtype_state()[key]}
+    assert whole(read(saved.save(tmp_path, state)), key) == raw(state[key])
+
+
+@pytest.mark.parametrize("key", saved.shape_state())
+def test_every_shape(key: str, tmp_path: Path) -> None:
+    state = {key: saved.shape_state()[key]}
+    assert whole(read(saved.save(tmp_path, state)), key) == raw(state[key])
+
+
+@pytest.mark.parametrize("make", [saved.strided, saved.strided_raw])
+@pytest.mark.parametrize("key", saved.strided_state())
+def test_every_stride_offset_and_flag(key: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    state = saved.strided_state()
+    assert whole(read(make(tmp_path)), key) == raw(state[key])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_conjugate_and_negative_bits_keep_nan_payloads(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = saved.random_bits(dtype, (5, 4))
+    state = {
+        "a": values.conj(),
+        "b": torch._neg_view(values),
+        "c": torch._neg_view(values.conj()),
+        "d": values.conj().t(),
+    }
+    checkpoint = read(saved.save_chunks(tmp_path, {key: [((0, 0), t)] for key, t in state.items()}))
+    assert {key: whole(checkpoint, key) for key in state} == {key: raw(t) for key, t in state.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float16, torch.float64])
+def test_negative_bit_of_real_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = torch._neg_view(torch.tensor([0, 1, -7, -128], dtype=dtype))
+    checkpoint = read(saved.save_chunks(tmp_path, {"a": [((0,), values)]}))
+    assert whole(checkpoint, "a") == raw(values)
+
+
+def test_overlapping_strides_that_look_dense(tmp_path: Path) -> None:
+    """Strides (3, 3, 1) of (2, 2, 2) span eight elements and never grow, and yet the values are not the first eight."""
+    values = torch.arange(8.0).as_strided((2, 2, 2), (3, 3, 1))
+    checkpoint = read(saved.save_chunks(tmp_path, {"a": [((0, 0, 0), values)]}))
+    assert whole(checkpoint, "a") == raw(values)
+
+
+def test_zstd_items(tmp_path: Path) -> None:
+    state = saved.model_state()
+    checkpoint = read(saved.zstd(tmp_path, state))
+    assert {key: whole(checkpoint, f"model.{key}") for key in state} == {key: raw(t) for key, t in state.items()}
+
+
+def test_replicas_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = read(saved.replicated_chunks(tmp_path))["model.model.w"]
+    opened = count_opened(monkeypatch)
+    assert len(tensor.chunks) == 4
+    assert read_region(tensor, [(0, 4), (0, 3)]).view("f4").ravel().tolist() == list(range(12))
+    assert sorted(opened) == [(0, 0), (2, 0)]
+
+
+def count_opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The offsets of each chunk whose item is opened from now on."""
+    opened: list[tuple[int, ...]] = []
+    open_item = tensors.open_item
+
+    def counting(source: Any, tensor: Any, chunk: Any, unpacked: Any) -> Any:
+        opened.append(chunk.offsets)
+        return open_item(source, tensor, chunk, unpacked)
+
+    monkeypatch.setattr(tensors, "open_item", counting)
+    return opened
+
+
+# Regions
+
+
+@given(data=st.data())
+def test_any_region_of_any_view(data: st.DataObject, strided: Checkpoint) -> None:
+    key = data.draw(st.sampled_from(sorted(strided.tensors)))
+    expected = saved.strided_state()[key]
+    region = region_of(data, strided[key].shape)
+    assert read_region(strided[key], region).tobytes() == raw(expected[as_slices(region)])
+
+
+@pytest.fixture(scope="module")
+def strided(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return read(saved.strided_raw(tmp_path_factory.mktemp("strided")))
+
+
+@pytest.mark.parametrize("scratch", [16, 64, 1024])
+@pytest.mark.parametrize("key", saved.strided_state())
+def test_a_small_scratch_buffer_changes_nothing(
+    key: str, scratch: int, strided: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(tensors, "SMALL_GAP", 8)
+    assert whole(strided, key) == raw(saved.strided_state()[key])
+
+
+def test_only_the_bytes_under_a_region_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a chunk of 4 MB costs a few kB: head and tail of the archive, and the row."""
+    values = torch.zeros(1000, 1000)
+    tensor = read(saved.save_chunks(tmp_path, {"a": [((0, 0), values), ((1000, 0), values.clone())]}))["a"]
+    ranges = count_read(monkeypatch)
+    read_region(tensor, [(7, 8), (0, 1000)])
+    assert sum(ranges) == HEAD_BYTES + TAIL_BYTES + 4000
+
+
+def test_a_column_is_read_with_its_neighbours_and_not_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = read(saved.save_chunks(tmp_path, {"a": [((0, 0), torch.arange(1000.0).reshape(500, 2))]}))["a"]
+    ranges = count_read(monkeypatch)
+    assert read_region(tensor, [(0, 500), (1, 2)]).view("f4").ravel().tolist() == [2 * n + 1.0 for n in range(500)]
+    assert len(ranges) == 3
+
+
+def count_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each read from now on."""
+    ranges: list[int] = []
+    read_into = LocalSource.read_into
+
+    def counting(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        ranges.append(out.nbytes)
+        read_into(self, name, start, out)
+
+    monkeypatch.setattr(LocalSource, "read_into", counting)
+    return ranges
+
+
+@pytest.mark.parametrize("key", ["contiguous", "transposed", "conjugated", "negated", "expanded"])
+def test_the_target_may_have_any_strides(key: str, strided: Checkpoint) -> None:
+    tensor = strided[f"model.model.{key}"]
+    expected = read_region(tensor, [(0, n) for n in tensor.shape])
+    rows, columns = expected.shape
+    targets = [
+        np.zeros((columns, rows), expected.dtype).T,
+        np.zeros((2 * rows, 3 * columns), expected.dtype)[1::2, ::3],
+        np.zeros_like(expected)[::-1, ::-1],
+    ]
+    for target in targets:
+        TensorReader(tensor).read_region([(0, rows), (0, columns)], target)
+        assert target.tobytes() == expected.tobytes()
+
+
+def test_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.arange(64.0 * 48).reshape(64, 48)
+    chunks = [((row, 0), values[row : row + 8].t().contiguous().t()) for row in range(0, 64, 8)]
+    reader = TensorReader(read(saved.save_chunks(tmp_path, {"a": chunks}, files=8))["a"])
+    monkeypatch.setattr(tensors, "SCRATCH_BYTES", 256)
+    opened = count_opened(monkeypatch)
+
+    def check(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        (a, b), (c, d) = np.sort(rng.integers(0, 65, 2)), np.sort(rng.integers(0, 49, 2))
+        out = np.empty((b - a, d - c), reader.bits)
+        reader.read_region([(a, b), (c, d)], out)
+        return bool(np.array_equal(out.view("f4"), values[a:b, c:d].numpy()))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(check, range(200)))
+    assert max(Counter(opened).values()) == 1
+
+
+def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 3)
+    chunks = [((row,), torch.tensor([float(row)])) for row in range(40)]
+    tensor = read(saved.save_chunks(tmp_path, {"a": chunks}, files=40))["a"]
+    before = open_files()
+    assert read_region(tensor, [(0, 40)]).view("f4").tolist() == [float(n) for n in range(40)]
+    assert open_files() == before + 3
+    tensor.source.close()
+    assert open_files() == before
+    assert read_region(tensor, [(39, 40)]).view("f4").tolist() == [39.0]
+
+
+def test_unpacked_items_share_one_file(tmp_path: Path) -> None:
+    """A zstd item is unpacked, to be read from its middle; a tensor of 2000 chunks must not open 2000 files."""
+    from torch.distributed.checkpoint._extension import ZStandard
+
+    chunks = [((row, 0), torch.full((1, 5), float(row))) for row in range(30)]
+    directory = saved.save_chunks(tmp_path, {"a": chunks})
+    for number in range(30):
+        stream = open(tmp_path / "packed", "wb")  # noqa: SIM115  (the transform closes it)
+        with ZStandard().transform_to(stream) as packing:
+            packing.write(item_bytes(directory, "a", number))
+        replace_item(directory, "a", (tmp_path / "packed").read_bytes(), number)
+    with saved.editing(directory) as metadata:
+        for info in metadata.storage_data.values():
+            info.transform_descriptors = ["stream.zstd/1"]
+    before, reader = open_files(), TensorReader(read(directory)["a"])
+    out = np.empty((30, 5), reader.bits)
+    reader.read_region([(0, 30), (0, 5)], out)
+    assert out.view("f4").tolist() == [[float(row)] * 5 for row in range(30)]
+    assert open_files() <= before + 2
+    del reader
+    assert open_files() <= before + 1
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# What is not as announced
+
+
+ITEMS = {
+    "other_shape": (BrokenCheckpoint, "it holds float32 (5,), and the metadata says float32 (4,)."),
+    "other_dtype": (BrokenCheckpoint, "it holds int32 (4,), and the metadata says float32 (4,)."),
+    "wrong_shape": (BrokenCheckpoint, "it holds float32 (4,), and the metadata says float32 (2, 2)."),
+    "short_data": (BrokenCheckpoint, "its 12 bytes of values are too few for (4,)"),
+    "strides_past_storage": (BrokenCheckpoint, "its 16 bytes of values are too few for (4,)"),
+    "no_data": (BrokenCheckpoint, "it has no data/0"),
+    "not_a_zip": (UnsupportedCheckpoint, "not an archive as torch.save writes it"),
+    "legacy_item": (UnsupportedCheckpoint, "not an archive as torch.save writes it"),
+    "deflated": (UnsupportedCheckpoint, "is compressed or encrypted, which torch.save never does"),
+    "big_endian": (UnsupportedCheckpoint, "It was saved on a big-endian machine"),
+    "no_tensor": (UnsupportedCheckpoint, "data.pkl holds dict, not a plain tensor."),
+    "unknown_transform": (UnsupportedCheckpoint, "The encoding unsupported: stream.rot13/1 is not one that"),
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_an_item_that_is_not_as_announced(name: str, tmp_path: Path) -> None:
+    getattr(broken, name)(tmp_path)
+    kind, text = ITEMS[name]
+    tensor = read(tmp_path)[broken.B]
+    with pytest.raises(kind) as caught:
+        read_region(tensor, [(0, 1) for _ in tensor.shape])
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"'{broken.B}', chunk at ")
+    assert location(tmp_path, broken.B).relative_path in str(caught.value)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("item_runs_system", UnsafeMetadata), ("item_loads_bytes", UnsupportedCheckpoint)]
+)
+def test_a_hostile_item_is_not_run(name: str, kind: type[DcptoolsError], tmp_path: Path) -> None:
+    marker: Path = getattr(broken, name)(tmp_path / "a")
+    with pytest.raises(kind, match=rf"^'{broken.B}', chunk at \(0,\) of \(4,\) in __0_0.distcp:\n"):
+        read_region(read(tmp_path / "a")[broken.B], [(0, 4)])
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["whole", "linked_files", "no_checksums", "shifted_hints", "rezipped", "no_byteorder"])
+def test_an_oddity_that_is_no_fault(name: str, tmp_path: Path) -> None:
+    getattr(broken, name)(tmp_path / "a")
+    checkpoint = read(tmp_path / "a")
+    assert whole(checkpoint, broken.W) == raw(torch.arange(24.0))
+    assert whole(checkpoint, broken.B) == raw(torch.arange(4.0))
+
+
+@pytest.mark.parametrize("name", ["hole", "tail_hole", "no_chunks", "overlap", "out_of_bounds", "negative_offset"])
+def test_a_tensor_that_its_chunks_do_not_cover_is_not_read(name: str, tmp_path: Path) -> None:
+    """Not even where the sizes of the chunks add up (``overlap``): a hole would hold what happened to be in memory."""
+    getattr(broken, name)(tmp_path)
+    tensor = read(tmp_path)[broken.W]
+    problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
+    assert problem
+    with pytest.raises(BrokenCheckpoint) as caught:
+        read_region(tensor, [(0, n) for n in tensor.shape])
+    assert str(caught.value) == f"'{broken.W}': {problem[1]}.\nUse another checkpoint, or save again."
+
+
+def test_a_region_outside_of_the_tensor(tmp_path: Path) -> None:
+    broken.whole(tmp_path)
+    with pytest.raises(BrokenCheckpoint, match=r"^'model.model.w': its chunks do not cover \[\[5, 7\], \[3, 5\]\]"):
+        read_region(read(tmp_path)[broken.W], [(5, 7), (3, 5)])
+
+
+@pytest.mark.parametrize("name", ["missing_file", "file_is_directory", "truncated_file"])
+def test_a_file_that_is_damaged(name: str, tmp_path: Path) -> None:
+    file = getattr(broken, name)(tmp_path)
+    with pytest.raises(BrokenCheckpoint) as caught:
+        whole(read(tmp_path), broken.W)
+    assert str(caught.value).startswith(f"'{broken.W}', chunk at (4, 0) of (2, 4) in {file}:\n{tmp_path / file} ")
+
+
+def test_a_chunk_without_a_place(tmp_path: Path) -> None:
+    broken.no_storage(tmp_path)
+    with pytest.raises(BrokenCheckpoint) as caught:
+        whole(read(tmp_path), broken.W)
+    assert str(caught.value) == (
+        "'model.model.w', chunk at (2, 0) of (2, 4) in no file:\nThe metadata does not say where it is stored."
+    )
+
+
+def test_a_damaged_zstd_item(tmp_path: Path) -> None:
+    directory = saved.zstd(tmp_path, {"model.norm.weight": torch.arange(400.0)})
+    info = location(directory, "model.model.norm.weight")
+    content = bytearray((directory / info.relative_path).read_bytes())
+    content[info.offset + 20 : info.offset + 60] = b"\xff" * 40
+    (directory / info.relative_path).write_bytes(content)
+    with pytest.raises(BrokenCheckpoint, match=r"(?s)^'model.model.norm.weight', chunk .* zstd stream is damaged"):
+        whole(read(directory), "model.model.norm.weight")
+
+
+def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    import zstandard
+
+    directory = saved.zstd(tmp_path, {"model.norm.weight": torch.arange(4.0)})
+    replace_item(directory, "model.model.norm.weight", zstandard.compress(bytes(1 << 24)))
+    with pytest.raises(BrokenCheckpoint, match=r"unpacks to more than such a tensor can have"):
+        whole(read(directory), "model.model.norm.weight")
+
+
+def test_a_changed_byte_in_an_item_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Each byte of an item in turn: the values are right, or there is an error that names tensor and file."""
+    directory = saved.save_chunks(tmp_path, {"a": [((0, 0), torch.arange(8.0).reshape(2, 4).t())]})
+    path, expected = directory / "__0_0.distcp", raw(torch.arange(8.0).reshape(2, 4).t())
+    sound, tensor = path.read_bytes(), read(directory)["a"]
+    outcomes: Counter[str] = Counter()
+    file = path.open("r+b", buffering=0)
+    for at, flip in itertools.product(range(len(sound)), (0x01, 0x80)):
+        os.pwrite(file.fileno(), bytes([sound[at] ^ flip]), at)
+        reader = TensorReader(tensor, Checksums())
+        out = np.empty((4, 2), reader.bits)
+        try:
+            reader.read_region([(0, 4), (0, 2)], out)
+        except DcptoolsError as error:
+            assert "'a'" in str(error) and "__0_0.distcp" in str(error)
+            outcomes[type(error).__name__] += 1
+        else:
+            assert out.tobytes() == expected, f"byte {at} ^ {flip:#x}"
+            outcomes["harmless"] += 1
+        os.pwrite(file.fileno(), sound[at : at + 1], at)
+    file.close()
+    assert set(outcomes) == {"harmless", "ChecksumError", "BrokenCheckpoint", "UnsupportedCheckpoint"}
+
+
+# The archive
+
+
+def archive_of(tmp_path: Path, payload: bytes, start: int = 0) -> Archive:
+    (tmp_path / "items").write_bytes(b"\xaa" * start + payload + b"\xbb" * 7)
+    return Archive(LocalSource(tmp_path), "items", start, len(payload))
+
+
+def contents(archive: Archive) -> dict[str, bytes]:
+    source = archive.source
+    assert isinstance(source, LocalSource)
+    return {
+        entry.name: bytes(source.read(archive.file, archive.start + archive.content_start(entry), entry.nbytes))
+        for entry in archive.entries
+    }
+
+
+@pytest.mark.parametrize("elements", [0, 1, 100, 700, 5000])
+def test_archive_of_torch_save(elements: int, tmp_path: Path) -> None:
+    payload = torch_item(torch.arange(float(elements)))
+    assert contents(archive_of(tmp_path, payload, start=33)) == item_parts(payload)
+
+
+@given(st.dictionaries(st.text("abc/.", min_size=1, max_size=8), st.binary(max_size=3000), max_size=5))
+def test_archive_of_other_programs(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, bytes]) -> None:
+    if not parts:
+        return  # nothing but an end record: not what torch.save writes
+    assert contents(archive_of(tmp_path_factory.mktemp("zip"), zip_item(parts), start=5)) == parts
+
+
+def test_archive_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an item of more than 4 GB has them: sizes and offsets in extra fields, and a second end record."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    parts = {"archive/data.pkl": b"x" * 20, "archive/data/0": bytes(range(200)), "archive/version": b"3\n"}
+    payload = zip_item(parts)
+    assert b"PK\x06\x06" in payload
+    assert contents(archive_of(tmp_path, payload, start=5)) == parts
+
+
+@pytest.mark.parametrize("elements", [4, 5000])
+def test_archive_that_is_cut_short(elements: int, tmp_path: Path) -> None:
+    payload = torch_item(torch.arange(float(elements)))
+    for kept in {*range(0, len(payload), 97), *range(len(payload) - 100, len(payload))}:
+        with pytest.raises((BrokenCheckpoint, UnsupportedCheckpoint)):
+            archive_of(tmp_path, payload[:kept])
+
+
+def test_archive_reads_head_and_tail_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = count_read(monkeypatch)
+    archive = archive_of(tmp_path, torch_item(torch.zeros(10_000)))
+    archive.find("data.pkl")
+    assert ranges == [HEAD_BYTES, TAIL_BYTES]
+
+
+# data.pkl
+
+
+def layout_of(value: object) -> Any:
+    parts = item_parts(torch_item(value))
+    return parse_layout(next(content for name, content in parts.items() if name.endswith("data.pkl")))
+
+
+def test_layout_of_a_view() -> None:
+    view = torch.arange(24.0).reshape(4, 6)[1:3, ::2]
+    layout = layout_of(view)
+    assert (layout.dtype.name, layout.shape, layout.strides, layout.offset) == ("float32", (2, 3), (6, 2), 6)
+    assert not layout.row_major
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [torch.zeros(2)], torch.nn.Linear(1, 1), torch.zeros(2).to_sparse(), None])
+def test_layout_of_something_else_than_a_tensor(value: object) -> None:
+    with pytest.raises(DcptoolsError):
+        layout_of(value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "expected"),
+    [
+        ((), (), True),
+        ((3, 4), (4, 1), True),
+        ((3, 4), (1, 3), False),
+        ((1, 4), (77, 1), True),  # a stride of one element says nothing
+        ((3, 0), (5, 9), True),  # nor one of none
+        ((2, 2), (1, 1), False),
+        ((2,), (0,), False),
+    ],
+)
+def test_row_major(shape: tuple[int, ...], strides: tuple[int, ...], expected: bool) -> None:
+    assert tensors.is_row_major(shape, strides) is expected
+
+
+# Views
+
+
+@given(data=st.data())
+def test_a_region_of_a_view_is_where_numpy_finds_it(data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Any box of a tensor, some of its dimensions dropped, new ones of size 1 added, in any order."""
+    shape = tuple(data.draw(st.lists(st.integers(1, 4), max_size=4)))
+    stored = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    starts = [data.draw(st.integers(0, size - 1)) for size in shape]
+    box = [(start, data.draw(st.integers(start + 1, size))) for start, size in zip(starts, shape, strict=True)]
+    viewed = stored[as_slices(box)]
+    offset = sum(a * s for (a, _), s in zip(box, row_major(shape), strict=True))
+    for axis in reversed(range(viewed.ndim)):
+        if viewed.shape[axis] == 1 and data.draw(st.booleans()):
+            viewed = viewed[(slice(None),) * axis + (0,)]
+    viewed = viewed.transpose(data.draw(st.permutations(range(viewed.ndim))))
+    if data.draw(st.booleans()):
+        viewed = viewed[None]
+    view = View("a", viewed.shape, tuple(s // 4 for s in viewed.strides), offset)
+    region = region_of(data, view.shape)
+    expected = viewed[as_slices(region)]
+    out = np.zeros(expected.shape, np.uint32)
+    directory = saved.save_chunks(
+        tmp_path_factory.mktemp("view"), {"a": [((0,) * stored.ndim, torch.from_numpy(stored))]}
+    )
+    read_view(TensorReader(read(directory)["a"]), view, region, out)
+    assert np.array_equal(out.view(np.float32), expected)
+
+
+def test_one_expert_of_a_stack(tmp_path: Path) -> None:
+    stack = torch.arange(24.0).reshape(4, 3, 2)
+    reader = TensorReader(read(saved.save(tmp_path, {"a": stack}))["a"])
+    out = np.empty((2, 3), reader.bits)
+    read_view(reader, View("a", (2, 3), (1, 2), 2 * 6), [(0, 2), (0, 3)], out)
+    assert out.view("f4").tolist() == stack[2].t().tolist()
+
+
+def test_a_view_of_a_tensor_without_elements(tmp_path: Path) -> None:
+    reader = TensorReader(read(saved.save(tmp_path, {"a": torch.zeros(0, 5)}))["a"])
+    read_view(reader, View.whole(reader.tensor), [(0, 0), (0, 5)], np.empty((0, 5), reader.bits))
+
+
+def test_a_view_that_is_not_a_box_is_refused(tmp_path: Path) -> None:
+    reader = TensorReader(read(saved.save(tmp_path, {"a": torch.arange(12.0).reshape(6, 2)}))["a"])
+    with pytest.raises(ValueError, match=r"is not a box of a tensor of shape \(6, 2\)"):
+        read_view(reader, View("a", (3, 2), (4, 1), 0), [(0, 3), (0, 2)], np.empty((3, 2), reader.bits))
+
+
+def test_a_view_that_leaves_its_tensor_is_refused(tmp_path: Path) -> None:
+    reader = TensorReader(read(saved.save(tmp_path, {"a": torch.arange(12.0).reshape(6, 2)}))["a"])
+    with pytest.raises(BrokenCheckpoint, match=r"do not cover \[\[5, 7\], \[0, 2\]\]"):
+        read_view(reader, View("a", (2, 2), (2, 1), 10), [(0, 2), (0, 2)], np.empty((2, 2), reader.bits))
+
+
+# Cutting into pieces
+
+
+SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple)
+
+
+def covered(shape: tuple[int, ...], regions: list[Region]) -> set[int]:
+    """How often the elements are in a region."""
+    count = np.zeros(shape, int)
+    for region in regions:
+        count[as_slices(region)] += 1
+    return set(count.ravel().tolist())
+
+
+@given(SHAPES, st.integers(1, 50))
+def test_slabs_follow_each_other_and_cover_all(shape: tuple[int, ...], most: int) -> None:
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    pieces = [numbers[as_slices(region)].ravel().tolist() for region in slabs(shape, most)]
+    assert list(itertools.chain(*pieces)) == numbers.ravel().tolist()
+    assert all(0 < len(piece) <= most for piece in pieces)
+
+
+@given(SHAPES, st.integers(1, 50), st.randoms())
+def test_tiles_cover_every_element_once(shape: tuple[int, ...], most: int, random: Any) -> None:
+    if 0 in shape:
+        return
+    strides = list(row_major(shape))
+    random.shuffle(strides)
+    regions = list(tiles(shape, strides, most))
+    assert covered(shape, list(regions)) == {1}
+    assert all(0 < math.prod(stop - start for start, stop in region) <= most for region in regions)
+
+
+def test_slabs_are_as_long_as_they_may_be() -> None:
+    assert list(slabs((5, 10), 20)) == [[(0, 2), (0, 10)], [(2, 4), (0, 10)], [(4, 5), (0, 10)]]
+    assert list(slabs((2, 10), 6)) == [
+        [(0, 1), (0, 6)], [(0, 1), (6, 10)], [(1, 2), (0, 6)], [(1, 2), (6, 10)],
+    ]  # fmt: skip
+    assert list(slabs((), 1)) == [[]]
+    assert list(slabs((3, 0), 1)) == []
+
+
+def test_tiles_are_long_in_both_orders() -> None:
+    regions = list(tiles((1000, 1000), (1, 1000), 10_000))
+    assert regions[0] == [(0, 100), (0, 100)]
+    assert len(regions) == 100
