@@ -74,6 +74,7 @@ ALIASES = {
     "short": "int16",
     "int": "int32",
     "long": "int64",
+    "bit": "uint1",
 }
 ALIASES |= {"cfloat": "complex64", "cdouble": "complex128", "chalf": "complex32"}
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -57,9 +55,12 @@ class LocalSource:
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         done, wanted = 0, out.nbytes
         try:
-            with self._descriptor(name) as descriptor:
-                while done < wanted and (count := _read_at(descriptor, start + done, out[done:])):
+            entry = self._acquire(name)
+            try:
+                while done < wanted and (count := _read_at(entry[0], start + done, out[done:] if done else out)):
                     done += count
+            finally:
+                self._release(entry)
         except OSError as error:
             raise BrokenCheckpoint(
                 f"{self.directory / name} cannot be read: {error.strerror or error}.\n"
@@ -83,19 +84,19 @@ class LocalSource:
             for name in [name for name, (_, readers) in self._open.items() if not readers]:
                 os.close(self._open.pop(name)[0])
 
-    @contextmanager
-    def _descriptor(self, name: str) -> Iterator[int]:
+    def _acquire(self, name: str) -> list[int]:
+        """The open file: its descriptor, and the number of its readers, which now counts the caller."""
         with self._lock:
             entry = self._open.pop(name, None) or [os.open(self.directory / name, os.O_RDONLY | _BINARY), 0]
             entry[1] += 1
             self._open[name] = entry  # now the most recently used
             if len(self._open) > MAX_OPEN_FILES:
                 self._close_oldest()
-        try:
-            yield entry[0]
-        finally:
-            with self._lock:
-                entry[1] -= 1
+        return entry
+
+    def _release(self, entry: list[int]) -> None:
+        with self._lock:
+            entry[1] -= 1
 
     def _close_oldest(self) -> None:
         idle = next((name for name, (_, readers) in self._open.items() if not readers), None)
@@ -107,6 +108,7 @@ class LocalSource:
 
 
 _BINARY = getattr(os, "O_BINARY", 0)
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 if hasattr(os, "preadv"):
 
@@ -133,6 +135,9 @@ class Sink(Protocol):
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Write at a place; from several threads, in any order, each byte once."""
 
+    def flush(self) -> None:
+        """Bring what was written so far to the disk, while more is being written; for another thread to call."""
+
     def finish(self, name: str, *, sync: bool) -> None:
         """Say that all bytes of the file are written; with ``sync``, wait until they are on the disk."""
 
@@ -152,6 +157,7 @@ class LocalSink:
     def __init__(self, directory: str | os.PathLike[str], tag: str) -> None:
         self.directory, self._tag = Path(directory), tag
         self._descriptors: dict[str, int] = {}
+        self._lock = threading.Lock()
         self._staged: dict[str, Path] = {}
 
     def create(self, name: str, nbytes: int) -> None:
@@ -159,7 +165,8 @@ class LocalSink:
         self._staged[name] = path
         # the mode that open() gives: 0o666 less the umask
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
-        self._descriptors[name] = descriptor
+        with self._lock:
+            self._descriptors[name] = descriptor
         os.ftruncate(descriptor, nbytes)
 
     def write(self, name: str, start: int, data: memoryview) -> None:
@@ -167,8 +174,19 @@ class LocalSink:
         while done < data.nbytes:
             done += os.pwrite(descriptor, data[done:], start + done)
 
+    def flush(self) -> None:
+        with self._lock:  # a copy of the descriptor stays good when the file is finished meanwhile
+            copies = [os.dup(descriptor) for descriptor in self._descriptors.values()]
+        try:
+            for copy in copies:
+                _sync_data(copy)
+        finally:
+            for copy in copies:
+                os.close(copy)
+
     def finish(self, name: str, *, sync: bool) -> None:
-        descriptor = self._descriptors.pop(name)
+        with self._lock:
+            descriptor = self._descriptors.pop(name)
         try:
             if sync:
                 os.fsync(descriptor)

@@ -72,7 +72,7 @@ def tree(checkpoint: Checkpoint | str | os.PathLike[str]) -> Tree:
     """The keys as a tree. Raises what :func:`dcptools.read` raises for a path.
 
     >>> print([node.label for node in tree(demo.checkpoint).rows(())])
-    ['extra_state', 'model', 'optimizer']
+    ['model', 'optimizer', 'extra_state']
     """
     checkpoint = as_checkpoint(checkpoint)
     top = _Module()

@@ -22,7 +22,7 @@ import pytest
 import torch
 from checkpoints import broken, edit, hostile, saved
 from checkpoints.broken import B, W
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -453,22 +453,22 @@ def test_untrusted_values_in_messages_are_short(tmp_path: Path) -> None:
     assert message(tmp_path / "a").endswith("found (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...).")
 
 
-@given(st.integers(0, 10**6), st.binary(min_size=1, max_size=3))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_bytes_are_damaged_the_error_is_ours(at: int, noise: bytes, tmp_path: Path) -> None:
-    directory = tmp_path / "a"
-    if not directory.exists():
-        broken.whole(directory)
-        (directory / "sound").write_bytes((directory / ".metadata").read_bytes())
-    content = bytearray((directory / "sound").read_bytes())
-    start = at % len(content)
-    content[start : start + len(noise)] = noise
-    (directory / ".metadata").write_bytes(content)
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return broken.whole(tmp_path_factory.mktemp("damaged"))
+
+
+@given(at=st.integers(0, 10**6), noise=st.binary(min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_whatever_bytes_are_damaged_the_error_is_ours(at: int, noise: bytes, damaged: Path, whole: Checkpoint) -> None:
+    content = bytearray((Path(whole.path) / ".metadata").read_bytes())
+    content[at % len(content) : at % len(content) + len(noise)] = noise
+    (damaged / ".metadata").write_bytes(content)
     try:
-        checkpoint = dcptools.read(directory)
+        checkpoint = dcptools.read(damaged)
     except DcptoolsError as error:
-        assert str(error).startswith(str(directory / ".metadata"))
-    else:  # then it can be looked at, and converted or refused
+        assert str(error).startswith(str(damaged / ".metadata"))
+    else:  # then everybody can look at it
         str(checkpoint), checkpoint.to_json(), checkpoint.to_frame()
         str(dcptools.preview(checkpoint))
 

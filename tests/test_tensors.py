@@ -394,21 +394,32 @@ def contents(archive: Archive) -> dict[str, bytes]:
     assert isinstance(source, LocalSource)
     return {
         entry.name: bytes(source.read(archive.file, archive.start + archive.content_start(entry), entry.nbytes))
-        for entry in archive.entries
+        for entry in archive.entries.values()
     }
+
+
+def wanted(parts: dict[str, bytes]) -> dict[str, bytes]:
+    """The entries that a tensor needs, without the archive's own name."""
+    short = {name.partition("/")[2]: content for name, content in parts.items()}
+    return {name: c for name, c in short.items() if name in ("data.pkl", "byteorder") or name.startswith("data/")}
 
 
 @pytest.mark.parametrize("elements", [0, 1, 100, 700, 5000])
 def test_archive_of_torch_save(elements: int, tmp_path: Path) -> None:
     payload = torch_item(torch.arange(float(elements)))
-    assert contents(archive_of(tmp_path, payload, start=33)) == item_parts(payload)
+    assert contents(archive_of(tmp_path, payload, start=33)) == wanted(item_parts(payload))
 
 
-@given(st.dictionaries(st.text("abc/.", min_size=1, max_size=8), st.binary(max_size=3000), max_size=5))
+NAMES = st.one_of(
+    st.text("abc/.", min_size=1, max_size=8), st.sampled_from(["x/data.pkl", "x/byteorder", "x/data/0", "x/data/1"])
+)
+
+
+@given(st.dictionaries(NAMES, st.binary(max_size=3000), max_size=5))
 def test_archive_of_other_programs(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, bytes]) -> None:
     if not parts:
         return  # nothing but an end record: not what torch.save writes
-    assert contents(archive_of(tmp_path_factory.mktemp("zip"), zip_item(parts), start=5)) == parts
+    assert contents(archive_of(tmp_path_factory.mktemp("zip"), zip_item(parts), start=5)) == wanted(parts)
 
 
 def test_archive_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +428,7 @@ def test_archive_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     parts = {"archive/data.pkl": b"x" * 20, "archive/data/0": bytes(range(200)), "archive/version": b"3\n"}
     payload = zip_item(parts)
     assert b"PK\x06\x06" in payload
-    assert contents(archive_of(tmp_path, payload, start=5)) == parts
+    assert contents(archive_of(tmp_path, payload, start=5)) == wanted(parts)
 
 
 @pytest.mark.parametrize("elements", [4, 5000])

@@ -86,6 +86,7 @@ class StoredTensor:
     path: tuple[str, ...]
     offsets: Ints = field(repr=False)
     sizes: Ints = field(repr=False)
+    covered: bool  # whether the chunks cover it exactly; if not, a finding says what is wrong
     _first: int = field(repr=False)
     _columns: _Columns = field(repr=False)
 
@@ -371,15 +372,17 @@ def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, di
         np.frombuffer(raw.encoding, dtype=np.int8),
     )
     files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
+    holes = {finding.key: finding for finding in _holes(raw.tensors)}
     tensors = {
-        t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.first, columns) for t in raw.tensors
+        t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.key not in holes, t.first, columns)
+        for t in raw.tensors
     }
     objects = {key: _stored_object(key, path_, row, columns) for key, path_, row in raw.objects}
     rows = [(t.key, t.first, len(t.offsets)) for t in raw.tensors] + [(key, row, 1) for key, _, row in raw.objects]
     findings = [
         *_foreign(raw),
         *_not_archives(tensors.values()),
-        *_holes(raw.tensors),
+        *holes.values(),
         *_storage_problems(rows, columns, files),
     ]
     return Checkpoint(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -76,22 +75,28 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
     --------
     >>> from dcptools import plots
     >>> figure = plots.chunks(demo.checkpoint, "model.lm_head.weight")
-    >>> figure.savefig(demo.directory / "chunks.png")
+    >>> print(plots.describe(figure))
+    Map of the chunks of model.lm_head.weight: [515, 128] float32: 4 chunks, from 4 ranks in 4 files.
     """
     checkpoint = as_checkpoint(checkpoint)
     tensor = checkpoint[key]
     picture = _picture(tensor)
     boxes = _boxes(tensor, picture)
     colours = _colours(boxes)
-    problems = [f.message for f in checkpoint.findings if f.key == key and f.severity == "error"]
-    width, height = (1 if dim is None else tensor.shape[dim] for dim in (picture.x, picture.y))
+    problems = [f for f in checkpoint.findings if f.key == key and f.severity == "error"]
+    holes = any(problem.code in ("hole", "no-storage") for problem in problems)
+    size = tuple(1 if dim is None else tensor.shape[dim] for dim in (picture.x, picture.y))
 
     figure, axes = page.new_figure(2.4 if picture.y is None else 5.2)
-    hatched = _draw(axes, boxes, colours, (width, height), gaps=bool(problems))
+    if holes:
+        axes.add_patch(_hatched(*size))
+    _draw(axes, boxes, colours, *size)
+    if not tensor.numel:
+        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color=page.INK)
     _label_axes(axes, tensor, picture)
     legend = [Patch(facecolor=colours[owner], edgecolor="white", label=owner.name) for owner in _few(list(colours))]
-    page.legend(figure, [*legend, *hatched], _legend_title(len(colours)))
-    notes = [_counts(tensor, boxes), picture.note, *(page.name_label(problem, 110) for problem in problems[:2])]
+    page.legend(figure, [*legend, *([_hatched(1, 1)] if holes else [])], _legend_title(len(colours)))
+    notes = [_counts(tensor, boxes), picture.note, *(page.name_label(found.message, 110) for found in problems[:2])]
     if len(tensor.offsets) > MOST_BOXES:
         notes.append(f"only the first {MOST_BOXES:,} chunks are drawn")
     page.titled(figure, page.name_label(key), notes)
@@ -102,6 +107,8 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
 def _picture(tensor: StoredTensor) -> _Picture:
     """The two dimensions to draw: of two, both; of more, those that are cut, and the last ones if none is."""
     dims = len(tensor.shape)
+    if not tensor.numel:
+        return _Picture(None, None, "")
     if dims <= 2:
         return _Picture(dims - 1 if dims else None, 0 if dims == 2 else None, "")
     pieces = [len(np.unique(tensor.offsets[:, dim])) for dim in range(dims)]
@@ -118,7 +125,7 @@ def _boxes(tensor: StoredTensor, picture: _Picture) -> list[_Box]:
     found: dict[tuple[tuple[int, int], tuple[int, int]], _Box] = {}
     for index in range(min(len(tensor.offsets), MOST_BOXES)):
         chunk = tensor.chunk(index)
-        if 0 in chunk.shape:
+        if 0 in chunk.shape or not chunk.file:
             continue
         x, y = (
             (0, 1) if dim is None else (chunk.offsets[dim], chunk.offsets[dim] + chunk.shape[dim])
@@ -132,7 +139,7 @@ def _owner(file: str) -> _Owner:
     match = _DISTCP.fullmatch(file)
     if match:
         return _Owner(False, int(match.group(1)), f"rank {int(match.group(1))}")
-    return _Owner(True, 0, page.name_label(file, 30) or "stored nowhere")
+    return _Owner(True, 0, page.name_label(file, 30))
 
 
 def _first_owner(box: _Box) -> _Owner:
@@ -146,17 +153,16 @@ def _colours(boxes: list[_Box]) -> dict[_Owner, str]:
     return dict(zip(owners, page.QUALITATIVE if few else page.sequential(len(owners)), strict=False))
 
 
-def _draw(
-    axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], size: tuple[int, int], *, gaps: bool
-) -> list[Artist]:
-    """The boxes over a hatched ground, which shows where there is none; returns what explains the hatching."""
-    width, height = (max(1, n) for n in size)
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    ground = Rectangle(
+def _hatched(width: int, height: int) -> Rectangle:
+    """A ground under all boxes, which shows where there are none."""
+    return Rectangle(
         (0, 0), width, height, facecolor="white", edgecolor=page.INK, hatch="///", linewidth=0.5, label="not stored"
     )
-    if gaps:
-        axes.add_patch(ground)
+
+
+def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int, height: int) -> None:
+    """The boxes, in the colour of their first writer, with the longest label that fits."""
+    axes.set(xlim=(0, width), ylim=(height, 0))
     inches = [((b.x[1] - b.x[0]) / width * _INNER[0], (b.y[1] - b.y[0]) / height * _INNER[1]) for b in boxes]
     thinnest = min((min(pair) for pair in inches), default=1.0)
     corners = [[(b.x[0], b.y[0]), (b.x[0], b.y[1]), (b.x[1], b.y[1]), (b.x[1], b.y[0])] for b in boxes]
@@ -170,7 +176,6 @@ def _draw(
         text = _label(box, *room)
         x, y = sum(box.x) / 2, sum(box.y) / 2
         axes.text(x, y, text, ha="center", va="center", fontsize=page.SMALL, color=page.ink_on(face), clip_on=True)
-    return [ground] if gaps else []
 
 
 def _label(box: _Box, width: float, height: float) -> str:
@@ -210,12 +215,11 @@ def _label_axes(axes: Axes, tensor: StoredTensor, picture: _Picture) -> None:
 
 
 def _counts(tensor: StoredTensor, boxes: list[_Box]) -> str:
+    what = f"[{', '.join(f'{n:,}' for n in tensor.shape)}] {tensor.dtype.name}"
+    if not tensor.numel:
+        return f"{what}: no values"
     empty = int(np.any(tensor.sizes == 0, axis=1).sum())
+    chunks = page.plural(len(tensor.offsets) - empty, "chunk") + (f" and {empty:,} without values" if empty else "")
     files = {file for box in boxes for file in box.files if file}
     ranks = {owner.rank for owner in map(_owner, files) if not owner.unranked}
-    without_values = f" and {empty:,} without values" if empty else ""
-    return (
-        f"[{', '.join(f'{n:,}' for n in tensor.shape)}] {tensor.dtype.name}: "
-        f"{page.plural(len(tensor.offsets) - empty, 'chunk')}{without_values}, from {page.plural(len(ranks), 'rank')} "
-        f"in {page.plural(len(files), 'file')}"
-    )
+    return f"{what}: {chunks}, from {page.plural(len(ranks), 'rank')} in {page.plural(len(files), 'file')}"

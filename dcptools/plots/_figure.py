@@ -122,8 +122,8 @@ def legend(figure: Figure, handles: Sequence[Artist], title: str) -> None:
         return
     lines = max(1, int((figure.get_figheight() - 0.5) / 0.2))  # 0.2 inches each, and one for the title
     shown = figure.legend(
-        handles=list(handles), title=title, loc="outside right upper", ncols=-(-len(handles) // lines), frameon=False, fontsize=9, labelcolor=INK,
-        title_fontsize=9, alignment="left",
+        handles=list(handles), title=title, loc="outside right upper", ncols=-(-len(handles) // lines), frameon=False,
+        fontsize=9, title_fontsize=9, labelcolor=INK, alignment="left",
     )  # fmt: skip
     shown.get_title().set_color(INK)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ BITS: dict[int, np.dtype[Any]] = {
     8: np.dtype("u8"),
     16: np.dtype("c16"),
 }
-SCRATCH_BYTES = 2 << 20  # a thread; the longest piece that is read to be rearranged
+SCRATCH_BYTES = 1 << 20  # a thread; the longest piece that is read to be rearranged
+FEW_CHUNKS = 16
 SMALL_GAP = 4096  # bytes; reading across such a gap is cheaper than a second read
 
 
@@ -55,12 +57,15 @@ class TensorReader:
     """
 
     def __init__(self, tensor: StoredTensor, checksums: Checksums | None = None) -> None:
-        problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
-        if problem:
-            raise BrokenCheckpoint(f"{tensor.key!r}: {problem[1]}.\nUse another checkpoint, or save again.")
+        if not tensor.covered:
+            problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
+            what = problem[1] if problem else "its chunks do not cover it"
+            raise BrokenCheckpoint(f"{tensor.key!r}: {what}.\nUse another checkpoint, or save again.")
         self.tensor = tensor
         self._checksums = checksums
         self._boxes = _distinct(tensor)
+        # small numbers are handled faster without numpy
+        self._few = _corners(tensor, self._boxes) if len(self._boxes) <= FEW_CHUNKS else None
         self._items: dict[int, Item] = {}
         self._unpacked = Unpacked()
         self._opening: dict[int, threading.Lock] = {}
@@ -95,26 +100,32 @@ class TensorReader:
         UnsupportedCheckpoint
             An item is stored in an encoding that dcptools does not read.
         """
-        starts = np.array([start for start, _ in region], dtype=np.int64)
-        stops = np.array([stop for _, stop in region], dtype=np.int64)
-        wanted = math.prod((stops - starts).tolist())
-        for index in self._overlapping(starts, stops):
-            offset, size = self.tensor.offsets[index], self.tensor.sizes[index]
-            low, high = np.maximum(starts, offset), np.minimum(stops, offset + size)
-            window: Any = [slice(a, b) for a, b in zip((low - starts).tolist(), (high - starts).tolist(), strict=True)]
+        wanted = math.prod(stop - start for start, stop in region)
+        for index, first, last in self._overlapping(region):
+            low = [max(start, edge) for (start, _), edge in zip(region, first, strict=True)]
+            high = [min(stop, edge) for (_, stop), edge in zip(region, last, strict=True)]
+            shape = [b - a for a, b in zip(low, high, strict=True)]
+            if shape and min(shape) <= 0:
+                continue
+            window: Any = [slice(a - start, b - start) for a, b, (start, _) in zip(low, high, region, strict=True)]
             target = out[(*window, ...)]  # the ellipsis makes it a view where there are no dimensions too
-            item = self._item(int(index))
-            self._read_box(item, (low - offset).tolist(), (high - low).tolist(), target)
-            _resolve_flags(item, target)
-            wanted -= math.prod((high - low).tolist())
+            item = self._item(index)
+            self._read_box(item, [a - edge for a, edge in zip(low, first, strict=True)], shape, target)
+            if item.layout.conjugate or item.layout.negative:
+                _resolve_flags(item, target)
+            wanted -= math.prod(shape)
         if wanted:
             raise BrokenCheckpoint(f"{self.tensor.key!r}: its chunks do not cover {[list(pair) for pair in region]}.")
 
-    def _overlapping(self, starts: Ints, stops: Ints) -> Sequence[int]:
-        boxes = self._boxes
-        offsets, sizes = self.tensor.offsets[boxes], self.tensor.sizes[boxes]
-        hit = np.all((offsets < stops) & (offsets + sizes > starts), axis=1)
-        return boxes[hit].tolist()  # type: ignore[no-any-return]
+    def _overlapping(self, region: Region) -> Iterable[tuple[int, list[int], list[int]]]:
+        """The chunks that may overlap a region: index, first and last element a dimension."""
+        if self._few is not None:
+            return self._few
+        starts = np.array([start for start, _ in region], dtype=np.int64)
+        stops = np.array([stop for _, stop in region], dtype=np.int64)
+        offsets, sizes = self.tensor.offsets[self._boxes], self.tensor.sizes[self._boxes]
+        hit = self._boxes[np.all((offsets < stops) & (offsets + sizes > starts), axis=1)]
+        return _corners(self.tensor, hit)
 
     def _item(self, index: int) -> Item:
         item = self._items.get(index)
@@ -135,12 +146,13 @@ class TensorReader:
         if 0 in shape:
             return
         strides, itemsize = item.layout.strides, item.layout.dtype.itemsize
-        first = item.layout.offset + sum(i * s for i, s in zip(start, strides, strict=True))
-        span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
-        needed = math.prod(shape) * itemsize
+        first = item.layout.offset + sum(map(mul, start, strides))
         if target.flags.c_contiguous and is_row_major(shape, strides):
             self._read_bytes(item, first * itemsize, target.reshape(-1).view(np.uint8))
-        elif span <= SCRATCH_BYTES and span <= max(needed + SMALL_GAP, 2 * needed):
+            return
+        span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
+        needed = math.prod(shape) * itemsize
+        if span <= SCRATCH_BYTES and span <= max(needed + SMALL_GAP, 2 * needed):
             piece = self._scratch()[:span]
             self._read_bytes(item, first * itemsize, piece)
             byte_strides = [s * itemsize for s in strides]
@@ -182,6 +194,9 @@ def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -
 def read_view(reader: TensorReader, view: View, region: Region, out: Bits) -> None:
     """Fill ``out`` with a region of a view of the reader's tensor; raises what ``read_region`` raises."""
     if not out.size:
+        return
+    if view.is_whole(reader.tensor.shape):
+        reader.read_region(region, out)
         return
     stored, axes = view.locate(reader.tensor.shape, region)
     # the ellipses keep these views of the same memory where there are no dimensions left
@@ -232,9 +247,16 @@ def _distinct(tensor: StoredTensor) -> Ints:
     boxes = np.concatenate([tensor.offsets, tensor.sizes], axis=1)
     if not tensor.shape:
         return np.zeros(1, np.int64)
+    if int(np.prod(tensor.sizes, axis=1).sum()) == tensor.numel:  # they cover it, so none stands twice
+        return np.flatnonzero(np.all(tensor.sizes > 0, axis=1))
     _, first = np.unique(boxes, axis=0, return_index=True)
     first = np.sort(first)
     return first[np.all(tensor.sizes[first] > 0, axis=1)]
+
+
+def _corners(tensor: StoredTensor, indices: Ints) -> list[tuple[int, list[int], list[int]]]:
+    offsets, sizes = tensor.offsets[indices], tensor.sizes[indices]
+    return list(zip(indices.tolist(), offsets.tolist(), (offsets + sizes).tolist(), strict=True))
 
 
 def _resolve_flags(item: Item, values: Bits) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from isal import isal_zlib
 
@@ -26,6 +27,7 @@ HEAD_BYTES = 2048  # covers data.pkl, byteorder and the local header of data/0 o
 TAIL_BYTES = 1024  # covers the central directory
 MAX_DIRECTORY_BYTES = 1 << 16
 MAX_PICKLE_BYTES = 1 << 16
+WANTED = frozenset((b"data.pkl", b"byteorder"))  # and the storages, data/0; the rest is of no use here
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,9 @@ class Archive:
     def where(self) -> str:
         return f"{self.source.location}/{self.file}, bytes {self.start:,} to {self.start + self.nbytes:,}"
 
-    def find(self, suffix: str) -> Entry | None:
-        """The entry ``<name>/<suffix>``, whatever the archive's name is."""
-        return next((e for e in self.entries if e.name.partition("/")[2] == suffix), None)
+    def find(self, name: str) -> Entry | None:
+        """The entry of that name, below the archive's own name."""
+        return self.entries.get(name)
 
     def content(self, entry: Entry) -> bytes:
         """The content of a small entry, checked: a flipped bit in ``data.pkl`` may be another stride."""
@@ -78,7 +80,7 @@ class Archive:
     def broken(self, what: str) -> BrokenCheckpoint:
         return BrokenCheckpoint(f"{self.where}: {what}.\nThe file is damaged. Copy the checkpoint again.")
 
-    def _directory(self) -> list[Entry]:
+    def _directory(self) -> dict[str, Entry]:
         if bytes(self._view(0, min(4, self.nbytes))) != b"PK\x03\x04":
             raise UnsupportedCheckpoint(
                 f"{self.where}: not an archive as torch.save writes it (it starts with "
@@ -88,13 +90,20 @@ class Archive:
         start, nbytes, count = self._directory_place()
         if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
             raise self.broken("its central directory is damaged")
-        directory, entries, at = self._view(start, nbytes), [], 0
+        directory, entries, at = bytes(self._view(start, nbytes)), {}, 0
         for _ in range(count):
             if at + _ENTRY.size > nbytes:
                 raise self.broken("its central directory is damaged")
-            entry, size = self._entry(directory[at:])
-            entries.append(entry)
-            at += size
+            fields = _ENTRY.unpack_from(directory, at)
+            name_at = at + _ENTRY.size
+            extra_at = name_at + fields[10]
+            at = extra_at + fields[11] + fields[12]
+            if fields[0] != b"PK\x01\x02" or at > nbytes:
+                raise self.broken("its central directory is damaged")
+            name = directory[name_at:extra_at].partition(b"/")[2]
+            if name in WANTED or name.startswith(b"data/"):
+                text = name.decode("utf-8", "replace")
+                entries[text] = self._entry(text, fields, directory[extra_at : extra_at + fields[11]])
         return entries
 
     def _directory_place(self) -> tuple[int, int, int]:
@@ -114,23 +123,18 @@ class Archive:
                 *_, count, nbytes, start = _END64.unpack(self._view(end64_at, _END64.size))
         return start, nbytes, count
 
-    def _entry(self, record: memoryview) -> tuple[Entry, int]:
-        fields = _ENTRY.unpack_from(record)
-        signature, flags, method, crc, packed, nbytes, header = (fields[i] for i in (0, 3, 4, 7, 8, 9, 16))
-        name_bytes, extra_bytes, comment_bytes = fields[10:13]
-        end = _ENTRY.size + name_bytes + extra_bytes + comment_bytes
-        if signature != b"PK\x01\x02" or end > len(record):
-            raise self.broken("its central directory is damaged")
-        name = bytes(record[_ENTRY.size : _ENTRY.size + name_bytes]).decode("utf-8", "replace")
-        extra = record[_ENTRY.size + name_bytes : _ENTRY.size + name_bytes + extra_bytes]
-        nbytes, packed, header = _zip64(extra, nbytes, packed, header)
+    def _entry(self, name: str, fields: tuple[Any, ...], extra: bytes) -> Entry:
+        flags, method, crc = fields[3], fields[4], fields[7]
+        packed, nbytes, header = fields[8], fields[9], fields[16]
+        if extra:
+            nbytes, packed, header = _zip64(extra, nbytes, packed, header)
         if method != 0 or flags & 1 or packed != nbytes:
             raise UnsupportedCheckpoint(
                 f"{self.where}: {name} is compressed or encrypted, which torch.save never does."
             )
         if header + _LOCAL.size + nbytes > self.nbytes:
             raise self.broken(f"{name} reaches past its end")
-        return Entry(name, header, nbytes, crc), end
+        return Entry(name, header, nbytes, crc)
 
     def _load(self, start: int, nbytes: int) -> None:
         data = memoryview(bytearray(nbytes))
@@ -147,7 +151,7 @@ class Archive:
         return self._parts[-1][1]
 
 
-def _zip64(extra: memoryview, *fields: int) -> list[int]:
+def _zip64(extra: bytes, *fields: int) -> list[int]:
     """Fields that are all ones stand, in this order, in the extra field 0x0001 with 8 bytes each."""
     at = 0
     while at + 4 <= len(extra):

@@ -28,8 +28,8 @@ class Checksums:
         self._stop = stop or threading.Event()
         self.checked = 0  # read whole, and right
         self.without = 0  # stored without a checksum
-        self._pending: dict[tuple[str, str], list[tuple[int, int, int]]] = {}  # start, bytes, crc of each piece
-        self._seen: dict[tuple[str, str], int] = {}  # bytes so far
+        self._pending: dict[str, list[tuple[int, int, int]]] = {}  # by label: start, bytes, crc
+        self._seen: dict[str, int] = {}  # bytes so far
         self._lock = threading.Lock()
 
     @property
@@ -46,7 +46,7 @@ class Checksums:
             self._read_through(item)
         elif item.storage_nbytes:
             with self._lock:
-                self._pending.setdefault(_id(item), [])
+                self._pending.setdefault(item.label, [])
 
     def add(self, item: Item, start: int, data: memoryview) -> None:
         """Say that ``data`` was read at ``start`` of the item's storage.
@@ -56,18 +56,18 @@ class Checksums:
         ChecksumError
             These were the last bytes of the item, and it is not what was saved.
         """
-        if not item.crc or not item.dense:
-            return
+        pieces = self._pending.get(item.label)
+        if pieces is None:
+            return  # it has no checksum, was read through already, or is read a second time
         piece = (start, len(data), isal_zlib.crc32(data))
         with self._lock:
-            pieces = self._pending.get(_id(item))
-            if pieces is None:
-                return  # checked already; it is read a second time
+            if item.label not in self._pending:
+                return
             pieces.append(piece)
-            seen = self._seen[_id(item)] = self._seen.get(_id(item), 0) + len(data)
+            seen = self._seen[item.label] = self._seen.get(item.label, 0) + len(data)
             if seen < item.storage_nbytes and len(pieces) < MAX_PIECES:
                 return
-            del self._pending[_id(item)], self._seen[_id(item)]
+            del self._pending[item.label], self._seen[item.label]
         pieces.sort()
         if _is_tiling(pieces, item.storage_nbytes):
             self._compare(item, _combined(pieces))
@@ -92,10 +92,6 @@ class Checksums:
             )
         with self._lock:
             self.checked += 1
-
-
-def _id(item: Item) -> tuple[str, str]:
-    return item.source.location, item.label
 
 
 def _is_tiling(pieces: list[tuple[int, int, int]], nbytes: int) -> bool:

@@ -10,7 +10,8 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from dcptools._parallel import Progress, one_thread_each, run
@@ -20,6 +21,8 @@ from dcptools.storage import Sink
 from dcptools.tensors import Bits, Checksums, Region, TensorReader, read_view, slabs, tiles
 from dcptools.tensors._view import row_major
 from dcptools.writer._cast import buffer, cast
+
+FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 
 
 @dataclass
@@ -75,8 +78,28 @@ class Engine:
                 progress(self.tally.done, self.plan.total_bytes, self.tally.current)
 
         casts = any(tensor.cast for file in self.plan.files for tensor in file.tensors)
-        with one_thread_each() if casts else nullcontext():
+        with one_thread_each() if casts else nullcontext(), self._flushing():
             run(self._all_work(), self._worker, workers=self.workers, report=report, cancel=cancel, stop=self._stop)
+
+    @contextmanager
+    def _flushing(self) -> Iterator[None]:
+        """Keep the disk at work while the workers still copy, so that the last sync has little left to wait for."""
+        if not self.sync:
+            yield
+            return
+        copied = threading.Event()
+
+        def flush() -> None:
+            while not copied.wait(FLUSH_SECONDS):
+                self.sink.flush()
+
+        with ThreadPoolExecutor(1, thread_name_prefix="dcptools-flush") as pool:
+            flushing = pool.submit(flush)
+            try:
+                yield
+            finally:
+                copied.set()
+            flushing.result()  # an error of the disk shows here once, and not again in the last sync
 
     def _all_work(self) -> Iterator[tuple[_Job, Region]]:
         for file in self.plan.files:

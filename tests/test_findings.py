@@ -1,0 +1,95 @@
+"""Findings are data: documented codes, one line each, and a list that stays short."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import dcptools
+from dcptools.findings import CODES, SEVERITIES, SHOWN_PER_CODE, Finding, of_severity, summary_lines
+
+HOLE = Finding("hole", "error", "model.w", "rows are missing", "save again")
+WARNING = Finding("foreign-class", "warning", "", "a class is unknown")
+INFO = Finding("layout", "info", "", "the usual one")
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(HOLE) == "error[hole] model.w: rows are missing (save again)"
+    assert str(WARNING) == "warning[foreign-class]: a class is unknown"
+
+
+def test_a_key_cannot_break_the_line() -> None:
+    assert str(dataclasses.replace(HOLE, key="a\n\x1b[2J")).startswith(r"error[hole] a\n\x1b[2J: ")
+
+
+def test_a_code_must_be_documented() -> None:
+    with pytest.raises(KeyError, match="undocumented finding code 'whole'"):
+        Finding("whole", "error", "", "")
+
+
+def test_codes_are_words_and_their_meaning_is_a_sentence() -> None:
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code) for code in CODES)
+    assert all(re.fullmatch(r"[A-Za-z.].*\.", meaning) for meaning in CODES.values())
+
+
+def test_every_documented_code_is_used_and_no_other() -> None:
+    package = Path(dcptools.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "findings.py")
+    unused = {code for code in CODES if f'"{code}"' not in text}
+    assert unused == set()
+
+
+def test_findings_are_json() -> None:
+    assert json.loads(json.dumps(HOLE.to_json())) == {
+        "code": "hole",
+        "severity": "error",
+        "key": "model.w",
+        "message": "rows are missing",
+        "hint": "save again",
+    }
+
+
+def test_findings_are_frozen_and_equal_by_value() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        HOLE.key = "other"  # type: ignore[misc]
+    assert {HOLE, dataclasses.replace(HOLE)} == {HOLE}
+
+
+def test_strict_makes_an_error_of_a_warning() -> None:
+    assert WARNING.as_error() == dataclasses.replace(WARNING, severity="error")
+    assert WARNING.severity == "warning"
+
+
+def test_of_severity() -> None:
+    assert of_severity([HOLE, WARNING, HOLE], "error") == (HOLE, HOLE)
+    assert SEVERITIES == ("info", "warning", "error")
+
+
+def test_errors_come_first_in_the_order_they_were_found() -> None:
+    other = dataclasses.replace(HOLE, key="a")
+    lines = list(summary_lines([INFO, HOLE, WARNING, other]))
+    assert lines == [str(HOLE), str(other), str(WARNING), str(INFO)]
+
+
+def test_many_of_one_code_are_counted() -> None:
+    holes = [dataclasses.replace(HOLE, key=f"w{n}") for n in range(SHOWN_PER_CODE + 3)]
+    lines = list(summary_lines([*holes, WARNING]))
+    assert lines == [*map(str, holes[:SHOWN_PER_CODE]), "error[hole]: and 3 more", str(WARNING)]
+
+
+def test_codes_are_counted_apart_and_so_are_severities() -> None:
+    findings = [HOLE, HOLE, WARNING, WARNING.as_error()]
+    assert list(summary_lines(findings, most=1)) == [
+        str(HOLE),
+        "error[hole]: and 1 more",
+        str(WARNING.as_error()),
+        str(WARNING),
+    ]
+
+
+def test_nothing_found_is_nothing_printed() -> None:
+    assert list(summary_lines([])) == []

@@ -1,0 +1,249 @@
+"""Where bytes come from and go to: right at any place, few open files, and nothing visible before it is whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dcptools import storage
+from dcptools.errors import BrokenCheckpoint
+from dcptools.storage import TEMPORARY, LocalSink, LocalSource
+
+
+def content(number: int, nbytes: int = 5000) -> bytes:
+    return random.Random(number).randbytes(nbytes)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> LocalSource:
+    for number in range(10):
+        (tmp_path / f"__{number}_0.distcp").write_bytes(content(number))
+    return LocalSource(tmp_path)
+
+
+def open_below(directory: Path) -> list[str]:
+    """The names of the files in that directory that this process has open."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            target = link.readlink()
+        except OSError:  # it was the descriptor of the listing itself
+            continue
+        if target.parent == directory:
+            found.append(target.name)
+    return sorted(found)
+
+
+proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc, which is Linux")
+
+
+# --- source -----------------------------------------------------------------------------------------------------
+
+
+def test_any_range_is_read(source: LocalSource) -> None:
+    for start, nbytes in ((0, 5000), (0, 1), (4999, 1), (1234, 777), (17, 0), (5000, 0)):
+        assert source.read("__3_0.distcp", start, nbytes) == content(3)[start : start + nbytes]
+
+
+def test_reading_fills_the_given_buffer_and_no_more(source: LocalSource) -> None:
+    buffer = bytearray(b"-" * 12)
+    source.read_into("__1_0.distcp", 100, memoryview(buffer)[4:8])
+    assert bytes(buffer) == b"----" + content(1)[100:104] + b"----"
+
+
+def test_short_reads_are_continued(source: LocalSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may give less than was asked for: on Linux at most 2 GiB at a time."""
+    whole: Any = storage._read_at
+    monkeypatch.setattr(storage, "_read_at", lambda descriptor, start, out: whole(descriptor, start, out[:7]))
+    assert source.read("__2_0.distcp", 10, 100) == content(2)[10:110]
+
+
+def test_sizes(source: LocalSource, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "__0_0.distcp")
+    names = ("__0_0.distcp", "link", "absent", "folder", "__0_0.distcp/below")
+    assert [source.size(name) for name in names] == [5000, 5000, None, None, None]
+
+
+def test_it_is_called_by_its_path(source: LocalSource, tmp_path: Path) -> None:
+    assert source.location == str(tmp_path)
+
+
+def test_a_file_that_ends_too_early(source: LocalSource, tmp_path: Path) -> None:
+    with pytest.raises(BrokenCheckpoint) as caught:
+        source.read("__0_0.distcp", 4000, 2500)
+    assert str(caught.value) == (
+        f"{tmp_path}/__0_0.distcp ends at byte 5,000, 1,500 bytes too early.\n"
+        "The file is truncated, or it is being written. Copy the checkpoint again."
+    )
+
+
+@pytest.mark.parametrize(("name", "why"), [("absent", "No such file or directory"), ("folder", "Is a directory")])
+def test_a_file_that_cannot_be_read(name: str, why: str, source: LocalSource, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BrokenCheckpoint) as caught:
+        source.read(name, 0, 1)
+    assert str(caught.value) == (
+        f"{tmp_path}/{name} cannot be read: {why}.\nLook whether it is there and may be read; otherwise copy it again."
+    )
+
+
+@proc
+def test_few_files_are_open_at_once_and_the_last_ones_stay(
+    source: LocalSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 3)
+    for number in [*range(10), 8]:
+        assert source.read(f"__{number}_0.distcp", 0, 5000) == content(number)
+    assert open_below(tmp_path) == ["__7_0.distcp", "__8_0.distcp", "__9_0.distcp"]
+    source.read("__0_0.distcp", 0, 1)  # instead of 7, which was used the longest ago
+    assert open_below(tmp_path) == ["__0_0.distcp", "__8_0.distcp", "__9_0.distcp"]
+
+
+def test_threads_share_more_files_than_may_be_open(source: LocalSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is being read is not closed under the reader."""
+    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 2)
+
+    def read(seed: int) -> bool:
+        chosen = random.Random(seed)
+        number, start = chosen.randrange(10), chosen.randrange(4000)
+        return source.read(f"__{number}_0.distcp", start, 1000) == content(number)[start : start + 1000]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(500)))
+
+
+@proc
+def test_closed_files_are_opened_again(source: LocalSource, tmp_path: Path) -> None:
+    source.read("__0_0.distcp", 0, 1)
+    assert open_below(tmp_path) == ["__0_0.distcp"]
+    source.close()
+    assert open_below(tmp_path) == []
+    assert source.read("__0_0.distcp", 0, 9) == content(0)[:9]
+
+
+@proc
+def test_nothing_stays_open_when_the_source_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    source = LocalSource(tmp_path)
+    source.read("file", 0, 1)
+    del source
+    assert open_below(tmp_path) == []
+
+
+def _without_preadv(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.delattr(os, "preadv", raising=False)
+    spec = importlib.util.spec_from_file_location("storage_without_preadv", storage.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_systems_without_preadv(source: LocalSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = _without_preadv(monkeypatch).LocalSource(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        read = pool.map(lambda start: other.read("__0_0.distcp", start, 100), range(0, 4900, 100))
+        assert b"".join(read) == content(0)[:4900]
+
+
+# --- sink -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> LocalSink:
+    return LocalSink(tmp_path, "0123abcd")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def put(sink: LocalSink, name: str, data: bytes) -> None:
+    sink.create(name, len(data))
+    sink.write(name, 0, memoryview(data))
+    sink.finish(name, sync=False)
+
+
+def test_a_file_shows_up_when_it_is_whole(sink: LocalSink, tmp_path: Path) -> None:
+    put(sink, "model.safetensors", b"whole")
+    assert names(tmp_path) == [f"{TEMPORARY}0123abcd-model.safetensors.tmp"]
+    assert Path(sink.staged("model.safetensors")).read_bytes() == b"whole"
+    sink.commit("model.safetensors")
+    assert names(tmp_path) == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == b"whole"
+
+
+def test_a_file_replaces_an_older_one_in_one_step(sink: LocalSink, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    put(sink, "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    sink.commit("a")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_threads_write_at_any_place_in_any_order(sink: LocalSink, tmp_path: Path) -> None:
+    data = content(0, 20_000)
+    starts = list(range(0, 20_000, 250))
+    random.Random(1).shuffle(starts)
+    sink.create("a", len(data))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda at: sink.write("a", at, memoryview(data)[at : at + 250]), starts))
+    sink.finish("a", sync=False)
+    sink.commit("a")
+    assert (tmp_path / "a").read_bytes() == data
+
+
+def test_short_writes_are_continued(sink: LocalSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, start: pwrite(descriptor, data[:7], start))
+    put(sink, "a", content(0))
+    assert Path(sink.staged("a")).read_bytes() == content(0)
+
+
+def test_a_file_has_its_size_from_the_start(sink: LocalSink) -> None:
+    sink.create("a", 12345)
+    assert os.stat(sink.staged("a")).st_size == 12345
+    sink.discard()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_get_the_mode_that_open_gives(umask: int, mode: int, sink: LocalSink, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        put(sink, "a", b"x")
+    finally:
+        os.umask(before)
+    sink.commit("a")
+    assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == mode
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_finish_waits_for_the_disk_if_asked(sync: bool, sink: LocalSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    sink.create("a", 1)
+    sink.finish("a", sync=sync)
+    assert len(synced) == sync
+
+
+@proc
+def test_discard_leaves_what_was_committed_and_nothing_else(sink: LocalSink, tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    put(sink, "committed", b"x")
+    sink.commit("committed")
+    put(sink, "finished", b"x")
+    sink.create("open", 10)
+    sink.discard()
+    assert names(tmp_path) == ["committed", "other"]
+    assert open_below(tmp_path) == []
+    sink.discard()  # again is no error

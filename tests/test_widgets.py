@@ -1,0 +1,1300 @@
+"""The steps as widgets, without a kernel: what they show, what they hand on, and what they refuse."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ipywidgets as W
+import pandas as pd
+import pytest
+import torch
+from checkpoints import broken, saved
+from pandas.testing import assert_frame_equal
+
+import dcptools
+from dcptools import widgets
+from dcptools.checkpoint import Checkpoint, read
+from dcptools.errors import Cancelled, OutputExists, UsageError
+from dcptools.mapping import KeyMapping, preview
+from dcptools.recipe import command_line, python_call
+from dcptools.shards import ShardPlan, plan
+from dcptools.widgets import _convert, _job
+from dcptools.widgets._base import Step, alert, handler
+from dcptools.widgets._inspect import KEYS, SIZES, TREE, TREE_ROWS, TreeView
+from dcptools.widgets._job import Job
+from dcptools.widgets._table import PAGE_ROWS, PagedTable
+from dcptools.writer import Report, write
+
+SCRIPT = "<script>window.__xss=1</script>"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return read(saved.trained(tmp_path_factory.mktemp("widgets") / "step-100"))
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_assets(tmp_path_factory.mktemp("widgets") / "assets"))
+
+
+@pytest.fixture
+def mapping(checkpoint: Checkpoint, assets: str) -> KeyMapping:
+    return preview(checkpoint, model_assets_dir=assets)
+
+
+def make_assets(directory: Path) -> Path:
+    """A config and a tokenizer that nothing is wrong with."""
+    directory.mkdir()
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+class _Reader(html.parser.HTMLParser):
+    """Text, roles and tags of a page, as a browser would find them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.roles: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.roles += [value or "" for name, value in attrs if name == "role"]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def text(widget: Any) -> str:
+    return "".join(_Reader(widget.value).words)
+
+
+def roles(widget: Any) -> list[str]:
+    return _Reader(widget.value).roles
+
+
+def tags(widget: Any) -> set[str]:
+    return set(_Reader(widget.value).tags)
+
+
+def shown_keys(table: PagedTable) -> list[str]:
+    """The first column of the page that is shown, as the browser gets it."""
+    rows = table.body.value.split("<tr>")[2:]
+    return ["".join(_Reader(row.split("</td>")[0]).words) for row in rows]
+
+
+def children(widget: W.Widget) -> Iterator[W.Widget]:
+    """The widget and all below it."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from children(child)
+
+
+def finished(step: Any) -> Any:
+    """The step, once its job is over."""
+    step.job.join(30)
+    assert not step.job.running
+    return step
+
+
+# --- what every step shares -------------------------------------------------------------------------------------
+
+
+class Failing(Step):
+    title = "Failing"
+
+    @handler
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+
+def test_a_handlers_error_is_shown_and_not_raised() -> None:
+    step = Failing()
+    step.fail(UsageError("The size is wrong.\nGive another one."))
+    assert text(step.message) == "The size is wrong.Give another one."
+    assert roles(step.message) == ["alert"]
+    assert "details" not in tags(step.message)
+
+
+def test_an_unexpected_error_has_its_traceback_folded_away() -> None:
+    step = Failing()
+    step.fail(ZeroDivisionError("division by zero"))
+    assert text(step.message).startswith("Something went wrong: ZeroDivisionError: division by zeroDetails")
+    assert {"details", "summary", "pre"} <= tags(step.message)
+    assert "Traceback (most recent call last)" in text(step.message)
+
+
+@pytest.mark.parametrize("error", [UsageError(SCRIPT), RuntimeError(SCRIPT), OSError(5, SCRIPT)])
+def test_errors_are_escaped(error: BaseException) -> None:
+    step = Failing()
+    step.fail(error)
+    assert "script" not in tags(step.message)
+    assert SCRIPT in text(step.message)
+
+
+def test_the_next_success_takes_the_error_away() -> None:
+    class Both(Failing):
+        @handler
+        def succeed(self) -> None:
+            pass
+
+    step = Both()
+    step.fail(UsageError("no"))
+    step.succeed()
+    assert step.message.value == ""
+
+
+def test_only_errors_and_warnings_interrupt_a_screen_reader() -> None:
+    boxes = {kind: _Reader(alert(kind, "text")).roles for kind in ("error", "warning", "info", "success")}
+    assert boxes == {"error": ["alert"], "warning": ["alert"], "info": ["status"], "success": ["status"]}
+
+
+def all_widgets(wizard: widgets.Wizard) -> Iterator[W.Widget]:
+    return (widget for widget in children(wizard) if type(widget).__module__.startswith("dcptools."))
+
+
+def test_nothing_hides_what_ipywidgets_needs(checkpoint: Checkpoint) -> None:
+    """Widgets have methods and traits named open, close, keys, layout, comm: an attribute of that name breaks them."""
+
+    class Plain(W.VBox):  # type: ignore[misc]
+        pass
+
+    plain = Plain()
+    taken, allowed = set(dir(plain)), {*vars(Plain), *vars(plain), "__init__", "_repr_mimebundle_"}
+    found = set()
+    for widget in all_widgets(widgets.Wizard(checkpoint.path)):
+        ours = [cls for cls in type(widget).__mro__ if cls.__module__.startswith("dcptools.")]
+        names = {*vars(widget), *(name for cls in ours for name in vars(cls))}
+        found |= {f"{type(widget).__name__}.{name}" for name in (names & taken) - allowed}
+    assert found == set()
+
+
+def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
+    kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
+    assert kinds == {
+        "Wizard", "Open", "Inspect", "Mapping", "Shards", "Convert", "Result",
+        "PagedTable", "TreeView", "Values", "OneTensor", "Job",
+    }  # fmt: skip
+
+
+def test_without_a_kernel_every_step_shows_a_table(mapping: KeyMapping, tmp_path: Path) -> None:
+    checkpoint, planned = mapping.checkpoint, plan(mapping, 1000)
+    report = write(planned, tmp_path / "out", fsync=False)
+    converted = widgets.Convert(planned)
+    converted.report = report
+    headlines = {
+        widgets.Open(checkpoint.path): "tensors (",
+        widgets.Inspect(checkpoint): f"{checkpoint.path}: 103 keys",
+        widgets.Mapping(checkpoint): "24 outputs",
+        widgets.Shards(mapping, 1000): f"{len(planned.files)} files, 2.67 kB",
+        converted: "Wrote 24 tensors, 2.67 kB",
+        widgets.Result(report): "Wrote 24 tensors, 2.67 kB",
+        widgets.Wizard(checkpoint.path): "tensors (",
+    }
+    for step, headline in headlines.items():
+        data = bundle(step)
+        assert headline in data["text/plain"] and headline in data["text/html"], type(step)
+        assert "<table>" in data["text/html"]
+        assert "Run the notebook for the live view." in data["text/html"]
+
+
+def test_without_a_kernel_an_empty_step_says_so() -> None:
+    empty = (
+        widgets.Open(),
+        widgets.Inspect(),
+        widgets.Mapping(),
+        widgets.Shards(),
+        widgets.Convert(),
+        widgets.Result(),
+    )
+    assert [bundle(step)["text/plain"] for step in (*empty, widgets.Wizard())] == [
+        "No checkpoint is open. (Run the notebook for the live view.)",
+        "No checkpoint is open. (Run the notebook for the live view.)",
+        "No mapping yet. (Run the notebook for the live view.)",
+        "No plan yet. (Run the notebook for the live view.)",
+        "Nothing was written yet. (Run the notebook for the live view.)",
+        "Nothing was written yet. (Run the notebook for the live view.)",
+        "No checkpoint is open. (Run the notebook for the live view.)",
+    ]
+
+
+def test_the_static_view_stands_beside_the_live_one_and_is_escaped(tmp_path: Path) -> None:
+    hostile = read(saved.save(tmp_path / "hostile", {"model": {SCRIPT: torch.ones(2)}}))
+    data = bundle(widgets.Inspect(hostile))
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "<script" not in data["text/html"] and "&lt;script&gt;" in data["text/html"]
+
+
+def bundle(widget: W.Widget) -> dict[str, Any]:
+    made = widget._repr_mimebundle_()
+    data: dict[str, Any] = made[0] if isinstance(made, tuple) else made
+    return data
+
+
+# --- PagedTable -------------------------------------------------------------------------------------------------
+
+
+def numbered(rows: int) -> pd.DataFrame:
+    return pd.DataFrame({"key": [f"layers.{n}.w" for n in range(rows)], "n": range(rows)})
+
+
+@pytest.fixture
+def table() -> PagedTable:
+    frame = pd.DataFrame(
+        {
+            "key": ["a.w", "b.W", "c.bias", "d(1)", SCRIPT],
+            "n": pd.Series([10, 9, None, 100, 1], dtype="Int64"),
+            "root": ["model", None, "model", "optim", None],
+            "bad": [False, True, False, False, True],
+        }
+    )
+    return PagedTable(
+        frame, search=["key"], facets=["root"], flags={"only bad": lambda frame: frame["bad"]},
+        formats={"n": "{:,} B".format}, numeric=["n"],
+    )  # fmt: skip
+
+
+def test_search_finds_parts_of_keys_in_any_case(table: PagedTable) -> None:
+    table.search.value = ".W"
+    assert list(table.selected["key"]) == ["a.w", "b.W"]
+    assert table.found == 2
+    assert text(table.status) == "Rows 1 to 2 of 2 (of 5 in all)"
+
+
+def test_search_takes_special_characters_as_they_are(table: PagedTable) -> None:
+    table.search.value = "(1)"
+    assert list(table.selected["key"]) == ["d(1)"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_search_by_regular_expression(table: PagedTable) -> None:
+    table.regex.value = True
+    table.search.value = r"^(a|c)\."
+    assert list(table.selected["key"]) == ["a.w", "c.bias"]
+
+
+def test_a_bad_regular_expression_is_said_and_the_rows_stay(table: PagedTable) -> None:
+    table.regex.value = True
+    table.search.value = "("
+    assert roles(table.status) == ["alert"]
+    assert "The search text is not a regular expression: missing )" in text(table.status)
+    assert len(shown_keys(table)) == 5
+    table.search.value = "(d)"
+    assert roles(table.status) == ["status"]
+    assert shown_keys(table) == ["d(1)"]
+
+
+def test_no_match_is_said(table: PagedTable) -> None:
+    table.search.value = "nowhere"
+    assert shown_keys(table) == []
+    assert text(table.status) == "No row matches (of 5)"
+
+
+def test_filters_hold_together(table: PagedTable) -> None:
+    assert table.filters["root"].options == ("any", "model", "optim")
+    table.filters["root"].value = "model"
+    assert list(table.selected["key"]) == ["a.w", "c.bias"]
+    table.search.value = "bias"
+    assert list(table.selected["key"]) == ["c.bias"]
+    table.checks["only bad"].value = True
+    assert list(table.selected["key"]) == []
+
+
+def test_flags_filter(table: PagedTable) -> None:
+    table.checks["only bad"].value = True
+    assert set(table.selected["key"]) == {"b.W", SCRIPT}
+
+
+@pytest.mark.parametrize(
+    ("column", "descending", "order"),
+    [("n", False, [1, 9, 10, 100, None]), ("n", True, [100, 10, 9, 1, None])],
+)
+def test_numbers_sort_as_numbers_and_nothing_sorts_last(
+    table: PagedTable, column: str, descending: bool, order: list[int | None]
+) -> None:
+    table.order.value, table.descending.value = column, descending
+    assert [None if value is pd.NA else value for value in table.selected[column]] == order
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_missing_names_sort_last(table: PagedTable, descending: bool) -> None:
+    table.order.value, table.descending.value = "root", descending
+    names = ["model", "model", "optim"]
+    assert list(table.selected["root"].fillna("none")) == [*(names[::-1] if descending else names), "none", "none"]
+
+
+def test_a_column_of_different_things_can_be_sorted() -> None:
+    table = PagedTable(pd.DataFrame({"key": ["a", "b", "c"], "shape": [(2, 3), None, ()]}), search=["key"])
+    table.order.value = "shape"
+    assert list(table.selected["key"]) == ["a", "c", "b"]
+
+
+def test_cells_are_formatted_empty_where_missing_and_escaped(table: PagedTable) -> None:
+    assert table.body.value.count("10 B") == 2  # the cell, and its title for hovering
+    assert "nan" not in table.body.value.lower() and "<na>" not in table.body.value.lower()
+    assert "script" not in tags(table.body)
+    assert SCRIPT in shown_keys(table)
+
+
+def test_pages_turn_and_stop_at_the_ends() -> None:
+    table = PagedTable(numbered(2 * PAGE_ROWS + 1), search=["key"])
+    table.order.value = "n"
+    assert (table.previous.disabled, table.next.disabled) == (True, False)
+    assert text(table.status) == "Rows 1 to 20 of 41"
+    table.next.click()
+    table.next.click()
+    assert shown_keys(table) == ["layers.40.w"]
+    assert (table.previous.disabled, table.next.disabled) == (False, True)
+    table.next.click()
+    assert table.page.value == 3
+    table.page.value = 2
+    assert text(table.status) == "Rows 21 to 40 of 41"
+
+
+def test_a_search_begins_on_the_first_page() -> None:
+    table = PagedTable(numbered(100), search=["key"])
+    table.page.value = 4
+    table.search.value = "layers.9"
+    assert table.page.value == 1 and table.page.max == 1
+    assert shown_keys(table)[0] == "layers.9.w"
+
+
+def test_new_rows_keep_the_search_and_the_order() -> None:
+    table = PagedTable(numbered(30), search=["key"])
+    table.search.value, table.order.value, table.descending.value = "1", "n", True
+    table.frame = numbered(13)
+    assert list(table.selected["n"]) == [12, 11, 10, 1]
+
+
+def test_no_rows_at_all() -> None:
+    table = PagedTable(pd.DataFrame(columns=["key", "n"]), search=["key"])
+    assert text(table.status) == "No row matches (of 0)"
+    table.search.value = "x"
+    assert table.found == 0
+
+
+def test_what_is_sent_does_not_grow_with_the_rows() -> None:
+    def sent(rows: int) -> int:
+        table = PagedTable(numbered(rows), search=["key"], facets=[])
+        return sum(len(json.dumps(widget.get_state(), default=str)) for widget in children(table))
+
+    small, large = sent(1000), sent(100_000)
+    assert large < 1.02 * small < 40_000
+
+
+def test_a_hundred_thousand_rows_answer_at_once() -> None:
+    table = PagedTable(numbered(100_000), search=["key"])
+    start = time.process_time()
+    table.search.value = "layers.99999"
+    spent = time.process_time() - start
+    assert shown_keys(table) == ["layers.99999.w"]
+    assert spent < 2.0  # seconds of this process; 0.15 are usual
+
+
+# --- Job --------------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """A job whose end is in the test's hands, and what it told."""
+
+    def __init__(self, result: Any = "result") -> None:
+        self.result = result
+        self.go, self.started = threading.Event(), threading.Event()
+        self.runs, self.done, self.failed = 0, list[Any](), list[BaseException]()
+        self.job = Job("Start", self.run, self.done.append, self.failed.append)
+
+    def run(self, progress: Any, cancel: threading.Event) -> Any:
+        self.runs += 1
+        self.started.set()
+        while not self.go.wait(0.01):
+            if cancel.is_set():
+                raise Cancelled("cancelled")
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+def test_a_job_hands_on_its_result() -> None:
+    watch = Watch()
+    job = watch.job
+    assert (text(job.text), job.start.disabled, job.cancel.disabled) == ("not started", False, True)
+    job.start.click()
+    watch.started.wait(5)
+    assert (job.running, job.start.disabled, job.cancel.disabled) == (True, True, False)
+    watch.go.set()
+    job.join(5)
+    assert watch.done == ["result"] and watch.failed == []
+    assert (job.running, job.start.disabled, job.cancel.disabled) == (False, False, True)
+    assert (job.bar.value, job.bar.bar_style) == (1.0, "success")
+    assert text(job.text).startswith("done in ")
+    assert roles(job.text) == ["status"]
+
+
+def test_cancel_ends_a_job_without_a_result() -> None:
+    watch = Watch()
+    watch.job.start.click()
+    watch.started.wait(5)
+    watch.job.cancel.click()
+    watch.job.join(5)
+    assert watch.done == [] and watch.failed == []
+    assert (text(watch.job.text), watch.job.bar.bar_style) == ("cancelled; nothing half-written is left", "warning")
+    assert not watch.job.start.disabled
+
+
+def test_a_job_after_a_cancelled_one_runs() -> None:
+    watch = Watch()
+    watch.job.start.click()
+    watch.started.wait(5)
+    watch.job.cancel.click()
+    watch.job.join(5)
+    watch.go.set()
+    watch.job.start.click()
+    watch.job.join(5)
+    assert (watch.runs, watch.done) == (2, ["result"])
+
+
+def test_a_failing_job_hands_on_its_error() -> None:
+    error = RuntimeError("no")
+    watch = Watch(error)
+    watch.go.set()
+    watch.job.start.click()
+    watch.job.join(5)
+    assert watch.failed == [error] and watch.done == []
+    assert (text(watch.job.text), watch.job.bar.bar_style) == ("failed", "danger")
+
+
+def test_an_error_in_what_follows_the_job_is_not_lost() -> None:
+    failed: list[BaseException] = []
+
+    def done(result: int) -> None:
+        raise ValueError(f"cannot show {result}")
+
+    job = Job("Start", lambda progress, cancel: 3, done, failed.append)
+    job.begin()
+    job.join(5)
+    assert [str(error) for error in failed] == ["cannot show 3"]
+    assert text(job.text) == "failed"
+
+
+def test_a_second_start_is_ignored_while_a_job_runs() -> None:
+    watch = Watch()
+    watch.job.begin()
+    watch.started.wait(5)
+    watch.job.begin()
+    watch.go.set()
+    watch.job.join(5)
+    assert (watch.runs, watch.done) == (1, ["result"])
+
+
+def test_progress_sets_traits_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set is a message to the browser; a write reports far more often."""
+    clock = iter(range(10**9))
+    monkeypatch.setattr(_job, "time", SimpleNamespace(monotonic=lambda: next(clock) / 1000))  # a call a millisecond
+
+    def run(progress: Any, cancel: threading.Event) -> None:
+        for step in range(10_000):
+            progress(step, 10_000, "model.w")
+
+    job = Job("Start", run, lambda _: None, lambda _: None)
+    said: list[str] = []
+    job.text.observe(lambda change: said.append(change["new"]), "value")
+    job.begin()
+    job.join(30)
+    assert 90 <= len(said) <= 105  # in ten seconds of that clock
+
+
+def test_progress_says_share_bytes_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 10.0])
+    monkeypatch.setattr(_job, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    said: list[str] = []
+
+    def run(progress: Any, cancel: threading.Event) -> None:
+        progress(500_000_000, 2_000_000_000, f"model.{SCRIPT}")
+        said.append(job.text.value)
+
+    job = Job("Start", run, lambda _: None, lambda _: None)
+    job.begin()
+    job.join(5)
+    page = _Reader(said[0])
+    expected = f"25%: 500 MB of 2.00 GB, 50.0 MB/s, about 30 s left model.{SCRIPT}"
+    assert "".join(page.words) == expected and "script" not in page.tags
+
+
+# --- Open -------------------------------------------------------------------------------------------------------
+
+
+def test_open_reads_what_it_is_given(checkpoint: Checkpoint) -> None:
+    step = widgets.Open(checkpoint.path)
+    assert step.checkpoint.digest == checkpoint.digest
+    assert step.blocked == ""
+    assert "97 tensors (4,289 elements, 17.67 kB, float32) and 6 pickled objects" in text(step.found)
+
+
+def test_open_waits_when_it_is_given_nothing() -> None:
+    step = widgets.Open()
+    assert (step.checkpoint, step.blocked, step.message.value) == (None, "Read a checkpoint first.", "")
+
+
+def test_a_path_that_is_typed_is_read(checkpoint: Checkpoint) -> None:
+    step = widgets.Open()
+    step.path.value = f"  {checkpoint.path} "
+    assert step.checkpoint.digest == checkpoint.digest
+
+
+def test_a_path_from_home(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(checkpoint.path)
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert widgets.Open(f"~/{path.name}").checkpoint.path == checkpoint.path
+
+
+def test_what_is_no_checkpoint_is_said_in_words(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    step = widgets.Open(checkpoint.path)
+    step.path.value = str(tmp_path / "nowhere")
+    with pytest.raises(dcptools.NotACheckpoint) as error:
+        read(tmp_path / "nowhere")
+    assert text(step.message) == str(error.value).replace("\n", "")
+    assert roles(step.message) == ["alert"]
+    assert (step.checkpoint, step.found.value) == (None, "")
+    assert step.blocked == "This is not a checkpoint that can be read."
+
+
+@pytest.mark.parametrize("path", ["", "   ", "x" * 5000, "a\0b", SCRIPT])
+def test_paths_that_cannot_be_are_said(path: str) -> None:
+    step = widgets.Open(path)
+    step.read.click()
+    assert roles(step.message) == ["alert"]
+    assert step.checkpoint is None
+    assert "script" not in tags(step.message)
+
+
+def test_a_broken_checkpoint_opens_with_its_findings(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Open(tmp_path / "hole")
+    assert step.checkpoint is not None and step.blocked == ""
+    assert "alert" in roles(step.found)
+    assert "error[hole] model.model.w:" in text(step.found)
+
+
+def test_browsing_lists_folders_marks_checkpoints_and_reads_the_one_that_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    (tmp_path / "runs" / ".hidden").mkdir()
+    saved.trained(tmp_path / "runs" / "step-1", saved.model_state(layers=1), optimizer=False)
+    step = widgets.Open(tmp_path)
+    step.folders.value = str(tmp_path / "runs")
+    step.enter.click()
+    labels = [label for label, _ in step.folders.options]
+    assert labels == [str(tmp_path / "runs"), "empty/", "step-1/   (DCP checkpoint)"]
+    assert step.checkpoint is None
+    step.folders.value = str(tmp_path / "runs" / "step-1")
+    assert step.checkpoint.path == str(tmp_path / "runs" / "step-1")
+    step.up.click()
+    assert step.folders.options[0][0] == str(tmp_path)
+
+
+# --- Inspect ----------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_the_frame_of_inspect(checkpoint: Checkpoint) -> None:
+    step = widgets.Inspect(checkpoint)
+    expected = dcptools.inspect(checkpoint)
+    assert_frame_equal(step.key_table.frame[list(expected.columns)], expected)
+    step.key_table.filters["root"].value = "model"
+    assert step.key_table.found == 25
+    step.key_table.filters["kind"].value = "object"
+    assert step.key_table.found == 0
+
+
+def test_inspect_marks_keys_with_findings(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Inspect(read(tmp_path / "hole"))
+    step.key_table.checks["only warnings"].value = True
+    assert shown_keys(step.key_table) == ["model.model.w"]
+
+
+def test_sizes_are_pictures_with_words_and_drawn_when_looked_at(checkpoint: Checkpoint) -> None:
+    step = widgets.Inspect(checkpoint)
+    assert step.sizes.value == ""
+    step.tabs.selected_index = SIZES
+    assert step.sizes.value.count("<img") == 3
+    assert [f"alt='Bytes by {by}" in step.sizes.value for by in ("root", "dtype", "module")] == [True] * 3
+
+
+def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
+    state = saved.model_state(layers=1)
+    state["model.norm.weight"][1] = float("nan")
+    state["model.norm.weight"][2:4] = float("inf")
+    bad = read(saved.trained(tmp_path / "bad", state, optimizer=False))
+    step = widgets.Inspect(bad)
+    step.values.job.start.click()
+    finished(step.values)
+    assert_frame_equal(step.stats, dcptools.stats(bad))
+    assert "1 of 13 tensors have NaN or Inf: model.model.norm.weight." in text(step.values.note)
+    assert "alert" in roles(step.values.note)
+    step.key_table.checks["only warnings"].value = True
+    assert list(step.key_table.selected["warning"]) == ["1 NaN, 2 Inf"]
+    step.values.table.checks["only NaN or Inf"].value = True
+    assert shown_keys(step.values.table) == ["model.model.norm.weight"]
+
+
+def test_globs_without_a_match_are_said(checkpoint: Checkpoint) -> None:
+    step = widgets.Inspect(checkpoint)
+    step.values.globs.value = "nothing.*"
+    step.values.job.start.click()
+    finished(step.values)
+    assert "No tensor's key matches 'nothing.*'." in text(step.message)
+    assert roles(step.message) == ["alert"]
+
+
+def test_another_checkpoint_forgets_the_values_of_the_last(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    step = widgets.Inspect(checkpoint)
+    step.tabs.selected_index = SIZES
+    step.values.job.start.click()
+    finished(step.values)
+    assert step.stats is not None and step.values.table.found
+    before = step.sizes.value
+    step.checkpoint = read(saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False))
+    assert step.stats is None
+    assert (step.values.table.found, step.values.note.value, text(step.values.job.text)) == (0, "", "not started")
+    assert step.sizes.value not in ("", before)
+
+
+def test_values_that_come_too_late_are_dropped(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    step = widgets.Inspect(checkpoint)
+    step.values._reading = checkpoint
+    step.checkpoint = read(saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False))
+    step.values._done(dcptools.stats(checkpoint, "model.*"))
+    assert step.stats is None and step.values.table.found == 0
+
+
+def test_one_tensor_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> None:
+    step = widgets.Inspect(checkpoint)
+    step.tensor.key.value = "model.lm_head.weight"
+    assert "model.lm_head.weight: [16, 8] float32, 512 B, 1 chunks" in text(step.tensor.body)
+    assert step.tensor.body.value.count("<img") == 2
+    values = dcptools.load_tensor(checkpoint, "model.lm_head.weight")[:6, :6]
+    assert str(values) in text(step.tensor.body)
+
+
+def test_a_key_that_is_not_there_is_said(checkpoint: Checkpoint) -> None:
+    step = widgets.Inspect(checkpoint)
+    step.tensor.key.value = SCRIPT
+    assert roles(step.tensor.body) == ["alert"]
+    assert "script" not in tags(step.tensor.body)
+
+
+def test_every_dtype_and_every_name_can_be_looked_at(tmp_path: Path) -> None:
+    saved.save(tmp_path / "dtypes", saved.dtype_state())
+    saved.odd_names(tmp_path / "names")
+    for name in ("dtypes", "names"):
+        step = widgets.Inspect(read(tmp_path / name))
+        for key in step.checkpoint.tensors:
+            if key:
+                step.tensor.key.value = key
+                assert "First values" in text(step.tensor.body), text(step.tensor.body)
+
+
+def test_without_a_checkpoint_no_keys_of_the_last_one_stay(checkpoint: Checkpoint) -> None:
+    step = widgets.Inspect(checkpoint)
+    assert step.tabs.layout.display != "none"
+    step.checkpoint = None
+    assert (step.blocked, step.tabs.layout.display) == ("Read a checkpoint first.", "none")
+
+
+# --- the tree ---------------------------------------------------------------------------------------------------
+
+
+def labels(view: TreeView) -> list[str]:
+    return [button.description.strip() for button, _ in view.rows[: len(view._page)]]
+
+
+@pytest.fixture
+def view(checkpoint: Checkpoint) -> TreeView:
+    step = widgets.Inspect(checkpoint)
+    assert step.tree.tree is None  # filled when it is looked at
+    step.tabs.selected_index = TREE
+    step.tabs.selected_index = KEYS
+    return step.tree
+
+
+def test_the_model_is_open_and_the_rest_closed_at_first(view: TreeView) -> None:
+    assert labels(view) == ["▾ model", "▸ model", "lm_head.weight", "▸ optimizer", "step"]
+
+
+def test_a_click_expands_a_row_and_another_closes_it(view: TreeView) -> None:
+    view.rows[1][0].click()
+    assert labels(view)[1:5] == ["▾ model", "embed_tokens.weight", "▸ layers.{0..1}", "norm.weight"]
+    assert text(view.rows[2][1]) == "[16, 8] float32"
+    view.rows[1][0].click()
+    assert labels(view) == ["▾ model", "▸ model", "lm_head.weight", "▸ optimizer", "step"]
+
+
+def test_a_tensor_cannot_be_expanded(view: TreeView) -> None:
+    assert [button.disabled for button, _ in view.rows[:5]] == [False, False, True, False, True]
+    before = labels(view)
+    view.rows[2][0].click()
+    view.rows[20][0].click()  # an empty row of the pool
+    assert labels(view)[0] == before[0]
+
+
+def test_the_tree_has_pages(view: TreeView) -> None:
+    view.all.click()
+    assert text(view.status) == "Rows 1 to 24 of 77"
+    seen = labels(view)
+    while not view.next.disabled:
+        view.next.click()
+        seen += labels(view)
+    assert len(seen) == 77
+    assert text(view.status) == "Rows 73 to 77 of 77"
+    hidden = [line.layout.visibility for line in view.lines]
+    assert hidden == ["visible"] * 5 + ["hidden"] * (TREE_ROWS - 5)
+    view.previous.click()
+    assert text(view.status) == "Rows 49 to 72 of 77"
+    view.none.click()
+    assert text(view.status) == "Rows 1 to 3 of 3"
+
+
+# --- Mapping ----------------------------------------------------------------------------------------------------
+
+
+def test_mapping_shows_what_preview_says(checkpoint: Checkpoint, assets: str) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=assets)
+    expected = preview(checkpoint, model_assets_dir=assets)
+    assert step.mapping.to_json() == expected.to_json()
+    assert list(step.outputs.frame["name"]) == [output.name for output in expected.outputs]
+    assert_frame_equal(step.leftovers.frame, expected.leftovers_frame())
+    assert text(step.found) == "24 outputs, 79 keys left out. No warnings."
+    assert (step.blocked, step.accept.layout.display) == ("", "none")
+
+
+@pytest.fixture
+def review(checkpoint: Checkpoint, assets: str) -> widgets.Mapping:
+    return widgets.Mapping(checkpoint, model_assets_dir=assets)
+
+
+def test_a_rename_changes_the_preview_at_once(review: widgets.Mapping) -> None:
+    review.rename.value = "model\\.norm\\.(.*)=model.final.\\1\n\nlm_head.weight=head.weight\n"
+    names = {output.name for output in review.mapping.outputs}
+    assert {"model.final.weight", "head.weight"} < names and "lm_head.weight" not in names
+    assert "head.weight" in shown_keys(review.outputs)[0] + review.outputs.body.value
+
+
+def test_the_layout_changes_the_preview_at_once(review: widgets.Mapping) -> None:
+    assert review.mapping.layout == "container"
+    review.layout_choice.value = "bare"
+    assert review.mapping.layout == "bare"
+    assert "model.model.norm.weight" in list(review.outputs.frame["name"])
+
+
+def test_the_root_changes_the_preview_at_once(review: widgets.Mapping) -> None:
+    assert set(review.root.options) == {"model", "optimizer"}
+    review.root.value = "optimizer"
+    assert review.mapping.root == "optimizer"
+    assert all(view.key.startswith("optimizer.") for output in review.mapping.outputs for view in output.sources)
+
+
+def test_globs_change_the_preview_at_once(review: widgets.Mapping) -> None:
+    review.include.value = "*norm* *lm_head*"
+    assert len(review.mapping.outputs) == 10
+    review.exclude.value = "*lm_head*"
+    assert len(review.mapping.outputs) == 9
+    assert "excluded by '*lm_head*'" in set(review.leftovers.frame["reason"])
+
+
+@pytest.mark.parametrize("by_trait", [False, True])
+def test_the_dtype_changes_the_preview_at_once(review: widgets.Mapping, by_trait: bool) -> None:
+    assert set(review.outputs.frame["written as"]) == {"bfloat16"}
+    if by_trait:
+        review.dtype = "keep"
+    else:
+        review.dtype_choice.value = "keep"
+    assert (review.dtype, review.dtype_choice.value) == ("keep", "keep")
+    assert set(review.outputs.frame["written as"]) == {"float32"}
+
+
+def test_a_bad_rule_is_said_and_no_older_mapping_stays(review: widgets.Mapping) -> None:
+    review.rename.value = "(=x"
+    assert "The rename rule (=x is not a valid regular expression" in text(review.message)
+    assert roles(review.message) == ["alert"]
+    assert (review.mapping, review.blocked) == (None, "There is no mapping yet.")
+    assert review.tabs.layout.display == "none"
+    review.rename.value = ""
+    assert (review.message.value, review.blocked, review.tabs.layout.display) == ("", "", "")
+
+
+def test_an_assets_directory_that_is_not_there_is_said(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=str(tmp_path / "nowhere"))
+    assert "does not exist" in text(step.message) and roles(step.message) == ["alert"]
+    assert step.mapping is None and step.blocked
+
+
+def test_warnings_ask_to_be_read(checkpoint: Checkpoint) -> None:
+    step = widgets.Mapping(checkpoint)  # no assets: a warning
+    assert "warning[assets-none]" in text(step.found) and "alert" in roles(step.found)
+    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
+    step.accept.value = True
+    assert step.blocked == ""
+    step.exclude.value = "*lm_head*"  # other rules, other warnings
+    assert not step.accept.value and step.blocked
+
+
+def test_errors_block_and_cannot_be_ticked_away(tmp_path: Path, assets: str) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Mapping(read(tmp_path / "hole"), model_assets_dir=assets)
+    assert "error[hole] model.model.w:" in text(step.found) and "alert" in roles(step.found)
+    step.accept.value = True
+    assert step.accept.layout.display == "none"
+    assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
+    step.exclude.value = "model.model.w"
+    assert step.blocked == "" and len(step.mapping.outputs) == 1
+
+
+def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
+    state = {**saved.model_state(layers=1), "projector.weight": torch.ones(2)}
+    step = widgets.Mapping(read(saved.trained(tmp_path / "odd", state, optimizer=False)))
+    step.outputs.checks["only findings"].value = True
+    assert shown_keys(step.outputs) == ["model.projector.weight"]
+    assert "unusual-key" in text(step.outputs.body)
+
+
+# --- Shards -----------------------------------------------------------------------------------------------------
+
+
+def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping, shard_size="1kB")
+    expected = plan(mapping, 1000)
+    assert step.plan.fingerprint == expected.fingerprint
+    assert_frame_equal(step.files.frame, expected.files_frame())
+    assert text(step.found).startswith(f"{len(expected.files)} files with 2.67 kB, the largest ")
+    assert "alt='The " in step.figure.value
+    assert (step.blocked, step.size.value) == ("", "1.00 kB")
+
+
+def test_a_size_that_is_typed_is_taken(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping)
+    assert len(step.plan.files) == 1
+    step.size.value = "500 B"
+    assert (step.shard_size, step.plan.shard_size) == (500, 500)
+    assert len(step.plan.files) > 4
+    step.size.value = "1234567"
+    assert (step.shard_size, step.size.value) == (1_234_567, "1234567")
+
+
+def test_the_slider_is_taken(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping)
+    step.slider.value = 10**6
+    assert (step.shard_size, step.plan.shard_size, step.size.value) == (1_000_000, 1_000_000, "1.00 MB")
+
+
+def test_the_size_by_trait_moves_the_fields(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping)
+    step.shard_size = 10**5
+    assert (step.plan.shard_size, step.size.value, step.slider.value) == (100_000, "100 kB", 100_000)
+
+
+def test_a_size_that_is_none_is_said_and_no_older_plan_stays(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping, shard_size=1000)
+    step.size.value = "many"
+    assert "'many' is not a size in bytes." in text(step.message) and roles(step.message) == ["alert"]
+    assert (step.plan, step.blocked) == (None, "There is no plan yet.")
+    step.size.value = "1kB"  # the size that it was
+    assert (step.message.value, step.blocked, step.plan.shard_size) == ("", "", 1000)
+
+
+def test_another_dtype_plans_again(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping)
+    before = step.plan.total_bytes
+    step.dtype = "float32"
+    assert step.plan.total_bytes == 2 * before
+
+
+def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Shards(preview(read(tmp_path / "hole")))
+    assert "1 error forbids to convert" in text(step.message) and roles(step.message) == ["alert"]
+    assert (step.plan, step.files.layout.display) == (None, "none") and step.blocked
+
+
+def test_shards_waits_for_a_mapping() -> None:
+    step = widgets.Shards()
+    assert (step.plan, step.blocked) == (None, "Review the mapping first.")
+
+
+# --- Convert and Result -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(mapping: KeyMapping) -> ShardPlan:
+    return plan(mapping, 1000, "float16")
+
+
+def pre(widget: Any, testid: str) -> str:
+    _, _, rest = widget.value.partition(f"data-testid='{testid}'>")
+    return "".join(_Reader(rest.partition("</pre>")[0]).words)
+
+
+def test_convert_shows_the_command_and_the_call(planned: ShardPlan) -> None:
+    step = widgets.Convert(planned, save_dir="it's <b>here</b>")
+    assert pre(step.recipe, "command") == command_line(planned, "it's <b>here</b>")
+    assert pre(step.recipe, "call") == python_call(planned, "it's <b>here</b>")
+    step.overwrite.value = True
+    step.save_dir.value = "out"
+    assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True)
+    assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True)
+
+
+def test_convert_says_what_it_will_write(planned: ShardPlan, assets: str) -> None:
+    step = widgets.Convert(planned, save_dir="out")
+    files = f"Writes {len(planned.files)} files with 2.67 kB, and 2 files of {assets} to out."
+    assert text(step.found) == files
+
+
+def test_convert_writes_the_plan(planned: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    assert step.blocked
+    step.job.start.click()
+    finished(step)
+    assert isinstance(step.report, Report) and step.report.fingerprint == planned.fingerprint
+    assert step.blocked == ""
+    assert text(step.message) == f"Wrote 2.67 kB to {tmp_path / 'model'}." and roles(step.message) == ["status"]
+    written = {path.name for path in (tmp_path / "model").iterdir()}
+    shards = {file.filename for file in planned.files}
+    assert written == shards | {"model.safetensors.index.json", "config.json", "tokenizer.json"}
+
+
+def test_what_is_there_is_not_overwritten_unasked(planned: ShardPlan, tmp_path: Path) -> None:
+    write(planned, tmp_path / "model", fsync=False)
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.job.start.click()
+    finished(step)
+    assert "already holds" in text(step.message) and roles(step.message) == ["alert"]
+    assert "details" not in tags(step.message)
+    assert step.report is None and step.blocked and not step.job.start.disabled
+    step.overwrite.value = True
+    step.job.start.click()
+    finished(step)
+    assert step.report is not None
+
+
+def test_a_conversion_can_be_cancelled(planned: ShardPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = threading.Event()
+
+    def slow(*_: Any, cancel: threading.Event, **__: Any) -> Report:
+        started.set()
+        assert cancel.wait(10)
+        raise Cancelled("Cancelled; what was half-written is removed.")
+
+    monkeypatch.setattr(_convert, "write", slow)
+    step = widgets.Convert(planned, save_dir="out")
+    step.job.start.click()
+    started.wait(5)
+    assert step.job.start.disabled and not step.job.cancel.disabled
+    step.job.cancel.click()
+    finished(step)
+    assert text(step.job.text) == "cancelled; nothing half-written is left"
+    assert step.report is None and step.blocked and not step.job.start.disabled
+
+
+def test_without_a_plan_or_a_place_nothing_starts(planned: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Convert()
+    assert step.job.start.disabled and text(step.found) == "Plan the files first."
+    step = widgets.Convert(planned, save_dir=str(tmp_path))
+    step.save_dir.value = "  "
+    assert text(step.found) == "Give the directory to save to." and step.recipe.value == ""
+    step.job.begin()
+    finished(step)
+    assert roles(step.message) == ["alert"] and step.report is None
+
+
+def test_a_place_in_the_home_directory(planned: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    step = widgets.Convert(planned, save_dir="~/model")
+    assert f"--save-dir {tmp_path}/model" in pre(step.recipe, "command")
+    step.job.start.click()
+    assert finished(step).report.save_dir == str(tmp_path / "model")
+
+
+def test_the_default_place_follows_the_checkpoint(checkpoint: Checkpoint, planned: ShardPlan, tmp_path: Path) -> None:
+    other = plan(read(saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)))
+    step = widgets.Convert(planned)
+    assert step.save_dir.value == f"{checkpoint.path}/hf_ckpt"
+    step.plan = other
+    assert step.save_dir.value == f"{tmp_path}/other/hf_ckpt"
+    step.save_dir.value = "mine"
+    step.plan = planned
+    assert step.save_dir.value == "mine"
+
+
+def test_assets_that_are_typed_flow_into_the_plan(checkpoint: Checkpoint, assets: str, tmp_path: Path) -> None:
+    rules = {"exclude": ["*lm_head*"], "rename": [("(.*)norm(.*)", r"\1n\2")], "layout": "container", "root": "model"}
+    before = plan(preview(checkpoint, **rules), 1000, "float16", dtype_for=["*.n.weight=float32"])
+    step = widgets.Convert(before, save_dir=str(tmp_path / "model"))
+    step.assets.value = assets
+    expected = plan(
+        preview(checkpoint, model_assets_dir=assets, **rules), 1000, "float16", dtype_for=["*.n.weight=float32"]
+    )
+    assert step.plan.fingerprint == expected.fingerprint
+    assert step.plan.mapping.options == expected.mapping.options
+    assert step.model_assets_dir == assets
+    assert f"--model-assets-dir {assets}" in pre(step.recipe, "command")
+    step.job.start.click()
+    assert finished(step).report.assets == ("config.json", "tokenizer.json")
+
+
+def test_assets_that_are_not_there_are_said_and_nothing_starts(planned: ShardPlan, assets: str, tmp_path: Path) -> None:
+    step = widgets.Convert(planned, save_dir="out")
+    step.assets.value = str(tmp_path / "nowhere")
+    assert "does not exist" in text(step.message) and roles(step.message) == ["alert"]
+    step.save_dir.value = "elsewhere"
+    assert step.job.start.disabled
+    assert step.plan is planned and step.model_assets_dir == assets
+    step.assets.value = assets
+    assert (step.message.value, step.job.start.disabled) == ("", False)
+
+
+def test_another_plan_forgets_the_report_of_the_last(planned: ShardPlan, mapping: KeyMapping, tmp_path: Path) -> None:
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.job.start.click()
+    assert finished(step).report is not None
+    step.plan = plan(mapping, 500)
+    assert (step.report, step.message.value, text(step.job.text)) == (None, "", "not started")
+    assert step.blocked == "Nothing was written yet."
+
+
+def test_a_plan_that_changes_while_the_last_is_written_is_not_reported_as_written(
+    planned: ShardPlan, mapping: KeyMapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def slow(given: ShardPlan, target: str, **_: Any) -> Report:
+        started.set()
+        assert go.wait(10)
+        return write(given, target, fsync=False)
+
+    monkeypatch.setattr(_convert, "write", slow)
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.job.start.click()
+    started.wait(5)
+    step.plan = plan(mapping, 500)
+    go.set()
+    finished(step)
+    assert step.report is None and step.blocked
+    assert "The plan was changed meanwhile; this is not the new one." in text(step.message)
+    assert roles(step.message) == ["alert"]
+
+
+def test_result_shows_files_checksums_and_how_to_load(planned: ShardPlan, tmp_path: Path) -> None:
+    report = write(planned, tmp_path / SCRIPT.replace("/", ""), fsync=False)
+    step = widgets.Result(report)
+    shown = text(step.body)
+    for name in (*(name for name, _ in report.files), "model.safetensors.index.json", "config.json"):
+        assert name in shown
+    assert report.headline() in shown and report.facts() in shown
+    assert f"AutoModelForCausalLM.from_pretrained({report.save_dir!r}, dtype='auto')" in shown
+    assert "script" not in tags(step.body)
+
+
+def test_result_waits_and_forgets(planned: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Result()
+    assert text(step.body) == "Nothing was written yet." and step.blocked
+    step.report = write(planned, tmp_path / "model", fsync=False)
+    assert step.blocked == ""
+    step.report = None
+    assert text(step.body) == "Nothing was written yet." and step.blocked
+
+
+def test_result_tells_of_values_that_overflowed(tmp_path: Path, assets: str) -> None:
+    state = saved.model_state(layers=1)
+    state["model.norm.weight"][0] = 1e30
+    path = saved.trained(tmp_path / "large", state, optimizer=False)
+    report = write(plan(preview(path, model_assets_dir=assets), dtype="float16"), tmp_path / "model", fsync=False)
+    step = widgets.Result(report)
+    assert "warning[cast-overflow] model.norm.weight: 1 finite values became Inf" in text(step.body)
+    assert "alert" in roles(step.body)
+
+
+# --- Wizard -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wizard(checkpoint: Checkpoint, assets: str, tmp_path: Path) -> widgets.Wizard:
+    return widgets.Wizard(checkpoint.path, save_dir=tmp_path / "model", model_assets_dir=assets, shard_size="1kB")
+
+
+def converted(wizard: widgets.Wizard) -> Report:
+    """Click through to the end."""
+    while wizard.step < 4:
+        wizard.next.click()
+    wizard.convert_step.job.start.click()
+    report: Report = finished(wizard.convert_step).report
+    wizard.next.click()
+    return report
+
+
+def heading(wizard: widgets.Wizard) -> str:
+    return text(wizard.heading).partition(":")[0]
+
+
+def test_the_wizard_clicks_through_to_a_model(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    report = converted(wizard)
+    assert wizard.report is report and wizard.step == 5
+    assert heading(wizard) == "Step 6 of 6"
+    assert (tmp_path / "model" / "model.safetensors.index.json").exists()
+    assert report.headline() in text(wizard.result_step.body)
+    assert wizard.next.disabled and not wizard.back.disabled
+
+
+def test_the_wizards_values_are_the_cores(wizard: widgets.Wizard, checkpoint: Checkpoint, assets: str) -> None:
+    report = converted(wizard)
+    mapping = preview(checkpoint, model_assets_dir=assets)
+    assert wizard.checkpoint.to_json() == checkpoint.to_json()
+    assert wizard.mapping.to_json() == mapping.to_json()
+    assert wizard.plan.to_json() == plan(mapping, 1000).to_json()
+    assert report.fingerprint == wizard.plan.fingerprint
+    assert wizard.plan.mapping is wizard.mapping and wizard.mapping.checkpoint is wizard.checkpoint
+
+
+def test_next_waits_for_a_checkpoint(checkpoint: Checkpoint) -> None:
+    wizard = widgets.Wizard()
+    assert (wizard.next.disabled, wizard.back.disabled) == (True, True)
+    assert text(wizard.why) == "Read a checkpoint first." and roles(wizard.why) == ["status"]
+    wizard.next.click()
+    assert wizard.step == 0
+    wizard.open_step.path.value = checkpoint.path
+    assert (wizard.next.disabled, wizard.why.value.count("Read")) == (False, 0)
+
+
+def test_warnings_block_next_until_they_are_read(checkpoint: Checkpoint) -> None:
+    wizard = widgets.Wizard(checkpoint.path)
+    wizard.next.click()
+    wizard.next.click()
+    assert heading(wizard) == "Step 3 of 6" and wizard.next.disabled
+    wizard.mapping_step.accept.value = True
+    assert not wizard.next.disabled
+    wizard.next.click()
+    assert heading(wizard) == "Step 4 of 6"
+
+
+def test_errors_block_next(tmp_path: Path, assets: str) -> None:
+    broken.truncated_file(tmp_path / "truncated")
+    wizard = widgets.Wizard(tmp_path / "truncated", model_assets_dir=assets)
+    wizard.step = 2
+    assert wizard.next.disabled and wizard.plan is None
+    assert text(wizard.why) == "The mapping has errors; change a rule, or use another checkpoint."
+    assert "error[truncated-file]" in text(wizard.mapping_step.found)
+
+
+def test_the_step_is_said_to_programs_and_people(wizard: widgets.Wizard) -> None:
+    wizard.step = 3
+    page = wizard.heading.value
+    assert "Step 4 of 6: Shards" in text(wizard.heading)
+    assert page.count("aria-current='step'") == 1
+    assert wizard.stack.selected_index == 3
+
+
+def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) -> None:
+    wizard.mapping_step.dtype_choice.value = "float32"
+    assert wizard.plan.dtype == "float32"
+    wizard.mapping_step.exclude.value = "*lm_head*"
+    assert wizard.plan.mapping is wizard.mapping and len(wizard.mapping.outputs) == 23
+    assert "--exclude '*lm_head*'" in pre(wizard.convert_step.recipe, "command")
+
+
+def change_dtype(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    wizard.mapping_step.dtype_choice.value = "float32"
+
+
+def change_rename(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    wizard.mapping_step.rename.value = "lm_head.weight=head.weight"
+
+
+def change_size(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    wizard.shards_step.size.value = "500"
+
+
+def change_checkpoint(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
+    wizard.open_step.path.value = str(other)
+
+
+def change_assets(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    wizard.convert_step.assets.value = str(make_assets(tmp_path / "assets"))
+
+
+@pytest.mark.parametrize("change", [change_dtype, change_rename, change_size, change_checkpoint, change_assets])
+def test_a_change_in_an_earlier_step_forgets_the_report(wizard: widgets.Wizard, tmp_path: Path, change: Any) -> None:
+    converted(wizard)
+    before = wizard.plan
+    while wizard.step > 2:
+        wizard.back.click()
+    change(wizard, tmp_path)
+    assert wizard.plan is not None and wizard.plan is not before
+    assert wizard.report is None
+    assert text(wizard.result_step.body) == "Nothing was written yet."
+    assert text(wizard.convert_step.job.text) == "not started"
+    wizard.step = 4
+    assert wizard.next.disabled
+
+
+@pytest.mark.parametrize("change", ["open", "mapping", "shards"])
+def test_an_error_in_an_earlier_step_leaves_no_later_values(wizard: widgets.Wizard, change: str) -> None:
+    converted(wizard)
+    if change == "open":
+        wizard.open_step.path.value = "/nowhere"
+        assert wizard.checkpoint is wizard.mapping is None
+    elif change == "mapping":
+        wizard.mapping_step.rename.value = "(=x"
+        assert wizard.mapping is None
+    else:
+        wizard.shards_step.size.value = "many"
+    assert wizard.plan is None and wizard.report is None
+    assert wizard.convert_step.job.start.disabled
+
+
+def test_going_back_without_a_change_keeps_the_report(wizard: widgets.Wizard) -> None:
+    report = converted(wizard)
+    while wizard.step > 0:
+        wizard.back.click()
+    while not wizard.next.disabled:
+        wizard.next.click()
+    assert wizard.step == 5 and wizard.report is report
+
+
+def test_assets_typed_in_convert_reach_mapping_and_plan(checkpoint: Checkpoint, assets: str) -> None:
+    wizard = widgets.Wizard(checkpoint.path)
+    assert wizard.mapping.assets is None
+    wizard.convert_step.assets.value = assets
+    assert wizard.mapping_step.model_assets_dir == assets
+    assert wizard.mapping.assets is not None and wizard.mapping.assets.directory == assets
+    assert wizard.plan.mapping is wizard.mapping
+
+
+def test_assets_that_are_not_there_are_said_in_convert(wizard: widgets.Wizard, assets: str, tmp_path: Path) -> None:
+    before = wizard.plan
+    wizard.convert_step.assets.value = str(tmp_path / "nowhere")
+    assert "does not exist" in text(wizard.convert_step.message)
+    assert wizard.plan is before and wizard.mapping_step.model_assets_dir == assets
+    assert wizard.convert_step.job.start.disabled
+
+
+def test_with_no_model_weights_the_words_of_the_core_are_shown(tmp_path: Path) -> None:
+    path = saved.save(tmp_path / "other", {"weights": {"a": torch.ones(2)}})
+    wizard = widgets.Wizard(path)
+    assert "No model weights found!" in text(wizard.mapping_step.found)
+    assert wizard.plan is None
+
+
+def test_outputexists_is_an_error_of_the_core() -> None:
+    """The wizard shows it without a traceback because of that."""
+    assert issubclass(OutputExists, dcptools.errors.DcptoolsError)

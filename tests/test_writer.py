@@ -1,0 +1,740 @@
+"""What ``write`` leaves behind: the planned model, whole and readable; or, when anything goes wrong, nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import broken, saved
+from checkpoints.edit import editing
+from reference import full_load, raw, read_files, saved_files
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import dcptools
+from dcptools.errors import BrokenCheckpoint, Cancelled, ChecksumError, DcptoolsError, TargetError, UsageError
+from dcptools.mapping import KeyMapping, Output
+from dcptools.shards import ShardPlan
+from dcptools.storage import LocalSink
+from dcptools.tensors import View
+from dcptools.writer import _engine
+
+ROOT = Path(__file__).parents[1]
+INDEX = "model.safetensors.index.json"
+
+
+def planned(directory: Path, assets: Path | None = None, **options: Any) -> ShardPlan:
+    return dcptools.plan(dcptools.preview(directory, model_assets_dir=assets), **{"dtype": "keep", **options})
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    directory = tmp_path / "assets"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}))
+    (directory / "tokenizer.json").write_bytes(bytes(range(256)) * 20)
+    return directory
+
+
+# The files
+
+
+def test_a_single_file_has_no_index(tmp_path: Path) -> None:
+    state = saved.model_state()
+    plan = planned(saved.trained(tmp_path / "a", state))
+    report = dcptools.write(plan, tmp_path / "out")
+    files = read_files(tmp_path / "out")
+    assert list(files) == ["model.safetensors"]
+    assert files == saved_files(state, plan)
+    assert (report.files, report.index) == ((("model.safetensors", len(files["model.safetensors"])),), "")
+
+
+def test_several_files_and_their_index(tmp_path: Path) -> None:
+    state = {f"model.{n}": torch.arange(n + 1.0) for n in range(4)}
+    plan = planned(saved.trained(tmp_path / "a", state, optimizer=False), shard_size=16)
+    dcptools.write(plan, tmp_path / "out")
+    files = read_files(tmp_path / "out")
+    assert files.pop(INDEX).decode() == (
+        "{\n"
+        '  "metadata": {\n'
+        '    "total_parameters": 10,\n'
+        '    "total_size": 40\n'
+        "  },\n"
+        '  "weight_map": {\n'
+        '    "model.0": "model-00001-of-00003.safetensors",\n'
+        '    "model.1": "model-00001-of-00003.safetensors",\n'
+        '    "model.2": "model-00002-of-00003.safetensors",\n'
+        '    "model.3": "model-00003-of-00003.safetensors"\n'
+        "  }\n"
+        "}\n"
+    )
+    assert files == saved_files(state, plan)
+
+
+def test_the_header_says_format_pt_and_nothing_else(tmp_path: Path) -> None:
+    dcptools.write(planned(saved.trained(tmp_path / "a"), dtype="bfloat16"), tmp_path / "out")
+    content = (tmp_path / "out" / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"] == {"format": "pt"}
+
+
+def test_a_tensor_that_is_larger_than_a_shard_is_alone(tmp_path: Path) -> None:
+    state = {"model.a": torch.zeros(2), "model.b": torch.zeros(100), "model.c": torch.zeros(2)}
+    report = dcptools.write(planned(saved.trained(tmp_path / "a", state), shard_size=64), tmp_path / "out")
+    assert [list(load_file(tmp_path / "out" / name)) for name, _ in report.files] == [
+        ["model.a"],
+        ["model.b"],
+        ["model.c"],
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_every_dtype_loads_in_safetensors(tmp_path: Path) -> None:
+    state = {name.removeprefix("model."): t for name, t in saved.dtype_state().items()}
+    mapping = dcptools.preview(
+        saved.trained(tmp_path / "a", state, optimizer=False), exclude=["*complex32", "*complex128"]
+    )
+    plan = dcptools.plan(mapping, dtype="keep")
+    dcptools.write(plan, tmp_path / "out")
+    assert read_files(tmp_path / "out") == saved_files(state, plan)
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        loaded = {name: raw(file.get_tensor(name)) for name in file.keys()}
+    assert loaded == {name: raw(t) for name, t in state.items() if "complex32" not in name and "complex128" not in name}
+    assert len(loaded) == 19
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "keep"])
+@pytest.mark.parametrize("make", [saved.strided, saved.strided_raw])
+def test_every_stride_in_every_dtype(make: Callable[[Path], Path], dtype: str, tmp_path: Path) -> None:
+    state = {name.removeprefix("model."): t for name, t in saved.strided_state().items()}
+    plan = planned(make(tmp_path / "a"), dtype=dtype, shard_size=300)
+    dcptools.write(plan, tmp_path / "out")
+    files = read_files(tmp_path / "out")
+    files.pop(INDEX)
+    assert files == saved_files(state, plan)
+
+
+@pytest.mark.parametrize("make", [saved.zstd, saved.file_per_item, saved.empty_files, saved.replicated_chunks])
+def test_every_way_to_store(make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+    plan = planned(make(tmp_path / "a"), dtype="bfloat16")
+    dcptools.write(plan, tmp_path / "out", workers=3)
+    state = {key.removeprefix("model."): t for key, t in full_load(tmp_path / "a").items()}
+    assert read_files(tmp_path / "out") == saved_files(state, plan)
+
+
+def test_values_that_became_inf_are_counted(tmp_path: Path) -> None:
+    values = torch.tensor([1.0, 7e4, -7e4, float("inf"), float("nan"), 65504.0])
+    plan = planned(saved.trained(tmp_path / "a", {"model.w": values, "model.v": torch.ones(3)}), dtype="float16")
+    report = dcptools.write(plan, tmp_path / "out")
+    (finding,) = [finding for finding in report.findings if finding.code == "cast-overflow"]
+    assert (finding.key, finding.severity) == ("model.w", "warning")
+    assert finding.message == "2 finite values became Inf in the cast"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_the_number_of_workers_changes_nothing(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 100)
+    state = saved.model_state()
+    plan = planned(saved.trained(tmp_path / "a", state), shard_size=1000, dtype="float16")
+    report = dcptools.write(plan, tmp_path / "out", workers=workers)
+    files = read_files(tmp_path / "out")
+    files.pop(INDEX)
+    assert files == saved_files(state, plan)
+    assert report.workers == workers
+
+
+def test_no_workers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0 workers cannot write anything"):
+        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_modes_follow_the_umask(tmp_path: Path, assets: Path) -> None:
+    (assets / "tokenizer.json").chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        dcptools.write(planned(saved.trained(tmp_path / "a"), assets, shard_size=1000), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o640}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+# Outputs that are views
+
+
+def experts(mapping: KeyMapping) -> KeyMapping:
+    """Each expert of the stack as an output of its own, and one transposed: what splitting experts will do."""
+    (stack,) = [output for output in mapping.outputs if output.name.endswith("experts.w")]
+    count, rows, columns = stack.shape
+    key, step = stack.sources[0].key, rows * columns
+    views = {f"model.experts.{n}.w": View(key, (rows, columns), (columns, 1), n * step) for n in range(count)}
+    views["model.experts.0.w_t"] = View(key, (columns, rows), (1, columns), 0)
+    split = [Output(name, (view,), view.shape, stack.dtype, "split") for name, view in views.items()]
+    others = [output for output in mapping.outputs if output is not stack]
+    return replace(mapping, outputs=tuple(sorted([*others, *split], key=lambda output: output.name)))
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_outputs_that_are_views_of_one_tensor(
+    order: tuple[int, ...], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 96)
+    stack = torch.arange(4 * 6 * 10.0).reshape(4, 6, 10)
+    back = [order.index(dim) for dim in range(3)]
+    halves = [((0, 0, n), stack[:, :, n : n + 5].permute(order).contiguous().permute(back)) for n in (0, 5)]
+    directory = saved.save_chunks(
+        tmp_path / "a", {"model.model.experts.w": halves, "model.model.b": [((0,), torch.ones(3))]}
+    )
+    plan = dcptools.plan(experts(dcptools.preview(directory)), dtype=dtype, shard_size=500)
+    report = dcptools.write(plan, tmp_path / "out", workers=2)
+    state = {f"model.experts.{n}.w": stack[n] for n in range(4)}
+    state |= {"model.experts.0.w_t": stack[0].t(), "model.b": torch.ones(3)}
+    files = read_files(tmp_path / "out")
+    files.pop(INDEX)
+    assert files == saved_files(state, plan)
+    assert (report.items_checked, report.items_unchecked) == (3, 0)
+
+
+def test_an_item_under_many_outputs_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcptools import tensors
+
+    opened: list[Any] = []
+    open_item = tensors.open_item
+    monkeypatch.setattr(tensors, "open_item", lambda *given: opened.append(given[2].offsets) or open_item(*given))
+    directory = saved.save(tmp_path / "a", {"model": {"model.experts.w": torch.arange(240.0).reshape(4, 6, 10)}})
+    dcptools.write(dcptools.plan(experts(dcptools.preview(directory)), dtype="keep"), tmp_path / "out")
+    assert opened == [(0, 0, 0)]
+
+
+# Assets
+
+
+def test_assets_are_copied_byte_for_byte(tmp_path: Path, assets: Path) -> None:
+    """As files, through the symlinks of the Hub's cache; ``.py`` files too, and they are not run."""
+    marker = tmp_path / "was_run"
+    (tmp_path / "blobs").mkdir()
+    blob = tmp_path / "blobs" / "0123"
+    blob.write_bytes(os.urandom(3 << 20))  # more than is copied at a time
+    (assets / "vocab.json").symlink_to(blob)
+    (assets / "modeling_mine.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    (assets / "empty.txt").write_bytes(b"")
+    (assets / "model.safetensors").write_bytes(b"weights do not belong to the assets")
+    report = dcptools.write(planned(saved.trained(tmp_path / "a"), assets), tmp_path / "out")
+    files, sources = read_files(tmp_path / "out"), read_files(assets)
+    assert report.assets == ("config.json", "empty.txt", "modeling_mine.py", "tokenizer.json", "vocab.json")
+    assert {n: files[n] for n in report.assets[1:]} == {n: sources[n] for n in report.assets[1:]}
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    assert not marker.exists()
+
+
+def test_config_gets_the_dtype_and_keeps_its_fields(tmp_path: Path, assets: Path) -> None:
+    config = {
+        "model_type": "qwen3",
+        "torch_dtype": "float32",
+        "rope_theta": 1e-06,
+        "name": "größe",
+        "x": {"y": [1, None]},
+    }
+    (assets / "config.json").write_text(json.dumps(config))
+    dcptools.write(planned(saved.trained(tmp_path / "a"), assets, dtype="bfloat16"), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {**config, "torch_dtype": "bfloat16"}
+    assert list(written) == list(config)
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]\n", b"{not json", b"\xff\xfe\x00", b""])
+def test_a_config_that_is_no_object_is_copied_as_it_is(content: bytes, tmp_path: Path, assets: Path) -> None:
+    (assets / "config.json").write_bytes(content)
+    dcptools.write(planned(saved.trained(tmp_path / "a"), assets), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == content
+
+
+# Progress
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_progress_grows_to_the_total_in_the_calling_thread(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 256)
+    slow_down(monkeypatch, 0.02)
+    plan = planned(saved.trained(tmp_path / "a"), dtype="bfloat16")
+    calls: list[tuple[int, int, str]] = []
+    threads: set[threading.Thread] = set()
+
+    def progress(done: int, total: int, name: str) -> None:
+        calls.append((done, total, name))
+        threads.add(threading.current_thread())
+
+    dcptools.write(plan, tmp_path / "out", progress=progress, workers=workers)
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    assert len(set(done)) > 2
+    assert calls[-1][:2] == (plan.total_bytes, plan.total_bytes)
+    assert {total for _, total, _ in calls} == {plan.total_bytes}
+    assert {name for *_, name in calls[1:]} <= {output.name for output in plan.mapping.outputs} | {""}
+    assert threads == {threading.current_thread()}
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Each write takes so long."""
+    write = LocalSink.write
+
+    def slow(self: LocalSink, name: str, start: int, data: memoryview) -> None:
+        time.sleep(seconds)
+        write(self, name, start, data)
+
+    monkeypatch.setattr(LocalSink, "write", slow)
+
+
+def test_an_error_in_the_progress_callable_stops_the_run(tmp_path: Path) -> None:
+    def progress(done: int, total: int, name: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cancel_stops_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+    slow_down(monkeypatch, 0.1)
+    cancel, stopped_at = threading.Event(), []
+
+    def progress(done: int, total: int, name: str) -> None:
+        if done and not cancel.is_set():
+            stopped_at.append(time.monotonic())
+            cancel.set()
+
+    with pytest.raises(Cancelled, match="Cancelled; what was half-written is removed"):
+        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress, cancel=cancel)
+    assert time.monotonic() - stopped_at[0] < 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_torch_keeps_its_number_of_threads(tmp_path: Path) -> None:
+    before, inside = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        plan = planned(saved.trained(tmp_path / "a"), dtype="bfloat16")
+        dcptools.write(plan, tmp_path / "out", progress=lambda *_: inside.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 3
+        assert set(inside) == {1}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_thread_and_no_open_file_is_left(tmp_path: Path) -> None:
+    plan = planned(saved.trained(tmp_path / "a"), dtype="bfloat16", shard_size=500)
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    dcptools.write(plan, tmp_path / "out")
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
+
+
+def test_without_a_cast_torch_is_not_imported(tmp_path: Path) -> None:
+    saved.trained(tmp_path / "a")
+    program = "import sys, dcptools; dcptools.convert(*sys.argv[1:], dtype='keep'); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, str(tmp_path / "a"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+# Failures
+
+
+@contextmanager
+def nothing_changes(directory: Path) -> Iterator[None]:
+    before = read_files(directory)
+    yield
+    assert read_files(directory) == before
+
+
+def old_model(directory: Path, assets: Path) -> Path:
+    """A model of three shards that was converted before, with values of its own, and a file that is not ours."""
+    checkpoint = saved.trained(directory.with_name("old_step"), {f"model.{n}": -torch.arange(9.0) for n in "abc"})
+    dcptools.write(planned(checkpoint, assets, shard_size=36), directory)
+    (directory / "README.md").write_text("mine")
+    return directory
+
+
+STATE = {f"model.{n}": torch.arange(9.0) for n in "abcd"}
+
+
+def new_plan(tmp_path: Path, assets: Path | None, **options: Any) -> ShardPlan:
+    """A model of two shards."""
+    directory = saved.trained(tmp_path / "step_10", STATE, optimizer=False)
+    return planned(directory, assets, **{"shard_size": 72, **options})
+
+
+def fail_write(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """The disk is full after some writes."""
+    write, count = LocalSink.write, iter(range(100))
+
+    def failing(self: LocalSink, name: str, start: int, data: memoryview) -> None:
+        if next(count) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, name, start, data)
+
+    monkeypatch.setattr(LocalSink, "write", failing)
+
+
+def fail_create(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """No file can be made any more: the quota of files, for example."""
+    create = LocalSink.create
+
+    def failing(self: LocalSink, name: str, nbytes: int) -> None:
+        if name.startswith("model-00002"):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        create(self, name, nbytes)
+
+    monkeypatch.setattr(LocalSink, "create", failing)
+
+
+def fail_sync(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """The disk reports a lost write."""
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+
+
+def fail_missing_file(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """A file of the checkpoint went after the plan was made."""
+    (Path(plan.mapping.checkpoint.path) / "__0_0.distcp").unlink()
+
+
+def fail_truncated_file(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """A file of the checkpoint was cut short after the plan was made."""
+    os.truncate(Path(plan.mapping.checkpoint.path) / "__0_0.distcp", 3000)
+
+
+def fail_missing_asset(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """An asset went after the plan was made."""
+    (assets / "tokenizer.json").unlink()
+
+
+def fail_lost_write(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """A disk that says it wrote the header, and did not."""
+    write = LocalSink.write
+
+    def losing(self: LocalSink, name: str, start: int, data: memoryview) -> None:
+        if start or not name.endswith(".safetensors"):
+            write(self, name, start, data)
+
+    monkeypatch.setattr(LocalSink, "write", losing)
+
+
+FAILURES: dict[Callable[..., None], tuple[type[DcptoolsError], str]] = {
+    fail_write: (TargetError, r"Writing to .*/out failed: No space left on device\.\nNothing was kept\.$"),
+    fail_create: (TargetError, r"Writing to .*/out failed: .*quota exceeded\.\nNothing was kept\.$"),
+    fail_sync: (TargetError, r"Writing to .*/out failed: Input/output error\.\nNothing was kept\.$"),
+    fail_missing_file: (
+        BrokenCheckpoint,
+        r"^'model.model.[ab]', chunk at \(0,\) of \(9,\) in __0_0.distcp:\n"
+        r".*/step_10/__0_0.distcp cannot be read: No such file or directory\.\n",
+    ),
+    fail_truncated_file: (BrokenCheckpoint, r"^'model.model.[bc]', chunk at .*:\n.*__0_0.distcp ends at byte 3,000, "),
+    fail_missing_asset: (TargetError, r"failed: No such file or directory: .*/assets/tokenizer.json\.\nNothing was"),
+    fail_lost_write: (BrokenCheckpoint, r"^model-00001-of-00002.safetensors is not what was planned after writing it"),
+}
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_failed_run_leaves_what_was_there(
+    fail: Callable[..., None], overwrite: bool, tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = old_model(tmp_path / "out", assets) if overwrite else tmp_path / "out"
+    plan = new_plan(tmp_path, assets)
+    fail(monkeypatch, plan, assets)
+    kind, text = FAILURES[fail]
+    threads = threading.active_count()
+    with nothing_changes(out), pytest.raises(kind, match=text) as caught:
+        dcptools.write(plan, out, overwrite=overwrite, workers=2)
+    assert type(caught.value) is kind
+    assert out.exists() == overwrite
+    assert threading.active_count() == threads
+
+
+def test_a_flipped_bit_leaves_an_existing_model_alone(tmp_path: Path, assets: Path) -> None:
+    out = old_model(tmp_path / "out", assets)
+    broken.flipped_bit(tmp_path / "a")
+    with nothing_changes(out), pytest.raises(ChecksumError):
+        dcptools.write(planned(tmp_path / "a", assets), out, overwrite=True)
+
+
+# Overwriting
+
+
+def model(directory: Path) -> dict[str, Tensor] | None:
+    """What transformers would load: the single file, or all shards of the index; None if there is neither."""
+    if (directory / "model.safetensors").exists():
+        return load_file(directory / "model.safetensors")
+    if not (directory / INDEX).exists():
+        return None
+    weight_map = json.loads((directory / INDEX).read_text())["weight_map"]
+    loaded = {}
+    for name in set(weight_map.values()):
+        with safe_open(directory / name, "pt") as file:
+            loaded |= {key: file.get_tensor(key) for key in file.keys() if weight_map[key] == name}
+    assert loaded.keys() == weight_map.keys()
+    return loaded
+
+
+def is_new(loaded: dict[str, Tensor] | None) -> bool:
+    return loaded is not None and loaded.keys() == STATE.keys() and all(torch.equal(loaded[n], STATE[n]) for n in STATE)
+
+
+@pytest.mark.parametrize("shard_size", [36, 72, 108, 10_000])
+def test_overwriting_removes_stale_shards_and_keeps_the_rest(shard_size: int, tmp_path: Path, assets: Path) -> None:
+    out = old_model(tmp_path / "out", assets)
+    for name in ("pytorch_model.bin", "notes.txt"):
+        (out / name).write_text("old")
+    plan = new_plan(tmp_path, assets, shard_size=shard_size)
+    report = dcptools.write(plan, out, overwrite=True)
+    written = {name for name, _ in report.files} | ({report.index} if report.index else set())
+    assert set(read_files(out)) == written | {"README.md", "notes.txt", "config.json", "tokenizer.json"}
+    assert is_new(model(out))
+
+
+STEPS = 5  # two assets, two shards, the index
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_step_of_publishing_fails(
+    step: int, overwrite: bool, tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = old_model(tmp_path / "out", assets) if overwrite else tmp_path / "out"
+    plan = new_plan(tmp_path, assets)
+    new = saved_files(STATE, plan)
+    break_replace(monkeypatch, step, lambda: (_ for _ in ()).throw(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(TargetError, match="Input/output error"):
+        dcptools.write(plan, out, overwrite=overwrite)
+    left = read_files(out)
+    assert not any(name.startswith(".dcptools-") for name in left)
+    assert not set(new.values()) & set(left.values())
+    assert model(out) is None
+
+
+def break_replace(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
+    """``act`` in place of the renaming number ``step``."""
+    calls, replace_file = iter(range(100)), os.replace
+
+    def breaking(source: Any, target: Any) -> None:
+        if next(calls) == step:
+            act()
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", breaking)
+
+
+@pytest.mark.parametrize("step", range(STEPS + 1))
+@pytest.mark.parametrize("shard_size", [72, 10_000])
+def test_a_crash_while_publishing(step: int, shard_size: int, tmp_path: Path, assets: Path) -> None:
+    """The process dies between two steps: never a mixture that loads; the next run puts everything right."""
+    out = old_model(tmp_path / "out", assets)
+    plan = new_plan(tmp_path, assets, shard_size=shard_size)
+    if not (child := os.fork()):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            break_replace(monkeypatch, step, lambda: os._exit(9))
+            dcptools.write(plan, out, overwrite=True)
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finished = step >= 2 + len(plan.files) + bool(plan.index)
+    assert status == (0 if finished else 9)
+    assert is_new(model(out)) if finished else model(out) is None
+    dcptools.write(plan, out, overwrite=True)
+    assert is_new(model(out))
+    assert not any(name.startswith(".dcptools-") for name in read_files(out))
+
+
+def test_files_are_on_the_disk_before_they_get_their_names(
+    tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace_file = os.fsync, os.replace
+
+    def recorded_sync(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        events.append(f"sync {name[23:-4]}" if name.startswith(".dcptools-") else f"sync {name}/")
+        fsync(descriptor)
+
+    def recorded_replace(source: Any, target: Any) -> None:
+        events.append(f"rename {Path(target).name}")
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    dcptools.write(new_plan(tmp_path, assets), tmp_path / "out", workers=1)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = ["config.json", "tokenizer.json"]
+    assert events == [
+        *(f"sync {name}" for name in (*shards, *names, INDEX)),
+        *(f"rename {name}" for name in (*names, *shards)),
+        "sync out/",
+        f"rename {INDEX}",
+        "sync out/",
+    ]
+
+
+def test_without_fsync_nothing_is_synced(tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("it was synced"))
+    dcptools.write(new_plan(tmp_path, assets), tmp_path / "out", fsync=False)
+    assert is_new(model(tmp_path / "out"))
+
+
+# Signals
+
+
+SLOW = """
+import runpy, signal, time
+from dcptools import storage
+from dcptools.writer import _engine
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+_engine.SLAB_BYTES = 1 << 12
+write = storage.LocalSink.write
+
+def slow(self, name, start, data):
+    time.sleep(0.02)
+    write(self, name, start, data)
+
+storage.LocalSink.write = slow
+runpy.run_module("dcptools.convert", run_name="__main__")
+"""
+
+
+@contextmanager
+def converting(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A conversion that takes a minute, as soon as it has begun to write."""
+    state = {f"model.layers.{n}.w": torch.zeros(250, 1000) for n in range(12)}
+    saved.trained(tmp_path / "big", state, optimizer=False)
+    command = [sys.executable, "-c", SLOW, "--load-dir", tmp_path / "big", "--save-dir", tmp_path / "out", *options]
+    command += ["--dtype", "keep", "--shard-size", "3MB", "--workers", "2"]
+    with subprocess.Popen([str(c) for c in command], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: any((tmp_path / "out").glob(".dcptools-*.tmp")) or process.poll() is not None)
+        yield process
+        process.kill()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_nothing(times: int, tmp_path: Path) -> None:
+    with converting(tmp_path) as process:
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr and process.stderr.read().endswith("Interrupted; what was half-written is removed.\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_sigterm_leaves_an_existing_model_alone(times: int, tmp_path: Path, assets: Path) -> None:
+    out = old_model(tmp_path / "out", assets)
+    with nothing_changes(out), converting(tmp_path, "--overwrite", "--model-assets-dir", str(assets)) as process:
+        for _ in range(times):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.005)
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        assert process.stderr
+        assert "Stopped by a signal; what was half-written is removed.\n" in process.stderr.read()
+
+
+def test_sigkill_leaves_hidden_files_that_the_next_run_removes(tmp_path: Path) -> None:
+    with converting(tmp_path) as process:
+        process.kill()
+        assert process.wait(timeout=20) == -signal.SIGKILL
+    left = read_files(tmp_path / "out")
+    assert ".dcptools-lock" in left
+    assert len(left) > 1
+    assert all(name.startswith(".dcptools-") for name in left)
+    dcptools.convert(tmp_path / "big", tmp_path / "out", dtype="keep")
+    assert set(read_files(tmp_path / "out")) == {"model.safetensors"}
+
+
+# Memory
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_peak_memory_is_as_predicted_and_does_not_grow(dtype: str, axis: int, tmp_path: Path) -> None:
+    """One tensor of 1 GB, in two chunks of rows or of columns; its bytes are holes of a sparse file."""
+    directory = sparse_checkpoint(tmp_path / "step_10", (16_384, 16_384), axis)
+    command = [sys.executable, "-c", MEASURED, "--load-dir", directory, "--save-dir", tmp_path / "out"]
+    command += ["--dtype", dtype, "--quiet", "--no-fsync"]
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True, check=True)
+    peak, predicted = int(done.stdout), planned(directory, dtype=dtype).peak_bytes
+    print(f"{dtype}, cut along {axis}: {peak:,} bytes, and {predicted:,} were predicted")
+    assert predicted / 1.5 <= peak <= predicted
+    assert peak < 500_000_000
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > (1 << 30 if dtype == "keep" else 1 << 29)
+
+
+MEASURED = """
+import runpy
+try:
+    runpy.run_module("dcptools.convert", run_name="__main__")
+finally:
+    with open("/proc/self/status") as status:
+        print(1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1]))
+"""
+
+
+def sparse_checkpoint(directory: Path, shape: tuple[int, int], axis: int) -> Path:
+    """A float32 tensor of zeros in two chunks along ``axis``, of which next to nothing is on the disk."""
+    half = tuple(n // 2 if dim == axis else n for dim, n in enumerate(shape))
+    start = tuple(n // 2 if dim == axis else 0 for dim, n in enumerate(shape))
+    small = torch.zeros(1).expand(half)  # a stand-in, whose metadata are right
+    saved.save_chunks(directory, {"model.model.w": [((0, 0), small), (start, small)]}, files=2)
+    with editing(directory) as metadata:
+        for info in metadata.storage_data.values():
+            with (directory / info.relative_path).open("wb") as file:
+                torch.save(torch.zeros(half), SparseFile(file))
+                info.offset, info.length = 0, file.tell()
+    return directory
+
+
+class SparseFile:
+    """Leaves a hole where only zeros are written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        if len(data) > 1 << 20 and not np.frombuffer(data, np.uint8).any():
+            self.file.seek(len(data), os.SEEK_CUR)
+            return len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
