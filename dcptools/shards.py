@@ -48,8 +48,8 @@ INDEX = "model.safetensors.index.json"
 SLAB_BYTES = 1 << 20
 
 # Resident memory that no buffer explains, measured with the CPU build of torch 2.13 on x86-64 Linux
-PROCESS_BYTES = 75_000_000  # Python with numpy, click and this package
-TORCH_BYTES = 265_000_000  # importing torch, which only casts need
+PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
+TORCH_BYTES = 215_000_000  # importing torch, which only casts need
 CHUNK_BYTES = 2_000  # a chunk while .metadata is read
 TENSOR_BYTES = 2_500  # an output in mapping, plan and header
 WORKER_BYTES = 3 * SLAB_BYTES + SCRATCH_BYTES  # buffers and what the allocator adds

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
 from dcptools.checkpoint import Checkpoint, Chunk, StoredFile
@@ -56,7 +57,7 @@ def findings(directory: Path) -> list[str]:
 
 def _makers() -> dict[str, Callable[[Path], Path]]:
     """Whole checkpoints: makers in ``saved`` that need nothing but a directory."""
-    found = {}
+    found: dict[str, Callable[[Path], Path]] = {}
     for name, maker in inspect.getmembers(saved, inspect.isfunction):
         parameters = list(inspect.signature(maker).parameters.values())
         required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
@@ -121,10 +122,10 @@ def test_paths_of_other_pythons_and_systems(maker: Callable[[Path], Path], tmp_p
 
 def test_enumerations_as_python_3_11_0_to_3_11_3_pickled_them(tmp_path: Path) -> None:
     """By name, through ``builtins.getattr``: see https://github.com/python/cpython/pull/26658."""
-    by_name = enum.pickle_by_enum_name  # type: ignore[attr-defined]
+    by_name = enum.pickle_by_enum_name
     with (
         patch.object(torch_metadata._MEM_FORMAT_ENCODING, "__reduce_ex__", by_name),
-        patch.object(saved.WriteItemType, "__reduce_ex__", by_name),
+        patch.object(WriteItemType, "__reduce_ex__", by_name),
     ):
         for maker in (saved.trained, saved.megatron_like):
             assert b"getattr" in (maker(tmp_path / "old" / maker.__name__) / ".metadata").read_bytes()
@@ -233,7 +234,8 @@ def test_a_bytes_entry_is_never_unpickled(tmp_path: Path) -> None:
 )
 def test_roots_come_from_planner_data(maker: Callable[[Path], Path], roots: set[str | None], tmp_path: Path) -> None:
     checkpoint = dcptools.read(maker(tmp_path))
-    assert {e.root for e in (*checkpoint.tensors.values(), *checkpoint.objects.values())} == roots
+    tensors, objects = checkpoint.tensors.values(), checkpoint.objects.values()
+    assert {t.root for t in tensors} | {o.root for o in objects} == roots
 
 
 def test_a_path_is_the_one_in_the_saved_state_dict(trained: Checkpoint) -> None:

@@ -196,11 +196,11 @@ def test_without_a_kernel_every_step_shows_a_table(mapping: KeyMapping, tmp_path
     converted.report = report
     headlines = {
         widgets.Open(checkpoint.path): "tensors (",
-        widgets.Inspect(checkpoint): f"{checkpoint.path}: 103 keys",
-        widgets.Mapping(checkpoint): "24 outputs",
-        widgets.Shards(mapping, 1000): f"{len(planned.files)} files, 2.67 kB",
-        converted: "Wrote 24 tensors, 2.67 kB",
-        widgets.Result(report): "Wrote 24 tensors, 2.67 kB",
+        widgets.Inspect(checkpoint): f"{checkpoint.path}: 104 keys",
+        widgets.Mapping(checkpoint): "25 outputs",
+        widgets.Shards(mapping, 1000): f"{len(planned.files)} files, 2.93 kB",
+        converted: "Wrote 25 tensors, 2.93 kB",
+        widgets.Result(report): "Wrote 25 tensors, 2.93 kB",
         widgets.Wizard(checkpoint.path): "tensors (",
     }
     for step, headline in headlines.items():
@@ -774,7 +774,7 @@ def test_mapping_shows_what_preview_says(checkpoint: Checkpoint, assets: str) ->
     assert step.mapping.to_json() == expected.to_json()
     assert list(step.outputs.frame["name"]) == [output.name for output in expected.outputs]
     assert_frame_equal(step.leftovers.frame, expected.leftovers_frame())
-    assert text(step.found) == "24 outputs, 79 keys left out. No warnings."
+    assert text(step.found) == "25 outputs, 79 keys left out. No warnings."
     assert (step.blocked, step.accept.layout.display) == ("", "none")
 
 
@@ -876,7 +876,7 @@ def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
     expected = plan(mapping, 1000)
     assert step.plan.fingerprint == expected.fingerprint
     assert_frame_equal(step.files.frame, expected.files_frame())
-    assert text(step.found).startswith(f"{len(expected.files)} files with 2.67 kB, the largest ")
+    assert text(step.found).startswith(f"{len(expected.files)} files with 2.93 kB, the largest ")
     assert "alt='The " in step.figure.value
     assert (step.blocked, step.size.value) == ("", "1.00 kB")
 
@@ -956,7 +956,7 @@ def test_convert_shows_the_command_and_the_call(planned: ShardPlan) -> None:
 
 def test_convert_says_what_it_will_write(planned: ShardPlan, assets: str) -> None:
     step = widgets.Convert(planned, save_dir="out")
-    files = f"Writes {len(planned.files)} files with 2.67 kB, and 2 files of {assets} to out."
+    files = f"Writes {len(planned.files)} files with 2.93 kB, and 2 files of {assets} to out."
     assert text(step.found) == files
 
 
@@ -967,7 +967,7 @@ def test_convert_writes_the_plan(planned: ShardPlan, tmp_path: Path) -> None:
     finished(step)
     assert isinstance(step.report, Report) and step.report.fingerprint == planned.fingerprint
     assert step.blocked == ""
-    assert text(step.message) == f"Wrote 2.67 kB to {tmp_path / 'model'}." and roles(step.message) == ["status"]
+    assert text(step.message) == f"Wrote 2.93 kB to {tmp_path / 'model'}." and roles(step.message) == ["status"]
     written = {path.name for path in (tmp_path / "model").iterdir()}
     shards = {file.filename for file in planned.files}
     assert written == shards | {"model.safetensors.index.json", "config.json", "tokenizer.json"}

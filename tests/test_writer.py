@@ -351,12 +351,17 @@ def test_no_thread_and_no_open_file_is_left(tmp_path: Path) -> None:
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
 
 
-def test_without_a_cast_torch_is_not_imported(tmp_path: Path) -> None:
+def test_without_a_cast_torch_is_not_imported_and_memory_is_small(tmp_path: Path) -> None:
     saved.trained(tmp_path / "a")
-    program = "import sys, dcptools; dcptools.convert(*sys.argv[1:], dtype='keep'); print('torch' in sys.modules)"
+    program = (
+        "import sys, dcptools; report = dcptools.convert(*sys.argv[1:], dtype='keep'); "
+        "print('torch' in sys.modules, report.peak_bytes)"
+    )
     command = [sys.executable, "-c", program, str(tmp_path / "a"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    imported, peak = done.stdout.split()
+    assert imported == "False"
+    assert 10_000_000 < int(peak) < 100_000_000  # its own, and not that of this process, which has torch
 
 
 # Failures

@@ -84,7 +84,7 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
     boxes = _boxes(tensor, picture)
     colours = _colours(boxes)
     problems = [f for f in checkpoint.findings if f.key == key and f.severity == "error"]
-    holes = any(problem.code in ("hole", "no-storage") for problem in problems)
+    holes = any(problem.code in ("hole", "overlap", "no-storage") for problem in problems)
     size = tuple(1 if dim is None else tensor.shape[dim] for dim in (picture.x, picture.y))
 
     figure, axes = page.new_figure(2.4 if picture.y is None else 5.2)
@@ -174,6 +174,8 @@ def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int,
     axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=page.INK, linewidth=1, clip_on=False))
     for box, room, face in list(zip(boxes, inches, faces, strict=True))[:MOST_LABELLED]:
         text = _label(box, *room)
+        if not text:
+            continue
         x, y = sum(box.x) / 2, sum(box.y) / 2
         axes.text(x, y, text, ha="center", va="center", fontsize=page.SMALL, color=page.ink_on(face), clip_on=True)
 

@@ -132,7 +132,7 @@ def name_label(text: str, most: int = LABEL_LENGTH) -> str:
     """An untrusted name as it can be drawn: printable, in letters that the font has, the middle left out if long.
 
     >>> name_label("model.layers.0.self_attn.q_proj.weight", most=21)
-    'model.laye…oj.weight'
+    'model.laye…roj.weight'
     """
     ends = text if len(text) <= 2 * most else text[:most] + "…" + text[-most:]
     shown = "".join(c if ord(c) in _letters() else c.encode("unicode_escape").decode() for c in printable(ends))

@@ -100,7 +100,7 @@ def _blocks(picked: list[int | range], most: int) -> Iterator[tuple[int | slice,
         return
     inner = picked[dim + 1 :]
     if _span(inner) > BLOCK:  # long rows, of which a part is enough
-        chosen = _spread(len(rows), max(16, most // _span(inner)))
+        chosen = _spread(len(rows), max(1, min(16, most // BLOCK), most // _span(inner)))
         for row in chosen:
             yield from ((*whole[:dim], rows[row], *rest) for rest in _blocks(inner, most // len(chosen)))
         return
@@ -128,7 +128,7 @@ def _spread(count: int, most: int) -> list[int]:
 def _numbers(values: torch.Tensor) -> Floats:
     import torch
 
-    real = values.abs() if values.is_complex() else values
+    real = values.to(torch.complex128).abs() if values.is_complex() else values
     return real.to(torch.float64).reshape(-1).numpy()
 
 

@@ -48,7 +48,7 @@ def sizes(
     >>> from dcptools import plots
     >>> figure = plots.sizes(demo.checkpoint, by="module", depth=4)
     >>> print(plots.describe(figure))  # doctest: +ELLIPSIS
-    Bar chart of the bytes of a checkpoint by module: 8.70 MB; optimizer.state.model ...
+    Bar chart of the bytes of a checkpoint by module: 8.70 MB; ...
     """
     if by not in ("module", "root", "dtype"):
         raise UsageError(f"Cannot group by {by!r}.\nExpected 'module', 'root' or 'dtype'.")

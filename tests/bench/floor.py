@@ -1,20 +1,20 @@
 """The least that any converter must do: read all bytes of the checkpoint and write as many as the result has.
 
-``python -m tests.bench.floor LOAD_DIR SAVE_DIR SHARD_SIZE READ_PER_WRITTEN WORKERS sync|nosync`` prints
-``{"seconds": ...}``. Nothing is parsed, checked, cast or moved to its place; two bytes that are read for each that is
-written stand for a cast from fp32 to bf16. What is written is rubbish.
+``python -m tests.bench.floor LOAD_DIR SAVE_DIR SHARD_SIZE READ_PER_WRITTEN WORKERS sync|nosync``. Nothing is parsed,
+checked, cast or moved to its place; two bytes that are read for each that is written stand for a cast from fp32 to
+bf16. What is written is rubbish.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.bench.clock import timed
 
 SLAB = 2 << 20  # bytes read at once: it stays in a core's cache
 PAUSE = 0.01  # seconds between two syncs
@@ -72,26 +72,24 @@ class Floor:
                 os.fdatasync(target)
 
 
-def run(floor: Floor, workers: int, *, sync: bool) -> None:
+def run(load_dir: Path, save_dir: Path, shard_size: str, read_per_written: str, workers: str, sync: str) -> None:
+    floor = Floor(sorted(load_dir.glob("*.distcp")), save_dir, int(shard_size), int(read_per_written))
     copied = threading.Event()
     syncer = threading.Thread(target=floor.sync, args=(copied,))
-    threads = [threading.Thread(target=floor.copy) for _ in range(workers)]
-    if sync:
+    threads = [threading.Thread(target=floor.copy) for _ in range(int(workers))]
+    if sync == "sync":
         syncer.start()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     copied.set()
-    if sync:
+    if sync == "sync":
         syncer.join()
         for target in floor.targets:
             os.fsync(target)
 
 
 if __name__ == "__main__":
-    start = time.perf_counter()
-    load_dir, save_dir, shard_size, read_per_written, workers, sync = sys.argv[1:]
-    sources = sorted(Path(load_dir).glob("*.distcp"))
-    run(Floor(sources, Path(save_dir), int(shard_size), int(read_per_written)), int(workers), sync=sync == "sync")
-    print(json.dumps({"seconds": time.perf_counter() - start}))
+    load_dir, save_dir = Path(sys.argv[1]), Path(sys.argv[2])
+    timed(load_dir, save_dir, lambda: run(load_dir, save_dir, *sys.argv[3:]))

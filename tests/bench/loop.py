@@ -1,13 +1,12 @@
 """What people run today: load the tensors of one shard with `dcp.load`, cast, save with `safetensors`, next shard.
 
-``python -m tests.bench.loop LOAD_DIR SAVE_DIR SHARD_SIZE`` prints ``{"seconds": ...}``. It never syncs.
+``python -m tests.bench.loop LOAD_DIR SAVE_DIR SHARD_SIZE``. It never syncs.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -16,10 +15,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from tests.bench.clock import timed
+
 DTYPE = torch.bfloat16
 
 
-def convert(load_dir: str, save_dir: Path, shard_size: int) -> None:
+def convert(load_dir: Path, save_dir: Path, shard_size: int) -> None:
     save_dir.mkdir(parents=True)
     stored = tensors(load_dir)
     shards = pack(stored, shard_size)
@@ -33,7 +34,7 @@ def convert(load_dir: str, save_dir: Path, shard_size: int) -> None:
         (save_dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def tensors(load_dir: str) -> dict[str, TensorStorageMetadata]:
+def tensors(load_dir: Path) -> dict[str, TensorStorageMetadata]:
     entries = FileSystemReader(load_dir).read_metadata().state_dict_metadata
     return {k: entry for k, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
@@ -60,13 +61,12 @@ def pack(stored: dict[str, TensorStorageMetadata], shard_size: int) -> list[list
     return shards
 
 
-def load_shard(load_dir: str, stored: dict[str, TensorStorageMetadata], keys: list[str]) -> dict[str, torch.Tensor]:
+def load_shard(load_dir: Path, stored: dict[str, TensorStorageMetadata], keys: list[str]) -> dict[str, torch.Tensor]:
     state = {key: torch.empty(stored[key].size, dtype=stored[key].properties.dtype) for key in keys}
     load(state, storage_reader=FileSystemReader(load_dir), no_dist=True)
     return {hf_name(key): state.pop(key).to(DTYPE) for key in keys}
 
 
 if __name__ == "__main__":
-    start = time.perf_counter()
-    convert(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
-    print(json.dumps({"seconds": time.perf_counter() - start}))
+    load_dir, save_dir, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    timed(load_dir, save_dir, lambda: convert(load_dir, save_dir, size))

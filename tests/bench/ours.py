@@ -1,21 +1,23 @@
 """`dcptools.convert`, with everything imported before the clock starts, as :mod:`tests.bench.loop` has it.
 
-``python -m tests.bench.ours LOAD_DIR SAVE_DIR SHARD_SIZE DTYPE WORKERS sync|nosync`` prints ``{"seconds": ...}``.
+``python -m tests.bench.ours LOAD_DIR SAVE_DIR SHARD_SIZE DTYPE WORKERS sync|nosync``.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
+from pathlib import Path
 
 import torch  # noqa: F401  (the conversion imports it when it casts)
 
 import dcptools
+from tests.bench.clock import timed
+
+
+def convert(load_dir: str, save_dir: str, shard_size: str, dtype: str, workers: str, sync: str) -> None:
+    size, threads, fsync = int(shard_size), int(workers), sync == "sync"
+    dcptools.convert(load_dir, save_dir, shard_size=size, dtype=dtype, workers=threads, fsync=fsync)
+
 
 if __name__ == "__main__":
-    load_dir, save_dir, shard_size, dtype, workers, sync = sys.argv[1:]
-    size, threads, fsync = int(shard_size), int(workers), sync == "sync"
-    start = time.perf_counter()
-    dcptools.convert(load_dir, save_dir, shard_size=size, dtype=dtype, workers=threads, fsync=fsync)
-    print(json.dumps({"seconds": time.perf_counter() - start}))
+    timed(Path(sys.argv[1]), Path(sys.argv[2]), lambda: convert(*sys.argv[1:]))

@@ -41,7 +41,7 @@ class Run:
     """How one run of a program went."""
 
     seconds: float  # what the program says of itself (after its imports), else of the whole process
-    peak_bytes: int  # peak resident memory of the whole process, imports included
+    peak_bytes: int  # resident memory at its peak: what the program says of itself, else of the whole process
     answer: Mapping[str, Any] = field(default_factory=dict)  # the JSON object that it printed, if any
 
 
@@ -69,7 +69,8 @@ def run(argv: Sequence[str]) -> Run:
         if process.returncode:
             raise Crashed(f"exit status {process.returncode}: {' '.join(argv)}\n{stderr.read() or stdout.read()}")
         answer = _last_json_object(stdout.read())
-    return Run(float(answer.get("seconds", seconds)), usage.ru_maxrss * MAXRSS_UNIT, answer)
+    peak_bytes = answer.get("peak_bytes", usage.ru_maxrss * MAXRSS_UNIT)
+    return Run(float(answer.get("seconds", seconds)), int(peak_bytes), answer)
 
 
 def run_in_turn(programs: Sequence[Program], rounds: int, *, warm: Path) -> dict[str, list[Run]]:
