@@ -201,9 +201,10 @@ class LocalSink:
         del self._staged[name]
 
     def discard(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
         for path in self._staged.values():
             path.unlink(missing_ok=True)
         self._staged.clear()

@@ -58,7 +58,7 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     torch.Size([2])
     """
     tensor = as_checkpoint(checkpoint)[key]
-    region, picks = _region(tensor.shape, index)
+    region, picks = region_of(tensor.shape, index)
     reader = TensorReader(tensor)
     values = np.empty([stop - start for start, stop in region], reader.bits)
     reader.read_region(region, values)
@@ -66,7 +66,7 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     return _as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
 
 
-def _region(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
+def region_of(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
     """The box under an index, and what is left to pick inside of it: 0 drops a dimension, a slice steps."""
     parts = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, part in enumerate(parts) if part is ...]

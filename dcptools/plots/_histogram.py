@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.errors import UnsupportedCheckpoint, UsageError
 from dcptools.plots import _figure as page
-from dcptools.values import Index, _region, load_tensor
+from dcptools.values import Index, region_of, load_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ def histogram(
 
 def _picked(tensor: StoredTensor, index: Index) -> list[int | range]:
     """What an index picks from each dimension."""
-    region, picks = _region(tensor.shape, index)
+    region, picks = region_of(tensor.shape, index)
     return [
         start if pick == 0 else range(start, stop, pick.step or 1)
         for (start, stop), pick in zip(region, picks, strict=True)

@@ -146,7 +146,7 @@ def _coarse(bar: Iterable[Segment], tiny: int) -> Iterator[Segment]:
     gathered: Counter[str] = Counter()
     start = 0
     for at, nbytes, group in bar:
-        if False:
+        if gathered and nbytes >= tiny:
             yield _as_one(start, gathered)
             gathered.clear()
         start = start if gathered else at

@@ -12,7 +12,6 @@ extension has to be installed.
 
 try:
     import ipywidgets as _ipywidgets  # noqa: F401
-    import matplotlib as _matplotlib  # noqa: F401
 except ImportError as error:
     raise ImportError(f"{error}\nThe widgets need the notebook extra: pip install 'dcptools[notebook]'") from None
 

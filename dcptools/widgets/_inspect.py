@@ -287,7 +287,7 @@ class OneTensor(W.VBox):  # type: ignore[misc]
         )
         parts = [f"<p><strong>{escape(key)}</strong>: {escape(facts)}</p>"]
         parts.append(figure_html(plots.chunks(self.checkpoint, key)))
-        if tensor.numel and tensor.dtype.kind not in ("complex", "opaque"):
+        if tensor.numel and tensor.dtype.kind != "opaque":
             parts.append(figure_html(plots.histogram(self.checkpoint, key)))
         if tensor.dtype.kind != "opaque":
             values = load_tensor(self.checkpoint, key, first)
