@@ -103,10 +103,14 @@ leftover_option = click.option("--list-leftovers", is_flag=True, help="List ever
 @click.command(name="inspect", context_settings=HELP)
 @source_options
 @click.option("--all", "show_all", is_flag=True, help="Print every key; otherwise the first 20 of each container.")
+@click.option("--tree", "show_tree", is_flag=True, help="Print the modules as a tree, layers that are alike as one.")
 @output_options
-def inspect_command(directory: Path | None, load_dir: Path | None, show_all: bool, as_json: bool, quiet: bool) -> None:
+def inspect_command(
+    directory: Path | None, load_dir: Path | None, show_all: bool, show_tree: bool, as_json: bool, quiet: bool
+) -> None:
     """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads metadata only."""
     from dcptools.checkpoint import read
+    from dcptools.tree import tree
 
     checkpoint = read(_load_dir(directory, load_dir))
     if as_json:
@@ -114,7 +118,7 @@ def inspect_command(directory: Path | None, load_dir: Path | None, show_all: boo
     elif not quiet:
         click.echo(checkpoint)
         click.echo()
-        click.echo(checkpoint.keys_table(None if show_all else 20))
+        click.echo(tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20))
 
 
 @click.command(

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.errors import UnsupportedCheckpoint, UsageError
 from dcptools.plots import _figure as page
-from dcptools.values import Index, region_of, load_tensor
+from dcptools.values import Index, load_tensor, region_of
 
 if TYPE_CHECKING:
     import torch
