@@ -10,19 +10,18 @@ PIP_ARGS ?=
 
 RUN = $(VENV)/bin/
 STAMP = $(VENV)/.installed
-DOCS_STAMP = $(VENV)/.installed-docs
 PIP = $(RUN)python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 TORCH = $(shell grep '^torch==' constraints.txt)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 WIZARD = notebooks/5-wizard.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check format bench lab app docs clean
+.PHONY: help install demo test test-long check format bench lab app docs docs-pages docs-shots clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-install: $(STAMP) ## the virtual environment, with everything but the docs tools
+install: $(STAMP) ## the virtual environment
 
 # The stamp lies in the environment, so that both go together. torch comes first and alone: with the pinned version in
 # place no later step is tempted to fetch another build of it. pip still prints its errors (-qq silences the rest).
@@ -31,11 +30,6 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@$(PIP) '$(TORCH)'
 	@echo "Installing dcptools with its notebook and test extras"
 	@$(PIP) -c constraints.txt -e '.[notebook,test]'
-	@touch $@
-
-$(DOCS_STAMP): $(STAMP)
-	@echo "Installing the docs tools"
-	@$(PIP) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/bin/pip:
@@ -86,9 +80,16 @@ lab: $(STAMP) ## JupyterLab with the wizard
 app: $(STAMP) ## the wizard as a page of its own
 	$(RUN)voila $(WIZARD)
 
-docs: $(DOCS_STAMP) ## the documentation in build/docs
-	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet --site-dir build/docs
-	@echo "build/docs/index.html"
+# Warnings count (--strict), which they would not with --quiet: that hides them from mkdocs too.
+docs: $(STAMP) ## the documentation in build/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict
+	@echo "build/docs/index.html; with a search: $(RUN)python -m http.server --directory build/docs"
+
+docs-pages: $(STAMP) ## write the generated pages of docs again, after a change of code or notebooks
+	for page in cli api notebooks; do $(RUN)python docs/scripts/$$page.py || exit 1; done
+
+docs-shots: $(STAMP) ## take the pictures of the wizard again; needs Chromium
+	$(RUN)python docs/scripts/screenshots.py
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

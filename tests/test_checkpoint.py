@@ -506,18 +506,16 @@ def test_what_a_pickle_changes_is_gone_with_it(name: str, tmp_path: Path, traine
 
 
 def test_a_pickle_cannot_change_the_next_one_through_what_it_may_name(tmp_path: Path) -> None:
-    """BUILD on an allowed class, inside an otherwise sound checkpoint that is read to its end."""
-    directory = broken.whole(tmp_path)
-    sound = (directory / ".metadata").read_bytes()
-    module = "torch.distributed.checkpoint.metadata"
-    poison = hostile.stack_global(module, "ChunkStorageMetadata") + b"N}" + hostile.text("offsets")
-    poison += b"K\x07\x85s\x86b"  # every chunk would start at 7
-    assert sound[:2] == b"\x80\x04"
-    (directory / ".metadata").write_bytes(b"\x80\x04]" + poison + b"a" + sound[11:-1] + b"\x86.")
-    with pytest.raises(BrokenCheckpoint):
-        dcptools.read(directory)
-    (directory / ".metadata").write_bytes(sound)
-    assert [chunk.offsets for chunk in dcptools.read(directory)[W].chunks] == [(0, 0), (2, 0), (4, 0)]
+    """BUILD on an allowed class: from then on every item would seem to have gone through a transform."""
+    sound = (broken.whole(tmp_path) / ".metadata").read_bytes()
+    poison = hostile.stack_global("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+    poison += b"N}" + hostile.text("transform_descriptors") + hostile.text("stream.rot13/1") + b"\x85s\x86b"
+    assert sound.startswith(b"\x80\x04\x95")
+    after_frame = sound[11:-1]
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04" + poison + after_frame + b"\x86.")  # both, in a tuple
+    assert message(tmp_path) == "is a pickle of tuple, and not of the Metadata of a distributed checkpoint."
+    (tmp_path / ".metadata").write_bytes(sound)
+    assert dcptools.read(tmp_path).findings == ()
 
 
 WITHOUT_TORCH = """

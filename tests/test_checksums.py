@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import dcptools
 from dcptools.checkpoint import StoredTensor, read
 from dcptools.errors import Cancelled, ChecksumError
+from dcptools.storage import LocalSource
 from dcptools.tensors import Checksums, Region, TensorReader, View, _checksums, read_view
 
 
@@ -86,6 +87,24 @@ def test_pieces_in_any_order(
     flip(directory, "a", data.draw(st.integers(0, 239)))
     with pytest.raises(ChecksumError):
         run()
+
+
+def test_checking_costs_no_read_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if the pieces are read from the last to the first."""
+    tensor = read(saved.save_chunks(tmp_path, {"a": [((0,), torch.arange(100.0))]}))["a"]
+    reads: list[int] = []
+    read_into = LocalSource.read_into
+
+    def counting(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        reads.append(out.nbytes)
+        read_into(self, name, start, out)
+
+    monkeypatch.setattr(LocalSource, "read_into", counting)
+    sums = Checksums()
+    read_regions(tensor, [[(n, n + 25)] for n in (75, 50, 25, 0)], sums)
+    assert counts(sums) == {"checked": 1, "unchecked": 0, "without": 0}
+    assert reads[-4:] == [100] * 4
+    assert sum(reads[:-4]) < 3072  # the archive around the values
 
 
 def test_an_item_that_is_read_in_part_is_counted(tmp_path: Path) -> None:

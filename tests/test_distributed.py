@@ -67,5 +67,7 @@ def test_items_of_all_processes_are_checked(cases: dict[str, Path], tmp_path: Pa
 
 def test_the_optimizer_is_left_out(cases: dict[str, Path]) -> None:
     mapping = dcptools.preview(cases["fsdp2"])
-    assert [output.name for output in mapping.outputs] == ["0.weight", "1.bias", "1.weight", "2.bias", "2.weight"]
+    assert [output.name for output in mapping.outputs] == [
+        f"model.{name}" for name in ("0.weight", "1.bias", "1.weight", "2.bias", "2.weight")
+    ]
     assert {left.key.partition(".")[0] for left in mapping.leftovers} == {"optimizer", "step"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import runpy
@@ -30,6 +31,7 @@ PAGES = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if pa
 RENDERED = sorted((DOCS / "notebooks").glob("*.md"))  # their code is that of the notebooks, which run by themselves
 MAX_IMAGE_BYTES = 200_000
 COMMANDS = {"dcptools": main_group, "dcptools.convert": convert_command, "dcptools.demo": demo_command}
+LOADED = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?(https?:[^\s\">]+)")
 NOT_RUN = re.compile(r"<!-- not run: .*\S.* -->")
 
 
@@ -117,10 +119,8 @@ def parse(words: list[str]) -> None:
     command, arguments = COMMANDS[words[0]], words[1:]
     if isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
-    try:
+    with contextlib.suppress(click.exceptions.Exit):  # --version, --help
         command.make_context(words[0], arguments)
-    except click.exceptions.Exit:  # --version, --help
-        pass
 
 
 class TestShell:
@@ -274,7 +274,9 @@ class TestSite:
         pages = sorted((tmp_path / "site").rglob("*.html"))
         assert len(pages) >= len(RENDERED) + 12
         for page in pages:
-            loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?(https?:[^\s\">]+)", page.read_text())
+            loaded = re.findall(
+                r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?(https?:[^\s\">]+)", page.read_text()
+            )
             assert loaded == [], f"{page.name} loads from elsewhere"
 
     def test_the_theme_has_no_fonts_of_others(self) -> None:

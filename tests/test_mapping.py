@@ -245,13 +245,16 @@ GLOBS = st.lists(st.sampled_from(["*", "model.*", "*.weight", "nothing", "*norm*
 
 
 def nested(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The state dict with each part in its container; dots are nested dicts, ``""`` is the top level."""
+    """The state dict with each part in its container; dots are nested dicts, ``""`` is the top level.
+
+    A part with nothing in it, or whose container is a leaf already, has no place in a state dict.
+    """
     state: dict[str, Any] = {}
     for container, part in parts.items():
-        at = state
-        for segment in filter(None, container.split(".")):
-            at = at.setdefault(segment, {})
-        for name, leaf in part.items():
+        at: Any = state
+        for segment in filter(None, container.split(".") if part else ()):
+            at = at.setdefault(segment, {}) if isinstance(at, dict) else None
+        for name, leaf in part.items() if isinstance(at, dict) else ():
             at.setdefault(name, leaf)
     return state
 
@@ -415,8 +418,7 @@ def test_a_rename_makes_a_collision_and_ends_one(tmp_path: Path) -> None:
 def test_a_name_that_safetensors_cannot_store_is_an_error_until_it_is_renamed(key: str, tmp_path: Path) -> None:
     checkpoint = saved.save_chunks(tmp_path / "c", {key: [((0,), torch.ones(2))]})
     assert [str(f) for f in preview(checkpoint).errors] == [
-        f"error[reserved-name] {key}: would be named {key[6:]!r}, which safetensors cannot store "
-        "(rename or exclude it)"
+        f"error[reserved-name] {key}: would be named {key[6:]!r}, which safetensors cannot store (rename or exclude it)"
     ]
     assert not preview(checkpoint, rename=[f"{key[6:]}()=x"]).errors
 

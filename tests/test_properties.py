@@ -15,6 +15,7 @@ from checkpoints import saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import full_load, raw, read_files, saved_files
+from safetensors.torch import load_file
 from torch import Tensor
 
 import dcptools
@@ -43,14 +44,10 @@ def values(draw: st.DrawFn, dtype: torch.dtype, shape: Shape) -> Tensor:
     return tensor
 
 
-def without_payloads(tensor: Tensor) -> Tensor:
-    """The one quiet NaN in place of all others.
-
-    torch's own casts from float16 to float32 and from float64 to bfloat16 give a NaN other bits where the vectorised
-    loop handles it than where the scalar one does, at the ends of a buffer; so where a NaN's payload would show the
-    place of its element, there is no truth to compare with. All other casts are compared for any NaN.
-    """
-    return torch.where(tensor.isnan(), torch.full((), torch.nan, dtype=tensor.dtype), tensor)
+# Casts in which torch gives a NaN other bits in its vectorised loop than in the scalar one, which handles the last
+# few elements of a buffer: 0x7FC00000 or 0x7FFFFFFF. So the bits of a NaN show how long a buffer was, and there is no
+# truth to compare with; all other casts are compared for any NaN.
+NAN_BY_PLACE = {(torch.float16, "float32"), (torch.float64, "bfloat16")}
 
 
 @st.composite
@@ -99,7 +96,7 @@ def chunks(draw: st.DrawFn, tensor: Tensor) -> list[saved.Placed]:
     return placed
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_any_region_is_what_was_saved(data: st.DataObject) -> None:
     dtype, shape = data.draw(st.sampled_from((*FLOATS, *OTHERS, torch.complex128))), data.draw(SHAPES)
@@ -115,7 +112,7 @@ def test_any_region_is_what_was_saved(data: st.DataObject) -> None:
     assert out.tobytes() == raw(tensor[tuple(slice(start, stop) for start, stop in region)])
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 @pytest.mark.parametrize("written", ["bfloat16", "float16", "float32", "keep"])
 def test_files_are_what_torch_and_safetensors_write(written: str, data: st.DataObject) -> None:
@@ -124,8 +121,8 @@ def test_files_are_what_torch_and_safetensors_write(written: str, data: st.DataO
     for number in range(data.draw(st.integers(1, 4))):
         dtype = data.draw(st.sampled_from((*FLOATS, *FLOATS, *OTHERS)))
         tensor = data.draw(values(dtype, data.draw(SHAPES)))
-        if written != "keep" and dtype in (torch.float16, torch.float64):
-            tensor = without_payloads(tensor)
+        if (dtype, written) in NAN_BY_PLACE:
+            tensor = tensor.nan_to_num(0.0, torch.inf, -torch.inf)
         state[f"model.model.{number}"] = data.draw(chunks(tensor))
     with (
         tempfile.TemporaryDirectory() as name,
@@ -141,3 +138,27 @@ def test_files_are_what_torch_and_safetensors_write(written: str, data: st.DataO
     assert (files.pop(INDEX, None) is None) == (len(plan.files) == 1)
     assert files == saved_files(loaded, plan)
     assert (report.items_unchecked, report.items_without_checksum) == (0, 0)
+
+
+@pytest.mark.parametrize(("dtype", "written"), sorted(NAN_BY_PLACE, key=str))
+def test_nan_stays_nan_where_its_bits_depend_on_its_place(dtype: torch.dtype, written: str, tmp_path: Path) -> None:
+    tensor = saved.random_bits(dtype, (1000,))
+    tensor[::7] = torch.nan
+    directory = saved.save(tmp_path / "a", {"model": {"model.w": tensor}})
+    with patch.object(_engine, "SLAB_BYTES", 100):
+        dcptools.convert(directory, tmp_path / "out", dtype=written, fsync=False)
+    result = load_file(tmp_path / "out" / "model.safetensors")["model.w"]
+    expected = tensor.to(getattr(torch, written))
+    assert torch.equal(result.isnan(), expected.isnan())
+    assert torch.equal(result[~result.isnan()], expected[~expected.isnan()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("written", ["bfloat16", "float16", "float32"])
+def test_the_nan_of_a_0_dimensional_tensor(dtype: torch.dtype, written: str, tmp_path: Path) -> None:
+    """torch casts it by other code than the one of shape (1,): to bfloat16 it is 0x7FC0, and not 0xFFFF."""
+    tensor = torch.tensor(torch.nan, dtype=dtype)
+    directory = saved.save(tmp_path / "a", {"model": {"model.w": tensor, "model.v": tensor.reshape(1)}})
+    plan = dcptools.plan(directory, dtype=written)
+    dcptools.write(plan, tmp_path / "out", fsync=False)
+    assert read_files(tmp_path / "out") == saved_files({"model.w": tensor, "model.v": tensor.reshape(1)}, plan)

@@ -422,6 +422,12 @@ def test_the_fingerprint_changes_with_the_source_of_a_name(tmp_path: Path) -> No
     assert plan(swapped).fingerprint != plan(straight).fingerprint
 
 
+def test_the_fingerprint_changes_with_any_of_the_files(tmp_path: Path) -> None:
+    mapping = preview(checkpoint(tmp_path / "c", floats(a=4, b=4, c=4)))
+    plans = [plan(mapping, 8), *(plan(mapping, 8, dtype_for=[f"model.{name}=float16"]) for name in "abc")]
+    assert len({planned.fingerprint for planned in plans}) == 4
+
+
 def test_the_fingerprint_does_not_change_with_what_is_only_said(tmp_path: Path) -> None:
     directory = saved.trained(tmp_path / "c")
     same = [plan(directory), plan(directory, "2GB"), plan(preview(directory, include=["*"]), dtype_for=["x=float32"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -246,6 +247,39 @@ def test_never_two_at_a_time(tmp_path: Path) -> None:
         entered = list(pool.map(enter, range(400)))
     assert any(entered)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_lock_file_that_is_removed_just_now_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it the other run may end, and remove it: that lock would keep nobody out."""
+    lock, flock, calls = tmp_path / LOCK, fcntl.flock, iter(range(9))
+
+    def too_late(descriptor: int, operation: int) -> None:
+        if next(calls) == 0:
+            lock.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with locked(tmp_path):
+        assert lock.exists()
+        with pytest.raises(TargetError, match="Another run"), locked(tmp_path):
+            pass
+    assert next(calls) == 3
+
+
+def test_a_model_that_another_run_finished_meanwhile(
+    plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen only once the lock is held."""
+    acquire = _target._acquire
+
+    def late(path: Path) -> int:
+        (path.parent / "model.safetensors").write_bytes(b"of the other run")
+        return acquire(path)
+
+    monkeypatch.setattr(_target, "_acquire", late)
+    with pytest.raises(OutputExists):
+        dcptools.write(plan, tmp_path / "out")
+    assert read_files(tmp_path / "out") == {"model.safetensors": b"of the other run"}
 
 
 # What a failed run leaves

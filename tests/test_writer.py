@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dcptools
+from dcptools import storage
 from dcptools.errors import BrokenCheckpoint, Cancelled, ChecksumError, DcptoolsError, TargetError, UsageError
 from dcptools.mapping import KeyMapping, Output
 from dcptools.shards import ShardPlan
@@ -41,6 +43,13 @@ INDEX = "model.safetensors.index.json"
 
 def planned(directory: Path, assets: Path | None = None, **options: Any) -> ShardPlan:
     return dcptools.plan(dcptools.preview(directory, model_assets_dir=assets), **{"dtype": "keep", **options})
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk; tests of that put their own functions in these places."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(storage, "_sync_data", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -139,13 +148,38 @@ def test_every_way_to_store(make: Callable[[Path], Path], tmp_path: Path, monkey
     assert read_files(tmp_path / "out") == saved_files(state, plan)
 
 
-def test_values_that_became_inf_are_counted(tmp_path: Path) -> None:
-    values = torch.tensor([1.0, 7e4, -7e4, float("inf"), float("nan"), 65504.0])
-    plan = planned(saved.trained(tmp_path / "a", {"model.w": values, "model.v": torch.ones(3)}), dtype="float16")
-    report = dcptools.write(plan, tmp_path / "out")
-    (finding,) = [finding for finding in report.findings if finding.code == "cast-overflow"]
-    assert (finding.key, finding.severity) == ("model.w", "warning")
-    assert finding.message == "2 finite values became Inf in the cast"
+@pytest.mark.parametrize(
+    ("dtype", "values", "count"),
+    [
+        ("float16", [1.0, 7e4, -7e4, float("inf"), float("nan"), 65504.0], 2),
+        ("float16", [-7e4, 1.0], 1),
+        ("bfloat16", [3.4e38, 1.0], 1),
+        ("bfloat16", [-3.4e38, 1.0], 1),
+        ("float32", [1e39, -1e39, 3.4e38], 2),
+        ("float32", [-1e39, 1.0], 1),
+        ("float16", [float("inf"), float("nan"), 65504.0], 0),
+    ],
+)
+def test_values_that_became_inf_are_counted(dtype: str, values: list[float], count: int, tmp_path: Path) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64 if dtype == "float32" else torch.float32)
+    plan = planned(saved.trained(tmp_path / "a", {"model.w": tensor, "model.v": torch.ones(3)}), dtype=dtype)
+    found = [f for f in dcptools.write(plan, tmp_path / "out").findings if f.code == "cast-overflow"]
+    message = f"{count} finite values became Inf in the cast"
+    assert [(f.key, f.severity, f.message) for f in found] == ([("model.w", "warning", message)] if count else [])
+
+
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+
+
+@pytest.mark.parametrize("written", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_fp8_is_cast_only_where_it_is_asked_for(dtype: str, written: str, tmp_path: Path) -> None:
+    every = torch.arange(256).to(torch.uint8).view(getattr(torch, dtype))
+    directory = saved.trained(tmp_path / "a", {"model.w": every, "model.kept": every}, optimizer=False)
+    dcptools.write(planned(directory, dtype=written, dtype_for=[f"model.w={written}"]), tmp_path / "out")
+    loaded = load_file(tmp_path / "out" / "model.safetensors")
+    assert raw(loaded["model.w"]) == raw(every.to(getattr(torch, written)))
+    assert raw(loaded["model.kept"]) == raw(every)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
@@ -424,6 +458,17 @@ def fail_sync(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) ->
     monkeypatch.setattr(os, "fsync", failing)
 
 
+def fail_flush(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
+    """The disk reports a lost write while more is being written, and, as disks do, only once."""
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(storage, "_sync_data", failing)
+    monkeypatch.setattr(_engine, "FLUSH_SECONDS", 0)
+    slow_down(monkeypatch, 0.02)
+
+
 def fail_missing_file(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
     """A file of the checkpoint went after the plan was made."""
     (Path(plan.mapping.checkpoint.path) / "__0_0.distcp").unlink()
@@ -454,12 +499,13 @@ FAILURES: dict[Callable[..., None], tuple[type[DcptoolsError], str]] = {
     fail_write: (TargetError, r"Writing to .*/out failed: No space left on device\.\nNothing was kept\.$"),
     fail_create: (TargetError, r"Writing to .*/out failed: .*quota exceeded\.\nNothing was kept\.$"),
     fail_sync: (TargetError, r"Writing to .*/out failed: Input/output error\.\nNothing was kept\.$"),
+    fail_flush: (TargetError, r"Writing to .*/out failed: Input/output error\.\nNothing was kept\.$"),
     fail_missing_file: (
         BrokenCheckpoint,
-        r"^'model.model.[ab]', chunk at \(0,\) of \(9,\) in __0_0.distcp:\n"
+        r"^'model.model.[abcd]', chunk at \(0,\) of \(9,\) in __0_0.distcp:\n"
         r".*/step_10/__0_0.distcp cannot be read: No such file or directory\.\n",
     ),
-    fail_truncated_file: (BrokenCheckpoint, r"^'model.model.[bc]', chunk at .*:\n.*__0_0.distcp ends at byte 3,000, "),
+    fail_truncated_file: (BrokenCheckpoint, r"^'model.model.[bcd]', chunk at .*:\n.*__0_0.distcp ends at byte 3,"),
     fail_missing_asset: (TargetError, r"failed: No such file or directory: .*/assets/tokenizer.json\.\nNothing was"),
     fail_lost_write: (BrokenCheckpoint, r"^model-00001-of-00002.safetensors is not what was planned after writing it"),
 }
@@ -579,12 +625,11 @@ def test_files_are_on_the_disk_before_they_get_their_names(
     tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, replace_file = os.fsync, os.replace
+    replace_file = os.replace
 
     def recorded_sync(descriptor: int) -> None:
         name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
         events.append(f"sync {name[23:-4]}" if name.startswith(".dcptools-") else f"sync {name}/")
-        fsync(descriptor)
 
     def recorded_replace(source: Any, target: Any) -> None:
         events.append(f"rename {Path(target).name}")
@@ -605,7 +650,8 @@ def test_files_are_on_the_disk_before_they_get_their_names(
 
 
 def test_without_fsync_nothing_is_synced(tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("it was synced"))
+    for place, name in ((os, "fsync"), (storage, "_sync_data")):
+        monkeypatch.setattr(place, name, lambda descriptor: pytest.fail("it was synced"))
     dcptools.write(new_plan(tmp_path, assets), tmp_path / "out", fsync=False)
     assert is_new(model(tmp_path / "out"))
 
@@ -637,7 +683,7 @@ def converting(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]
     state = {f"model.layers.{n}.w": torch.zeros(250, 1000) for n in range(12)}
     saved.trained(tmp_path / "big", state, optimizer=False)
     command = [sys.executable, "-c", SLOW, "--load-dir", tmp_path / "big", "--save-dir", tmp_path / "out", *options]
-    command += ["--dtype", "keep", "--shard-size", "3MB", "--workers", "2"]
+    command += ["--dtype", "keep", "--shard-size", "3MB", "--workers", "2", "--no-fsync"]
     with subprocess.Popen([str(c) for c in command], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: any((tmp_path / "out").glob(".dcptools-*.tmp")) or process.poll() is not None)
         yield process
@@ -649,6 +695,28 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_second_ctrl_c_does_not_leave_workers_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would write into files that are being removed, or make new ones after that."""
+    shutdown, interrupts = ThreadPoolExecutor.shutdown, iter([KeyboardInterrupt, None])
+
+    def interrupted(self: ThreadPoolExecutor, *args: Any, **options: Any) -> None:
+        if self._thread_name_prefix == "dcptools" and next(interrupts, None):
+            raise KeyboardInterrupt
+        shutdown(self, *args, **options)
+
+    def progress(done: int, total: int, name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+    slow_down(monkeypatch, 0.2)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress)
+    assert threading.active_count() == before
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcptools.dtypes import DType
 from dcptools.tensors import BITS, Bits
 
-# As integers of 16 bits, all values from this one on are Inf or NaN (of either sign; the sign bit is the highest)
-_FIRST_INF = {"bfloat16": 0x7F80, "float16": 0x7C00}
+if TYPE_CHECKING:
+    import torch
+
+# As integers, all values from this one on are Inf or NaN (of either sign; the sign bit is the highest)
+_FIRST_INF = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
 
 def cast(values: Bits, source: DType, out: Bits, target: DType) -> int:
-    """Cast ``values`` (contiguous bits of ``source``) into ``out`` (of ``target``).
+    """Cast ``values`` (contiguous bits of ``source``) into ``out`` (of ``target``), both of the tensor's dimensions:
+    torch gives the NaN of a 0-dimensional tensor other bits than that of any other.
 
     Returns the number of finite values that became Inf.
     """
@@ -25,15 +29,20 @@ def cast(values: Bits, source: DType, out: Bits, target: DType) -> int:
     cast_to.copy_(given)
     if not _may_have_inf(out, target):
         return 0
-    return int((torch.isinf(cast_to) & torch.isfinite(given.to(torch.float64))).sum())
+    return _infinities(cast_to) - _infinities(given)  # a cast gives Inf of Inf, and NaN of NaN
 
 
 def _may_have_inf(out: Bits, target: DType) -> bool:
-    """A quick look at 16-bit results: two maxima, at the speed of the cache. Others are always looked at."""
-    first = _FIRST_INF.get(target.name)
-    if first is None or not out.size:
-        return bool(out.size)
-    return bool(out.view(np.int16).max() >= first or out.max() >= 0x8000 + first)
+    """A quick look: two maxima, at the speed of the cache, and no memory."""
+    first, sign = _FIRST_INF[target.name], 1 << (8 * target.itemsize - 1)
+    return bool(out.size and (_signed(out).max() >= first or out.max() >= sign + first))
+
+
+def _infinities(values: torch.Tensor) -> int:
+    import torch
+
+    known = values if values.itemsize > 1 else values.to(torch.float32)  # torch counts none of fp8
+    return int(torch.isinf(known).sum())
 
 
 def _signed(bits: Bits) -> np.ndarray[Any, Any]:

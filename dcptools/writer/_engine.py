@@ -160,7 +160,7 @@ class Engine:
         overflow = 0
         if planned.cast:
             result = buffers.get("result", target.itemsize)[:count]
-            overflow = cast(values, source, result, target)
+            overflow = cast(values.reshape(shape), source, result.reshape(shape), target)
             values = result
         self._write(job, region, shape, values)
         return overflow

@@ -1,0 +1,210 @@
+"""Take the pictures of docs/images: the wizard step by step in a real JupyterLab, and the figure of a plan.
+
+    python docs/scripts/screenshots.py [DIRECTORY]
+
+Needs the extras `notebook` and `test`, and a chromium. What the pictures show depends on fonts and on the machine's
+free disk space, so nothing compares them; look at them before they are committed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nbformat
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "docs" / "images"
+NOTEBOOK = "5-wizard.ipynb"
+STEPS = ("checkpoint", "inspect", "mapping", "shards", "convert", "result")
+PARAMETERS = 'load_dir = "step-100"\nmodel_assets_dir = "assets"\nsave_dir = "model"'
+SHARD_SIZE = "400kB"  # cuts the demo into a handful of files
+WIDTH, HEIGHT, SCALE = 1240, 2000, 2  # CSS pixels of the window, and device pixels of each
+MARGIN = 12  # CSS pixels around the wizard
+ALONE = """.jp-InputArea, .jp-Collapser, .jp-OutputPrompt, .jp-Toolbar { visibility: hidden !important }
+.jp-Notebook .jp-Cell { border-color: transparent !important; background: transparent !important }"""
+COLOURS = 128
+MAX_BYTES = 200_000  # of a picture
+CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
+
+# Resolves when the notebook of that path is shown and its kernel answers; a click before that is lost without a word.
+READY = """async (path) => {
+  const until = async (found) => {
+    const deadline = Date.now() + 60000;
+    for (;;) {
+      const value = found();
+      if (value) return value;
+      if (Date.now() > deadline) throw new Error('timeout waiting for ' + found);
+      await new Promise(resolve => setTimeout(resolve, 50));
+    }
+  };
+  const app = await until(() => window.jupyterapp);
+  await app.restored;
+  const panel = await until(() => {
+    const shown = app.shell.currentWidget;
+    return shown?.context?.path === path && shown.content?.widgets ? shown : null;
+  });
+  await panel.context.ready;
+  await panel.sessionContext.ready;
+  const kernel = await until(() => panel.sessionContext.session?.kernel);
+  await kernel.info;
+  app.shell.collapseLeft();
+  await app.commands.execute('notebook:run-all-cells');
+}"""
+
+
+def main() -> None:
+    from dcptools.demo import default_demo
+
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
+    target.mkdir(parents=True, exist_ok=True)
+    demo = default_demo()
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(demo.checkpoint, Path(scratch, "root", "step-100"))
+        shutil.copytree(demo.assets, Path(scratch, "root", "assets"))
+        write_notebook(Path(scratch, "root", NOTEBOOK))
+        with jupyter(Path(scratch)) as url, chromium() as browser:
+            photograph(browser, url, target)
+    draw_shards(demo.checkpoint, target / "shards.png")
+    for path in sorted(target.glob("*.png")):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def write_notebook(path: Path) -> None:
+    """The wizard's notebook with short relative paths, which is what the pictures show."""
+    notebook = nbformat.read(ROOT / "notebooks" / NOTEBOOK, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    cell.source = PARAMETERS
+    nbformat.write(notebook, path)
+
+
+@contextmanager
+def jupyter(scratch: Path) -> Iterator[str]:
+    """A JupyterLab that knows nothing of this user's settings; gives the notebook's URL."""
+    settings = scratch / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}  # otherwise a toast covers a corner
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    places = {f"JUPYTER_{name}_DIR": str(scratch / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    places |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
+        "IPYTHONDIR": str(scratch / "ipython"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--ServerApp.log_level=ERROR"]
+    command += [f"--ServerApp.root_dir={scratch / 'root'}", f"--ServerApp.allow_root={os.geteuid() == 0}"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+    server = subprocess.Popen(command, env={**os.environ, **places})
+    base = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(server, f"{base}/api/status?token={token}")
+        yield f"{base}/lab/workspaces/{secrets.token_hex(4)}/tree/{NOTEBOOK}?token={token}"
+    finally:
+        server.terminate()
+        server.wait(15)
+
+
+def wait_for(server: subprocess.Popen[bytes], url: str) -> None:
+    for _ in range(300):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit("JupyterLab did not start; what it said is above.")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    path = os.environ.get("DCPTOOLS_CHROMIUM") or next(filter(None, found), None)
+    if path is None:
+        raise SystemExit("There is no chromium here. On Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+def photograph(browser: Browser, url: str, target: Path) -> None:
+    """Click through the wizard, with a picture of each step."""
+    page = browser.new_page(
+        viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE, color_scheme="light"
+    )
+    page.goto(url)
+    page.evaluate(READY, NOTEBOOK)
+    page.add_style_tag(content=ALONE)
+    for number, step in enumerate(STEPS, start=1):
+        page.get_by_role("heading", name=f"Step {number} of {len(STEPS)}").wait_for()
+        act(page, step)
+        picture(page, target / f"wizard-{number}-{step}.png")
+        if number < len(STEPS):
+            page.get_by_role("button", name="Next", exact=True).click()
+
+
+def act(page: Page, step: str) -> None:
+    """What a person does in a step before looking at it."""
+    if step == "shards":
+        page.get_by_label("Bytes", exact=True).fill(SHARD_SIZE)
+        page.keyboard.press("Enter")
+        page.get_by_text("model-00001-of-").first.wait_for()
+    if step == "convert":
+        page.get_by_role("button", name="Convert", exact=True).click()
+        page.get_by_text("done in").wait_for()
+
+
+def picture(page: Page, path: Path) -> None:
+    """The wizard alone, in few colours, so that it stays small."""
+    from PIL import Image
+
+    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(700)  # ms; images inside of it, and the notebook's own scrolling, come to rest
+    box = page.locator(".dcptools").first.bounding_box()
+    assert box is not None
+    width, height = box["width"] + 2 * MARGIN, box["height"] + 2 * MARGIN
+    clip = {"x": box["x"] - MARGIN, "y": box["y"] - MARGIN, "width": width, "height": height}
+    page.screenshot(path=path, clip=clip)
+    Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size > MAX_BYTES:
+        raise SystemExit(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}.")
+
+
+def draw_shards(checkpoint: Path, path: Path) -> None:
+    """The figure of notebooks/3-shard-plan.ipynb."""
+    from PIL import Image
+
+    import dcptools
+    from dcptools import plots
+
+    figure = plots.shards(dcptools.plan(checkpoint, shard_size=SHARD_SIZE))
+    figure.savefig(path, dpi=180)
+    Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
