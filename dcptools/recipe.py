@@ -20,7 +20,7 @@ def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> 
     for name, value in _options(plan, overwrite=overwrite).items():
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
-            words += [option] if one is True else [option, "=".join(one) if isinstance(one, tuple) else str(one)]
+            words += [option] if one is True else [option, _rule(*one) if isinstance(one, tuple) else str(one)]
     return shlex.join(words)
 
 
@@ -33,6 +33,12 @@ def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> s
     named = _options(plan, overwrite=overwrite).items()
     arguments = [repr(plan.mapping.checkpoint.path), repr(save_dir), *(f"{name}={value!r}" for name, value in named)]
     return f"dcptools.convert({', '.join(arguments)})"
+
+
+def _rule(pattern: str, replacement: str) -> str:
+    """One word that is split at its last ``=`` again; in a replacement ``=`` can be written as an octal escape."""
+    escaped = replacement.replace("=", r"\075")
+    return f"{pattern}={escaped}"
 
 
 def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:

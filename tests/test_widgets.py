@@ -19,7 +19,7 @@ from checkpoints import broken, saved
 from pandas.testing import assert_frame_equal
 
 import dcptools
-from dcptools import widgets
+from dcptools import plots, widgets
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
 from dcptools.mapping import KeyMapping, preview
@@ -291,7 +291,7 @@ def test_a_bad_regular_expression_is_said_and_the_rows_stay(table: PagedTable) -
     assert roles(table.status) == ["alert"]
     assert "The search text is not a regular expression: missing )" in text(table.status)
     assert len(shown_keys(table)) == 5
-    table.search.value = "(d)"
+    table.search.value = r"(d)\("
     assert roles(table.status) == ["status"]
     assert shown_keys(table) == ["d(1)"]
 
@@ -628,7 +628,8 @@ def test_sizes_are_pictures_with_words_and_drawn_when_looked_at(checkpoint: Chec
     assert step.sizes.value == ""
     step.tabs.selected_index = SIZES
     assert step.sizes.value.count("<img") == 3
-    assert [f"alt='Bytes by {by}" in step.sizes.value for by in ("root", "dtype", "module")] == [True] * 3
+    for by in ("root", "dtype", "module"):
+        assert f"alt='{plots.describe(plots.sizes(checkpoint, by=by))}'" in step.sizes.value
 
 
 def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
@@ -694,15 +695,24 @@ def test_a_key_that_is_not_there_is_said(checkpoint: Checkpoint) -> None:
     assert "script" not in tags(step.tensor.body)
 
 
-def test_every_dtype_and_every_name_can_be_looked_at(tmp_path: Path) -> None:
-    saved.save(tmp_path / "dtypes", saved.dtype_state())
-    saved.odd_names(tmp_path / "names")
-    for name in ("dtypes", "names"):
-        step = widgets.Inspect(read(tmp_path / name))
-        for key in step.checkpoint.tensors:
-            if key:
-                step.tensor.key.value = key
-                assert "First values" in text(step.tensor.body), text(step.tensor.body)
+AWKWARD = {
+    "$x^{$": torch.ones(2),  # what matplotlib would read as a formula
+    SCRIPT: torch.ones(2),
+    "new\nline": torch.ones(2),
+    "scalar": torch.tensor(1.0),
+    "empty": torch.empty(0, 3),
+    "complex": torch.ones(2, dtype=torch.complex64),
+    "float8": torch.ones(2).to(torch.float8_e4m3fn),
+    "bool": torch.tensor([True, False]),
+}
+
+
+def test_awkward_tensors_and_names_can_be_looked_at(tmp_path: Path) -> None:
+    step = widgets.Inspect(read(saved.save(tmp_path / "awkward", AWKWARD)))
+    for key in AWKWARD:
+        step.tensor.key.value = key
+        assert "First values" in text(step.tensor.body), text(step.tensor.body)
+        assert "script" not in tags(step.tensor.body)
 
 
 def test_without_a_checkpoint_no_keys_of_the_last_one_stay(checkpoint: Checkpoint) -> None:
@@ -729,23 +739,25 @@ def view(checkpoint: Checkpoint) -> TreeView:
 
 
 def test_the_model_is_open_and_the_rest_closed_at_first(view: TreeView) -> None:
-    assert labels(view) == ["▾ model", "▸ model", "lm_head.weight", "▸ optimizer", "step"]
+    layers = ["embed_tokens.weight", "▸ layers.{0..1}", "norm.weight"]
+    assert labels(view) == ["▾ model", "▾ model", *layers, "lm_head.weight", "▸ optimizer", "step"]
 
 
 def test_a_click_expands_a_row_and_another_closes_it(view: TreeView) -> None:
-    view.rows[1][0].click()
-    assert labels(view)[1:5] == ["▾ model", "embed_tokens.weight", "▸ layers.{0..1}", "norm.weight"]
+    before = labels(view)
     assert text(view.rows[2][1]) == "[16, 8] float32"
     view.rows[1][0].click()
     assert labels(view) == ["▾ model", "▸ model", "lm_head.weight", "▸ optimizer", "step"]
+    view.rows[1][0].click()
+    assert labels(view) == before
 
 
 def test_a_tensor_cannot_be_expanded(view: TreeView) -> None:
-    assert [button.disabled for button, _ in view.rows[:5]] == [False, False, True, False, True]
+    assert [button.disabled for button, _ in view.rows[:8]] == [False, False, True, False, True, True, False, True]
     before = labels(view)
     view.rows[2][0].click()
     view.rows[20][0].click()  # an empty row of the pool
-    assert labels(view)[0] == before[0]
+    assert labels(view) == before
 
 
 def test_the_tree_has_pages(view: TreeView) -> None:
@@ -756,13 +768,12 @@ def test_the_tree_has_pages(view: TreeView) -> None:
         view.next.click()
         seen += labels(view)
     assert len(seen) == 86
-    assert text(view.status) == "Rows 73 to 77 of 86"
-    hidden = [line.layout.visibility for line in view.lines]
-    assert hidden == ["visible"] * 5 + ["hidden"] * (TREE_ROWS - 5)
+    assert text(view.status) == "Rows 73 to 86 of 86"
+    assert [line.layout.display == "none" for line in view.lines] == [False] * 14 + [True] * (TREE_ROWS - 14)
     view.previous.click()
     assert text(view.status) == "Rows 49 to 72 of 86"
     view.none.click()
-    assert text(view.status) == "Rows 1 to 3 of 3"
+    assert labels(view) == ["▸ model", "▸ optimizer", "step"]
 
 
 # --- Mapping ----------------------------------------------------------------------------------------------------
@@ -790,11 +801,11 @@ def test_a_rename_changes_the_preview_at_once(review: widgets.Mapping) -> None:
     assert "head.weight" in shown_keys(review.outputs)[0] + review.outputs.body.value
 
 
-def test_the_layout_changes_the_preview_at_once(review: widgets.Mapping) -> None:
-    assert review.mapping.layout == "container"
-    review.layout_choice.value = "bare"
-    assert review.mapping.layout == "bare"
-    assert "model.model.norm.weight" in list(review.outputs.frame["name"])
+def test_the_layout_changes_the_preview_at_once(tmp_path: Path) -> None:
+    step = widgets.Mapping(read(saved.bare(tmp_path / "bare")))
+    assert step.mapping.layout == "bare" and "model.norm.weight" in list(step.outputs.frame["name"])
+    step.layout_choice.value = "container"
+    assert step.mapping.layout == "container" and "norm.weight" in list(step.outputs.frame["name"])
 
 
 def test_the_root_changes_the_preview_at_once(review: widgets.Mapping) -> None:
@@ -857,7 +868,7 @@ def test_errors_block_and_cannot_be_ticked_away(tmp_path: Path, assets: str) -> 
     assert step.accept.layout.display == "none"
     assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
     step.exclude.value = "model.model.w"
-    assert step.blocked == "" and len(step.mapping.outputs) == 1
+    assert (step.blocked, len(step.mapping.outputs)) == ("There are warnings; tick that you have read them.", 1)
 
 
 def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
@@ -877,7 +888,9 @@ def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
     assert step.plan.fingerprint == expected.fingerprint
     assert_frame_equal(step.files.frame, expected.files_frame())
     assert text(step.found).startswith(f"{len(expected.files)} files with 2.93 kB, the largest ")
-    assert "alt='The " in step.figure.value
+    assert f"alt='{plots.describe(plots.shards(expected))}'" in step.figure.value
+    step.color.value = "module"
+    assert f"alt='{plots.describe(plots.shards(expected, color_by='module'))}'" in step.figure.value
     assert (step.blocked, step.size.value) == ("", "1.00 kB")
 
 
@@ -1207,7 +1220,7 @@ def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) 
     wizard.mapping_step.dtype_choice.value = "float32"
     assert wizard.plan.dtype == "float32"
     wizard.mapping_step.exclude.value = "*lm_head*"
-    assert wizard.plan.mapping is wizard.mapping and len(wizard.mapping.outputs) == 23
+    assert wizard.plan.mapping is wizard.mapping and len(wizard.mapping.outputs) == 24
     assert "--exclude '*lm_head*'" in pre(wizard.convert_step.recipe, "command")
 
 

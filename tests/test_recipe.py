@@ -1,0 +1,155 @@
+"""The command line and the call that the widgets show do what the plan says, to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import saved
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dcptools
+from dcptools.cli import convert_command
+from dcptools.mapping import Rename, preview
+from dcptools.recipe import command_line, python_call
+from dcptools.shards import ShardPlan, plan
+from dcptools.writer import write
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved.trained(tmp_path_factory.mktemp("recipe") / "step 100's")
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("recipe") / "assets"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen3", "dtype": "float32"}))
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def everything(checkpoint: Path, assets: Path) -> ShardPlan:
+    """A plan in which no option is at its default."""
+    mapping = preview(
+        checkpoint,
+        model_assets_dir=assets,
+        layout="container",
+        root="model",
+        include=["model.*", "* *"],
+        exclude=["*.layers.1.*", "$HOME"],
+        rename=[(r"model\.(.*norm.*)", r"model.\1=x"), ("(lm)_(head).weight", r"\2.\1.w")],
+    )
+    return plan(mapping, 700, "float16", dtype_for=["*.norm.*=float32", "*=x=keep"])
+
+
+def defaults(checkpoint: Path, assets: Path) -> ShardPlan:
+    return plan(preview(checkpoint))
+
+
+PLANS = pytest.mark.parametrize("make", [defaults, everything])
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture
+def planned(make: Any, checkpoint: Path, assets: Path) -> ShardPlan:
+    made: ShardPlan = make(checkpoint, assets)
+    return made
+
+
+@pytest.fixture
+def expected(planned: ShardPlan, tmp_path: Path) -> dict[str, bytes]:
+    write(planned, tmp_path / "expected", fsync=False)
+    return content(tmp_path / "expected")
+
+
+@PLANS
+def test_the_command_writes_what_the_plan_writes(
+    planned: ShardPlan, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    line = command_line(planned, str(tmp_path / "it's here"))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    subprocess.run(["sh", "-c", line], env=environment, check=True, capture_output=True)
+    assert content(tmp_path / "it's here") == expected
+
+
+@PLANS
+def test_the_call_writes_what_the_plan_writes(planned: ShardPlan, expected: dict[str, bytes], tmp_path: Path) -> None:
+    exec(python_call(planned, str(tmp_path / "it's here")), {"dcptools": dcptools})
+    assert content(tmp_path / "it's here") == expected
+
+
+@PLANS
+def test_with_overwrite_both_replace_a_model(planned: ShardPlan, expected: dict[str, bytes], tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "model.safetensors").write_bytes(b"older")
+    exec(python_call(planned, str(target), overwrite=True), {"dcptools": dcptools})
+    assert content(target) == expected
+    assert parsed(command_line(planned, str(target), overwrite=True))["overwrite"] is True
+
+
+def test_options_at_their_defaults_are_left_out(checkpoint: Path, assets: Path) -> None:
+    planned = defaults(checkpoint, assets)
+    quoted = shlex.quote(str(checkpoint))
+    assert command_line(planned, "out") == f"python -m dcptools.convert --load-dir {quoted} --save-dir out"
+    assert python_call(planned, "out") == f"dcptools.convert({str(checkpoint)!r}, 'out')"
+
+
+def test_every_option_is_said(checkpoint: Path, assets: Path) -> None:
+    planned = everything(checkpoint, assets)
+    words = shlex.split(command_line(planned, "out", overwrite=True))
+    options = [
+        "--model-assets-dir", str(assets), "--layout", "container", "--root", "model",
+        "--include", "model.*", "--include", "* *", "--exclude", "*.layers.1.*", "--exclude", "$HOME",
+        "--rename", r"model\.(.*norm.*)=model.\1\075x", "--rename", r"(lm)_(head).weight=\2.\1.w",
+        "--shard-size", "700", "--dtype", "float16",
+        "--dtype-for", "*.norm.*=float32", "--dtype-for", "*=x=keep", "--overwrite",
+    ]  # fmt: skip
+    before = ["python", "-m", "dcptools.convert", "--load-dir", str(checkpoint), "--save-dir", "out"]
+    assert words == [*before, *options]
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """The options as the command line understands them, nothing run."""
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "dcptools.convert"]
+    return convert_command.make_context("convert", words[3:]).params
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=12)
+
+
+@given(
+    include=st.lists(texts, max_size=2),
+    exclude=st.lists(texts, max_size=2),
+    names=st.lists(st.tuples(texts, texts.filter(lambda text: "\\" not in text)), max_size=2),
+    save_dir=texts,
+)
+def test_whatever_the_texts_the_command_line_understands_them(
+    checkpoint: Path, include: list[str], exclude: list[str], names: list[tuple[str, str]], save_dir: str
+) -> None:
+    import re
+
+    rules = [Rename(re.escape(old), new) for old, new in names]
+    planned = plan(preview(checkpoint, include=["model.*", *include], exclude=exclude, rename=rules))
+    options = parsed(command_line(planned, save_dir))
+    assert str(options["load_dir"]) == str(checkpoint)
+    assert os.fspath(options["save_dir"]) == os.fspath(Path(save_dir))
+    assert list(options["include"]) == ["model.*", *include]
+    assert list(options["exclude"]) == exclude
+    understood = [Rename.parse(rule) for rule in options["rename"]]
+    assert [rule.apply(old) for rule, (old, _) in zip(understood, names, strict=True)] == [new for _, new in names]
