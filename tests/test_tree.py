@@ -27,25 +27,25 @@ def test_a_trained_model(tmp_path: Path) -> None:
     assert (
         str(tree(path))
         == """\
-model                                    25 keys, 1,464 elements, 5.86 kB
-  model                                  24 keys, 1,336 elements, 5.34 kB
-    embed_tokens.weight                  [16, 8] float32
-    layers.{0..1}                        22 keys, 1,200 elements, 4.80 kB
-      self_attn                          12 keys, 400 elements, 1.60 kB
-        q_proj.weight                    2 x [8, 8] float32
-        k_proj.weight                    2 x [4, 8] float32
-        v_proj.weight                    2 x [4, 8] float32
-        o_proj.weight                    2 x [8, 8] float32
-        q_norm.weight                    2 x [4] float32
-        k_norm.weight                    2 x [4] float32
-      mlp                                6 keys, 768 elements, 3.07 kB
-        gate_proj.weight                 2 x [16, 8] float32
-        up_proj.weight                   2 x [16, 8] float32
-        down_proj.weight                 2 x [8, 16] float32
-      input_layernorm.weight             2 x [8] float32
-      post_attention_layernorm.weight    2 x [8] float32
-    norm.weight                          [8] float32
-  lm_head.weight                         [16, 8] float32"""
+model                                  25 keys, 1,464 elements, 5.86 kB
+  model                                24 keys, 1,336 elements, 5.34 kB
+    embed_tokens.weight                [16, 8] float32
+    layers.{0..1}                      22 keys, 1,200 elements, 4.80 kB
+      self_attn                        12 keys, 400 elements, 1.60 kB
+        q_proj.weight                  2 x [8, 8] float32
+        k_proj.weight                  2 x [4, 8] float32
+        v_proj.weight                  2 x [4, 8] float32
+        o_proj.weight                  2 x [8, 8] float32
+        q_norm.weight                  2 x [4] float32
+        k_norm.weight                  2 x [4] float32
+      mlp                              6 keys, 768 elements, 3.07 kB
+        gate_proj.weight               2 x [16, 8] float32
+        up_proj.weight                 2 x [16, 8] float32
+        down_proj.weight               2 x [8, 16] float32
+      input_layernorm.weight           2 x [8] float32
+      post_attention_layernorm.weight  2 x [8] float32
+    norm.weight                        [8] float32
+  lm_head.weight                       [16, 8] float32"""
     )
 
 
@@ -92,7 +92,7 @@ def test_a_tensor_that_is_also_a_module(tmp_path: Path) -> None:
 
 def test_numbers_that_are_written_otherwise_are_names(tmp_path: Path) -> None:
     keys = ["layers.0", "layers.1", "layers.01", "layers.\N{ARABIC-INDIC DIGIT ONE}", f"layers.{'9' * 5000}"]
-    labels = [node.label for node in of(tmp_path, {key: (1,) for key in keys}).rows()]
+    labels = [node.label for node in of(tmp_path, dict.fromkeys(keys, (1,))).rows()]
     assert labels == ["layers", "01", "\N{ARABIC-INDIC DIGIT ONE}", "9" * 5000, "{0..1}"]
 
 

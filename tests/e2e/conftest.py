@@ -78,7 +78,11 @@ def lab(jupyter_home: tuple[Path, dict[str, str]]) -> Iterator[Callable[[str], s
     home, env = jupyter_home
     port, token, log = free_port(), secrets.token_hex(16), home / "lab.log"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'root'}"]
+    command += [
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={home / 'root'}",
+    ]
     command += [f"--ServerApp.allow_root={os.geteuid() == 0}", "--LabApp.expose_app_in_browser=True"]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, "--LabApp.extension_manager=readonly"], env=env, stdout=out, stderr=out)
@@ -115,7 +119,9 @@ def run_notebook(
     def run(name: str, **parameters: str) -> Any:
         notebook = json.loads((NOTEBOOKS / name).read_text())
         tagged = next(c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", ()))
-        tagged["source"] = [f"{key} = {value!r}\n" for key, value in {"load_dir": "", "save_dir": "", **parameters}.items()]
+        tagged["source"] = [
+            f"{key} = {value!r}\n" for key, value in {"load_dir": "", "save_dir": "", **parameters}.items()
+        ]
         if "model_assets_dir" not in parameters:
             tagged["source"].append("model_assets_dir = ''\n")
         path = f"{uuid.uuid4().hex[:8]}.ipynb"

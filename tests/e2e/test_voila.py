@@ -22,7 +22,9 @@ def test_the_wizard_is_served(jupyter_home: tuple[Path, dict[str, str]], chromiu
     port, token, log = free_port(), secrets.token_hex(16), home / "voila.log"
     command = [sys.executable, "-m", "voila", str(home / "root" / "5-wizard.ipynb"), "--no-browser", f"--port={port}"]
     with log.open("wb") as out:
-        process = subprocess.Popen([*command, "--Voila.ip=127.0.0.1", f"--token={token}"], env=env, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [*command, "--Voila.ip=127.0.0.1", f"--token={token}"], env=env, stdout=out, stderr=out
+        )
     page = chromium.new_context().new_page()
     try:
         wait_for(f"http://127.0.0.1:{port}/voila/static/voila.js?token={token}", process, log)
