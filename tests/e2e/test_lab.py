@@ -87,7 +87,8 @@ def test_cancel_leaves_nothing(run_notebook: Run, tmp_path: Path) -> None:
     for step, title in ((2, "Inspect"), (3, "Mapping"), (4, "Shards"), (5, "Convert")):
         go_on(page, step, title)
     page.evaluate(
-        """() => { const named = (name) => [...document.querySelectorAll('button')].find(b => b.innerText.trim() === name);
+        """() => {
+        const named = (name) => [...document.querySelectorAll('button')].find(b => b.innerText.trim() === name);
         named('Convert').click();
         const timer = setInterval(() => { const b = named('Cancel');
           if (b && !b.disabled) { clearInterval(timer); b.click(); } }, 5); }"""
