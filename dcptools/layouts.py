@@ -76,7 +76,8 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -
     """Choose the layout; None if no rule finds a model.
 
     The rules are tried in this order: names that only a container gives; a container ``model`` in ``planner_data``;
-    another container that holds a model; bare names with a head at the top level; any ``model.*``.
+    bare names with a head at the top level; another container that holds a model (after the bare names, so that an
+    ``ema`` beside them is not taken for the model); any ``model.*``.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -
         return Choice("bare", "", "the layout 'bare' was asked for")
     if layout == "container":
         return Choice("container", CONTAINER, "the layout 'container' was asked for")
-    return _by_names(keys) or _by_container(keys) or _bare(keys) or _any_model(keys)
+    return _by_names(keys) or _by_container(keys) or _bare(keys) or _by_other_container(keys) or _any_model(keys)
 
 
 def _by_names(keys: Sequence[Key]) -> Choice | None:
@@ -109,6 +110,10 @@ def _by_names(keys: Sequence[Key]) -> Choice | None:
 def _by_container(keys: Sequence[Key]) -> Choice | None:
     if any(len(key.path) > 1 and key.path[0] == CONTAINER for key in keys):
         return Choice("container", CONTAINER, "the saved state dict has a container 'model'")
+    return None
+
+
+def _by_other_container(keys: Sequence[Key]) -> Choice | None:
     others = sorted({key.container for key in keys if len(key.path) > 1 and _holds_model(key)})
     if len(others) == 1:
         return Choice("container", others[0], f"the saved state dict has a model in the container {others[0]!r}", True)

@@ -78,9 +78,9 @@ CHOSEN: dict[str, tuple[list[Key], Choice]] = {
         inside("state_dict", "model.embed_tokens.weight"),
         Choice("container", "state_dict", "the saved state dict has a model in the container 'state_dict'", True),
     ),
-    "another container before 3": (
+    "a bare model before another container beside it": (
         [*inside("ema", *MODEL), *top(*MODEL)],
-        Choice("container", "ema", "the saved state dict has a model in the container 'ema'", True),
+        Choice("bare", "", BARE),
     ),
     # 3: bare names, with a head at the top
     "bare": (top(*MODEL), Choice("bare", "", BARE)),

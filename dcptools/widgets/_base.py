@@ -40,6 +40,7 @@ STYLE = """<style>
 .dcptools .dcp-alert p { margin: 0 0 2px; } .dcptools .dcp-soft { color: var(--dcp-soft); }
 .dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--dcp-fill);
   color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
+.dcptools .dcp-alert p:last-child { margin: 0; }
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
 .dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
 .dcptools .widget-html-content > p { margin: 6px 0 2px; }
@@ -96,7 +97,7 @@ def figure_html(figure: Any, width: int = 900) -> str:
     import io
 
     target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=110)
+    figure.savefig(target, format="png", dpi=160)
     data = base64.b64encode(target.getvalue()).decode()
     text = escape(plots.describe(figure))
     return f"<img class='dcp' style='width:{width}px' alt='{text}' src='data:image/png;base64,{data}'>"

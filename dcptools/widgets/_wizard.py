@@ -54,7 +54,8 @@ class Wizard(Step):
         self.next = W.Button(description="Next", button_style="primary", layout={"width": "120px"})
         self.stack = W.Stack(self.steps, selected_index=0)
         self.stack.layout.margin = "8px 0"
-        super().__init__([self.heading, self.stack, W.HBox([self.back, self.next, self.why])])
+        # above the step, so that a click shows the next heading however long the step is
+        super().__init__([self.heading, W.HBox([self.back, self.next, self.why]), self.stack])
         self.back.on_click(lambda _: self._go(-1))
         self.next.on_click(lambda _: self._go(1))
         self._link()
