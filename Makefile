@@ -78,7 +78,7 @@ lab: $(STAMP) ## JupyterLab with the wizard
 	$(RUN)jupyter lab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(if $(wildcard $(WIZARD)),$(WIZARD),.)
 
 app: $(STAMP) ## the wizard as a page of its own
-	$(RUN)voila $(WIZARD)
+	$(RUN)voila $(WIZARD) --Voila.ip=127.0.0.1 --token
 
 # Warnings count (--strict), which they would not with --quiet: that hides them from mkdocs too.
 docs: $(STAMP) ## the documentation in build/docs

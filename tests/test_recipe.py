@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -142,8 +143,6 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_s
 def test_whatever_the_texts_the_command_line_understands_them(
     checkpoint: Path, include: list[str], exclude: list[str], names: list[tuple[str, str]], save_dir: str
 ) -> None:
-    import re
-
     rules = [Rename(re.escape(old), new) for old, new in names]
     planned = plan(preview(checkpoint, include=["model.*", *include], exclude=exclude, rename=rules))
     options = parsed(command_line(planned, save_dir))
