@@ -265,6 +265,7 @@ def _show_error(error: DcptoolsError, as_json: bool) -> int:
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # some batch systems send it again and again; cleaning up goes on
     click.echo("Stopped by a signal; what was half-written is removed.", err=True)
     raise SystemExit(128 + signum)
 

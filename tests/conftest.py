@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 from checkpoints import distributed
+from hypothesis import settings
 
 from dcptools.demo import Demo, make_demo
+
+settings.register_profile("no deadline", deadline=None)  # machines that are shared stall now and then
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -1,44 +1,94 @@
-"""The notebooks as they are committed; `make test` also runs every one of them."""
+"""The notebooks as they are committed: thin, numbered, without outputs, and the same on every machine.
+
+That they run is tested by ``pytest --nbmake notebooks``, which ``make test`` does too.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = ["1-explore", "2-review-mapping", "3-shard-plan", "4-convert", "5-wizard"]
+MACHINE = re.compile(r"(?<![\w.<:/])/\w+/|\b[A-Za-z]:\\|~/|\w+://")  # absolute paths, and addresses
+MAX_LINES = 16  # of a cell; what is longer belongs into the library
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def notebook(request: pytest.FixtureRequest) -> Any:
-    return json.loads(request.param.read_text())
+def load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
-def test_they_are_numbered() -> None:
-    names = ["1-explore", "2-review-mapping", "3-shard-plan", "4-convert", "5-wizard"]
-    assert [path.stem for path in NOTEBOOKS] == names
+def code(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
 
 
-def test_no_outputs_and_a_plain_kernel(notebook: Any) -> None:
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    ids = [cell["id"] for cell in notebook["cells"]]
-    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[0-9a-z-]+", cell) for cell in ids)
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
 
 
-def test_the_first_code_cell_takes_parameters(notebook: Any) -> None:
-    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert first["metadata"]["tags"] == ["parameters"]
-    assert 'load_dir = ""' in "".join(first["source"])
+def test_they_are_numbered_in_the_order_of_the_steps() -> None:
+    assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
-def test_each_is_thin_and_names_no_place_of_a_machine(notebook: Any) -> None:
-    for cell in notebook["cells"]:
-        text = "".join(cell["source"])
-        assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users)\b", text)
-        if cell["cell_type"] == "code":
-            assert len(text.splitlines()) <= 15
+@each
+def test_the_format_is_valid(path: Path) -> None:
+    nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+
+
+@each
+def test_nothing_of_a_run_is_kept(path: Path) -> None:
+    assert [cell["outputs"] for cell in code(path)] == [[]] * len(code(path))
+    assert [cell["execution_count"] for cell in code(path)] == [None] * len(code(path))
+    assert "widgets" not in load(path)["metadata"]
+
+
+@each
+def test_cell_ids_are_fixed(path: Path) -> None:
+    ids = [cell["id"] for cell in load(path)["cells"]]
+    assert ids == [f"{path.stem}-{number:02d}" for number in range(len(ids))]
+
+
+@each
+def test_the_kernel_is_python3_and_nothing_says_which_one(path: Path) -> None:
+    assert load(path)["metadata"] == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+
+
+@each
+def test_the_first_code_cell_has_the_parameters(path: Path) -> None:
+    first, *others = code(path)
+    assert first["metadata"] == {"tags": ["parameters"]}
+    assert all(cell["metadata"] == {} for cell in others)
+    names: dict[str, Any] = {}
+    exec(source(first), names)
+    assert names["load_dir"] == names["model_assets_dir"] == ""  # the demo
+
+
+@each
+def test_no_path_or_address_of_a_machine(path: Path) -> None:
+    found = [match.group() for cell in load(path)["cells"] if (match := MACHINE.search(source(cell)))]
+    assert found == []
+
+
+@each
+def test_it_begins_with_a_heading_and_cells_are_short(path: Path) -> None:
+    first, *_ = load(path)["cells"]
+    assert first["cell_type"] == "markdown" and source(first).startswith("# ")
+    assert [cell["id"] for cell in code(path) if len(source(cell).splitlines()) > MAX_LINES] == []
+
+
+def test_make_test_runs_them() -> None:
+    dry = subprocess.run(["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "-m pytest -q -rs --nbmake --nbmake-timeout=600 notebooks" in dry.stdout

@@ -96,7 +96,7 @@ def chunks(draw: st.DrawFn, tensor: Tensor) -> list[saved.Placed]:
     return placed
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_any_region_is_what_was_saved(data: st.DataObject) -> None:
     dtype, shape = data.draw(st.sampled_from((*FLOATS, *OTHERS, torch.complex128))), data.draw(SHAPES)
@@ -112,7 +112,7 @@ def test_any_region_is_what_was_saved(data: st.DataObject) -> None:
     assert out.tobytes() == raw(tensor[tuple(slice(start, stop) for start, stop in region)])
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 @pytest.mark.parametrize("written", ["bfloat16", "float16", "float32", "keep"])
 def test_files_are_what_torch_and_safetensors_write(written: str, data: st.DataObject) -> None:

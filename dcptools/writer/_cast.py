@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dcptools.dtypes import DType
 from dcptools.tensors import BITS, Bits
 
-if TYPE_CHECKING:
-    import torch
-
-# As integers, all values from this one on are Inf or NaN (of either sign; the sign bit is the highest)
-_FIRST_INF = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+# The bits of Inf. As integers, all values from this one on are Inf or NaN (of either sign: its bit is the highest).
+# The other fp8 formats have no Inf.
+_INF = {
+    "float64": 0x7FF0_0000_0000_0000,
+    "float32": 0x7F80_0000,
+    "bfloat16": 0x7F80,
+    "float16": 0x7C00,
+    "float8_e5m2": 0x7C,
+}
 
 
 def cast(values: Bits, source: DType, out: Bits, target: DType) -> int:
@@ -29,20 +33,24 @@ def cast(values: Bits, source: DType, out: Bits, target: DType) -> int:
     cast_to.copy_(given)
     if not _may_have_inf(out, target):
         return 0
-    return _infinities(cast_to) - _infinities(given)  # a cast gives Inf of Inf, and NaN of NaN
+    return _infinities(out, target) - _infinities(values, source)  # a cast gives Inf of Inf, and NaN of NaN
 
 
 def _may_have_inf(out: Bits, target: DType) -> bool:
     """A quick look: two maxima, at the speed of the cache, and no memory."""
-    first, sign = _FIRST_INF[target.name], 1 << (8 * target.itemsize - 1)
-    return bool(out.size and (_signed(out).max() >= first or out.max() >= sign + first))
+    inf = _INF[target.name]
+    return bool(out.size and (_signed(out).max() >= inf or out.max() >= _sign(target) + inf))
 
 
-def _infinities(values: torch.Tensor) -> int:
-    import torch
+def _infinities(values: Bits, dtype: DType) -> int:
+    inf = _INF.get(dtype.name)
+    if inf is None:
+        return 0
+    return int(np.count_nonzero(values == inf) + np.count_nonzero(values == _sign(dtype) + inf))
 
-    known = values if values.itemsize > 1 else values.to(torch.float32)  # torch counts none of fp8
-    return int(torch.isinf(known).sum())
+
+def _sign(dtype: DType) -> int:
+    return 1 << (8 * dtype.itemsize - 1)
 
 
 def _signed(bits: Bits) -> np.ndarray[Any, Any]:

@@ -1,144 +1,255 @@
-"""The wizard in a real JupyterLab in a real Chromium: what a user clicks, and what is on the disk afterwards."""
+"""The wizard in a real JupyterLab in a real Chromium, as somebody would click through it."""
 
 from __future__ import annotations
 
-import pickle
+import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from checkpoints import broken, saved
+from checkpoints.edit import dump_metadata, torch_item
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from dcptools.demo import Demo
+from e2e.conftest import Opened
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = pytest.mark.e2e
-Run = Callable[..., Any]
+Wizard = Callable[..., Opened]
 
 
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect as expected
+def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_path: Path) -> None:
+    shown = wizard()
+    page, target = shown.page, tmp_path / "model"
 
-    return expected(locator)
+    shown.at(1, "Checkpoint")
+    expect(
+        page.get_by_role("status").filter(has_text="pickled objects, written by 4 ranks in 4 files.")
+    ).to_be_visible()
+    shown.click("Next")
 
-
-def button(page: Any, name: str) -> Any:
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def go_on(page: Any, step: int, title: str) -> None:
-    accept = page.get_by_label("I have read the warnings")
-    if accept.is_visible():
-        accept.check()
-    button(page, "Next").click()
-    expect(page.get_by_role("heading", name=f"Step {step} of 6: {title}")).to_be_visible(timeout=20_000)
-
-
-def test_click_through_to_a_model(run_notebook: Run, demo: Any, tmp_path: Path) -> None:
-    out = tmp_path / "model"
-    paths = {"load_dir": demo.checkpoint, "model_assets_dir": demo.assets, "save_dir": out}
-    page = run_notebook("5-wizard.ipynb", **{name: str(path) for name, path in paths.items()})
-    expect(page.get_by_text("written by 4 ranks in 4 files")).to_be_visible(timeout=20_000)
-    go_on(page, 2, "Inspect")
+    shown.at(2, "Inspect")
+    expect(page.get_by_role("cell", name="extra_state.loss", exact=True)).to_be_visible()
     page.get_by_role("tab", name="Tree", exact=True).click()
-    expect(page.get_by_role("button", name="layers.{0..3}")).to_be_visible(timeout=20_000)
-    go_on(page, 3, "Mapping")
-    expect(page.get_by_role("cell", name="model.embed_tokens.weight", exact=True)).to_be_visible()
-    go_on(page, 4, "Shards")
-    page.get_by_label("Bytes").fill("500kB")
-    page.get_by_label("Bytes").press("Enter")
-    expect(page.get_by_role("cell", name="model-00001-of-00004.safetensors")).to_be_visible(timeout=20_000)
-    go_on(page, 5, "Convert")
-    assert not out.exists()
-    expect(page.locator("[data-testid=command]")).to_contain_text("--shard-size 500000")
-    button(page, "Convert").click()
-    expect(page.get_by_text("Wrote 1.45 MB to")).to_be_visible(timeout=60_000)
-    go_on(page, 6, "Result")
-    expect(page.get_by_role("cell", name="model.safetensors.index.json")).to_be_visible()
-    names = {path.name for path in out.iterdir()}
-    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} < names
-    assert {f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)} < names
-    with safe_open(out / "model-00001-of-00004.safetensors", framework="pt") as file:
-        assert file.get_tensor("lm_head.weight").dtype == torch.bfloat16
+    expect(page.get_by_role("button", name="layers.{0..3}")).to_be_visible()
+    shown.click("Next")
+
+    shown.at(3, "Mapping")
+    expect(page.get_by_role("cell", name="model.lm_head.weight", exact=True)).to_be_visible()
+    expect(page.get_by_role("cell", name="lm_head.weight", exact=True)).to_be_visible()
+    read_warnings = page.get_by_role("checkbox", name="I have read the warnings")
+    if read_warnings.is_visible():
+        read_warnings.check()
+    shown.click("Next")
+
+    shown.at(4, "Shards")
+    shown.enter("Bytes", "400kB")
+    expect(page.get_by_role("cell", name=re.compile("^model-00002-of-"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("of the output files of a plan"))).to_be_visible()
+    shown.click("Next")
+
+    shown.at(5, "Convert")
+    shown.enter("Save to", str(target))
+    assert not target.exists()
+    command = page.get_by_test_id("command")
+    expect(command).to_contain_text(f"--save-dir {target} --model-assets-dir {demo.assets} --shard-size 400000")
+    shown.click("Convert")
+    expect(page.get_by_role("status").filter(has_text=f"to {target}.").filter(has_text="Wrote")).to_be_visible()
+    shown.click("Next")
+
+    shown.at(6, "Result")
+    names = {path.name for path in target.iterdir()}
+    for name in names:
+        expect(page.get_by_role("cell", name=name, exact=True)).to_be_visible()
+    assert {"model.safetensors.index.json", "config.json", "tokenizer.json"} < names
+    expect(page.get_by_text(f"AutoModelForCausalLM.from_pretrained('{target}', dtype='auto')")).to_be_visible()
+    expect(page.get_by_role("button", name="Next", exact=True)).to_be_disabled()
+    assert_is_the_model(target, demo)
 
 
-def test_a_broken_checkpoint_is_explained_and_goes_no_further(run_notebook: Run, demo: Any, tmp_path: Path) -> None:
+def assert_is_the_model(directory: Path, demo: Demo) -> None:
+    weight_map = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    live = load_file(demo.live)
+    assert weight_map.keys() == live.keys()
+    assert len(set(weight_map.values())) > 1
+    for name, filename in weight_map.items():
+        with safe_open(directory / filename, framework="pt") as file:
+            assert torch.equal(file.get_tensor(name), live[name].bfloat16()), name
+
+
+def test_a_broken_checkpoint_is_said_in_words_and_goes_no_further(wizard: Wizard, demo: Demo, tmp_path: Path) -> None:
     broken.hole(tmp_path / "hole")
-    page = run_notebook("5-wizard.ipynb", load_dir=str(tmp_path / "hole"), model_assets_dir=str(demo.assets))
-    go_on(page, 2, "Inspect")
-    go_on(page, 3, "Mapping")
-    expect(page.get_by_role("alert").filter(has_text="error[hole]").first).to_be_visible()
-    expect(button(page, "Next")).to_be_disabled()
-    expect(page.get_by_text("The mapping has errors")).to_be_visible()
+    shown = wizard(load_dir=tmp_path / "hole", model_assets_dir=demo.assets)
+    page, following = shown.page, shown.page.get_by_role("button", name="Next", exact=True)
+    words = "error[hole] model.model.w: nothing is stored for [2:4] of 6 along dimension 0"
+    expect(page.get_by_role("alert").filter(has_text=words)).to_be_visible()
+    shown.click("Next")
+    shown.at(2, "Inspect")
+    shown.click("Next")
+    shown.at(3, "Mapping")
+    expect(page.get_by_role("alert").filter(has_text=words).first).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="1 errors: this cannot be converted so.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="The mapping has errors")).to_be_visible()
+    expect(following).to_be_disabled()
+    shown.click("Back")
+    shown.click("Back")
+    shown.at(1, "Checkpoint")
+    shown.enter("Path", str(tmp_path / "nowhere"))
+    expect(page.get_by_role("alert").filter(has_text="nowhere")).to_be_visible()
+    expect(following).to_be_disabled()
 
 
-def test_what_is_no_checkpoint_is_said_in_plain_words(run_notebook: Run, tmp_path: Path) -> None:
-    page = run_notebook("5-wizard.ipynb", load_dir=str(tmp_path))
-    expect(page.get_by_role("alert").filter(has_text="is an empty directory").first).to_be_visible()
-    expect(button(page, "Next")).to_be_disabled()
-
-
-def test_cancel_leaves_nothing(run_notebook: Run, tmp_path: Path) -> None:
-    state = {f"model.layers.{n}.weight": torch.zeros(64, 1 << 20) for n in range(6)}  # 1.6 GB: seconds to write
-    saved.save(tmp_path / "large", {"model": {f"model.{name}": value for name, value in state.items()}})
-    out = tmp_path / "model"
-    page = run_notebook("5-wizard.ipynb", load_dir=str(tmp_path / "large"), save_dir=str(out))
-    for step, title in ((2, "Inspect"), (3, "Mapping"), (4, "Shards"), (5, "Convert")):
-        go_on(page, step, title)
-    page.evaluate(
-        """() => {
-        const named = (name) => [...document.querySelectorAll('button')].find(b => b.innerText.trim() === name);
-        named('Convert').click();
-        const timer = setInterval(() => { const b = named('Cancel');
-          if (b && !b.disabled) { clearInterval(timer); b.click(); } }, 5); }"""
-    )
-    expect(page.get_by_text("cancelled; nothing half-written is left")).to_be_visible(timeout=30_000)
-    assert not out.exists() or not list(out.iterdir())
-
-
-def many_keys(directory: Path, count: int) -> None:
-    """A checkpoint of so many tensors, as metadata and one sparse file."""
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import (
-        ChunkStorageMetadata,
-        Metadata,
-        MetadataIndex,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
-
+def large(directory: Path, keys: int, megabytes: int) -> Path:
+    """Zeros in gigabytes that take no room on the disk: one item in a file of holes, under many keys."""
     directory.mkdir()
-    none, shape, properties = torch.Size((0, 0)), torch.Size((8, 8)), TensorProperties(dtype=torch.bfloat16)
-    keys = [f"model.model.layers.{n // 1000}.mlp.experts.{n % 1000}.weight" for n in range(count)]
-    metadata = Metadata(
-        {key: TensorStorageMetadata(properties, shape, [ChunkStorageMetadata(none, shape)]) for key in keys},
-        {key: ("model", key[6:]) for key in keys},
-        {MetadataIndex(key, none): _StorageInfo("__0_0.distcp", n * 2048, 2048) for n, key in enumerate(keys)},
-    )
-    (directory / ".metadata").write_bytes(pickle.dumps(metadata))
+    payload = torch_item(torch.zeros(megabytes << 18))
     with (directory / "__0_0.distcp").open("wb") as file:
-        file.truncate(count * 2048)
+        for start in range(0, len(payload), 1 << 20):
+            piece = payload[start : start + (1 << 20)]
+            if any(piece):
+                file.seek(start)
+                file.write(piece)
+        file.truncate(len(payload))
+    info = _StorageInfo("__0_0.distcp", 0, len(payload))
+    write_metadata(directory, {f"model.model.w{n:02d}": ((megabytes << 18,), info) for n in range(keys)})
+    return directory
 
 
-def test_a_hundred_thousand_keys_are_searched_at_once(run_notebook: Run, tmp_path: Path) -> None:
-    many_keys(tmp_path / "many", 100_000)
-    page = run_notebook("5-wizard.ipynb", load_dir=str(tmp_path / "many"))
-    go_on(page, 2, "Inspect")
-    expect(page.get_by_text("Rows 1 to 20 of 100,000")).to_be_visible(timeout=30_000)
-    started = time.monotonic()
-    page.get_by_placeholder("Search keys", exact=True).first.fill("layers.77.mlp.experts.123.")
-    expect(page.get_by_text("Rows 1 to 1 of 1 (of 100,000 in all)")).to_be_visible(timeout=30_000)
-    print(f"search among 100,000 keys: {time.monotonic() - started:.2f} s until the row is there")
-    expect(page.get_by_role("cell", name="model.model.layers.77.mlp.experts.123.weight")).to_be_visible()
+def write_metadata(directory: Path, tensors: dict[str, tuple[tuple[int, ...], _StorageInfo]]) -> None:
+    """float32 tensors of one chunk each, as torch lists them."""
+    metadata = Metadata({}, planner_data={}, storage_data={})
+    for key, (shape, info) in tensors.items():
+        zero, size = torch.Size((0,) * len(shape)), torch.Size(shape)
+        properties = TensorProperties(dtype=torch.float32)
+        metadata.state_dict_metadata[key] = TensorStorageMetadata(properties, size, [ChunkStorageMetadata(zero, size)])
+        metadata.planner_data[key] = ("model", key.removeprefix("model."))
+        metadata.storage_data[MetadataIndex(key, zero, 0)] = info
+    dump_metadata(directory, metadata)
 
 
-def test_names_from_the_file_are_never_markup(run_notebook: Run, tmp_path: Path) -> None:
-    names = ("<script>window.__owned=1</script>", "<img src=x onerror='window.__owned=1'>")
-    saved.save(tmp_path / "hostile", {"model": {f"model.{name}": torch.ones(2, 2) for name in names}})
-    page = run_notebook("5-wizard.ipynb", load_dir=str(tmp_path / "hostile"))
-    go_on(page, 2, "Inspect")
-    expect(page.get_by_role("cell", name=f"model.model.{names[0]}")).to_be_visible()
-    go_on(page, 3, "Mapping")
-    expect(page.get_by_role("cell", name=f"model.{names[1]}", exact=True)).to_be_visible()
-    assert page.evaluate("window.__owned") is None
+def test_a_running_conversion_is_cancelled_and_leaves_nothing(wizard: Wizard, demo: Demo, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "notes.txt").write_text("mine")
+    checkpoint = large(tmp_path / "large", keys=32, megabytes=256)
+    shown = wizard(load_dir=checkpoint, model_assets_dir=demo.assets, save_dir=target)
+    page = shown.page
+    for _ in range(4):
+        shown.click("Next")
+    shown.at(5, "Convert")
+    shown.click("Convert")
+    expect(page.get_by_role("status").filter(has_text=re.compile(r"^\d+%: .* of 4.29 GB"))).to_be_visible()
+    start = time.monotonic()
+    shown.click("Cancel")
+    expect(page.get_by_text("cancelled; nothing half-written is left", exact=True)).to_be_visible()
+    print(f"cancel: {time.monotonic() - start:.2f} s from the click to the message")
+    assert [path.name for path in target.iterdir()] == ["notes.txt"]
+    expect(page.get_by_role("button", name="Convert", exact=True)).to_be_enabled()
+    expect(page.get_by_role("button", name="Next", exact=True)).to_be_disabled()
+
+
+KEYS = 100_000
+
+
+@pytest.fixture(scope="session")
+def hundred_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a hundred thousand keys: true metadata, and a file of the right size with nothing in it."""
+    directory = tmp_path_factory.mktemp("many") / "checkpoint"
+    directory.mkdir()
+    names = ("gate_proj", "up_proj", "down_proj", "shared")
+    keys = [
+        f"model.model.layers.{layer}.mlp.experts.{expert}.{name}.weight"
+        for layer in range(50)
+        for expert in range(500)
+        for name in names
+    ]
+    assert len(keys) == KEYS
+    places = {key: ((32, 32), _StorageInfo("__0_0.distcp", 8192 * n, 5500)) for n, key in enumerate(keys)}
+    with (directory / "__0_0.distcp").open("wb") as file:
+        file.truncate(8192 * KEYS)
+    write_metadata(directory, places)
+    return directory
+
+
+def test_a_hundred_thousand_keys_are_searched(
+    wizard: Wizard, hundred_thousand: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = wizard(load_dir=hundred_thousand)
+    page, at_first = shown.page, shown.traffic.received
+    start = time.monotonic()
+    shown.click("Next")
+    shown.at(2, "Inspect")
+    expect(page.get_by_text(f"Rows 1 to 20 of {KEYS:,}", exact=True)).to_be_visible()
+    expect(page.get_by_role("cell", name=re.compile(r"^model\.model\.layers\.0\.")).first).to_be_visible()
+    first_rows, first_bytes = time.monotonic() - start, shown.traffic.received - at_first
+
+    before, start = shown.traffic.received, time.monotonic()
+    page.get_by_role("textbox", name="Search", exact=True).fill("layers.49.mlp.experts.499.")
+    expect(page.get_by_text(f"Rows 1 to 4 of 4 (of {KEYS:,} in all)", exact=True)).to_be_visible()
+    search, search_bytes = time.monotonic() - start, shown.traffic.received - before
+    found = page.get_by_role("cell", name=re.compile(r"^model\.model\."))
+    expect(found).to_have_text(
+        [
+            f"model.model.layers.49.mlp.experts.499.{name}.weight"
+            for name in ("down_proj", "gate_proj", "shared", "up_proj")
+        ]
+    )
+    with capsys.disabled():
+        print(
+            f"\n{KEYS:,} keys: notebook run in {shown.seconds:.1f} s ({at_first:,} bytes), "
+            f"first rows after Next {first_rows:.2f} s ({first_bytes:,} bytes), "
+            f"search {search:.2f} s ({search_bytes:,} bytes)"
+        )
+    assert shown.traffic.received < 2_000_000  # bytes; all rows would be 20 MB
+    assert shown.seconds < 60 and first_rows < 20 and search < 20
+
+
+SCRIPT = "<script>window.__xss=1</script>"
+IMAGE = "<img src=x onerror=window.__xss=2>"
+
+
+def test_names_of_a_checkpoint_run_no_code(wizard: Wizard, tmp_path: Path) -> None:
+    state = {f"model.{SCRIPT}": torch.ones(2), f"model.{IMAGE}.w": torch.ones(2), f"{IMAGE}": torch.ones(2)}
+    checkpoint = saved.save(tmp_path / IMAGE, {"model": state, SCRIPT: 1})
+    shown = wizard(load_dir=checkpoint)
+    page = shown.page
+    expect(page.get_by_role("status").filter(has_text="tensors (").first).to_be_visible()
+    shown.click("Next")
+    shown.at(2, "Inspect")
+    expect(page.get_by_role("cell", name=f"model.model.{SCRIPT}", exact=True)).to_be_visible()
+    page.get_by_role("tab", name="Tree").click()
+    shown.click("Expand all")
+    expect(page.get_by_role("button", name=re.compile(re.escape("<img src=x"))).first).to_be_visible()
+    page.get_by_role("tab", name="One tensor").click()
+    key = page.get_by_role("combobox", name="Key").or_(page.get_by_role("textbox", name="Key")).first
+    key.fill(f"model.model.{IMAGE}.w")
+    key.press("Enter")
+    expect(page.get_by_text("First values")).to_be_visible()
+    shown.click("Next")
+    shown.at(3, "Mapping")
+    expect(page.get_by_role("cell", name=f"model.{SCRIPT}", exact=True)).to_be_visible()
+    page.get_by_role("checkbox", name="I have read the warnings").check()
+    shown.click("Next")
+    shown.at(4, "Shards")
+    shown.enter("Bytes", IMAGE)
+    expect(page.get_by_role("alert").filter(has_text=IMAGE)).to_be_visible()
+    shown.enter("Bytes", "1MB")
+    shown.click("Next")
+    shown.at(5, "Convert")
+    expect(page.get_by_test_id("command")).to_contain_text(IMAGE)
+    assert page.evaluate("() => window.__xss") is None
+    assert page.locator(".dcptools script, .dcptools img[src='x']").count() == 0

@@ -1,38 +1,50 @@
-"""The wizard as a page of its own."""
+"""``make app``: the wizard as a page of its own, on this machine only, and not without the token."""
 
 from __future__ import annotations
 
-import secrets
+import re
+import shlex
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import free_port, wait_for
+from dcptools.demo import Demo
+from e2e.conftest import ROOT, environment, free_port, serving
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = pytest.mark.e2e
 
 
-def test_the_wizard_is_served(jupyter_home: tuple[Path, dict[str, str]], chromium: Any) -> None:
-    from playwright.sync_api import expect
+def app_command() -> list[str]:
+    """What ``make app`` runs, with the Python that runs the tests."""
+    make = ["make", "--dry-run", "app", f"VENV={sys.prefix}"]
+    lines = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (line,) = [line for line in lines if "/voila " in line]
+    return shlex.split(line)
 
-    home, env = jupyter_home
-    port, token, log = free_port(), secrets.token_hex(16), home / "voila.log"
-    command = [sys.executable, "-m", "voila", str(home / "root" / "5-wizard.ipynb"), "--no-browser", f"--port={port}"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*command, "--Voila.ip=127.0.0.1", f"--token={token}"], env=env, stdout=out, stderr=out
-        )
-    page = chromium.new_context().new_page()
-    try:
-        wait_for(f"http://127.0.0.1:{port}/voila/static/voila.js?token={token}", process, log)
-        page.goto(f"http://127.0.0.1:{port}/?token={token}", timeout=90_000)
-        expect(page.get_by_text("written by 4 ranks in 4 files")).to_be_visible(timeout=60_000)
+
+def test_the_wizard_is_a_page_of_its_own(chromium: Any, pages: Callable[[], Any], demo: Demo, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "voila.log"
+    address = re.compile(rf"http://127\.0\.0\.1:{port}/\?token=\w+")
+
+    def url() -> str:
+        found = address.search(log.read_text())
+        return found.group() if found else ""
+
+    with serving([*app_command(), f"--port={port}"], log, environment(tmp_path, demo), url):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            assert "/login" in answer.url  # no page without the token
+        page = pages()
+        page.goto(url())
+        expect(page.get_by_role("heading", name="Step 1 of 6: Checkpoint")).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("status").filter(has_text="tensors (").first).to_be_visible()
         page.get_by_role("button", name="Next", exact=True).click()
-        expect(page.get_by_role("heading", name="Step 2 of 6: Inspect")).to_be_visible(timeout=20_000)
-    finally:
-        page.context.close()
-        process.terminate()
-        process.wait(20)
+        expect(page.get_by_role("heading", name="Step 2 of 6: Inspect")).to_be_visible()
+        expect(page.get_by_role("cell", name="extra_state.loss", exact=True)).to_be_visible()
+        expect(page.get_by_text("widgets.Wizard(")).to_have_count(0)  # no source code
