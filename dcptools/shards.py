@@ -50,10 +50,10 @@ SLAB_BYTES = 2 << 20
 
 # Resident memory that no buffer explains, measured with the CPU build of torch 2.13 on x86-64 Linux
 PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
-TORCH_BYTES = 215_000_000  # importing torch, which only casts need
+TORCH_BYTES = 210_000_000  # importing torch, which only casts need
 CHUNK_BYTES = 2_000  # a chunk while .metadata is read
 TENSOR_BYTES = 2_500  # an output in mapping, plan and header
-WORKER_BYTES = 3 * SLAB_BYTES + SCRATCH_BYTES  # buffers and what the allocator adds
+WORKER_BYTES = 3 * SLAB_BYTES // 2 + SCRATCH_BYTES  # a thread: values, result, scratch
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from dcptools.demo import Demo
 try:
     from playwright.sync_api import Browser, Page, expect, sync_playwright
 except ImportError:
-    sync_playwright = None  # type: ignore[assignment]
+    sync_playwright = expect = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).parents[2]
 WIZARD = ROOT / "notebooks" / "5-wizard.ipynb"
@@ -71,9 +71,9 @@ def chromium() -> Iterator[Browser]:
     """The browser, or the reason why there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next((found for name in names if (found := shutil.which(name))), None)
-    missing = (
-        "playwright is not installed" if sync_playwright is None else None if program else f"no {' or '.join(names)}"
-    )
+    missing = "" if program else "there is no chromium; on Debian: apt-get install chromium"
+    if sync_playwright is None:
+        missing = "playwright is not installed"
     if missing:
         refuse = pytest.fail if os.environ.get("DCPTOOLS_REQUIRE_BROWSER") == "1" else pytest.skip
         refuse(f"browser tests: {missing}")

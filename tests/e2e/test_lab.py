@@ -24,9 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from dcptools.demo import Demo
-from e2e.conftest import Opened
-
-expect = pytest.importorskip("playwright.sync_api").expect
+from e2e.conftest import Opened, expect
 
 pytestmark = pytest.mark.e2e
 Wizard = Callable[..., Opened]

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from dcptools.demo import Demo
-from e2e.conftest import ROOT, environment, free_port, serving
-
-expect = pytest.importorskip("playwright.sync_api").expect
+from e2e.conftest import ROOT, environment, expect, free_port, serving
 
 pytestmark = pytest.mark.e2e
 
