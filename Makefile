@@ -28,8 +28,8 @@ install: $(STAMP) ## the virtual environment
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing $(TORCH) into $(VENV) (the first time this takes minutes)"
 	@$(PIP) '$(TORCH)'
-	@echo "Installing dcptools with its notebook and test extras"
-	@$(PIP) -c constraints.txt -e '.[notebook,test]'
+	@echo "Installing dcptools with its notebook, test and docs extras"
+	@$(PIP) -c constraints.txt -e '.[notebook,test,docs]'
 	@touch $@
 
 $(VENV)/bin/pip:

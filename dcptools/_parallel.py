@@ -74,7 +74,7 @@ def run(
             for future in done:
                 future.result()
             if cancel is not None and cancel.is_set():
-                raise Cancelled("Cancelled; what was half-written is removed.")
+                raise Cancelled("Cancelled.")
             report()
             if not waiting:
                 return

@@ -13,7 +13,9 @@ LOG_SECONDS = 30.0  # between lines where stderr is a batch job's log
 
 
 @contextmanager
-def bar(progress: Callable[[int, int, str], None] | bool | None) -> Iterator[Callable[[int, int, str], None] | None]:
+def bar(
+    progress: Callable[[int, int, str], None] | bool | None, doing: str
+) -> Iterator[Callable[[int, int, str], None] | None]:
     """The caller's callable as it is; for True a bar, in a terminal or a notebook; else None."""
     if not isinstance(progress, bool) or not progress:
         yield progress or None
@@ -22,7 +24,7 @@ def bar(progress: Callable[[int, int, str], None] | bool | None) -> Iterator[Cal
 
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
     options: dict[str, Any] = {} if interactive else {"mininterval": LOG_SECONDS, "miniters": 1}
-    with tqdm(unit="B", unit_scale=True, desc="writing", dynamic_ncols=interactive, **options) as shown:
+    with tqdm(unit="B", unit_scale=True, desc=doing, dynamic_ncols=interactive, **options) as shown:
 
         def report(done: int, total: int, current: str) -> None:
             shown.total = total

@@ -39,6 +39,15 @@ def format_count(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
+def format_shape(shape: Sequence[int]) -> str:
+    """A shape as torch prints it.
+
+    >>> format_shape((2, 3)), format_shape(())
+    ('[2, 3]', '[]')
+    """
+    return f"[{', '.join(map(str, shape))}]"
+
+
 def counted(count: int, noun: str) -> str:
     """A number of things.
 

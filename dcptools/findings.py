@@ -89,12 +89,33 @@ class Finding:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+class HasFindings:
+    """A value that carries findings; a frozen dataclass derives from it and names the field."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that forbid to go on."""
+        return of_severity(self.findings, "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """The findings to look at before going on."""
+        return of_severity(self.findings, "warning")
+
+
 def of_severity(findings: Iterable[Finding], severity: Severity) -> tuple[Finding, ...]:
     return tuple(f for f in findings if f.severity == severity)
 
 
 def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[str]:
     """Lines for a terminal: errors first, at most ``most`` of a code, then the count of the rest."""
+    return (line for _, line in summary(findings, most=most))
+
+
+def summary(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[tuple[Severity, str]]:
+    """The same lines, each with its severity."""
     ordered = sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
     totals = Counter((f.severity, f.code) for f in ordered)
     shown: Counter[tuple[str, str]] = Counter()
@@ -102,6 +123,6 @@ def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) ->
         kind = (finding.severity, finding.code)
         shown[kind] += 1
         if shown[kind] <= most:
-            yield str(finding)
+            yield finding.severity, str(finding)
         if shown[kind] == totals[kind] > most:
-            yield f"{finding.severity}[{finding.code}]: and {totals[kind] - most} more"
+            yield finding.severity, f"{finding.severity}[{finding.code}]: and {totals[kind] - most} more"

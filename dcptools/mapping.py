@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dcptools._table import counted, format_bytes, format_count, html_table, some, text_table
+from dcptools._table import counted, format_bytes, format_count, format_shape, html_table, some, text_table
 from dcptools.assets import Assets, find_assets
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UsageError
-from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.layouts import Choice, Key, choose, name_of, strip_wrappers, top_level
 from dcptools.tensors import View
 
@@ -108,9 +108,13 @@ class MappingOptions:
     exclude: tuple[str, ...] = ()
     rename: tuple[Rename, ...] = ()
 
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``preview``."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, eq=False)
-class KeyMapping:
+class KeyMapping(HasFindings):
     """Which tensors will be written under which names; every checkpoint key is a source or a leftover."""
 
     checkpoint: Checkpoint
@@ -131,14 +135,6 @@ class KeyMapping:
             *self.checkpoint.objects,
         }:
             raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "error")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "warning")
 
     def to_frame(self) -> pd.DataFrame:
         """One row an output: name, key (comma-separated if several), rule, shape, dtype, numel, findings."""
@@ -206,7 +202,7 @@ class KeyMapping:
 
     def _rows(self) -> list[tuple[Any, ...]]:
         return [
-            (", ".join(v.key for v in o.sources), o.name, _shape(o.shape), o.dtype.name, o.rule)
+            (", ".join(v.key for v in o.sources), o.name, format_shape(o.shape), o.dtype.name, o.rule)
             for o in self.outputs[:200]
         ]
 
@@ -487,7 +483,3 @@ def _leftovers(
         text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
         findings.append(Finding("left-out", "info", "", f"{counted(len(leftovers), 'key')}: {text}"))
     return leftovers
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, shape))}]"

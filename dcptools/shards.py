@@ -23,7 +23,7 @@ from dcptools._table import counted, format_bytes, format_count, html_table, par
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import TABLE, DType
 from dcptools.errors import FindingsError, NoModelWeights, UsageError
-from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools.findings import Finding, HasFindings, of_severity, summary_lines
 from dcptools.mapping import KeyMapping, Output, preview
 from dcptools.tensors import SCRATCH_BYTES
 
@@ -37,7 +37,6 @@ __all__ = [
     "PlannedTensor",
     "ShardFile",
     "ShardPlan",
-    "default_workers",
     "plan",
 ]
 
@@ -85,7 +84,7 @@ class ShardFile:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardPlan:
+class ShardPlan(HasFindings):
     """Everything about the result but the values: ``write`` only fills it in."""
 
     mapping: KeyMapping
@@ -152,14 +151,6 @@ class ShardPlan:
                 views = [(v.key, v.shape, v.strides, v.offset) for v in tensor.output.sources]
                 digest.update(json.dumps([tensor.output.dtype.name, views]).encode())
         return digest.hexdigest()
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "error")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "warning")
 
     def to_frame(self) -> pd.DataFrame:
         """One row a tensor in the order of the files: file, name, dtype, shape, start, nbytes."""
@@ -262,7 +253,7 @@ def plan(
     found = [
         *mapping.findings,
         *(Finding("pattern-unused", "warning", "", f"{glob!r} of dtype_for matched no name") for glob in unused),
-        *_about_dtypes(mapping, written, dtype),
+        *_about_dtypes(mapping, written),
         *_about_sizes(mapping, written, size),
     ]
     if strict:
@@ -309,7 +300,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _about_dtypes(mapping: KeyMapping, written: dict[str, DType], dtype: str) -> Iterator[Finding]:
+def _about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Finding]:
     for output in mapping.outputs:
         target = written[output.name]
         if target.code is None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dcptools._table import format_bytes, format_count, printable
+from dcptools._table import format_bytes, format_count, format_shape, printable
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 
 __all__ = ["Node", "Tree", "tree"]
@@ -41,7 +41,8 @@ class Node:
         """What stands behind the label."""
         times = f"{self.count} x " if self.count > 1 else ""
         if self.dtype:
-            return f"{times}[{', '.join(map(str, self.shape))}] {self.dtype}".replace("[] object", "object")
+            shape = "" if self.dtype == "object" else f"{format_shape(self.shape)} "
+            return f"{times}{shape}{self.dtype}"
         return f"{self.tensors:,} keys, {format_count(self.numel)} elements, {format_bytes(self.nbytes)}"
 
 

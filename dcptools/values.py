@@ -18,7 +18,7 @@ from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UnsupportedCheckpoint, UsageError
-from dcptools.tensors import Bits, Region, TensorReader, slabs, tiles
+from dcptools.tensors import Bits, Region, TensorReader
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,7 @@ def stats(
 
         return do
 
-    with bar(progress) as shown, one_thread_each():
+    with bar(progress, "reading") as shown, one_thread_each():
 
         def report() -> None:
             if shown is not None:
@@ -189,9 +189,7 @@ def _pieces(tensors: Sequence[StoredTensor]) -> Iterator[tuple[TensorReader, int
         if tensor.dtype.kind == "opaque":
             raise UnsupportedCheckpoint(f"{tensor.key!r} is {tensor.dtype.name}, which has no values to count.")
         reader = TensorReader(tensor)
-        odd = reader.odd_strides() if tensor.numel > SLAB_ELEMENTS else None
-        regions = tiles(tensor.shape, odd, SLAB_ELEMENTS) if odd else slabs(tensor.shape, SLAB_ELEMENTS)
-        for number, region in enumerate(regions):
+        for number, region in enumerate(reader.regions(SLAB_ELEMENTS)):
             yield reader, number, region
 
 

@@ -241,8 +241,14 @@ def test_progress_ends_at_the_bytes_of_the_values(chunked: tuple[Path, torch.Ten
 def test_a_set_event_cancels(chunked: tuple[Path, torch.Tensor]) -> None:
     cancel = threading.Event()
     cancel.set()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match=r"^Cancelled\.$"):  # nothing was being written
         stats(chunked[0], cancel=cancel)
+
+
+def test_the_bar_says_that_it_reads(chunked: tuple[Path, torch.Tensor], capfd: pytest.CaptureFixture[str]) -> None:
+    stats(chunked[0], progress=True)
+    shown = capfd.readouterr().err
+    assert "reading: 100%" in shown and "writing" not in shown
 
 
 def test_a_dtype_without_numbers_is_said(tmp_path: Path) -> None:

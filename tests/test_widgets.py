@@ -682,7 +682,7 @@ def test_values_that_come_too_late_are_dropped(checkpoint: Checkpoint, tmp_path:
 def test_one_tensor_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> None:
     step = widgets.Inspect(checkpoint)
     step.tensor.key.value = "model.lm_head.weight"
-    assert "model.lm_head.weight: [16, 8] float32, 512 B, 1 chunks" in text(step.tensor.body)
+    assert "model.lm_head.weight: [16, 8] float32, 512 B, 1 chunk" in text(step.tensor.body)
     assert step.tensor.body.value.count("<img") == 2
     values = dcptools.load_tensor(checkpoint, "model.lm_head.weight")[:6, :6]
     assert str(values) in text(step.tensor.body)
@@ -1197,6 +1197,16 @@ def test_warnings_block_next_until_they_are_read(checkpoint: Checkpoint) -> None
     assert not wizard.next.disabled
     wizard.next.click()
     assert heading(wizard) == "Step 4 of 6"
+
+
+def test_a_wrong_assets_directory_is_mended_in_the_step_that_complains(checkpoint: Checkpoint, assets: str) -> None:
+    wizard = widgets.Wizard(checkpoint.path, model_assets_dir="/no/such/assets")
+    wizard.step = 2
+    assert "The assets directory /no/such/assets does not exist." in text(wizard.mapping_step.message)
+    assert wizard.next.disabled
+    wizard.mapping_step.assets.value = f" {assets} "
+    assert text(wizard.mapping_step.message) == "" and not wizard.next.disabled
+    assert wizard.convert_step.assets.value == wizard.plan.mapping.options.model_assets_dir == assets
 
 
 def test_errors_block_next(tmp_path: Path, assets: str) -> None:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools._table import counted, format_bytes, format_count, html_table, some, text_table
+from dcptools._table import counted, format_bytes, format_count, format_shape, html_table, some, text_table
 from dcptools.checkpoint._cover import Ints, check_cover
 from dcptools.checkpoint._lookalikes import METADATA, explain
 from dcptools.checkpoint._metadata import RawMetadata, RawTensor, parse
 from dcptools.dtypes import DType
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, NotACheckpoint, UnknownKey, UnsafeMetadata
-from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.storage import LocalSource, Source
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class StoredObject:
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Checkpoint(HasFindings):
     """The content of a distributed checkpoint, from its metadata and file sizes alone.
 
     ``tensors`` and ``objects`` map keys to what is stored under them. ``findings`` holds what is wrong with
@@ -169,14 +169,6 @@ class Checkpoint:
     metadata_nbytes: int  # bytes of the file .metadata
     digest: str  # SHA-256 of the file .metadata, hexadecimal
     source: Source = field(repr=False)
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "error")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "warning")
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -262,8 +254,13 @@ class Checkpoint:
         """The keys as a text table, at most ``most`` of each container (None: all)."""
         groups: dict[str, list[tuple[Any, ...]]] = {}
         for tensor in self.tensors.values():
-            shape = f"[{', '.join(map(str, tensor.shape))}]"
-            row = (tensor.key, shape, tensor.dtype.name, format_bytes(tensor.nbytes), len(tensor.offsets))
+            row = (
+                tensor.key,
+                format_shape(tensor.shape),
+                tensor.dtype.name,
+                format_bytes(tensor.nbytes),
+                len(tensor.offsets),
+            )
             groups.setdefault(tensor.root or NO_ROOT, []).append(row)
         for entry in self.objects.values():
             row = (entry.key, "", "object", format_bytes(entry.nbytes or 0), 1)

@@ -76,10 +76,14 @@ class TensorReader:
     def bits(self) -> np.dtype[Any]:
         return BITS[self.tensor.dtype.itemsize]
 
-    def odd_strides(self) -> tuple[int, ...] | None:
-        """The strides of the first chunk, in elements, if its values do not lie in row-major order."""
-        layout = self._item(int(self._boxes[0])).layout if len(self._boxes) else None
-        return layout.strides if layout is not None and not layout.row_major else None
+    def regions(self, most: int) -> Iterator[Region]:
+        """The tensor in regions of about ``most`` elements, as it is read best.
+
+        Row-major slabs; or, where the first chunk lies in another order, boxes that are long in both orders.
+        """
+        shape = self.tensor.shape
+        layout = self._item(int(self._boxes[0])).layout if self.tensor.numel > most else None
+        return slabs(shape, most) if layout is None or layout.row_major else tiles(shape, layout.strides, most)
 
     def read_region(self, region: Region, out: Bits) -> None:
         """Fill ``out`` with the values of ``region``.
@@ -244,11 +248,11 @@ def _distinct(tensor: StoredTensor) -> Ints:
     """Indices of the chunks that are neither empty nor a replica of an earlier one."""
     if len(tensor.offsets) <= 1:
         return np.arange(len(tensor.offsets))
-    boxes = np.concatenate([tensor.offsets, tensor.sizes], axis=1)
     if not tensor.shape:
         return np.zeros(1, np.int64)
     if int(np.prod(tensor.sizes, axis=1).sum()) == tensor.numel:  # they cover it, so none stands twice
         return np.flatnonzero(np.all(tensor.sizes > 0, axis=1))
+    boxes = np.concatenate([tensor.offsets, tensor.sizes], axis=1)
     _, first = np.unique(boxes, axis=0, return_index=True)
     first = np.sort(first)
     return first[np.all(tensor.sizes[first] > 0, axis=1)]

@@ -78,7 +78,7 @@ class Checksums:
         buffer, crc = memoryview(bytearray(PIECE_BYTES)), 0
         for start in range(0, item.storage_nbytes, PIECE_BYTES):
             if self._stop.is_set():
-                raise Cancelled("Cancelled while a checksum was computed.")
+                raise Cancelled("Cancelled.")
             piece = buffer[: min(PIECE_BYTES, item.storage_nbytes - start)]
             item.source.read_into(item.file, item.start + start, piece)
             crc = isal_zlib.crc32(piece, crc)

@@ -15,7 +15,7 @@ import traitlets as T
 from dcptools import plots
 from dcptools._table import SHOWN_ROWS, html_table, printable
 from dcptools.errors import DcptoolsError
-from dcptools.findings import Finding, summary_lines
+from dcptools.findings import Finding, summary
 
 P = ParamSpec("P")
 
@@ -70,8 +70,7 @@ def alert(kind: str, text: str, details: str = "") -> str:
 
 def findings_html(findings: Iterable[Finding], most: int = 5) -> str:
     """The findings as boxes, errors first, at most ``most`` of a code."""
-    lines = list(summary_lines(findings, most=most))
-    return "".join(alert(line.partition("[")[0], line) for line in lines)
+    return "".join(alert(severity, line) for severity, line in summary(findings, most=most))
 
 
 def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric: Iterable[int] = ()) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._table import format_bytes
+from dcptools._table import counted, format_bytes
 from dcptools.assets import find_assets
 from dcptools.convert import DEFAULT_SAVE_DIR
 from dcptools.errors import UsageError
@@ -99,16 +99,8 @@ class Convert(Step):
         planned: ShardPlan | None = self.plan
         if planned is None or (planned.mapping.options.model_assets_dir or "") == self.model_assets_dir:
             return
-        o = planned.mapping.options
-        mapping = preview(
-            planned.mapping.checkpoint,
-            model_assets_dir=self.model_assets_dir or None,
-            layout=o.layout,
-            root=o.root,
-            include=o.include,
-            exclude=o.exclude,
-            rename=o.rename,
-        )
+        options = {**planned.mapping.options.arguments(), "model_assets_dir": self.model_assets_dir or None}
+        mapping = preview(planned.mapping.checkpoint, **options)
         self.plan = plan(mapping, planned.shard_size, planned.dtype, dtype_for=planned.dtype_for)
 
     @handler
@@ -120,12 +112,12 @@ class Convert(Step):
             self.found.value = alert("info", "Give the directory to save to." if planned else "Plan the files first.")
             self.recipe.value = ""
             return
-        files = f"{len(planned.files):,} file{'' if len(planned.files) == 1 else 's'}"
+        files = counted(len(planned.files), "file")
         assets = planned.mapping.assets
         copied = f", and {len(assets.files)} files of {assets.directory}" if assets else ""
         self.found.value = alert(
             "info", f"Writes {files} with {format_bytes(planned.total_bytes)}{copied} to {target}."
-        ) + (findings_html([f for f in planned.findings if f.severity == "warning"], most=2))
+        ) + findings_html(planned.warnings, most=2)
         self.recipe.value = (
             "<p>The same from a shell:</p><pre class='dcp' data-testid='command'>"
             f"{escape(command_line(planned, target, overwrite=overwrite))}</pre>"
@@ -189,10 +181,9 @@ class Result(Step):
             self.body.value = alert("info", self.blocked)
             return
         headline, header, rows = _report_summary(report)
-        own = [f for f in report.findings if f.code in ("cast-overflow", "no-checksum")]
         parts = [
             alert("success", f"{headline}\n{report.facts()}"),
-            findings_html(own),
+            findings_html(report.found_while_writing),
             table_html(header, rows, numeric=(1,)),
             f"<p>Load it:</p><pre class='dcp'>{_snippet(report)}</pre>",
         ]

@@ -11,7 +11,7 @@ import pandas as pd
 import traitlets as T
 
 from dcptools import plots
-from dcptools._table import format_bytes, some
+from dcptools._table import counted, format_bytes, format_shape, printable, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.tree import Tree, tree
@@ -192,8 +192,8 @@ class TreeView(W.VBox):  # type: ignore[misc]
             if number < len(self._page):
                 node = self._page[number]
                 mark = "" if not node.children else "▾ " if node.path in self._expanded else "▸ "
-                button.description = f"{'    ' * node.depth}{mark}{escape_text(node.label)}"
-                button.disabled, button.tooltip = not node.children, escape_text(node.path)
+                button.description = f"{'    ' * node.depth}{mark}{printable(node.label)}"
+                button.disabled, button.tooltip = not node.children, printable(node.path)
                 text.value = f"<span class='dcp-soft'>{escape(node.describe())}</span>"
         last = self._first + len(self._page)
         self.status.value = f"<span role='status'>Rows {self._first + 1:,} to {last:,} of {len(nodes):,}</span>"
@@ -282,9 +282,8 @@ class OneTensor(W.VBox):  # type: ignore[misc]
         key = self.key.value
         tensor = self.checkpoint[key]
         first = tuple(slice(0, 6) for _ in tensor.shape)
-        facts = (
-            f"{_shape(tensor.shape)} {tensor.dtype.name}, {format_bytes(tensor.nbytes)}, {len(tensor.offsets):,} chunks"
-        )
+        size = f"{format_bytes(tensor.nbytes)}, {counted(len(tensor.offsets), 'chunk')}"
+        facts = f"{format_shape(tensor.shape)} {tensor.dtype.name}, {size}"
         parts = [f"<p><strong>{escape(key)}</strong>: {escape(facts)}</p>"]
         parts.append(figure_html(plots.chunks(self.checkpoint, key)))
         if tensor.numel and tensor.dtype.kind != "opaque":
@@ -295,16 +294,10 @@ class OneTensor(W.VBox):  # type: ignore[misc]
         return "".join(parts)
 
 
-def escape_text(text: str) -> str:
-    """For widgets that show plain text themselves: printable, not HTML."""
-    from dcptools._table import printable
-
-    return printable(text)
-
-
 def escape_lines(text: str) -> str:
     return "\n".join(escape(line) for line in text.splitlines())
 
 
 def _shape(shape: Any) -> str:
-    return f"[{', '.join(map(str, shape))}]" if isinstance(shape, tuple) else ""
+    """Of a row of the frame; an object has none."""
+    return format_shape(shape) if isinstance(shape, tuple) else ""

@@ -8,12 +8,13 @@ import ipywidgets as W
 import pandas as pd
 import traitlets as T
 
+from dcptools._table import counted, format_shape
 from dcptools.checkpoint import Checkpoint
-from dcptools.findings import summary_lines
+from dcptools.findings import SHOWN_PER_CODE
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import DTYPES, written_dtypes
-from dcptools.widgets._base import Step, alert, findings_html, handler
+from dcptools.widgets._base import Step, alert, findings_html, handler, typed_path
 from dcptools.widgets._table import PagedTable
 
 COLUMNS = ["key", "name", "rule", "shape", "dtype", "written as", "findings"]
@@ -54,6 +55,10 @@ class Mapping(Step):
             description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one a line; the first match wins",
             continuous_update=False, rows=3, layout={"width": "640px"},
         )  # fmt: skip
+        self.assets = W.Text(
+            value=model_assets_dir, description="Assets", placeholder="directory with config.json and tokenizer",
+            continuous_update=False, layout={"width": "640px"},
+        )  # fmt: skip
         self.found = W.HTML()
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
         self.outputs = PagedTable(
@@ -77,7 +82,7 @@ class Mapping(Step):
             layout={"width": "99%"},
         )
         controls = [self.layout_choice, self.root, self.dtype_choice, self.include, self.exclude, self.rename]
-        rows = [W.HBox(controls[:3]), W.HBox(controls[3:5]), self.rename]
+        rows = [W.HBox(controls[:3]), W.HBox(controls[3:5]), self.rename, self.assets]
         super().__init__([*rows, self.found, self.accept, self.tabs])
         T.link((self, "dtype"), (self.dtype_choice, "value"))
         for control in controls:
@@ -86,6 +91,8 @@ class Mapping(Step):
         self.accept.observe(lambda _: self._decide(), "value")
         self.observe(self._new, "checkpoint")
         self.observe(self._refresh, ["model_assets_dir", "dtype"])
+        self.assets.observe(self._take_assets, "value")
+        self.observe(self._show_assets, "model_assets_dir")
         self.blocked = "Read a checkpoint first."
         self.model_assets_dir = model_assets_dir
         self.checkpoint = checkpoint
@@ -95,6 +102,12 @@ class Mapping(Step):
         if self.checkpoint is not None:
             self.root.options = [root for root, *_ in self.checkpoint.summary() if not root.startswith("(")]
         self._refresh()
+
+    def _take_assets(self, _: Any) -> None:
+        self.model_assets_dir = typed_path(self.assets.value)
+
+    def _show_assets(self, _: Any) -> None:
+        self.assets.value = self.model_assets_dir
 
     @handler
     def _refresh(self, _: Any = None) -> None:
@@ -127,22 +140,20 @@ class Mapping(Step):
         written, _ = written_dtypes(mapping, self.dtype)
         frame = mapping.to_frame()
         frame["written as"] = [written[name].name for name in frame["name"]]
-        frame["shape"] = [f"[{', '.join(map(str, shape))}]" for shape in frame["shape"]]
+        frame["shape"] = [format_shape(shape) for shape in frame["shape"]]
         self.outputs.frame = frame[COLUMNS]
         self.leftovers.frame = mapping.leftovers_frame()
-        count = f"{len(mapping.outputs):,} outputs, {len(mapping.leftovers):,} keys left out"
+        count = f"{counted(len(mapping.outputs), 'output')}, {counted(len(mapping.leftovers), 'key')} left out"
         kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
         verdict = {
-            "error": f"{len(mapping.errors):,} errors: this cannot be converted so.",
-            "warning": f"{len(mapping.warnings):,} warnings: look at them before you go on.",
+            "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted so.",
+            "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
             "success": "No warnings.",
         }[kind]
         self.found.value = alert(kind, f"{count}. {verdict}") + findings_html(
             (*mapping.errors, *mapping.warnings), most=3
         )
-        self.findings.value = "".join(
-            alert(line.partition("[")[0].partition(":")[0], line) for line in summary_lines(mapping.findings)
-        )
+        self.findings.value = findings_html(mapping.findings, most=SHOWN_PER_CODE)
 
     def _decide(self) -> None:
         mapping: KeyMapping | None = self.mapping

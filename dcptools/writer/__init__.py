@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
-from dcptools._table import format_bytes, html_table, text_table
-from dcptools.errors import TargetError, UsageError
-from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools._table import counted, format_bytes, html_table, text_table
+from dcptools.errors import Cancelled, TargetError, UsageError
+from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.writer._engine import Engine
@@ -29,7 +29,7 @@ __all__ = ["Progress", "Report", "check_target", "free_bytes", "write"]
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(HasFindings):
     """What was written, how fast, in how much memory."""
 
     save_dir: str
@@ -49,8 +49,9 @@ class Report:
     findings: tuple[Finding, ...]
 
     @property
-    def warnings(self) -> tuple[Finding, ...]:
-        return of_severity(self.findings, "warning")
+    def found_while_writing(self) -> tuple[Finding, ...]:
+        """The findings that the plan could not have: about values, not about names and sizes."""
+        return tuple(finding for finding in self.findings if finding.code in ("cast-overflow", "no-checksum"))
 
     @property
     def bytes_per_second(self) -> float:
@@ -67,8 +68,8 @@ class Report:
 
     def headline(self) -> str:
         return (
-            f"Wrote {self.tensors:,} tensors, {format_bytes(self.total_bytes)} in {len(self.files):,} "
-            f"file{'' if len(self.files) == 1 else 's'}, to {self.save_dir} in {self.seconds:.2f} s "
+            f"Wrote {counted(self.tensors, 'tensor')}, {format_bytes(self.total_bytes)} in "
+            f"{counted(len(self.files), 'file')}, to {self.save_dir} in {self.seconds:.2f} s "
             f"({format_bytes(self.bytes_per_second)}/s)"
         )
 
@@ -85,9 +86,13 @@ class Report:
         return ", ".join(parts) + f"; peak memory {format_bytes(self.peak_bytes)} with {self.workers} workers"
 
     def __str__(self) -> str:
-        own = [f for f in self.findings if f.code in ("cast-overflow", "no-checksum")]
         return "\n".join(
-            [self.headline(), text_table(("file", "bytes"), self._rows()), self.facts(), *summary_lines(own)]
+            [
+                self.headline(),
+                text_table(("file", "bytes"), self._rows()),
+                self.facts(),
+                *summary_lines(self.found_while_writing),
+            ]
         )
 
     __repr__ = __str__
@@ -109,7 +114,8 @@ def write(
     """Write the planned model.
 
     Files are written under temporary names, checked, synced and renamed, the index last. When anything goes wrong,
-    Ctrl-C included, what was begun is removed, and an existing model is as it was.
+    Ctrl-C included, what was begun is removed. An existing model stays as it was until the new one is whole; what
+    fails while the files get their names leaves neither of the two, and never a mixture.
 
     Parameters
     ----------
@@ -153,11 +159,13 @@ def write(
         sink = LocalSink(target, plan.fingerprint[:12])
         engine = Engine(plan, sink, workers=count, sync=fsync)
         try:
-            with bar(progress) as report:
+            with bar(progress, "writing") as report:
                 engine.run(report, cancel)
             for file in plan.files:
                 verify(file, sink.staged(file.filename))
             assets = publish(plan, target, sink, sync=fsync)
+        except Cancelled:
+            raise Cancelled("Cancelled; what was half-written is removed.") from None
         except OSError as error:
             if isinstance(error, TargetError):
                 raise

@@ -18,7 +18,7 @@ from dcptools._parallel import Progress, one_thread_each, run
 from dcptools.checkpoint import Checkpoint
 from dcptools.shards import SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
-from dcptools.tensors import Bits, Checksums, Region, TensorReader, read_view, slabs, tiles
+from dcptools.tensors import Bits, Checksums, Region, TensorReader, read_view, slabs
 from dcptools.tensors._view import row_major
 from dcptools.writer._cast import buffer, cast
 
@@ -43,12 +43,10 @@ class _Job:
         self.strides = row_major(planned.output.shape)
 
     def regions(self, elements: int) -> Iterator[Region]:
-        """The tensor in regions of at most ``elements``; boxes where it is stored in another order."""
-        shape = self.planned.output.shape
-        odd = self.reader.odd_strides() if math.prod(shape) > elements else None
-        if odd is None or not self.view.is_whole(self.reader.tensor.shape):
-            return slabs(shape, elements)
-        return tiles(shape, odd, elements)
+        """The output in regions of about ``elements``."""
+        if self.view.is_whole(self.reader.tensor.shape):
+            return self.reader.regions(elements)
+        return slabs(self.planned.output.shape, elements)
 
 
 class Engine:

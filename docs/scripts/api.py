@@ -20,6 +20,7 @@ from typing import Any
 
 import dcptools
 from dcptools import checkpoint, demo, errors, mapping, plots, recipe, shards, tree, widgets
+from dcptools.findings import HasFindings
 
 PAGE = Path(__file__).resolve().parents[1] / "api.md"
 INTRODUCTION = """\
@@ -177,6 +178,8 @@ def rows(cls: type) -> Iterator[Row]:
                 yield Row(name, f"`{kind}`", sentence(comment))
         elif isinstance(statement, ast.FunctionDef) and not statement.name.startswith("_"):
             yield from method_row(cls, statement)
+    if HasFindings in cls.__mro__ and cls is not HasFindings:
+        yield from (row for row in rows(HasFindings) if row.name != "findings")
 
 
 def method_row(cls: type, node: ast.FunctionDef) -> Iterator[Row]:

@@ -8,16 +8,9 @@ free disk space, so nothing compares them; look at them before they are committe
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +22,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from tests.e2e.servers import CHROMIUM_FLAGS, NO_CHROMIUM, RUN_ALL, find_chromium, jupyterlab  # noqa: E402
+
 IMAGES = ROOT / "docs" / "images"
 NOTEBOOK = "5-wizard.ipynb"
 STEPS = ("checkpoint", "inspect", "mapping", "shards", "convert", "result")
@@ -40,32 +36,6 @@ ALONE = """.jp-InputArea, .jp-Collapser, .jp-OutputPrompt, .jp-Toolbar { visibil
 .jp-Notebook .jp-Cell { border-color: transparent !important; background: transparent !important }"""
 COLOURS = 128
 MAX_BYTES = 200_000  # of a picture
-CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
-
-# Resolves when the notebook of that path is shown and its kernel answers; a click before that is lost without a word.
-READY = """async (path) => {
-  const until = async (found) => {
-    const deadline = Date.now() + 60000;
-    for (;;) {
-      const value = found();
-      if (value) return value;
-      if (Date.now() > deadline) throw new Error('timeout waiting for ' + found);
-      await new Promise(resolve => setTimeout(resolve, 50));
-    }
-  };
-  const app = await until(() => window.jupyterapp);
-  await app.restored;
-  const panel = await until(() => {
-    const shown = app.shell.currentWidget;
-    return shown?.context?.path === path && shown.content?.widgets ? shown : null;
-  });
-  await panel.context.ready;
-  await panel.sessionContext.ready;
-  const kernel = await until(() => panel.sessionContext.session?.kernel);
-  await kernel.info;
-  app.shell.collapseLeft();
-  await app.commands.execute('notebook:run-all-cells');
-}"""
 
 
 def main() -> None:
@@ -78,8 +48,8 @@ def main() -> None:
         shutil.copytree(demo.checkpoint, Path(scratch, "root", "step-100"))
         shutil.copytree(demo.assets, Path(scratch, "root", "assets"))
         write_notebook(Path(scratch, "root", NOTEBOOK))
-        with jupyter(Path(scratch)) as url, chromium() as browser:
-            photograph(browser, url, target)
+        with jupyterlab(Path(scratch), Path(scratch, "root"), demo.directory) as server, chromium() as browser:
+            photograph(browser, server.url(NOTEBOOK), target)
     draw_shards(demo.checkpoint, target / "shards.png")
     for path in sorted(target.glob("*.png")):
         print(f"{path}: {path.stat().st_size:,} bytes")
@@ -94,56 +64,12 @@ def write_notebook(path: Path) -> None:
 
 
 @contextmanager
-def jupyter(scratch: Path) -> Iterator[str]:
-    """A JupyterLab that knows nothing of this user's settings; gives the notebook's URL."""
-    settings = scratch / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}  # otherwise a toast covers a corner
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    token = secrets.token_hex(16)
-    places = {f"JUPYTER_{name}_DIR": str(scratch / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    places |= {
-        "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
-        "IPYTHONDIR": str(scratch / "ipython"),
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--ServerApp.log_level=ERROR"]
-    command += [f"--ServerApp.root_dir={scratch / 'root'}", f"--ServerApp.allow_root={os.geteuid() == 0}"]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
-    server = subprocess.Popen(command, env={**os.environ, **places})
-    base = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(server, f"{base}/api/status?token={token}")
-        yield f"{base}/lab/workspaces/{secrets.token_hex(4)}/tree/{NOTEBOOK}?token={token}"
-    finally:
-        server.terminate()
-        server.wait(15)
-
-
-def wait_for(server: subprocess.Popen[bytes], url: str) -> None:
-    for _ in range(300):
-        if server.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise SystemExit("JupyterLab did not start; what it said is above.")
-
-
-@contextmanager
 def chromium() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    path = os.environ.get("DCPTOOLS_CHROMIUM") or next(filter(None, found), None)
+    path = find_chromium()
     if path is None:
-        raise SystemExit("There is no chromium here. On Debian: apt-get install chromium")
+        raise SystemExit(NO_CHROMIUM)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=CHROMIUM_FLAGS)
         yield browser
@@ -156,7 +82,8 @@ def photograph(browser: Browser, url: str, target: Path) -> None:
         viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE, color_scheme="light"
     )
     page.goto(url)
-    page.evaluate(READY, NOTEBOOK)
+    page.evaluate(RUN_ALL, NOTEBOOK)
+    page.evaluate("window.jupyterapp.shell.collapseLeft()")
     page.add_style_tag(content=ALONE)
     for number, step in enumerate(STEPS, start=1):
         page.get_by_role("heading", name=f"Step {number} of {len(STEPS)}").wait_for()

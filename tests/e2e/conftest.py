@@ -5,17 +5,11 @@ Without a browser the tests are skipped with the reason, or fail where ``DCPTOOL
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,54 +18,22 @@ import nbformat
 import pytest
 
 from dcptools.demo import Demo
+from e2e.servers import CHROMIUM_FLAGS, NO_CHROMIUM, ROOT, RUN_ALL, Server, find_chromium, jupyterlab
 
 try:
     from playwright.sync_api import Browser, Page, expect, sync_playwright
 except ImportError:
     sync_playwright = expect = None  # type: ignore[assignment]
 
-ROOT = Path(__file__).parents[2]
 WIZARD = ROOT / "notebooks" / "5-wizard.ipynb"
-START_SECONDS, PATIENCE_MS = 90, 30_000
-CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
-
-# Resolves when the notebook of that path is shown and its kernel answers: a click on Run before that is lost without
-# a word. Then all cells are run, and what each one ended with is returned.
-RUN_ALL = """async (path) => {
-  const until = async (found) => {
-    const deadline = Date.now() + 60000;
-    for (;;) {
-      const value = found();
-      if (value) return value;
-      if (Date.now() > deadline) throw new Error('timeout waiting for ' + found);
-      await new Promise(resolve => setTimeout(resolve, 50));
-    }
-  };
-  const app = await until(() => window.jupyterapp);
-  await app.restored;
-  const panel = await until(() => {
-    const shown = app.shell.currentWidget;
-    return shown?.context?.path === path && shown.content?.widgets ? shown : null;
-  });
-  await panel.context.ready;
-  await panel.sessionContext.ready;
-  const kernel = await until(() => panel.sessionContext.session?.kernel);
-  await kernel.info;
-  window.__panel = panel;
-  await app.commands.execute('notebook:run-all-cells');
-  return panel.model.sharedModel.cells.filter(cell => cell.cell_type === 'code').map(cell => {
-    const error = cell.outputs.map(o => o.toJSON ? o.toJSON() : o).find(o => o.output_type === 'error');
-    return [cell.execution_count, error ? `${error.ename}: ${error.evalue}` : null];
-  });
-}"""
+PATIENCE_MS = 30_000
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """The browser, or the reason why there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((found for name in names if (found := shutil.which(name))), None)
-    missing = "" if program else "there is no chromium; on Debian: apt-get install chromium"
+    program = find_chromium()
+    missing = "" if program else NO_CHROMIUM
     if sync_playwright is None:
         missing = "playwright is not installed"
     if missing:
@@ -79,87 +41,16 @@ def chromium() -> Iterator[Browser]:
         refuse(f"browser tests: {missing}")
     with sync_playwright() as playwright:
         expect.set_options(timeout=PATIENCE_MS)
-        browser = playwright.chromium.launch(executable_path=program, headless=True, args=list(CHROMIUM_FLAGS))
+        browser = playwright.chromium.launch(executable_path=program, headless=True, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running JupyterLab; ``url`` shows a notebook of ``root`` in a workspace of its own."""
-
-    root: Path
-    base: str
-    token: str
-
-    def url(self, notebook: str) -> str:
-        return f"{self.base}/lab/workspaces/t{secrets.token_hex(4)}/tree/{notebook}?token={self.token}"
-
-
-def environment(home: Path, demo: Demo) -> dict[str, str]:
-    """Nothing of this user's settings is read, and no file of the repository is changed."""
-    places = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    places |= {
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-        "DCPTOOLS_DEMO_DIR": str(demo.directory),
-        "PYTHONPATH": str(ROOT),
-    }
-    return {**os.environ, **places}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def serving(command: list[str], log: Path, env: dict[str, str], ready: Callable[[], Any]) -> Iterator[None]:
-    """A server program, from when ``ready`` gives something true until the end of the block."""
-    with log.open("w") as output:
-        program = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not ready():
-                if program.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"{command[0]} did not start: {log.read_text()[-3000:]}")
-                time.sleep(0.1)
-            yield
-        finally:
-            program.terminate()
-            try:
-                program.wait(15)
-            except subprocess.TimeoutExpired:
-                program.kill()
-                program.wait()
 
 
 @pytest.fixture(scope="session")
 def lab(chromium: Browser, demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("jupyter")
     root = shutil.copytree(ROOT / "notebooks", home / "root")
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}  # otherwise a toast covers a corner
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    server = Server(root, f"http://127.0.0.1:{free_port()}", secrets.token_hex(16))
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"]
-    command += [f"--port={server.base.rpartition(':')[2]}", "--ServerApp.port_retries=0"]
-    command += [f"--IdentityProvider.token={server.token}", f"--ServerApp.root_dir={root}"]
-    command += [f"--ServerApp.allow_root={os.geteuid() == 0}", "--LabApp.expose_app_in_browser=True"]
-    command += ["--LabApp.extension_manager=readonly"]
-
-    def ready() -> bool:
-        try:
-            with urllib.request.urlopen(f"{server.base}/api/status?token={server.token}", timeout=2):
-                return True
-        except OSError:
-            return False
-
-    with serving(command, home / "lab.log", environment(home, demo), ready):
+    with jupyterlab(home, root, demo.directory) as server:
         yield server
 
 

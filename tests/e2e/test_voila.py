@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from dcptools.demo import Demo
-from e2e.conftest import ROOT, environment, expect, free_port, serving
+from e2e.conftest import expect
+from e2e.servers import ROOT, environment, free_port, serving
 
 pytestmark = pytest.mark.e2e
 
@@ -35,7 +36,7 @@ def test_the_wizard_is_a_page_of_its_own(chromium: Any, pages: Callable[[], Any]
         found = address.search(log.read_text())
         return found.group() if found else ""
 
-    with serving([*app_command(), f"--port={port}"], log, environment(tmp_path, demo), url):
+    with serving([*app_command(), f"--port={port}"], log, environment(tmp_path, demo.directory), url):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
             assert "/login" in answer.url  # no page without the token
         page = pages()
