@@ -57,7 +57,11 @@ class Assets:
         config = _parse(self.config)
         if config is None:
             return None
-        return (json.dumps(_with_dtype(config, dtype), indent=2, ensure_ascii=False) + "\n").encode()
+        changed = _with_dtype(config, dtype)
+        try:
+            return (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
+        except UnicodeEncodeError:  # a lone surrogate, which only an escape can write
+            return (json.dumps(changed, indent=2) + "\n").encode()
 
     def says(self, field: str) -> Any:
         """A top-level field of config.json, or None."""
@@ -84,16 +88,18 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         raise UsageError(
             f"The assets directory {path} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
         )
-    files = tuple(
-        Asset(entry.name, entry.stat().st_size)
-        for entry in sorted(path.iterdir())
-        if not _NOT_ASSETS.fullmatch(entry.name) and entry.is_file()
-    )
+    entries = [entry for entry in sorted(path.iterdir()) if not _NOT_ASSETS.fullmatch(entry.name)]
+    files = tuple(Asset(entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+    dangling = [
+        Finding("assets-missing", "warning", entry.name, "is a symlink to nothing", "download the file again")
+        for entry in entries
+        if entry.is_symlink() and not entry.exists()
+    ]
     names = {file.name: file.nbytes for file in files}
     config = ""
     if CONFIG in names and names[CONFIG] <= MAX_CONFIG_BYTES:
         config = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
-    return Assets(str(path), files, config, tuple(_check(path, set(names), config)))
+    return Assets(str(path), files, config, (*_check(path, set(names), config), *dangling))
 
 
 def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:

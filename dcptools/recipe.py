@@ -53,6 +53,7 @@ def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:
         "shard_size": plan.shard_size if plan.shard_size != DEFAULT_SHARD_SIZE else None,
         "dtype": plan.dtype if plan.dtype != "bfloat16" else None,
         "dtype_for": list(plan.dtype_for),
-        "overwrite": overwrite or None,
+        "strict": plan.strict,
+        "overwrite": overwrite,
     }
     return {name: value for name, value in given.items() if value}

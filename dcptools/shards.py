@@ -93,6 +93,7 @@ class ShardPlan(HasFindings):
     dtype: str  # what was asked for; "keep" too
     dtype_for: tuple[tuple[str, str], ...]  # glob and dtype of each exception
     findings: tuple[Finding, ...]  # of the mapping and of the plan
+    strict: bool = False  # whether a warning while writing counts as an error too
 
     @cached_property
     def total_bytes(self) -> int:
@@ -232,7 +233,7 @@ def plan(
     dtype_for
         Exceptions, as ``"GLOB=DTYPE"`` or pairs, on HuggingFace names; the first that matches wins.
     strict
-        Treat warnings as errors.
+        Treat warnings as errors, those that only writing can find (``cast-overflow``) among them.
 
     Raises
     ------
@@ -258,9 +259,9 @@ def plan(
     ]
     if strict:
         found = [finding.as_error() if finding.severity == "warning" else finding for finding in found]
-    _refuse_errors(found, strict)
+    refuse_errors(found, strict)
     files = tuple(_files(mapping.outputs, written, size))
-    return ShardPlan(mapping, files, size, dtype, exceptions, tuple(found))
+    return ShardPlan(mapping, files, size, dtype, exceptions, tuple(found), strict)
 
 
 def written_dtypes(
@@ -333,7 +334,8 @@ def _about_sizes(mapping: KeyMapping, written: dict[str, DType], size: int) -> I
             yield Finding("large-tensor", "info", output.name, larger, "it gets a file of its own")
 
 
-def _refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
+def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
+    """Raise FindingsError, or NoModelWeights, if there are errors among the findings; all of them are named."""
     errors = of_severity(findings, "error")
     if not errors:
         return

@@ -72,6 +72,13 @@ def test_directories_and_dangling_links_are_not_copied(tmp_path: Path) -> None:
     (directory / "onnx.json").mkdir()
     (directory / "vocab.json").symlink_to("nowhere")
     assert [file.name for file in find_assets(directory).files] == ["config.json", "tokenizer.json"]
+    assert lines(directory) == ["warning[assets-missing] vocab.json: is a symlink to nothing (download the file again)"]
+
+
+def test_a_config_that_is_no_unicode_is_copied_all_the_same(tmp_path: Path) -> None:
+    text = json.dumps({**CONFIG, "pad_token": "\ud800"})
+    written = find_assets(make(tmp_path / "a", text)).config_for("bfloat16")
+    assert written is not None and json.loads(written)["pad_token"] == "\ud800"
 
 
 def test_links_are_followed_and_their_content_is_copied(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -30,7 +31,15 @@ from torch import Tensor
 
 import dcptools
 from dcptools import storage
-from dcptools.errors import BrokenCheckpoint, Cancelled, ChecksumError, DcptoolsError, TargetError, UsageError
+from dcptools.errors import (
+    BrokenCheckpoint,
+    Cancelled,
+    ChecksumError,
+    DcptoolsError,
+    FindingsError,
+    TargetError,
+    UsageError,
+)
 from dcptools.mapping import KeyMapping, Output
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
@@ -166,6 +175,18 @@ def test_values_that_became_inf_are_counted(dtype: str, values: list[float], cou
     found = [f for f in dcptools.write(plan, tmp_path / "out").findings if f.code == "cast-overflow"]
     message = f"{count} finite values became Inf in the cast"
     assert [(f.key, f.severity, f.message) for f in found] == ([("model.w", "warning", message)] if count else [])
+
+
+def test_strict_keeps_no_model_with_values_that_became_inf(tmp_path: Path) -> None:
+    directory = saved.trained(tmp_path / "a", {"model.w": torch.tensor([7e4, 1.0])}, optimizer=False)
+    plan = dataclasses.replace(planned(directory, dtype="float16"), strict=True)  # there are no assets, a warning too
+    with pytest.raises(FindingsError) as raised:
+        dcptools.write(plan, tmp_path / "out")
+    assert str(raised.value) == (
+        "1 error forbids to convert (warnings count as errors: strict):\n"
+        "error[cast-overflow] model.w: 1 finite values became Inf in the cast (write it wider: dtype_for=, --dtype-for)"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")

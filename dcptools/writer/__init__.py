@@ -17,8 +17,9 @@ from dcptools._progress import bar
 from dcptools._table import counted, format_bytes, html_table, text_table
 from dcptools.errors import Cancelled, TargetError, UsageError
 from dcptools.findings import Finding, HasFindings, summary_lines
-from dcptools.shards import INDEX, ShardPlan
+from dcptools.shards import INDEX, ShardPlan, refuse_errors
 from dcptools.storage import LocalSink
+from dcptools.tensors import Checksums
 from dcptools.writer._engine import Engine
 from dcptools.writer._target import check_target, free_bytes, locked, publish, verify
 
@@ -141,6 +142,8 @@ def write(
         The directory cannot be used, or the disk is too small; nothing was written.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
         A stored item is damaged, or in an encoding that is not read.
+    FindingsError
+        The plan is strict, and values became Inf in a cast; nothing was kept.
     Cancelled
         The event was set.
 
@@ -161,6 +164,9 @@ def write(
         try:
             with bar(progress, "writing") as report:
                 engine.run(report, cancel)
+            found = tuple(_found(engine))
+            if plan.strict:
+                refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
             for file in plan.files:
                 verify(file, sink.staged(file.filename))
             assets = publish(plan, target, sink, sync=fsync)
@@ -174,11 +180,18 @@ def write(
         finally:
             sink.discard()
             plan.mapping.checkpoint.source.close()
-    return _report(plan, target, engine, assets, count, time.perf_counter() - start)
+    return _report(plan, target, engine.checksums, found, assets, count, time.perf_counter() - start)
 
 
-def _report(plan: ShardPlan, target: Path, engine: Engine, assets: list[str], workers: int, seconds: float) -> Report:
-    sums = engine.checksums
+def _report(
+    plan: ShardPlan,
+    target: Path,
+    sums: Checksums,
+    found: tuple[Finding, ...],
+    assets: list[str],
+    workers: int,
+    seconds: float,
+) -> Report:
     return Report(
         save_dir=str(target),
         files=tuple((file.filename, file.nbytes) for file in plan.files),
@@ -194,7 +207,7 @@ def _report(plan: ShardPlan, target: Path, engine: Engine, assets: list[str], wo
         items_without_checksum=sums.without,
         workers=workers,
         fingerprint=plan.fingerprint,
-        findings=(*plan.findings, *_found(engine)),
+        findings=(*plan.findings, *found),
     )
 
 
