@@ -1,13 +1,14 @@
-"""Threads that share one iterator of work, with progress and cancellation in the calling thread."""
+"""Threads that share streams of work, with progress and cancellation in the calling thread."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from dcptools.errors import Cancelled
 
@@ -36,8 +37,44 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Stream(Generic[Work]):
+    """Pieces of work that are taken one after the other, by one thread at a time."""
+
+    def __init__(self, work: Iterator[Work]) -> None:
+        self._work, self._lock = work, threading.Lock()
+
+    def next(self) -> Work | None:
+        with self._lock:
+            return next(self._work, None)
+
+
+class _Streams(Generic[Work]):
+    """Each thread has a stream of its own while there are enough; then the threads help with those begun."""
+
+    def __init__(self, streams: Iterable[Iterator[Work]]) -> None:
+        self._waiting = iter(streams)
+        self._begun: deque[_Stream[Work]] = deque()
+        self._lock = threading.Lock()
+
+    def pick(self) -> _Stream[Work] | None:
+        """A stream that may have work left; None if there is none."""
+        with self._lock:
+            work = next(self._waiting, None)
+            if work is not None:
+                self._begun.append(_Stream(work))
+                return self._begun[-1]
+            self._begun.rotate()  # so that those who help spread
+            return self._begun[0] if self._begun else None
+
+    def drop(self, stream: _Stream[Work]) -> None:
+        """Say that a stream has ended."""
+        with self._lock:
+            if stream in self._begun:
+                self._begun.remove(stream)
+
+
 def run(
-    work: Iterator[Work],
+    streams: Iterable[Iterator[Work]],
     make_worker: Callable[[], Callable[[Work], None]],
     *,
     workers: int,
@@ -47,6 +84,8 @@ def run(
 ) -> None:
     """Do all the work; each of the threads makes a worker of its own and takes the next piece when it is free.
 
+    A thread keeps to one of the ``streams``, whose pieces lie close together, as long as it lasts.
+
     ``report`` is called in the calling thread, every ``TICK_SECONDS`` and at the end. After an error, a
     cancellation or Ctrl-C ``stop`` is set, and no piece is begun any more; those under way are waited for.
 
@@ -55,16 +94,14 @@ def run(
     Cancelled
         The event was set.
     """
-    stopped, taking = stop or threading.Event(), threading.Lock()
-
-    def take() -> Work | None:
-        with taking:
-            return None if stopped.is_set() else next(work, None)
+    stopped, shared = stop or threading.Event(), _Streams(streams)
 
     def loop() -> None:
         do = make_worker()
-        while (piece := take()) is not None:
-            do(piece)
+        while not stopped.is_set() and (stream := shared.pick()) is not None:
+            while not stopped.is_set() and (piece := stream.next()) is not None:
+                do(piece)
+            shared.drop(stream)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dcptools")
     try:

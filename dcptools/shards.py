@@ -46,13 +46,14 @@ INDEX = "model.safetensors.index.json"
 # A slab's bytes, of the wider of its stored and its written values. Smaller ones cost more in threads that wait for
 # each other than they save in the cache (measured: 1, 2, 4 MiB).
 SLAB_BYTES = 2 << 20
+BLOCK_SLABS = 2  # a block of an output file, which is written at once, has the bytes of so many slabs
 
 # Resident memory that no buffer explains, measured with the CPU build of torch 2.13 on x86-64 Linux
 PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
 TORCH_BYTES = 210_000_000  # importing torch, which only casts need
 CHUNK_BYTES = 2_000  # a chunk while .metadata is read
 TENSOR_BYTES = 2_500  # an output in mapping, plan and header
-WORKER_BYTES = 3 * SLAB_BYTES // 2 + SCRATCH_BYTES  # a thread: values, result, scratch
+WORKER_BYTES = SLAB_BYTES + BLOCK_SLABS * SLAB_BYTES + SCRATCH_BYTES  # a thread: stored values, a block, scratch
 
 
 @dataclass(frozen=True, slots=True)

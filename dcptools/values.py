@@ -167,7 +167,7 @@ def stats(
             if shown is not None:
                 shown(done, total, current)
 
-        run(_pieces(tensors), make_worker, workers=workers or default_workers(), report=report, cancel=cancel)
+        run([_pieces(tensors)], make_worker, workers=workers or default_workers(), report=report, cancel=cancel)
     rows = [(t.key, t.dtype.name, t.numel, *_row([part for _, part in sorted(parts[t.key].items())])) for t in tensors]
     return pd.DataFrame(rows, columns=["key", "dtype", "numel", *STATISTICS])
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import importlib.util
 import os
 import random
 import stat
+import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -214,6 +218,48 @@ def test_a_file_has_its_size_from_the_start(sink: LocalSink) -> None:
     sink.create("a", 12345)
     assert os.stat(sink.staged("a")).st_size == 12345
     sink.discard()
+
+
+@pytest.mark.skipif(storage._fallocate is None, reason="only Linux can reserve space")
+def test_the_space_of_a_file_is_reserved(sink: LocalSink) -> None:
+    sink.create("a", 1 << 20)
+    reserved = os.stat(sink.staged("a")).st_blocks * 512
+    sink.discard()
+    if not reserved and not can_reserve(sink.directory):
+        pytest.skip("the file system cannot reserve space")
+    assert reserved >= 1 << 20
+
+
+def can_reserve(directory: Path) -> bool:
+    return subprocess.run(["fallocate", "-l", "4096", directory / "probe"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_shows_when_a_file_is_created(
+    number: int, sink: LocalSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_fallocate", failing(number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        sink.create("a", 100)
+    sink.discard()
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR, errno.EINVAL, errno.EPERM])
+def test_a_file_system_that_cannot_reserve_space_will_do(
+    number: int, sink: LocalSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_fallocate", failing(number))
+    put(sink, "a", content(0))
+    assert Path(sink.staged("a")).read_bytes() == content(0)
+
+
+def failing(number: int) -> Callable[..., int]:
+    def fallocate(*_: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    return fallocate
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

@@ -27,7 +27,7 @@ from dcptools.checkpoint import Checkpoint, read
 from dcptools.checkpoint._cover import check_cover
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata, UnsupportedCheckpoint
 from dcptools.storage import LocalSource
-from dcptools.tensors import Checksums, Region, TensorReader, View, read_region, read_view, slabs, tiles
+from dcptools.tensors import Checksums, Region, TensorReader, View, boxes, ranges, read_region, read_view, tiles
 from dcptools.tensors._archive import HEAD_BYTES, TAIL_BYTES, Archive
 from dcptools.tensors._item import parse_layout
 from dcptools.tensors._view import row_major
@@ -136,6 +136,36 @@ def test_any_region_of_any_view(data: st.DataObject, strided: Checkpoint) -> Non
     assert read_region(strided[key], region).tobytes() == raw(expected[as_slices(region)])
 
 
+@given(data=st.data())
+def test_any_range_of_any_view(data: st.DataObject, strided: Checkpoint) -> None:
+    key = data.draw(st.sampled_from(sorted(strided.tensors)))
+    expected = saved.strided_state()[key].resolve_conj().resolve_neg().flatten()
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, expected.numel())] * 2)))
+    reader = TensorReader(strided[key])
+    out = np.empty(stop - start, reader.bits)
+    reader.read_range(start, stop, out)
+    assert out.tobytes() == raw(expected[start:stop])
+
+
+def test_a_range_over_chunks_is_read_in_one_piece_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.arange(40.0).reshape(10, 4)
+    chunks = [((6, 0), values[6:].clone()), ((0, 0), values[:3].clone()), ((3, 0), values[3:6].clone())]
+    reader = TensorReader(read(saved.save_chunks(tmp_path, {"a": chunks}))["a"])
+    assert reader.straight
+    reader.open()
+    found = count_read(monkeypatch)
+    out = np.empty(27, reader.bits)
+    reader.read_range(7, 34, out)
+    assert out.view("f4").tolist() == list(range(7, 34))
+    assert found == [4 * 5, 4 * 12, 4 * 10]
+
+
+def test_what_is_cut_in_columns_is_not_straight(tmp_path: Path) -> None:
+    values = torch.arange(40.0).reshape(10, 4)
+    chunks = [((0, 0), values[:, :1].clone()), ((0, 1), values[:, 1:].clone())]
+    assert not TensorReader(read(saved.save_chunks(tmp_path, {"a": chunks}))["a"]).straight
+
+
 @pytest.fixture(scope="module")
 def strided(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return read(saved.strided_raw(tmp_path_factory.mktemp("strided")))
@@ -222,6 +252,20 @@ def test_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(check, range(200)))
     assert max(Counter(opened).values()) == 1
+
+
+def test_a_file_that_is_read_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads push each other's files out all the time."""
+    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 1)
+    chunks = [((row,), torch.tensor([float(row)])) for row in range(64)]
+    tensor = read(saved.save_chunks(tmp_path, {"a": chunks}, files=64))["a"]
+
+    def check(seed: int) -> bool:
+        order = np.random.default_rng(seed).permutation(64)
+        return all(read_region(tensor, [(row, row + 1)]).view("f4")[0] == row for row in order.tolist())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(check, range(24)))
 
 
 def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,11 +609,28 @@ def covered(shape: tuple[int, ...], regions: list[Region]) -> set[int]:
 
 
 @given(SHAPES, st.integers(1, 50))
-def test_slabs_follow_each_other_and_cover_all(shape: tuple[int, ...], most: int) -> None:
+def test_ranges_follow_each_other_and_cover_all(shape: tuple[int, ...], most: int) -> None:
+    found = list(ranges(shape, most))
+    assert list(itertools.chain(*(range(start, stop) for start, stop in found))) == list(range(math.prod(shape)))
+    assert all(0 < stop - start <= most for start, stop in found)
+
+
+def test_ranges_cut_no_short_row() -> None:
+    assert list(ranges((5, 10), 29)) == [(0, 20), (20, 40), (40, 50)]
+    assert list(ranges((2, 2, 5), 25)) == [(0, 20)]
+    assert list(ranges((2, 10), 6)) == [(0, 6), (6, 12), (12, 18), (18, 20)]
+    assert list(ranges((), 1)) == [(0, 1)]
+    assert list(ranges((3, 0), 1)) == []
+
+
+@given(SHAPES, st.data())
+def test_boxes_are_a_range_of_elements_one_after_the_other(shape: tuple[int, ...], data: st.DataObject) -> None:
     numbers = np.arange(math.prod(shape)).reshape(shape)
-    pieces = [numbers[as_slices(region)].ravel().tolist() for region in slabs(shape, most)]
-    assert list(itertools.chain(*pieces)) == numbers.ravel().tolist()
-    assert all(0 < len(piece) <= most for piece in pieces)
+    start = data.draw(st.integers(0, numbers.size))
+    stop = data.draw(st.integers(start, numbers.size))
+    found = [numbers[as_slices(region)].ravel().tolist() for region in boxes(shape, start, stop)]
+    assert list(itertools.chain(*found)) == list(range(start, stop))
+    assert all(found) and len(found) <= max(1, 2 * len(shape) - 1)
 
 
 @given(SHAPES, st.integers(1, 50), st.randoms())
@@ -581,15 +642,6 @@ def test_tiles_cover_every_element_once(shape: tuple[int, ...], most: int, rando
     regions = list(tiles(shape, strides, most))
     assert covered(shape, list(regions)) == {1}
     assert all(0 < math.prod(stop - start for start, stop in region) <= most for region in regions)
-
-
-def test_slabs_are_as_long_as_they_may_be() -> None:
-    assert list(slabs((5, 10), 20)) == [[(0, 2), (0, 10)], [(2, 4), (0, 10)], [(4, 5), (0, 10)]]
-    assert list(slabs((2, 10), 6)) == [
-        [(0, 1), (0, 6)], [(0, 1), (6, 10)], [(1, 2), (0, 6)], [(1, 2), (6, 10)],
-    ]  # fmt: skip
-    assert list(slabs((), 1)) == [[]]
-    assert list(slabs((3, 0), 1)) == []
 
 
 def test_tiles_are_long_in_both_orders() -> None:

@@ -218,6 +218,52 @@ def test_the_number_of_workers_changes_nothing(workers: int, tmp_path: Path, mon
     assert report.workers == workers
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "keep"])
+def test_values_are_written_in_whole_blocks(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever tensors and chunks lie there: the kernel has less work with whole pages."""
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+    block, written = 64 * _engine.BLOCK_SLABS, written_pieces(monkeypatch)
+    plan = planned(saved.trained(tmp_path / "a", saved.model_state()), dtype=dtype)
+    dcptools.write(plan, tmp_path / "out", workers=1)
+    [file] = plan.files
+    header = len(file.header)
+    assert written[:2] == [(0, header), (header, block - header % block)]
+    assert written[2:-1] == [(at, block) for at in range(written[2][0], written[-1][0], block)]
+    assert sum(written[-1]) == file.nbytes
+
+
+def written_pieces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Start and bytes of each write of weights from now on."""
+    write, pieces = LocalSink.write, []
+
+    def counting(self: LocalSink, name: str, start: int, data: memoryview) -> None:
+        if name.endswith(".safetensors"):
+            pieces.append((start, data.nbytes))
+        write(self, name, start, data)
+
+    monkeypatch.setattr(LocalSink, "write", counting)
+    return pieces
+
+
+def test_a_block_of_rows_that_are_cut_holds_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+    values, written = torch.arange(50 * 5.0).reshape(50, 5), written_pieces(monkeypatch)
+    chunks = [((0, at), values[:, at:to].contiguous()) for at, to in ((0, 2), (2, 5))]
+    directory = saved.save_chunks(tmp_path / "a", {"model.model.w": chunks})
+    dcptools.convert(directory, tmp_path / "out", dtype="keep", workers=1)
+    assert {nbytes % 20 for _, nbytes in written[1:]} == {0}
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.w"], values)
+
+
+def test_values_without_dimensions_among_others(tmp_path: Path) -> None:
+    """They are cast by themselves: torch gives their NaN other bits."""
+    nan = torch.tensor(torch.nan)
+    state = {f"model.{name}": nan if name in "ade" else nan.repeat(3) for name in "abcdef"}
+    plan = planned(saved.trained(tmp_path / "a", state, optimizer=False), dtype="bfloat16")
+    dcptools.write(plan, tmp_path / "out")
+    assert read_files(tmp_path / "out") == saved_files(state, plan)
+
+
 def test_no_workers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 workers cannot write anything"):
         dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", workers=0)
@@ -330,11 +376,31 @@ def test_a_config_that_is_no_object_is_copied_as_it_is(content: bytes, tmp_path:
 # Progress
 
 
+def test_a_cancellation_while_items_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are opened some hundred at a time, which takes long where each read does."""
+    from dcptools import tensors
+
+    cancel, opened, open_item = threading.Event(), [], tensors.open_item
+
+    def slow(*given: Any) -> Any:
+        opened.append(given[2])
+        cancel.set()
+        time.sleep(0.05)
+        return open_item(*given)
+
+    monkeypatch.setattr(tensors, "open_item", slow)
+    state = {f"model.{number}.w": torch.ones(1) for number in range(200)}
+    with pytest.raises(Cancelled):
+        dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", cancel=cancel)
+    assert len(opened) < 100
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_progress_grows_to_the_total_in_the_calling_thread(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 256)
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
     slow_down(monkeypatch, 0.02)
     plan = planned(saved.trained(tmp_path / "a"), dtype="bfloat16")
     calls: list[tuple[int, int, str]] = []

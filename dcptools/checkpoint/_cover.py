@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dcptools._table import some
 
 Ints = npt.NDArray[np.int64]
+FEW_CHUNKS = 16
 MAX_SPLIT_DIMS = 12  # dimensions along which one tensor is cut; each doubles the number of corners
 
 
@@ -19,9 +20,11 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     ``offsets`` and ``sizes`` have the shape (chunks, dimensions). Boxes that stand twice are replicas and count
     once; empty boxes do not count.
     """
-    full = np.array(shape, dtype=np.int64)
-    if not np.all(full):
+    if 0 in shape:
         return None  # a tensor without elements is covered by anything
+    if len(offsets) <= FEW_CHUNKS and _is_short_sequence(shape, offsets.tolist(), sizes.tolist()):
+        return None
+    full = np.array(shape, dtype=np.int64)
     outside = np.any((offsets < 0) | (sizes < 0) | (sizes > full) | (offsets > full - sizes), axis=1)
     if outside.any():
         at = int(np.argmax(outside))
@@ -43,6 +46,18 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     if split.sum() > MAX_SPLIT_DIMS:
         return "overlap", f"its chunks are cut along {split.sum()} dimensions, more than the {MAX_SPLIT_DIMS} supported"
     return _check_boxes(shape, offsets[:, split], sizes[:, split], full[split])
+
+
+def _is_short_sequence(shape: tuple[int, ...], offsets: list[list[int]], sizes: list[list[int]]) -> bool:
+    """Whether the chunks follow one another along the first dimension. Without numpy, which costs more for a few."""
+    if not shape:
+        return False
+    end, rest, origin = 0, list(shape[1:]), [0] * (len(shape) - 1)
+    for offset, size in zip(offsets, sizes, strict=True):
+        if offset[0] != end or size[0] < 0 or offset[1:] != origin or size[1:] != rest:
+            return False
+        end += size[0]
+    return end == shape[0]
 
 
 def _is_sequence(full: Ints, offsets: Ints, sizes: Ints) -> bool:

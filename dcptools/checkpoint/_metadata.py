@@ -23,6 +23,7 @@ from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
 
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
+COMPACT_FROM = 1 << 20  # bytes of .metadata
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
 
 
@@ -135,7 +136,7 @@ def parse(data: bytes, what: str) -> RawMetadata:
 
     ``what`` is how errors call it.
 
-    The result is pickled and loaded again: its few long-lived objects were made among millions of short-lived
+    A large result is pickled and loaded again: its few long-lived objects were made among millions of short-lived
     ones, and would keep all that memory from going back to the system.
 
     Raises
@@ -148,11 +149,14 @@ def parse(data: bytes, what: str) -> RawMetadata:
     collecting = gc.isenabled()
     gc.disable()  # millions of small objects and no cycle: collections would only triple the time
     try:
-        compact = pickle.dumps(_parse(data, what), protocol=5)
+        result = _parse(data, what)
+        if len(data) > COMPACT_FROM:
+            compact = pickle.dumps(result, protocol=5)
+            del result
+            result = pickle.loads(compact)
     finally:
         if collecting:
             gc.enable()
-    result: RawMetadata = pickle.loads(compact)
     return result
 
 

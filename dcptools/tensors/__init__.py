@@ -1,7 +1,8 @@
 """Values: the bytes of any region of a stored tensor, whatever its chunks, strides and encoding.
 
-Everything that looks at values stands on :meth:`TensorReader.read_region`. Values are moved as bits (unsigned
-integers of the dtype's width), so nothing is rounded and NaN payloads survive. Memory is one scratch buffer a
+Everything that looks at values stands on :meth:`TensorReader.read_region`, or on :meth:`TensorReader.read_range`, which
+is the fast way where bytes lie in a row. Values are moved as bits (unsigned integers of the dtype's width), so nothing
+is rounded and NaN payloads survive. Memory is one scratch buffer a
 reader thread, whatever the size of the tensor.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from operator import mul
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import add, mul, sub
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,24 @@ from dcptools.checkpoint import StoredTensor
 from dcptools.checkpoint._cover import Ints, check_cover
 from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors._checksums import Checksums
-from dcptools.tensors._item import Item, Unpacked, is_row_major, open_item
-from dcptools.tensors._view import View
+from dcptools.tensors._item import Item, Unpacked, open_item
+from dcptools.tensors._view import View, is_row_major, row_major
 
-__all__ = ["BITS", "SCRATCH_BYTES", "Bits", "Checksums", "Region", "TensorReader", "View", "read_region", "read_view"]
+__all__ = [
+    "BITS",
+    "SCRATCH_BYTES",
+    "Bits",
+    "Checksums",
+    "Region",
+    "TensorReader",
+    "View",
+    "boxes",
+    "ranges",
+    "read_region",
+    "read_view",
+    "row_elements",
+    "tiles",
+]
 
 Bits = npt.NDArray[Any]  # values as bits: unsigned integers of the dtype's width
 Region = Sequence[tuple[int, int]]  # (start, stop) a dimension, in elements
@@ -63,9 +79,10 @@ class TensorReader:
             raise BrokenCheckpoint(f"{tensor.key!r}: {what}.\nUse another checkpoint, or save again.")
         self.tensor = tensor
         self._checksums = checksums
-        self._boxes = _distinct(tensor)
-        # small numbers are handled faster without numpy
-        self._few = _corners(tensor, self._boxes) if len(self._boxes) <= FEW_CHUNKS else None
+        few = len(tensor.offsets) <= FEW_CHUNKS  # small numbers are handled faster without numpy
+        self._boxes = None if few else _distinct(tensor)
+        self._corners = _few_corners(tensor) if self._boxes is None else _corners(tensor, self._boxes)
+        self._stretches = _stretches(tensor.shape, self._corners)
         self._items: dict[int, Item] = {}
         self._unpacked = Unpacked()
         self._opening: dict[int, threading.Lock] = {}
@@ -76,14 +93,70 @@ class TensorReader:
     def bits(self) -> np.dtype[Any]:
         return BITS[self.tensor.dtype.itemsize]
 
-    def regions(self, most: int) -> Iterator[Region]:
-        """The tensor in regions of about ``most`` elements, as it is read best.
+    @property
+    def straight(self) -> bool:
+        """Whether each chunk is one stretch of the tensor in row-major order: all that are cut along dimension 0."""
+        return self._stretches is not None
 
-        Row-major slabs; or, where the first chunk lies in another order, boxes that are long in both orders.
+    @property
+    def strided(self) -> tuple[int, ...] | None:
+        """The strides of the first chunk, in elements, if its values lie in another order than row-major."""
+        if not self.tensor.numel:
+            return None
+        layout = self._item(self._corners[0][0]).layout
+        return None if layout.row_major else layout.strides
+
+    def regions(self, most: int) -> Iterator[Region]:
+        """The tensor in regions of at most about ``most`` elements, as it is read best.
+
+        They follow each other in row-major order; or, where the first chunk lies in another order, they are boxes that
+        are long in both orders.
         """
         shape = self.tensor.shape
-        layout = self._item(int(self._boxes[0])).layout if self.tensor.numel > most else None
-        return slabs(shape, most) if layout is None or layout.row_major else tiles(shape, layout.strides, most)
+        strides = self.strided if self.tensor.numel > most else None
+        if strides is not None:
+            yield from tiles(shape, strides, most)
+        else:
+            for start, stop in ranges(shape, most):
+                yield from boxes(shape, start, stop)
+
+    def open(self) -> None:
+        """Open all items now and not when they are first read; raises what ``read_region`` raises."""
+        for index, _, _ in self._corners:
+            self._item(index)
+
+    def read_range(self, start: int, stop: int, out: Bits) -> None:
+        """Fill ``out`` with the elements ``start`` to ``stop`` of the tensor in row-major order.
+
+        Parameters
+        ----------
+        start, stop
+            Numbers of elements of the logical tensor.
+        out
+            An array of :attr:`bits` with one dimension, contiguous.
+
+        Raises
+        ------
+        BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
+            As :meth:`read_region`.
+        """
+        if self._stretches is None:
+            _fill(boxes(self.tensor.shape, start, stop), out, self.read_region)
+            return
+        at, number = start, bisect_right(self._stretches, start, key=_first) - 1
+        while at < stop:
+            first, last, index = self._stretches[number]
+            end, item = min(last, stop), self._item(index)
+            layout, part = item.layout, out[at - start : end - start]
+            if layout.plain:
+                self._read_bytes(item, (layout.offset + at - first) * layout.dtype.itemsize, part)
+            else:
+
+                def read(region: Region, target: Bits, item: Item = item) -> None:
+                    self._read_item(item, [a for a, _ in region], [b - a for a, b in region], target)
+
+                _fill(boxes(layout.shape, at - first, end - first), part, read)
+            at, number = end, number + 1
 
     def read_region(self, region: Region, out: Bits) -> None:
         """Fill ``out`` with the values of ``region``.
@@ -113,18 +186,15 @@ class TensorReader:
                 continue
             window: Any = [slice(a - start, b - start) for a, b, (start, _) in zip(low, high, region, strict=True)]
             target = out[(*window, ...)]  # the ellipsis makes it a view where there are no dimensions too
-            item = self._item(index)
-            self._read_box(item, [a - edge for a, edge in zip(low, first, strict=True)], shape, target)
-            if item.layout.conjugate or item.layout.negative:
-                _resolve_flags(item, target)
+            self._read_item(self._item(index), [a - edge for a, edge in zip(low, first, strict=True)], shape, target)
             wanted -= math.prod(shape)
         if wanted:
             raise BrokenCheckpoint(f"{self.tensor.key!r}: its chunks do not cover {[list(pair) for pair in region]}.")
 
     def _overlapping(self, region: Region) -> Iterable[tuple[int, list[int], list[int]]]:
         """The chunks that may overlap a region: index, first and last element a dimension."""
-        if self._few is not None:
-            return self._few
+        if self._boxes is None:
+            return self._corners
         starts = np.array([start for start, _ in region], dtype=np.int64)
         stops = np.array([stop for _, stop in region], dtype=np.int64)
         offsets, sizes = self.tensor.offsets[self._boxes], self.tensor.sizes[self._boxes]
@@ -145,6 +215,12 @@ class TensorReader:
                 self._items[index] = item
         return self._items[index]
 
+    def _read_item(self, item: Item, start: list[int], shape: list[int], target: Bits) -> None:
+        """Read a box of one item, as the values that its bits and flags stand for."""
+        self._read_box(item, start, shape, target)
+        if item.layout.conjugate or item.layout.negative:
+            _resolve_flags(item, target)
+
     def _read_box(self, item: Item, start: list[int], shape: list[int], target: Bits) -> None:
         """Read a box of one item: in one piece if its bytes lie close together, else in two halves."""
         if 0 in shape:
@@ -152,7 +228,7 @@ class TensorReader:
         strides, itemsize = item.layout.strides, item.layout.dtype.itemsize
         first = item.layout.offset + sum(map(mul, start, strides))
         if target.flags.c_contiguous and is_row_major(shape, strides):
-            self._read_bytes(item, first * itemsize, target.reshape(-1).view(np.uint8))
+            self._read_bytes(item, first * itemsize, target.reshape(-1))
             return
         span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
         needed = math.prod(shape) * itemsize
@@ -170,7 +246,7 @@ class TensorReader:
                 self._read_box(item, part_start, part_shape, target[(slice(None),) * dim + (slice(low, high),)])
 
     def _read_bytes(self, item: Item, start: int, out: Bits) -> None:
-        view = out.data
+        view = out.data.cast("B")
         item.source.read_into(item.file, item.start + start, view)
         if self._checksums is not None:
             self._checksums.add(item, start, view)
@@ -210,21 +286,53 @@ def read_view(reader: TensorReader, view: View, region: Region, out: Bits) -> No
     reader.read_region(stored, target[(*(slice(None) if d in used else None for d in range(len(stored))), ...)])
 
 
-def slabs(shape: Sequence[int], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut a row-major tensor into regions whose values lie one after the other, of at most ``most`` elements."""
-    if 0 in shape:
+def ranges(shape: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """The elements of a tensor in row-major order in ranges of at most ``most``, of whole rows where rows are short.
+
+    >>> list(ranges((5, 10), 25))
+    [(0, 20), (20, 40), (40, 50)]
+    """
+    numel, row = math.prod(shape), row_elements(shape, most)
+    step = most // row * row
+    return ((start, min(start + step, numel)) for start in range(0, numel, step))
+
+
+def row_elements(shape: Sequence[int], most: int) -> int:
+    """Elements of the longest row (all of the last dimensions) of which at least two fit into ``most`` elements.
+
+    >>> row_elements((4, 2, 100), 500)
+    200
+    """
+    row = 1
+    for size in reversed(shape[1:]):
+        if not size or row * size * 2 > most:
+            break
+        row *= size
+    return row
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
+    """The elements ``start`` to ``stop`` in row-major order as regions, one after the other; at most two a dimension.
+
+    >>> list(boxes((4, 10), 5, 30))
+    [[(0, 1), (5, 10)], [(1, 3), (0, 10)]]
+    """
+    if start >= stop:
         return
-    inner = math.prod(shape[1:])
-    if inner * (shape[0] if shape else 1) <= most:
-        yield [(0, n) for n in shape]
-    elif inner > most:
-        for index in range(shape[0]):
-            for rest in slabs(shape[1:], most):
-                yield [(index, index + 1), *rest]
-    else:
-        step = most // inner
-        for start in range(0, shape[0], step):
-            yield [(start, min(start + step, shape[0])), *((0, n) for n in shape[1:])]
+    if not shape:
+        yield []
+        return
+    row = math.prod(shape[1:])
+    first, last = start // row, stop // row
+    if start % row:
+        for rest in boxes(shape[1:], start % row, min(stop - first * row, row)):
+            yield [(first, first + 1), *rest]
+        first += 1
+    if first < last:
+        yield [(first, last), *((0, n) for n in shape[1:])]
+    if stop % row and first <= last:
+        for rest in boxes(shape[1:], 0, stop % row):
+            yield [(last, last + 1), *rest]
 
 
 def tiles(shape: Sequence[int], strides: Sequence[int], most: int) -> Iterator[list[tuple[int, int]]]:
@@ -244,10 +352,31 @@ def tiles(shape: Sequence[int], strides: Sequence[int], most: int) -> Iterator[l
         yield [(i * e, min((i + 1) * e, n)) for i, e, n in zip(corner, edges, shape, strict=True)]
 
 
+def _fill(regions: Iterable[Region], out: Bits, read: Callable[[Region, Bits], None]) -> None:
+    """Read regions that follow each other in row-major order into a contiguous array."""
+    at = 0
+    for region in regions:
+        shape = [stop - start for start, stop in region]
+        count = math.prod(shape)
+        read(region, out[at : at + count].reshape(shape))
+        at += count
+
+
+def _first(stretch: tuple[int, int, int]) -> int:
+    return stretch[0]
+
+
+def _few_corners(tensor: StoredTensor) -> list[tuple[int, list[int], list[int]]]:
+    """What ``_corners`` says of what ``_distinct`` says."""
+    found: dict[tuple[int, ...], tuple[int, list[int], list[int]]] = {}
+    for index, (low, size) in enumerate(zip(tensor.offsets.tolist(), tensor.sizes.tolist(), strict=True)):
+        if 0 not in size:
+            found.setdefault((*low, *size), (index, low, list(map(add, low, size))))
+    return list(found.values())
+
+
 def _distinct(tensor: StoredTensor) -> Ints:
     """Indices of the chunks that are neither empty nor a replica of an earlier one."""
-    if len(tensor.offsets) <= 1:
-        return np.arange(len(tensor.offsets))
     if not tensor.shape:
         return np.zeros(1, np.int64)
     if int(np.prod(tensor.sizes, axis=1).sum()) == tensor.numel:  # they cover it, so none stands twice
@@ -259,8 +388,23 @@ def _distinct(tensor: StoredTensor) -> Ints:
 
 
 def _corners(tensor: StoredTensor, indices: Ints) -> list[tuple[int, list[int], list[int]]]:
+    """Chunks as index, first and last element a dimension."""
     offsets, sizes = tensor.offsets[indices], tensor.sizes[indices]
     return list(zip(indices.tolist(), offsets.tolist(), (offsets + sizes).tolist(), strict=True))
+
+
+def _stretches(
+    shape: Sequence[int], corners: Iterable[tuple[int, list[int], list[int]]]
+) -> list[tuple[int, int, int]] | None:
+    """Chunks as (first, last, index), in elements of the tensor in row-major order; None if one is no such stretch."""
+    strides, found = row_major(shape), []
+    for index, low, high in corners:
+        size = list(map(sub, high, low))
+        if not is_row_major(size, strides):
+            return None
+        first = sum(map(mul, low, strides))
+        found.append((first, first + math.prod(size), index))
+    return sorted(found)
 
 
 def _resolve_flags(item: Item, values: Bits) -> None:

@@ -10,8 +10,7 @@ object around it, and it takes ten times as long for each of a million items.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from isal import isal_zlib
 
@@ -21,8 +20,9 @@ from dcptools.storage import Source
 _END = struct.Struct("<4s4H2LH")  # end of central directory
 _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")  # central directory file header
-_LOCAL = struct.Struct("<4s5H3L2H")  # local file header
+# Central directory file header: flags, method, CRC-32, packed and unpacked bytes, three lengths, place of the entry
+_ENTRY = struct.Struct("<4s4x2H4x3L3H8xL")
+_LOCAL = struct.Struct("<4s22x2H")  # of a local file header: two lengths
 HEAD_BYTES = 2048  # covers data.pkl, byteorder and the local header of data/0 of a plain tensor
 TAIL_BYTES = 1024  # covers the central directory
 MAX_DIRECTORY_BYTES = 1 << 16
@@ -30,8 +30,7 @@ MAX_PICKLE_BYTES = 1 << 16
 WANTED = frozenset((b"data.pkl", b"byteorder"))  # and the storages, data/0; the rest is of no use here
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     name: str
     header: int  # bytes from the start of the archive to its local header
     nbytes: int
@@ -43,7 +42,7 @@ class Archive:
 
     def __init__(self, source: Source, file: str, start: int, nbytes: int) -> None:
         self.source, self.file, self.start, self.nbytes = source, file, start, nbytes
-        self._parts: list[tuple[int, memoryview]] = []
+        self._parts: list[tuple[int, int, bytearray]] = []  # first and last byte, and what is there
         whole = nbytes <= HEAD_BYTES + TAIL_BYTES
         self._load(0, nbytes if whole else HEAD_BYTES)
         if not whole:
@@ -62,7 +61,7 @@ class Archive:
         """The content of a small entry, checked: a flipped bit in ``data.pkl`` may be another stride."""
         if entry.nbytes > MAX_PICKLE_BYTES:
             raise self.broken(f"{entry.name} has {entry.nbytes:,} bytes")
-        content = bytes(self._view(self.content_start(entry), entry.nbytes))
+        content = self._bytes(self.content_start(entry), entry.nbytes)
         if entry.crc and isal_zlib.crc32(content) != entry.crc:
             raise ChecksumError(
                 f"{self.where}: {entry.name} is not what was saved.\nThe file is damaged. Copy the checkpoint again."
@@ -71,7 +70,7 @@ class Archive:
 
     def content_start(self, entry: Entry) -> int:
         """Bytes from the start of the archive to the entry's content."""
-        signature, *_, name_bytes, extra_bytes = _LOCAL.unpack(self._view(entry.header, _LOCAL.size))
+        signature, name_bytes, extra_bytes = self._unpack(_LOCAL, entry.header)
         start: int = entry.header + _LOCAL.size + name_bytes + extra_bytes
         if signature != b"PK\x03\x04" or start + entry.nbytes > self.nbytes:
             raise self.broken(f"the local header of {entry.name} is damaged")
@@ -81,29 +80,30 @@ class Archive:
         return BrokenCheckpoint(f"{self.where}: {what}.\nThe file is damaged. Copy the checkpoint again.")
 
     def _directory(self) -> dict[str, Entry]:
-        if bytes(self._view(0, min(4, self.nbytes))) != b"PK\x03\x04":
+        if self._bytes(0, min(4, self.nbytes)) != b"PK\x03\x04":
             raise UnsupportedCheckpoint(
                 f"{self.where}: not an archive as torch.save writes it (it starts with "
-                f"{bytes(self._view(0, min(8, self.nbytes)))!r}).\n"
+                f"{self._bytes(0, min(8, self.nbytes))!r}).\n"
                 "Expected torch's default, SerializationFormat.TORCH_SAVE, or a damaged file."
             )
         start, nbytes, count = self._directory_place()
         if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
             raise self.broken("its central directory is damaged")
-        directory, entries, at = bytes(self._view(start, nbytes)), {}, 0
+        directory, entries, at = self._bytes(start, nbytes), {}, 0
         for _ in range(count):
             if at + _ENTRY.size > nbytes:
                 raise self.broken("its central directory is damaged")
             fields = _ENTRY.unpack_from(directory, at)
             name_at = at + _ENTRY.size
-            extra_at = name_at + fields[10]
-            at = extra_at + fields[11] + fields[12]
+            extra_at = name_at + fields[6]
+            extra_end = extra_at + fields[7]
+            at = extra_end + fields[8]
             if fields[0] != b"PK\x01\x02" or at > nbytes:
                 raise self.broken("its central directory is damaged")
             name = directory[name_at:extra_at].partition(b"/")[2]
             if name in WANTED or name.startswith(b"data/"):
                 text = name.decode("utf-8", "replace")
-                entries[text] = self._entry(text, fields, directory[extra_at : extra_at + fields[11]])
+                entries[text] = self._entry(text, fields, directory[extra_at:extra_end])
         return entries
 
     def _directory_place(self) -> tuple[int, int, int]:
@@ -111,21 +111,20 @@ class Archive:
         end_at = self.nbytes - _END.size
         if end_at < 0:
             raise self.broken("it is too short")
-        signature, _, _, _, count, nbytes, start, comment = _END.unpack(self._view(end_at, _END.size))
+        signature, _, _, _, count, nbytes, start, comment = self._unpack(_END, end_at)
         if signature != b"PK\x05\x06" or comment:
             raise self.broken("it has no end record")
         locator_at = end_at - _END64_LOCATOR.size
         if locator_at >= 0:
-            signature, _, end64_at, _ = _END64_LOCATOR.unpack(self._view(locator_at, _END64_LOCATOR.size))
+            signature, _, end64_at, _ = self._unpack(_END64_LOCATOR, locator_at)
             if signature == b"PK\x06\x07":
                 if end64_at + _END64.size > self.nbytes:
                     raise self.broken("its end record is damaged")
-                *_, count, nbytes, start = _END64.unpack(self._view(end64_at, _END64.size))
+                *_, count, nbytes, start = self._unpack(_END64, end64_at)
         return start, nbytes, count
 
     def _entry(self, name: str, fields: tuple[Any, ...], extra: bytes) -> Entry:
-        flags, method, crc = fields[3], fields[4], fields[7]
-        packed, nbytes, header = fields[8], fields[9], fields[16]
+        _, flags, method, crc, packed, nbytes, _, _, _, header = fields
         if extra:
             nbytes, packed, header = _zip64(extra, nbytes, packed, header)
         if method != 0 or flags & 1 or packed != nbytes:
@@ -137,18 +136,26 @@ class Archive:
         return Entry(name, header, nbytes, crc)
 
     def _load(self, start: int, nbytes: int) -> None:
-        data = memoryview(bytearray(nbytes))
-        self.source.read_into(self.file, self.start + start, data)
-        self._parts.append((start, data))
+        data = bytearray(nbytes)
+        self.source.read_into(self.file, self.start + start, memoryview(data))
+        self._parts.append((start, start + nbytes, data))
 
-    def _view(self, start: int, nbytes: int) -> memoryview:
-        for part_start, data in self._parts:
-            if part_start <= start and start + nbytes <= part_start + len(data):
-                return data[start - part_start : start - part_start + nbytes]
+    def _find(self, start: int, nbytes: int) -> tuple[bytearray, int]:
+        """A part that has these bytes, and where in it they are."""
+        for first, last, data in self._parts:
+            if first <= start and start + nbytes <= last:
+                return data, start - first
         if start < 0 or start + nbytes > self.nbytes:
             raise self.broken("a record reaches past its end")
         self._load(start, nbytes)
-        return self._parts[-1][1]
+        return self._parts[-1][2], 0
+
+    def _bytes(self, start: int, nbytes: int) -> bytes:
+        data, at = self._find(start, nbytes)
+        return bytes(data[at : at + nbytes])
+
+    def _unpack(self, layout: struct.Struct, start: int) -> tuple[Any, ...]:
+        return layout.unpack_from(*self._find(start, layout.size))
 
 
 def _zip64(extra: bytes, *fields: int) -> list[int]:

@@ -28,8 +28,7 @@ class Checksums:
         self._stop = stop or threading.Event()
         self.checked = 0  # read whole, and right
         self.without = 0  # stored without a checksum
-        self._pending: dict[str, list[tuple[int, int, int]]] = {}  # by label: start, bytes, crc
-        self._seen: dict[str, int] = {}  # bytes so far
+        self._pending: dict[tuple[str, int], _Pieces] = {}  # by place
         self._lock = threading.Lock()
 
     @property
@@ -46,7 +45,7 @@ class Checksums:
             self._read_through(item)
         elif item.storage_nbytes:
             with self._lock:
-                self._pending.setdefault(item.label, [])
+                self._pending.setdefault(item.place, _Pieces())
 
     def add(self, item: Item, start: int, data: memoryview) -> None:
         """Say that ``data`` was read at ``start`` of the item's storage.
@@ -56,21 +55,20 @@ class Checksums:
         ChecksumError
             These were the last bytes of the item, and it is not what was saved.
         """
-        pieces = self._pending.get(item.label)
+        pieces = self._pending.get(item.place)
         if pieces is None:
             return  # it has no checksum, was read through already, or is read a second time
-        piece = (start, len(data), isal_zlib.crc32(data))
+        nbytes = len(data)
+        piece = (start, nbytes, isal_zlib.crc32(data))
         with self._lock:
-            if item.label not in self._pending:
+            pieces.found.append(piece)
+            pieces.nbytes += nbytes
+            if pieces.nbytes < item.storage_nbytes and len(pieces.found) < MAX_PIECES:
                 return
-            pieces.append(piece)
-            seen = self._seen[item.label] = self._seen.get(item.label, 0) + len(data)
-            if seen < item.storage_nbytes and len(pieces) < MAX_PIECES:
-                return
-            del self._pending[item.label], self._seen[item.label]
-        pieces.sort()
-        if _is_tiling(pieces, item.storage_nbytes):
-            self._compare(item, _combined(pieces))
+            if self._pending.pop(item.place, None) is None:
+                return  # another thread had the last one
+        if pieces.is_tiling(item.storage_nbytes):
+            self._compare(item, pieces.combined())
         else:  # some bytes were read twice: pieces that overlap, as of a transposed view
             self._read_through(item)
 
@@ -94,17 +92,24 @@ class Checksums:
             self.checked += 1
 
 
-def _is_tiling(pieces: list[tuple[int, int, int]], nbytes: int) -> bool:
-    at = 0
-    for start, length, _ in pieces:
-        if start != at:
-            return False
-        at += length
-    return at == nbytes
+class _Pieces:
+    """What was read of one item so far."""
 
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int, int]] = []  # start, bytes, crc
+        self.nbytes = 0
 
-def _combined(pieces: list[tuple[int, int, int]]) -> int:
-    crc = 0
-    for _, nbytes, piece_crc in pieces:
-        crc = isal_zlib.crc32_combine(crc, piece_crc, nbytes)
-    return crc
+    def is_tiling(self, nbytes: int) -> bool:
+        self.found.sort()
+        at = 0
+        for start, length, _ in self.found:
+            if start != at:
+                return False
+            at += length
+        return at == nbytes
+
+    def combined(self) -> int:
+        crc = 0
+        for _, nbytes, piece_crc in self.found:
+            crc = isal_zlib.crc32_combine(crc, piece_crc, nbytes)
+        return crc

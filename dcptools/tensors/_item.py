@@ -13,17 +13,17 @@ import io
 import math
 import os
 import tempfile
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from dcptools import _pickle
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
-from dcptools.storage import LocalSource, Source
+from dcptools.storage import LocalSource, OpenFile, Source
 from dcptools.tensors._archive import Archive
+from dcptools.tensors._view import is_row_major
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +37,15 @@ class Layout:
     storage: str  # the name of the storage, "0"
     conjugate: bool
     negative: bool
+    row_major: bool  # whether the values lie one after the other in row-major order
 
     @property
-    def row_major(self) -> bool:
-        """Whether the values lie one after the other in row-major order."""
-        return is_row_major(self.shape, self.strides)
+    def plain(self) -> bool:
+        """Whether the stored bytes are the values in row-major order, as they are."""
+        return self.row_major and not (self.conjugate or self.negative)
 
 
-def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether elements with these strides lie one after the other in row-major order."""
-    expected = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1 and stride != expected:
-            return math.prod(shape) == 0
-        expected *= size
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """The values of one chunk: ``storage_nbytes`` bytes from ``start`` on in ``file`` of ``source``."""
 
     source: Source
@@ -64,7 +54,18 @@ class Item:
     storage_nbytes: int
     crc: int  # CRC-32 of the storage; 0: not known
     layout: Layout
-    label: str  # what an error message calls it
+    key: str  # of the tensor
+    chunk: Chunk
+
+    @property
+    def label(self) -> str:
+        """What an error message calls it."""
+        return _label(self.key, self.chunk)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the whole item is in the checkpoint: the same for all who read it."""
+        return self.chunk.file, self.chunk.start
 
     @property
     def dense(self) -> bool:
@@ -88,11 +89,14 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Unpa
     TargetError
         There is no space to unpack it.
     """
-    label = f"{tensor.key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file or 'no file'}"
     try:
-        return _open(_archive(source, chunk, unpacked), tensor, chunk, label)
+        return _open(_archive(source, chunk, unpacked), tensor, chunk)
     except DcptoolsError as error:
-        raise type(error)(f"{label}:\n{error}") from None
+        raise type(error)(f"{_label(tensor.key, chunk)}:\n{error}") from None
+
+
+def _label(key: str, chunk: Chunk) -> str:
+    return f"{key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file or 'no file'}"
 
 
 def _archive(source: Source, chunk: Chunk, unpacked: Unpacked) -> Archive:
@@ -106,7 +110,7 @@ def _archive(source: Source, chunk: Chunk, unpacked: Unpacked) -> Archive:
     return Archive(source, chunk.file, chunk.start, chunk.nbytes)
 
 
-def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk, label: str) -> Item:
+def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk) -> Item:
     pickled, order = archive.find("data.pkl"), archive.find("byteorder")
     if pickled is None:
         raise archive.broken("it has no data.pkl")
@@ -125,7 +129,7 @@ def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk, label: str) -> I
     if math.prod(layout.shape) and (last + 1) * layout.dtype.itemsize > storage.nbytes:
         raise archive.broken(f"its {storage.nbytes:,} bytes of values are too few for {layout.shape}")
     start = archive.start + archive.content_start(storage)
-    return Item(archive.source, archive.file, start, storage.nbytes, storage.crc, layout, label)
+    return Item(archive.source, archive.file, start, storage.nbytes, storage.crc, layout, tensor.key, chunk)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -200,7 +204,7 @@ def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, fla
         raise ValueError("the sizes of the tensor are not as torch writes them")
     return Layout(
         dtype, tuple(shape), tuple(strides), offset, storage.name,
-        flags.get("conj") is True, flags.get("neg") is True,
+        flags.get("conj") is True, flags.get("neg") is True, is_row_major(shape, strides),
     )  # fmt: skip
 
 
@@ -252,34 +256,25 @@ class Unpacked(LocalSource):
 
     def __init__(self) -> None:
         super().__init__(tempfile.gettempdir())
-        self._file: IO[bytes] | None = None
         self._end = 0  # bytes; reserved regions reach up to here, and the file is sparse
-        self._reserving = threading.Lock()
 
     def reserve(self, nbytes: int) -> int:
         """A region that nobody else writes to; returns its start."""
-        with self._reserving:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115  (lives as long as the reader)
-                self._open = {UNPACKED: [self._file.fileno(), 1]}  # one reader for ever: never closed as idle
+        with self._lock:
+            if UNPACKED not in self._open:
+                with tempfile.TemporaryFile(prefix="dcptools-") as file:
+                    self._open[UNPACKED] = OpenFile(os.dup(file.fileno()))  # it lives as long as this object
             start = self._end
             self._end += nbytes
             return start
 
     def write(self, start: int, data: bytes) -> None:
-        assert self._file is not None, "reserve() comes first"
-        done = 0
+        descriptor, done = self._open[UNPACKED].descriptor, 0
         try:
             while done < len(data):
-                done += os.pwrite(self._file.fileno(), data[done:], start + done)
+                done += os.pwrite(descriptor, data[done:], start + done)
         except OSError as error:
             raise TargetError(
                 f"Unpacking into {tempfile.gettempdir()} failed: {error.strerror}.\n"
                 "Set the environment variable TMPDIR to a directory with more space."
             ) from None
-
-    def close(self) -> None:
-        self._open.clear()
-        if self._file is not None:
-            self._file.close()
-            self._file = None

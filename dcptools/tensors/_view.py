@@ -18,6 +18,16 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
+def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements with these strides lie one after the other in row-major order."""
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return math.prod(shape) == 0
+        expected *= size
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """Some elements of the stored tensor ``key``, by shape, strides and offset.
@@ -39,6 +49,11 @@ class View:
     def is_whole(self, shape: Sequence[int]) -> bool:
         """Whether it is the tensor itself."""
         return self.shape == tuple(shape) and self.offset == 0 and self.strides == row_major(shape)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether it is a range of the tensor's elements in row-major order, from ``offset`` on."""
+        return is_row_major(self.shape, self.strides)
 
     def locate(
         self, shape: Sequence[int], region: Sequence[tuple[int, int]]

@@ -1,16 +1,18 @@
-"""Casting a slab, with torch's own kernels so that the bits are torch's; torch is imported only if a cast is needed."""
+"""Casting with torch's own kernels, so that the bits are torch's; torch is imported only if a cast is needed."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dcptools.dtypes import DType
 from dcptools.tensors import BITS, Bits
 
-# The bits of Inf. As integers, all values from this one on are Inf or NaN (of either sign: its bit is the highest).
-# The other fp8 formats have no Inf.
+if TYPE_CHECKING:
+    import torch
+
+# The bits of Inf; -Inf has the highest bit, too. The other fp8 formats have no Inf.
 _INF = {
     "float64": 0x7FF0_0000_0000_0000,
     "float32": 0x7F80_0000,
@@ -20,26 +22,72 @@ _INF = {
 }
 
 
-def cast(values: Bits, source: DType, out: Bits, target: DType) -> int:
-    """Cast ``values`` (contiguous bits of ``source``) into ``out`` (of ``target``), both of the tensor's dimensions:
-    torch gives the NaN of a 0-dimensional tensor other bits than that of any other.
+class Buffer:
+    """Reused memory that can be seen as values of any dtype."""
 
-    Returns the number of finite values that became Inf.
-    """
-    import torch
+    def __init__(self, nbytes: int) -> None:
+        self.bytes = np.empty(nbytes, np.uint8)
+        self._bits: dict[int, Bits] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
 
-    given = torch.from_numpy(_signed(values)).view(getattr(torch, source.name))
-    cast_to = torch.from_numpy(_signed(out)).view(getattr(torch, target.name))
-    cast_to.copy_(given)
-    if not _may_have_inf(out, target):
-        return 0
-    return _infinities(out, target) - _infinities(values, source)  # a cast gives Inf of Inf, and NaN of NaN
+    def bits(self, itemsize: int) -> Bits:
+        """The whole memory as unsigned integers."""
+        if itemsize not in self._bits:
+            self._bits[itemsize] = self.bytes[: len(self.bytes) // itemsize * itemsize].view(BITS[itemsize])
+        return self._bits[itemsize]
+
+    def tensor(self, dtype: DType) -> torch.Tensor:
+        """The whole memory as a tensor."""
+        if dtype.name not in self._tensors:
+            import torch
+
+            signed = self.bits(dtype.itemsize).view(np.dtype(f"i{dtype.itemsize}"))  # torch knows them in all versions
+            self._tensors[dtype.name] = torch.from_numpy(signed).view(getattr(torch, dtype.name))
+        return self._tensors[dtype.name]
 
 
-def _may_have_inf(out: Bits, target: DType) -> bool:
-    """A quick look: two maxima, at the speed of the cache, and no memory."""
-    inf = _INF[target.name]
-    return bool(out.size and (_signed(out).max() >= inf or out.max() >= _sign(target) + inf))
+class Cast:
+    """Casts the values at the start of one buffer into another one, with torch's kernel."""
+
+    def __init__(self, given: Buffer, source: DType, out: Buffer, target: DType) -> None:
+        self.source, self.target = source, target
+        self._given, self._out = given, out
+        self.most = len(given.bytes) // max(source.itemsize, target.itemsize)  # values at once
+        self._whole: dict[int, tuple[torch.Tensor, torch.Tensor, Bits, Bits]] = {}
+
+    def __call__(self, count: int, at: int, *, scalar: bool) -> bool:
+        """Cast the first ``count`` values to the elements from number ``at`` on; whether some are Inf or NaN now.
+
+        With ``scalar`` it is the value of a 0-dimensional tensor: torch gives a NaN there other bits than anywhere
+        else.
+        """
+        if scalar:
+            given, out, signed, unsigned = self._views(1, at)
+            out[0].copy_(given[0])
+        elif count == self.most:  # nearly always, and making views takes as long as all else here in Python
+            if at not in self._whole:
+                self._whole[at] = self._views(count, at)
+            given, out, signed, unsigned = self._whole[at]
+            out.copy_(given)
+        else:
+            given, out, signed, unsigned = self._views(count, at)
+            out.copy_(given)
+        # as integers, all values from that of Inf on are Inf or NaN
+        inf = _INF[self.target.name]
+        return bool(np.maximum.reduce(signed) >= inf or np.maximum.reduce(unsigned) >= _sign(self.target) + inf)
+
+    def became_inf(self, first: int, count: int, at: int) -> int:
+        """How many of the values from number ``first`` on, which were cast to ``at``, were finite and are not now."""
+        given = self._given.bits(self.source.itemsize)[first : first + count]
+        out = self._out.bits(self.target.itemsize)[at : at + count]
+        return _infinities(out, self.target) - _infinities(given, self.source)  # Inf stays Inf, and NaN NaN
+
+    def _views(self, count: int, at: int) -> tuple[torch.Tensor, torch.Tensor, Bits, Bits]:
+        itemsize = self.target.itemsize
+        unsigned = self._out.bits(itemsize)[at : at + count]
+        signed = unsigned.view(np.dtype(f"i{itemsize}"))
+        out = self._out.tensor(self.target)[at : at + count]
+        return self._given.tensor(self.source)[:count], out, signed, unsigned
 
 
 def _infinities(values: Bits, dtype: DType) -> int:
@@ -51,13 +99,3 @@ def _infinities(values: Bits, dtype: DType) -> int:
 
 def _sign(dtype: DType) -> int:
     return 1 << (8 * dtype.itemsize - 1)
-
-
-def _signed(bits: Bits) -> np.ndarray[Any, Any]:
-    """Signed integers of the same width: torch knows them in all versions."""
-    return bits.view(np.dtype(f"i{bits.dtype.itemsize}"))
-
-
-def buffer(itemsize: int, elements: int) -> Bits:
-    values: Bits = np.empty(elements, BITS[itemsize])
-    return values

@@ -1,7 +1,11 @@
 """The slab engine: fills the planned files, a few MiB at a time, with several threads.
 
-A worker takes an output range, reads just the source bytes under it, casts them into a reused buffer, and writes them
-at their place. So memory is workers x buffers, whatever the size of a shard or of a single tensor.
+A worker takes a block of an output file, reads just the stored bytes under it, slab by slab, casts them into a reused
+buffer, and writes the block. So memory is workers x buffers, whatever the size of a shard or of a single tensor.
+
+What is done once a slab or an item is the hot path: calls that release the interpreter's lock (read, checksum, cast,
+write) with as little Python between them as can be, because threads that wait for the lock and Python that runs with
+empty caches cost more than the copying.
 """
 
 from __future__ import annotations
@@ -9,20 +13,26 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 
 from dcptools._parallel import Progress, one_thread_each, run
 from dcptools.checkpoint import Checkpoint
-from dcptools.shards import SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
+from dcptools.dtypes import DType
+from dcptools.errors import Cancelled
+from dcptools.shards import BLOCK_SLABS, SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
-from dcptools.tensors import Bits, Checksums, Region, TensorReader, read_view, slabs
+from dcptools.tensors import Checksums, Region, TensorReader, boxes, ranges, read_view, row_elements
 from dcptools.tensors._view import row_major
-from dcptools.writer._cast import buffer, cast
+from dcptools.writer._cast import Buffer, Cast
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
+# What is laid out at once. It takes half the time when it does not take turns with copying, which empties the caches.
+BLOCKS_AHEAD = 64
+ITEMS_AHEAD = 1024
 
 
 @dataclass
@@ -40,13 +50,90 @@ class _Job:
     def __init__(self, file: ShardFile, planned: PlannedTensor, reader: TensorReader) -> None:
         self.file, self.planned, self.reader = file, planned, reader
         (self.view,) = planned.output.sources
-        self.strides = row_major(planned.output.shape)
+        self.numel = planned.output.numel
+        self.elements = SLAB_BYTES // max(planned.output.dtype.itemsize, planned.dtype.itemsize)  # of a slab
+        self._row = 1 if reader.straight else row_elements(reader.tensor.shape, self.elements)
 
-    def regions(self, elements: int) -> Iterator[Region]:
-        """The output in regions of about ``elements``."""
+    @property
+    def scattered(self) -> bool:
+        """Whether its values lie in another order in the checkpoint than in the output."""
+        return not self.view.contiguous or (self.numel > self.elements and self.reader.strided is not None)
+
+    def regions(self) -> Iterator[Region]:
+        """The output in regions of a slab."""
         if self.view.is_whole(self.reader.tensor.shape):
-            return self.reader.regions(elements)
-        return slabs(self.planned.output.shape, elements)
+            return self.reader.regions(self.elements)
+        shape = self.planned.output.shape
+        return (box for start, stop in ranges(shape, self.elements) for box in boxes(shape, start, stop))
+
+    def fitting(self, first: int, room: int) -> int:
+        """How many values from number ``first`` on to take into so much room: not half a row, if rows are cut."""
+        count = min(room, self.numel - first)
+        if first + count < self.numel:
+            count -= (self.view.offset + first + count) % self._row
+        return max(0, count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """Work: a part of a scattered tensor, read in one order and written in another."""
+
+    job: _Job
+    region: Region
+
+
+@dataclass(slots=True)
+class _Slab:
+    """Consecutive values of a block, of tensors of the same dtypes, that are read and cast at once."""
+
+    source: DType
+    target: DType
+    at: int  # elements from the start of the block
+    scalar: bool  # the only value of a tensor without dimensions
+    count: int = 0
+    parts: list[tuple[_Job, int, int]] = field(default_factory=list)  # elements of the stored tensor, row-major
+
+    def room(self, job: _Job) -> int:
+        """How many values of that tensor it can still take."""
+        dtypes = job.planned.output.dtype, job.planned.dtype
+        if dtypes != (self.source, self.target) or self.scalar or not job.planned.output.shape:
+            return 0
+        return job.elements - self.count
+
+
+class _Block:
+    """Work: consecutive bytes of an output file, which are filled in memory and written at once.
+
+    Blocks end at multiples of their size, where rows allow it: the kernel has less work with whole pages.
+    """
+
+    def __init__(self, start: int) -> None:
+        self.start = self.end = start  # bytes from the start of the file
+        self.slabs: list[_Slab] = []
+        self._size = BLOCK_SLABS * SLAB_BYTES
+        self._limit = (start // self._size + 1) * self._size
+
+    def take(self, job: _Job, first: int) -> int:
+        """Take values of a tensor from number ``first`` on, at most a slab; returns how many. 0: it is full."""
+        source, target = job.planned.output.dtype, job.planned.dtype
+        room = (self._limit - self.end) // target.itemsize
+        count = job.fitting(first, min(room, self.slabs[-1].room(job))) if self.slabs else 0
+        if not count:
+            count = job.fitting(first, min(room, job.elements))
+            if not count and not self.slabs:  # the limit cuts the first row
+                self._limit = self.start + self._size
+                count = job.fitting(first, min(self._size // target.itemsize, job.elements))
+            if not count:
+                return 0
+            at, rest = divmod(self.end - self.start, target.itemsize)
+            if rest:
+                return 0
+            self.slabs.append(_Slab(source, target, at, scalar=not job.planned.output.shape))
+        slab, start = self.slabs[-1], job.view.offset + first
+        slab.parts.append((job, start, start + count))
+        slab.count += count
+        self.end += count * target.itemsize
+        return count
 
 
 class Engine:
@@ -58,7 +145,7 @@ class Engine:
         self.checksums = Checksums(self._stop)
         self.tally = Tally()
         self._lock = threading.Lock()  # guards the tally and the counts of open work
-        self._open: dict[str, int] = {}  # filename -> regions handed out and not written, plus one while more come
+        self._open: dict[str, int] = {}  # filename -> work laid out and not done, plus one while more comes
         self._uses = Counter(view.key for file in plan.files for t in file.tensors for view in t.output.sources)
         self._readers: dict[str, TensorReader] = {}  # by key, where more outputs need it
 
@@ -77,7 +164,9 @@ class Engine:
 
         casts = any(tensor.cast for file in self.plan.files for tensor in file.tensors)
         with one_thread_each() if casts else nullcontext(), self._flushing():
-            run(self._all_work(), self._worker, workers=self.workers, report=report, cancel=cancel, stop=self._stop)
+            # a stream for each file: two threads that write to one file wait for each other in the kernel
+            streams = map(self._work, self.plan.files)
+            run(streams, self._worker, workers=self.workers, report=report, cancel=cancel, stop=self._stop)
 
     @contextmanager
     def _flushing(self) -> Iterator[None]:
@@ -99,44 +188,56 @@ class Engine:
                 copied.set()
             flushing.result()  # an error of the disk shows here once, and not again in the last sync
 
-    def _all_work(self) -> Iterator[tuple[_Job, Region]]:
-        for file in self.plan.files:
-            self.sink.create(file.filename, file.nbytes)
-            self.sink.write(file.filename, 0, memoryview(file.header))
+    def _work(self, file: ShardFile) -> Iterator[tuple[ShardFile, _Block | _Region]]:
+        """The work of one file, in the order of its bytes; whoever closes the last piece finishes the file."""
+        self.sink.create(file.filename, file.nbytes)
+        self.sink.write(file.filename, 0, memoryview(file.header))
+        with self._lock:
+            self._open[file.filename] = 1
+        cut = _cut(file, self._jobs(file))
+        while ahead := list(islice(cut, BLOCKS_AHEAD)):
             with self._lock:
-                self._open[file.filename] = 1
-            for planned in file.tensors:
-                job = self._job(file, planned)
-                for region in job.regions(_elements(planned)):
-                    with self._lock:
-                        self._open[file.filename] += 1
-                    yield job, region
-            self._close(file)
+                self._open[file.filename] += len(ahead)
+            for work in ahead:
+                yield file, work
+        self._close(file)
 
-    def _job(self, file: ShardFile, planned: PlannedTensor) -> _Job:
-        return _Job(file, planned, self._reader(planned.output.sources[0].key))
+    def _jobs(self, file: ShardFile) -> Iterator[_Job]:
+        """The tensors of a file, with their items opened some hundred at a time."""
+        checkpoint: Checkpoint = self.plan.mapping.checkpoint
+        for group in _groups(file.tensors, lambda t: len(checkpoint[t.output.sources[0].key].offsets)):
+            jobs = [_Job(file, planned, self._reader(planned.output.sources[0].key)) for planned in group]
+            for job in jobs if len(jobs) > 1 else ():  # a single one may have a million
+                if self._stop.is_set():
+                    raise Cancelled("Cancelled.")
+                job.reader.open()
+            yield from jobs
 
     def _reader(self, key: str) -> TensorReader:
         """One reader a key, so that a tensor that is cut into many outputs has its items opened and checked once."""
         checkpoint: Checkpoint = self.plan.mapping.checkpoint
-        reader = self._readers.pop(key, None) or TensorReader(checkpoint[key], self.checksums)
-        self._uses[key] -= 1
-        if self._uses[key]:
-            self._readers[key] = reader
+        with self._lock:
+            reader = self._readers.pop(key, None) or TensorReader(checkpoint[key], self.checksums)
+            self._uses[key] -= 1
+            if self._uses[key]:
+                self._readers[key] = reader
         return reader
 
-    def _worker(self) -> Callable[[tuple[_Job, Region]], None]:
-        buffers = _Buffers()
+    def _worker(self) -> Callable[[tuple[ShardFile, _Block | _Region]], None]:
+        memory = _Memory()
 
-        def do(work: tuple[_Job, Region]) -> None:
-            job, region = work
-            overflow = self._copy(job, region, buffers)
+        def do(piece: tuple[ShardFile, _Block | _Region]) -> None:
+            file, work = piece
+            if isinstance(work, _Block):
+                self._fill(work, memory)
+                nbytes, job = work.end - work.start, work.slabs[-1].parts[-1][0]
+                self.sink.write(file.filename, work.start, memory.block.bytes.data[:nbytes])
+            else:
+                job, nbytes = work.job, self._rearrange(work, memory)
             with self._lock:
-                self.tally.done += math.prod(b - a for a, b in region) * job.planned.dtype.itemsize
-                self.tally.current = name = job.planned.output.name
-                if overflow:
-                    self.tally.overflows[name] = self.tally.overflows.get(name, 0) + overflow
-            self._close(job.file)
+                self.tally.done += nbytes
+                self.tally.current = job.planned.output.name
+            self._close(file)
 
         return do
 
@@ -148,49 +249,99 @@ class Engine:
                 return
         self.sink.finish(file.filename, sync=self.sync)
 
-    def _copy(self, job: _Job, region: Region, buffers: _Buffers) -> int:
-        planned = job.planned
-        source, target = planned.output.dtype, planned.dtype
+    def _fill(self, work: _Block, memory: _Memory) -> None:
+        """Read and cast a block, a slab at a time."""
+        for slab in work.slabs:
+            if self._stop.is_set():
+                raise Cancelled("Cancelled.")
+            casts = slab.source != slab.target
+            end = 0 if casts else slab.at
+            values = (memory.stored if casts else memory.block).bits(slab.source.itemsize)
+            for job, first, stop in slab.parts:
+                start, end = end, end + stop - first
+                job.reader.read_range(first, stop, values[start:end])
+            if casts:
+                self._cast(slab, memory)
+
+    def _rearrange(self, work: _Region, memory: _Memory) -> int:
+        """Read a region, cast it, and write it row by row; returns its bytes."""
+        job, region = work.job, work.region
+        planned, strides = job.planned, row_major(job.planned.output.shape)
         shape = [stop - start for start, stop in region]
-        count = math.prod(shape)
-        values = buffers.get("values", source.itemsize)[:count]
+        count, itemsize = math.prod(shape), planned.dtype.itemsize
+        values = (memory.stored if planned.cast else memory.block).bits(planned.output.dtype.itemsize)[:count]
         read_view(job.reader, job.view, region, values.reshape(shape))
-        overflow = 0
         if planned.cast:
-            result = buffers.get("result", target.itemsize)[:count]
-            overflow = cast(values.reshape(shape), source, result.reshape(shape), target)
-            values = result
-        self._write(job, region, shape, values)
-        return overflow
+            self._cast(_Slab(planned.output.dtype, planned.dtype, 0, False, count, [(job, 0, count)]), memory)
+        corner = sum(start * stride for (start, _), stride in zip(region, strides, strict=True)) * itemsize
+        data = memory.block.bytes.data
+        for offset, start, nbytes in _runs(shape, strides, itemsize):
+            self.sink.write(job.file.filename, planned.start + corner + offset, data[start : start + nbytes])
+        return count * itemsize
 
-    def _write(self, job: _Job, region: Region, shape: Sequence[int], values: Bits) -> None:
-        """Write a region: in one piece if it lies in one piece, else row by row."""
-        planned, itemsize = job.planned, job.planned.dtype.itemsize
-        first = sum(start * stride for (start, _), stride in zip(region, job.strides, strict=True))
-        data = values.data.cast("B")
-        for offset, start, nbytes in _runs(shape, job.strides, itemsize):
-            place = planned.start + first * itemsize + offset
-            self.sink.write(job.file.filename, place, data[start : start + nbytes])
+    def _cast(self, slab: _Slab, memory: _Memory) -> None:
+        cast, first = memory.cast(slab.source, slab.target), 0
+        if not cast(slab.count, slab.at, scalar=slab.scalar):
+            return
+        for job, start, stop in slab.parts:
+            overflow = cast.became_inf(first, stop - start, slab.at + first)
+            first += stop - start
+            if overflow:
+                name = job.planned.output.name
+                with self._lock:
+                    self.tally.overflows[name] = self.tally.overflows.get(name, 0) + overflow
 
 
-class _Buffers:
-    """The reused buffers of one worker."""
+class _Memory:
+    """What one worker uses again and again: room for stored values and for a block of the output."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, int], Bits] = {}
+        self.stored, self.block = Buffer(SLAB_BYTES), Buffer(BLOCK_SLABS * SLAB_BYTES)
+        self._casts: dict[tuple[str, str], Cast] = {}
 
-    def get(self, role: str, itemsize: int) -> Bits:
-        """A buffer for a slab of values of that width."""
-        if (role, itemsize) not in self._buffers:
-            for key in [key for key in self._buffers if key[0] == role]:
-                del self._buffers[key]
-            self._buffers[role, itemsize] = buffer(itemsize, SLAB_BYTES // itemsize)
-        return self._buffers[role, itemsize]
+    def cast(self, source: DType, target: DType) -> Cast:
+        """From the stored values into the block."""
+        key = source.name, target.name
+        if key not in self._casts:
+            self._casts[key] = Cast(self.stored, source, self.block, target)
+        return self._casts[key]
 
 
-def _elements(planned: PlannedTensor) -> int:
-    """Elements of a slab: as many as fit a buffer in the wider of the two dtypes."""
-    return SLAB_BYTES // max(planned.output.dtype.itemsize, planned.dtype.itemsize)
+def _groups(tensors: Iterable[PlannedTensor], chunks: Callable[[PlannedTensor], int]) -> Iterator[list[PlannedTensor]]:
+    """Tensors that have at most ``ITEMS_AHEAD`` chunks together, or a single one."""
+    group: list[PlannedTensor] = []
+    total = 0
+    for planned in tensors:
+        count = chunks(planned)
+        if group and total + count > ITEMS_AHEAD:
+            yield group
+            group, total = [], 0
+        group.append(planned)
+        total += count
+    if group:
+        yield group
+
+
+def _cut(file: ShardFile, jobs: Iterable[_Job]) -> Iterator[_Block | _Region]:
+    """All values of a file, in blocks of consecutive bytes, and regions of those tensors that cannot be read so."""
+    block = _Block(len(file.header))
+    for job in jobs:
+        if job.scattered:
+            if block.slabs:
+                yield block
+            for region in job.regions():
+                yield _Region(job, region)
+            block = _Block(job.planned.start + job.planned.nbytes)
+            continue
+        done = 0
+        while done < job.numel:
+            taken = block.take(job, done)
+            if not taken:
+                yield block
+                block = _Block(block.end)
+            done += taken
+    if block.slabs:
+        yield block
 
 
 def _runs(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> Iterator[tuple[int, int, int]]:
