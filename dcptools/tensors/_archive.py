@@ -90,11 +90,12 @@ class Archive:
         if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
             raise self.broken("its central directory is damaged")
         directory, entries, at = self._bytes(start, nbytes), {}, 0
+        unpack, nbytes_of_header = _ENTRY.unpack_from, _ENTRY.size
         for _ in range(count):
-            if at + _ENTRY.size > nbytes:
+            name_at = at + nbytes_of_header
+            if name_at > nbytes:
                 raise self.broken("its central directory is damaged")
-            fields = _ENTRY.unpack_from(directory, at)
-            name_at = at + _ENTRY.size
+            fields = unpack(directory, at)
             extra_at = name_at + fields[6]
             extra_end = extra_at + fields[7]
             at = extra_end + fields[8]

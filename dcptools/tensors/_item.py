@@ -38,6 +38,7 @@ class Layout:
     conjugate: bool
     negative: bool
     row_major: bool  # whether the values lie one after the other in row-major order
+    end: int  # bytes from the start of the storage to the end of the last value
 
     @property
     def plain(self) -> bool:
@@ -70,9 +71,7 @@ class Item(NamedTuple):
     @property
     def dense(self) -> bool:
         """Whether the storage is the chunk in row-major order, and nothing else."""
-        return (
-            self.layout.row_major and self.storage_nbytes == math.prod(self.layout.shape) * self.layout.dtype.itemsize
-        )
+        return self.layout.row_major and self.layout.offset == 0 and self.layout.end == self.storage_nbytes
 
 
 def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Unpacked) -> Item:
@@ -125,8 +124,7 @@ def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk) -> Item:
     storage = archive.find(f"data/{layout.storage}")
     if storage is None:
         raise archive.broken(f"it has no data/{layout.storage}")
-    last = layout.offset + sum((n - 1) * s for n, s in zip(layout.shape, layout.strides, strict=True))
-    if math.prod(layout.shape) and (last + 1) * layout.dtype.itemsize > storage.nbytes:
+    if layout.end > storage.nbytes:
         raise archive.broken(f"its {storage.nbytes:,} bytes of values are too few for {layout.shape}")
     start = archive.start + archive.content_start(storage)
     return Item(archive.source, archive.file, start, storage.nbytes, storage.crc, layout, tensor.key, chunk)
@@ -202,9 +200,11 @@ def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, fla
         raise ValueError("the arguments of the tensor are not as torch writes them")
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers) or not set(flags) <= {"conj", "neg"}:
         raise ValueError("the sizes of the tensor are not as torch writes them")
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     return Layout(
         dtype, tuple(shape), tuple(strides), offset, storage.name,
         flags.get("conj") is True, flags.get("neg") is True, is_row_major(shape, strides),
+        0 if 0 in shape else (last + 1) * dtype.itemsize,
     )  # fmt: skip
 
 

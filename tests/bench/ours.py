@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch  # noqa: F401  (the conversion imports it when it casts)
+import safetensors  # noqa: F401  (the conversion imports it when it looks at what was written)
+import torch  # noqa: F401  (... when it casts)
 
 import dcptools
 from tests.bench.clock import timed
