@@ -12,6 +12,7 @@ import math
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from operator import add, mul, sub
 from typing import Any
 
@@ -81,8 +82,6 @@ class TensorReader:
         self._checksums = checksums
         few = len(tensor.offsets) <= FEW_CHUNKS  # small numbers are handled faster without numpy
         self._boxes = None if few else _distinct(tensor)
-        self._corners = _few_corners(tensor) if self._boxes is None else _corners(tensor, self._boxes)
-        self._stretches = _stretches(tensor.shape, self._corners)
         self._items: dict[int, Item] = {}
         self._unpacked = Unpacked()
         self._opening: dict[int, threading.Lock] = {}
@@ -92,6 +91,15 @@ class TensorReader:
     @property
     def bits(self) -> np.dtype[Any]:
         return BITS[self.tensor.dtype.itemsize]
+
+    @cached_property
+    def _corners(self) -> list[tuple[int, list[int], list[int]]]:
+        """The distinct chunks as index, first and last element a dimension; takes long where there are many."""
+        return _few_corners(self.tensor) if self._boxes is None else _corners(self.tensor, self._boxes)
+
+    @cached_property
+    def _stretches(self) -> list[tuple[int, int, int]] | None:
+        return _stretches(self.tensor.shape, self._corners)
 
     @property
     def straight(self) -> bool:
