@@ -2,8 +2,7 @@
 
 Everything that looks at values stands on :meth:`TensorReader.read_region`, or on :meth:`TensorReader.read_range`, which
 is the fast way where bytes lie in a row. Values are moved as bits (unsigned integers of the dtype's width), so nothing
-is rounded and NaN payloads survive. Memory is one scratch buffer a
-reader thread, whatever the size of the tensor.
+is rounded and NaN payloads survive. Memory is one scratch buffer a reader thread, whatever the size of the tensor.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from operator import add, mul, sub
+from operator import add, itemgetter, mul, sub
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dcptools.checkpoint import StoredTensor
-from dcptools.checkpoint._cover import Ints, check_cover
+from dcptools.checkpoint._cover import FEW_CHUNKS, Ints, check_cover
 from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors._checksums import Checksums
 from dcptools.tensors._item import Item, Unpacked, open_item
@@ -53,7 +52,6 @@ BITS: dict[int, np.dtype[Any]] = {
     16: np.dtype("c16"),
 }
 SCRATCH_BYTES = 1 << 20  # a thread; the longest piece that is read to be rearranged
-FEW_CHUNKS = 16
 SMALL_GAP = 4096  # bytes; reading across such a gap is cheaper than a second read
 
 
@@ -151,7 +149,7 @@ class TensorReader:
         if self._stretches is None:
             _fill(boxes(self.tensor.shape, start, stop), out, self.read_region)
             return
-        at, number = start, bisect_right(self._stretches, start, key=_first) - 1
+        at, number = start, bisect_right(self._stretches, start, key=itemgetter(0)) - 1
         while at < stop:
             first, last, index = self._stretches[number]
             end, item = min(last, stop), self._item(index)
@@ -368,10 +366,6 @@ def _fill(regions: Iterable[Region], out: Bits, read: Callable[[Region, Bits], N
         count = math.prod(shape)
         read(region, out[at : at + count].reshape(shape))
         at += count
-
-
-def _first(stretch: tuple[int, int, int]) -> int:
-    return stretch[0]
 
 
 def _few_corners(tensor: StoredTensor) -> list[tuple[int, list[int], list[int]]]:

@@ -61,16 +61,10 @@ class Cast:
         With ``scalar`` it is the value of a 0-dimensional tensor: torch gives a NaN there other bits than anywhere
         else.
         """
+        given, out, signed, unsigned = self._views(count, at)
         if scalar:
-            given, out, signed, unsigned = self._views(1, at)
             out[0].copy_(given[0])
-        elif count == self.most:  # nearly always, and making views takes as long as all else here in Python
-            if at not in self._whole:
-                self._whole[at] = self._views(count, at)
-            given, out, signed, unsigned = self._whole[at]
-            out.copy_(given)
         else:
-            given, out, signed, unsigned = self._views(count, at)
             out.copy_(given)
         # as integers, all values from that of Inf on are Inf or NaN
         inf = _INF[self.target.name]
@@ -83,11 +77,21 @@ class Cast:
         return _infinities(out, self.target) - _infinities(given, self.source)  # Inf stays Inf, and NaN NaN
 
     def _views(self, count: int, at: int) -> tuple[torch.Tensor, torch.Tensor, Bits, Bits]:
+        """The values, and where they go: as a tensor, as signed and as unsigned integers."""
+        if count == self.most and at in self._whole:
+            return self._whole[at]
         itemsize = self.target.itemsize
         unsigned = self._out.bits(itemsize)[at : at + count]
         signed = unsigned.view(np.dtype(f"i{itemsize}"))
-        out = self._out.tensor(self.target)[at : at + count]
-        return self._given.tensor(self.source)[:count], out, signed, unsigned
+        views = (
+            self._given.tensor(self.source)[:count],
+            self._out.tensor(self.target)[at : at + count],
+            signed,
+            unsigned,
+        )
+        if count == self.most:  # nearly always, and making views takes as long as all else here in Python
+            self._whole[at] = views
+        return views
 
 
 def _infinities(values: Bits, dtype: DType) -> int:

@@ -47,8 +47,8 @@ class Tally:
 class _Job:
     """One output tensor, shared by the workers that fill it."""
 
-    def __init__(self, file: ShardFile, planned: PlannedTensor, reader: TensorReader) -> None:
-        self.file, self.planned, self.reader = file, planned, reader
+    def __init__(self, planned: PlannedTensor, reader: TensorReader) -> None:
+        self.planned, self.reader = planned, reader
         (self.view,) = planned.output.sources
         self.numel = planned.output.numel
         self.elements = SLAB_BYTES // max(planned.output.dtype.itemsize, planned.dtype.itemsize)  # of a slab
@@ -206,7 +206,7 @@ class Engine:
         """The tensors of a file, with their items opened some hundred at a time."""
         checkpoint: Checkpoint = self.plan.mapping.checkpoint
         for group in _groups(file.tensors, lambda t: len(checkpoint[t.output.sources[0].key].offsets)):
-            jobs = [_Job(file, planned, self._reader(planned.output.sources[0].key)) for planned in group]
+            jobs = [_Job(planned, self._reader(planned.output.sources[0].key)) for planned in group]
             for job in jobs if len(jobs) > 1 else ():  # a single one may have a million
                 if self._stop.is_set():
                     raise Cancelled("Cancelled.")
@@ -233,7 +233,7 @@ class Engine:
                 nbytes, job = work.end - work.start, work.slabs[-1].parts[-1][0]
                 self.sink.write(file.filename, work.start, memory.block.bytes.data[:nbytes])
             else:
-                job, nbytes = work.job, self._rearrange(work, memory)
+                job, nbytes = work.job, self._rearrange(file, work, memory)
             with self._lock:
                 self.tally.done += nbytes
                 self.tally.current = job.planned.output.name
@@ -263,7 +263,7 @@ class Engine:
             if casts:
                 self._cast(slab, memory)
 
-    def _rearrange(self, work: _Region, memory: _Memory) -> int:
+    def _rearrange(self, file: ShardFile, work: _Region, memory: _Memory) -> int:
         """Read a region, cast it, and write it row by row; returns its bytes."""
         job, region = work.job, work.region
         planned, strides = job.planned, row_major(job.planned.output.shape)
@@ -276,7 +276,7 @@ class Engine:
         corner = sum(start * stride for (start, _), stride in zip(region, strides, strict=True)) * itemsize
         data = memory.block.bytes.data
         for offset, start, nbytes in _runs(shape, strides, itemsize):
-            self.sink.write(job.file.filename, planned.start + corner + offset, data[start : start + nbytes])
+            self.sink.write(file.filename, planned.start + corner + offset, data[start : start + nbytes])
         return count * itemsize
 
     def _cast(self, slab: _Slab, memory: _Memory) -> None:
