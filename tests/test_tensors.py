@@ -7,6 +7,7 @@ import math
 import os
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -491,14 +492,47 @@ def test_archive_that_is_cut_short(elements: int, tmp_path: Path) -> None:
     payload = torch_item(torch.arange(float(elements)))
     for kept in {*range(0, len(payload), 97), *range(len(payload) - 100, len(payload))}:
         with pytest.raises((BrokenCheckpoint, UnsupportedCheckpoint)):
-            archive_of(tmp_path, payload[:kept])
+            _ = archive_of(tmp_path, payload[:kept]).entries
 
 
 def test_archive_reads_head_and_tail_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranges = count_read(monkeypatch)
     archive = archive_of(tmp_path, torch_item(torch.zeros(10_000)))
-    archive.find("data.pkl")
+    assert archive.entries["data.pkl"].nbytes
     assert ranges == [HEAD_BYTES, TAIL_BYTES]
+
+
+@pytest.mark.parametrize("elements", [4, 5000])
+def test_an_archive_in_the_frame_of_another_has_its_own_checksum(elements: int, tmp_path: Path) -> None:
+    one, other = torch.arange(float(elements)), torch.rand(elements)
+    archive = archive_of(tmp_path, torch_item(one))
+    frame = archive.frame(archive.entries["data/0"])
+    assert frame is not None
+    assert archive.crc_in(frame) == zlib.crc32(raw(one))
+    assert archive_of(tmp_path, torch_item(other), start=5).crc_in(frame) == zlib.crc32(raw(other))
+
+
+@pytest.mark.parametrize("elements", [4, 5000])
+def test_a_frame_is_every_byte_but_values_and_their_checksum(elements: int, tmp_path: Path) -> None:
+    """A flipped bit anywhere else, but for what a tensor has no use for, and an archive is parsed as if it were new."""
+    payload = torch_item(torch.arange(float(elements)))
+    archive = archive_of(tmp_path, payload)
+    frame, values = archive.frame(archive.entries["data/0"]), archive.entries["data/0"]
+    assert frame is not None
+    first, directory = archive.content_start(values), payload.index(b"PK\x01\x02")
+    names = (b"archive/data/0", b"archive/.format_version", b"archive/.storage_alignment", b"archive/version")
+    free = [payload.index(name, directory) - 30 for name in (*names, b"archive/.data/serialization_id")]
+    for at in (*range(first), *range(directory, len(payload))):
+        flipped = archive_of(tmp_path, payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :])
+        assert (flipped.crc_in(frame) is None) == (not any(start <= at < start + 4 for start in free)), at
+
+
+def test_a_chunk_that_looks_like_another_is_read_as_what_it_is(tmp_path: Path) -> None:
+    """Equal in bytes, shape and dtype, but stored in another order."""
+    values = torch.rand(60, 60)
+    parts = [((60 * n, 0), part) for n, part in enumerate((values, values.t().contiguous().t(), values.neg()))]
+    tensor = read(saved.save_chunks(tmp_path, {"a": parts}))["a"]
+    assert read_region(tensor, [(0, 180), (0, 60)]).tobytes() == raw(torch.cat([values, values, values.neg()]))
 
 
 # data.pkl

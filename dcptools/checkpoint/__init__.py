@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,7 @@ _SAVE_AGAIN = "use another checkpoint, or save again"
 _COPY_AGAIN = "Copy or download the checkpoint again, use another one, or save again."
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A stored piece of a tensor: where it lies in the tensor, and where its bytes are."""
 
     offsets: tuple[int, ...]  # elements, a dimension each
@@ -122,19 +121,24 @@ class StoredTensor:
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        return tuple(self.chunk(i) for i in range(len(self.offsets)))
+        return tuple(self._chunks(0, len(self.offsets)))
 
     def chunk(self, index: int) -> Chunk:
-        columns, row = self._columns, self._first + index
-        file = int(columns.file[row])
-        return Chunk(
-            tuple(self.offsets[index].tolist()),
-            tuple(self.sizes[index].tolist()),
-            columns.file_names[file] if file >= 0 else "",
-            int(columns.start[row]),
-            int(columns.nbytes[row]),
-            columns.encodings[columns.encoding[row]],
-        )
+        return next(self._chunks(index, index + 1))
+
+    def _chunks(self, first: int, last: int) -> Iterator[Chunk]:
+        columns, rows = self._columns, slice(self._first + first, self._first + last)
+        names, encodings = (*columns.file_names, ""), columns.encodings  # -1, no storage info, takes the last name
+        for offsets, sizes, file, start, nbytes, encoding in zip(
+            self.offsets[first:last].tolist(),
+            self.sizes[first:last].tolist(),
+            columns.file[rows].tolist(),
+            columns.start[rows].tolist(),
+            columns.nbytes[rows].tolist(),
+            columns.encoding[rows].tolist(),
+            strict=True,
+        ):
+            yield Chunk(tuple(offsets), tuple(sizes), names[file], start, nbytes, encodings[encoding])
 
 
 @dataclass(frozen=True, slots=True)

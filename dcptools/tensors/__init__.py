@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools.checkpoint import StoredTensor
+from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.checkpoint._cover import FEW_CHUNKS, Ints, check_cover
 from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors._checksums import Checksums
@@ -128,8 +128,9 @@ class TensorReader:
 
     def open(self) -> None:
         """Open all items now and not when they are first read; raises what ``read_region`` raises."""
+        chunks = self.tensor.chunks
         for index, _, _ in self._corners:
-            self._item(index)
+            self._item(index, chunks[index])
 
     def read_range(self, start: int, stop: int, out: Bits) -> None:
         """Fill ``out`` with the elements ``start`` to ``stop`` of the tensor in row-major order.
@@ -207,7 +208,7 @@ class TensorReader:
         hit = self._boxes[np.all((offsets < stops) & (offsets + sizes > starts), axis=1)]
         return _corners(self.tensor, hit)
 
-    def _item(self, index: int) -> Item:
+    def _item(self, index: int, chunk: Chunk | None = None) -> Item:
         item = self._items.get(index)
         if item is not None:
             return item
@@ -215,7 +216,7 @@ class TensorReader:
             opening = self._opening.setdefault(index, threading.Lock())
         with opening:  # one thread opens it, the others wait; other items can be opened at the same time
             if index not in self._items:
-                item = open_item(self.tensor.source, self.tensor, self.tensor.chunk(index), self._unpacked)
+                item = open_item(self.tensor.source, self.tensor, chunk or self.tensor.chunk(index), self._unpacked)
                 if self._checksums is not None:
                     self._checksums.open(item)
                 self._items[index] = item

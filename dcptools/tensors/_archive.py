@@ -10,6 +10,8 @@ object around it, and it takes ten times as long for each of a million items.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from isal import isal_zlib
@@ -22,12 +24,13 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 # Central directory file header: flags, method, CRC-32, packed and unpacked bytes, three lengths, place of the entry
 _ENTRY = struct.Struct("<4s4x2H4x3L3H8xL")
+_CRC_AT = 16  # bytes from the start of such a header
 _LOCAL = struct.Struct("<4s22x2H")  # of a local file header: two lengths
 HEAD_BYTES = 2048  # covers data.pkl, byteorder and the local header of data/0 of a plain tensor
 TAIL_BYTES = 1024  # covers the central directory
 MAX_DIRECTORY_BYTES = 1 << 16
 MAX_PICKLE_BYTES = 1 << 16
-WANTED = frozenset((b"data.pkl", b"byteorder"))  # and the storages, data/0; the rest is of no use here
+PARSED = frozenset(("data.pkl", "byteorder"))  # and the storages, data/0, are read; the rest is of no use here
 
 
 class Entry(NamedTuple):
@@ -35,6 +38,19 @@ class Entry(NamedTuple):
     header: int  # bytes from the start of the archive to its local header
     nbytes: int
     crc: int  # CRC-32 of the content; 0: torch was told not to compute it
+
+
+class Frame(NamedTuple):
+    """The bytes around the values of an archive, from which others are known that have theirs at the same place.
+
+    Checkpoints have thousands of archives of the same few shapes. They differ in their values and in checksums.
+    """
+
+    head: bytes  # up to the first byte of the values
+    end: int  # the central directory and all after it, as a little-endian number with zeros for some checksums:
+    mask: int  # of the values, and of entries that nobody looks at
+    end_nbytes: int
+    crc_shift: int  # bits; where the CRC-32 of the values is in that number
 
 
 class Archive:
@@ -47,15 +63,38 @@ class Archive:
         self._load(0, nbytes if whole else HEAD_BYTES)
         if not whole:
             self._load(nbytes - TAIL_BYTES, TAIL_BYTES)
-        self.entries = self._directory()
+        self._tail = self._parts[-1][2]
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """By their names below the archive's own name."""
+        found = ((name, fields, extra) for name, _, fields, extra in self._directory() if _is_looked_at(name))
+        return {name: self._entry(name, fields, extra) for name, fields, extra in found}
 
     @property
     def where(self) -> str:
         return f"{self.source.location}/{self.file}, bytes {self.start:,} to {self.start + self.nbytes:,}"
 
-    def find(self, name: str) -> Entry | None:
-        """The entry of that name, below the archive's own name."""
-        return self.entries.get(name)
+    def frame(self, values: Entry) -> Frame | None:
+        """The frame around that entry; None if it is more than what is read at once."""
+        start = self.content_start(values)
+        directory_start, _, _ = self._directory_place()
+        end_nbytes = self.nbytes - directory_start
+        if start > len(self._parts[0][2]) or end_nbytes > len(self._tail):
+            return None
+        varying = {name: 8 * at for name, at, _, _ in self._directory() if name not in PARSED}
+        mask = ~sum(0xFFFFFFFF << shift for shift in varying.values())
+        return Frame(self._bytes(0, start), self._end(end_nbytes) & mask, mask, end_nbytes, varying[values.name])
+
+    def crc_in(self, frame: Frame) -> int | None:
+        """The CRC-32 of the values, if these are in the same frame; all else of the frame was checked before."""
+        end = self._end(frame.end_nbytes)
+        if end & frame.mask != frame.end or not self._parts[0][2].startswith(frame.head):
+            return None
+        return end >> frame.crc_shift & 0xFFFFFFFF
+
+    def _end(self, nbytes: int) -> int:
+        return int.from_bytes(self._tail[-nbytes:], "little")
 
     def content(self, entry: Entry) -> bytes:
         """The content of a small entry, checked: a flipped bit in ``data.pkl`` may be another stride."""
@@ -79,7 +118,8 @@ class Archive:
     def broken(self, what: str) -> BrokenCheckpoint:
         return BrokenCheckpoint(f"{self.where}: {what}.\nThe file is damaged. Copy the checkpoint again.")
 
-    def _directory(self) -> dict[str, Entry]:
+    def _directory(self) -> Iterator[tuple[str, int, tuple[Any, ...], bytes]]:
+        """Each entry: its name, bytes from the start of the directory to its CRC-32, header fields, and extra field."""
         if self._bytes(0, min(4, self.nbytes)) != b"PK\x03\x04":
             raise UnsupportedCheckpoint(
                 f"{self.where}: not an archive as torch.save writes it (it starts with "
@@ -89,23 +129,19 @@ class Archive:
         start, nbytes, count = self._directory_place()
         if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
             raise self.broken("its central directory is damaged")
-        directory, entries, at = self._bytes(start, nbytes), {}, 0
-        unpack, nbytes_of_header = _ENTRY.unpack_from, _ENTRY.size
+        directory, at = self._bytes(start, nbytes), 0
         for _ in range(count):
-            name_at = at + nbytes_of_header
+            header, name_at = at, at + _ENTRY.size
             if name_at > nbytes:
                 raise self.broken("its central directory is damaged")
-            fields = unpack(directory, at)
+            fields = _ENTRY.unpack_from(directory, header)
             extra_at = name_at + fields[6]
             extra_end = extra_at + fields[7]
             at = extra_end + fields[8]
             if fields[0] != b"PK\x01\x02" or at > nbytes:
                 raise self.broken("its central directory is damaged")
-            name = directory[name_at:extra_at].partition(b"/")[2]
-            if name in WANTED or name.startswith(b"data/"):
-                text = name.decode("utf-8", "replace")
-                entries[text] = self._entry(text, fields, directory[extra_at:extra_end])
-        return entries
+            name = directory[name_at:extra_at].partition(b"/")[2].decode("utf-8", "replace")
+            yield name, header + _CRC_AT, fields, directory[extra_at:extra_end]
 
     def _directory_place(self) -> tuple[int, int, int]:
         """Start, bytes and number of entries of the central directory."""
@@ -157,6 +193,10 @@ class Archive:
 
     def _unpack(self, layout: struct.Struct, start: int) -> tuple[Any, ...]:
         return layout.unpack_from(*self._find(start, layout.size))
+
+
+def _is_looked_at(name: str) -> bool:
+    return name in PARSED or name.startswith("data/")
 
 
 def _zip64(extra: bytes, *fields: int) -> list[int]:

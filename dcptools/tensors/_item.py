@@ -22,7 +22,7 @@ from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
 from dcptools.storage import LocalSource, OpenFile, Source
-from dcptools.tensors._archive import Archive
+from dcptools.tensors._archive import Archive, Entry, Frame
 from dcptools.tensors._view import is_row_major
 
 
@@ -109,25 +109,53 @@ def _archive(source: Source, chunk: Chunk, unpacked: Unpacked) -> Archive:
     return Archive(source, chunk.file, chunk.start, chunk.nbytes)
 
 
+class _Content(NamedTuple):
+    """What an archive says of its values."""
+
+    start: int  # bytes from the start of the archive to the storage
+    nbytes: int  # of the storage
+    layout: Layout
+
+
+# Archives that were parsed, by bytes, dtype and shape: another one in the same frame need not be parsed again.
+_parsed: dict[tuple[int, str, tuple[int, ...]], tuple[Frame, _Content]] = {}
+MAX_PARSED = 4096
+
+
 def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk) -> Item:
-    pickled, order = archive.find("data.pkl"), archive.find("byteorder")
+    like = archive.nbytes, tensor.dtype.name, chunk.shape
+    frame, content = _parsed.get(like, (None, None))
+    crc = None if frame is None else archive.crc_in(frame)
+    if content is None or crc is None:
+        content, values = _parse(archive, tensor.dtype, chunk.shape)
+        crc, frame = values.crc, archive.frame(values)
+        if frame is not None:
+            if len(_parsed) >= MAX_PARSED:
+                _parsed.clear()
+            _parsed[like] = frame, content
+    start, nbytes, layout = content
+    return Item(archive.source, archive.file, archive.start + start, nbytes, crc, layout, tensor.key, chunk)
+
+
+def _parse(archive: Archive, dtype: DType, shape: tuple[int, ...]) -> tuple[_Content, Entry]:
+    """What the archive says, checked, and the entry of its storage."""
+    pickled, order = archive.entries.get("data.pkl"), archive.entries.get("byteorder")
     if pickled is None:
         raise archive.broken("it has no data.pkl")
     if order is not None and archive.content(order) != b"little":
         raise UnsupportedCheckpoint("It was saved on a big-endian machine, which dcptools does not read.")
     layout = parse_layout(archive.content(pickled))
-    if layout.dtype != tensor.dtype or layout.shape != chunk.shape:
+    if layout.dtype != dtype or layout.shape != shape:
         raise BrokenCheckpoint(
-            f"it holds {layout.dtype.name} {layout.shape}, and the metadata says {tensor.dtype.name} {chunk.shape}.\n"
+            f"it holds {layout.dtype.name} {layout.shape}, and the metadata says {dtype.name} {shape}.\n"
             "The metadata belongs to another save than this file. Copy the whole checkpoint again."
         )
-    storage = archive.find(f"data/{layout.storage}")
+    storage = archive.entries.get(f"data/{layout.storage}")
     if storage is None:
         raise archive.broken(f"it has no data/{layout.storage}")
     if layout.end > storage.nbytes:
         raise archive.broken(f"its {storage.nbytes:,} bytes of values are too few for {layout.shape}")
-    start = archive.start + archive.content_start(storage)
-    return Item(archive.source, archive.file, start, storage.nbytes, storage.crc, layout, tensor.key, chunk)
+    return _Content(archive.content_start(storage), storage.nbytes, layout), storage
 
 
 @functools.lru_cache(maxsize=4096)
