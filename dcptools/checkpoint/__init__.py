@@ -367,10 +367,10 @@ def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, di
         source,
         tuple(raw.file_names),
         tuple(raw.encodings),
-        np.frombuffer(raw.file, dtype=np.int32),
-        np.frombuffer(raw.start, dtype=np.int64),
-        np.frombuffer(raw.nbytes, dtype=np.int64),
-        np.frombuffer(raw.encoding, dtype=np.int8),
+        raw.file,
+        raw.start,
+        raw.nbytes,
+        raw.encoding,
     )
     files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
     holes = {finding.key: finding for finding in _holes(raw.tensors)}

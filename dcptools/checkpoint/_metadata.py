@@ -6,16 +6,19 @@ collected from files written by torch 2.2 to 2.13. Torch is not imported.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import pickle
 import reprlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dcptools import _pickle
 from dcptools.checkpoint._cover import Ints
@@ -23,8 +26,12 @@ from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
 
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
-COMPACT_FROM = 1 << 20  # bytes of .metadata
+COMPACT_FROM = 1 << 23  # bytes of .metadata
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
+
+
+def _no_rows() -> npt.NDArray[Any]:
+    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(slots=True)
@@ -45,10 +52,10 @@ class RawMetadata:
     tensors: list[RawTensor] = field(default_factory=list)
     objects: list[tuple[str, tuple[str, ...], int]] = field(default_factory=list)  # key, path, row
     file_names: list[str] = field(default_factory=list)
-    file: array[int] = field(default_factory=lambda: array("i"))  # index in file_names, or -1: no storage info
-    start: array[int] = field(default_factory=lambda: array("q"))  # bytes from the start of the file
-    nbytes: array[int] = field(default_factory=lambda: array("q"))  # bytes of the item as stored
-    encoding: array[int] = field(default_factory=lambda: array("b"))  # index in encodings
+    file: npt.NDArray[np.int32] = field(default_factory=_no_rows)  # index in file_names, or -1: no storage info
+    start: npt.NDArray[np.int64] = field(default_factory=_no_rows)  # bytes from the start of the file
+    nbytes: npt.NDArray[np.int64] = field(default_factory=_no_rows)  # bytes of the item as stored
+    encoding: npt.NDArray[np.int8] = field(default_factory=_no_rows)  # index in encodings
     encodings: list[str] = field(default_factory=list)
     foreign: tuple[str, ...] = ()
     version: str = ""
@@ -70,22 +77,38 @@ def _expected(field: str, expected: str, found: Any) -> _Wrong:
     return _Wrong(field, f"expected {expected}, found {shown}")
 
 
+def _no_field(where: str, error: KeyError) -> _Wrong:
+    return _Wrong(where, f"expected a field {error.args[0]}, found none")
+
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
 
 
+class _Record(list[Any]):
+    """Any of DCP's dataclasses. Its only item is the dict of its fields: the unpickler's own and not a copy, so that a
+    million of them take a third less time."""
+
+    __slots__ = ()
+    __setstate__ = list.append
+    __hash__ = object.__hash__  # type: ignore[assignment]  # of the object, not of its items
+    __eq__ = object.__eq__
+
+
+_FROZEN: dict[str, Any] = {"__slots__": ()}  # of a class whose objects take no attributes
+_RECORDS = (
+    "Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorStorageMetadata", "BytesStorageMetadata", "StorageMeta",
+)  # fmt: skip
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a record; none of anything else."""
+    return record[0] if isinstance(record, _Record) and record and type(record[0]) is dict else {}
+
+
 def _allowed(what: str) -> Mapping[str, Any]:
     """The stand-ins for the names in a ``.metadata``, made anew for each load."""
-
-    class Record:
-        """Any of DCP's dataclasses; the unpickler fills ``__dict__``."""
-
-    class Index(Record):
-        fqn = offset = None
-
-    class StorageInfo(Record):
-        transform_descriptors = None
 
     class Properties:
         """TensorProperties has a state of its own: (dtype, layout, requires_grad, memory format, pin_memory)."""
@@ -115,7 +138,7 @@ def _allowed(what: str) -> Mapping[str, Any]:
     names: dict[str, Any] = {
         "torch.Size": tuple,
         "torch.serialization._get_layout": same,
-        "torch.distributed.checkpoint.filesystem._StorageInfo": StorageInfo,
+        "torch.distributed.checkpoint.filesystem._StorageInfo": type("_StorageInfo", (_Record,), _FROZEN),
         "collections.OrderedDict": dict,
         "builtins.getattr": member,
         **{f"{place}.TensorProperties": Properties for place in places},
@@ -125,9 +148,8 @@ def _allowed(what: str) -> Mapping[str, Any]:
     for module in ("pathlib", "pathlib._local"):
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
             names[f"{module}.{name}"] = path
-    for name in ("Metadata", "ChunkStorageMetadata", "TensorStorageMetadata", "BytesStorageMetadata", "StorageMeta"):
-        names[f"{places[0]}.{name}"] = type(name, (Record,), {})
-    names[f"{places[0]}.MetadataIndex"] = Index
+    for name in _RECORDS:
+        names[f"{places[0]}.{name}"] = type(name, (_Record,), _FROZEN)
     return names
 
 
@@ -153,6 +175,7 @@ def parse(data: bytes, what: str) -> RawMetadata:
         if len(data) > COMPACT_FROM:
             compact = pickle.dumps(result, protocol=5)
             del result
+            gc.collect()  # frees what Python keeps for its next tuples, lists and dicts: single ones in large blocks
             result = pickle.loads(compact)
     finally:
         if collecting:
@@ -178,39 +201,36 @@ def _parse(data: bytes, what: str) -> RawMetadata:
 
 
 def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> RawMetadata:
-    version = getattr(top, "version", None)
+    fields = _fields(top)
+    version = fields.get("version")
     raw = RawMetadata(foreign=foreign, version=version if type(version) is str else "")
-    entries = _dict(top, "state_dict_metadata")
-    paths = _paths(getattr(top, "planner_data", None))
-    stored = _by_key(_dict(top, "storage_data"))
-    add_row = _row_adder(raw)
+    entries = _dict(fields, "state_dict_metadata")
+    paths = _paths(fields.get("planner_data"))
+    stored = _Stored(_dict(fields, "storage_data"))
+    rows = array("q")
     tensor_class = allowed["torch.distributed.checkpoint.metadata.TensorStorageMetadata"]
     object_class = allowed["torch.distributed.checkpoint.metadata.BytesStorageMetadata"]
     for key, entry in entries.items():
-        where = f"state_dict_metadata[{_REPR.repr(key)}]"
         try:
             _text(key, ", a key")
             if type(entry) is tensor_class:
-                raw.tensors.append(_tensor(key, entry, paths.get(key, ()), len(raw.file)))
-                wanted: list[Any] = _tuples(raw.tensors[-1].offsets)
+                raw.tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), len(rows)))
+                rows.extend(stored.rows(key, raw.tensors[-1].offsets.tolist()))
             elif type(entry) is object_class:
-                raw.objects.append((key, paths.get(key, ()), len(raw.file)))
-                wanted = [None]
+                raw.objects.append((key, paths.get(key, ()), len(rows)))
+                rows.append(stored.row(key))
             else:
                 raise _expected("", "tensor or bytes metadata", entry)
-            infos = stored.get(key, {})
-            where = f"storage_data[{key!r}]"
-            for offsets in wanted:
-                add_row(infos.get(offsets))
         except _Wrong as wrong:
-            raise wrong.inside(where) from None
-        except AttributeError as error:
-            raise _Wrong(where, f"expected a field {error.name}, found none") from None
+            raise wrong.inside(f"state_dict_metadata[{_REPR.repr(key)}]") from None
+        except KeyError as error:
+            raise _no_field(f"state_dict_metadata[{_REPR.repr(key)}]", error) from None
+    stored.fill(raw, rows)
     return raw
 
 
-def _tensor(key: str, entry: Any, path: tuple[str, ...], first: int) -> RawTensor:
-    shape, dtype = entry.size, getattr(entry.properties, "dtype", None)
+def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], first: int) -> RawTensor:
+    shape, dtype, chunks = fields["size"], getattr(fields["properties"], "dtype", None), fields["chunks"]
     known = by_name(dtype) if type(dtype) is str else None
     if type(shape) is not tuple or not all(type(n) is int and 0 <= n < TOO_LARGE for n in shape):
         raise _expected(".size", "a tuple of sizes below 2**62", shape)
@@ -218,80 +238,117 @@ def _tensor(key: str, entry: Any, path: tuple[str, ...], first: int) -> RawTenso
         raise _expected(".properties.dtype", "a dtype of torch", dtype)
     if math.prod(shape) * known.itemsize >= TOO_LARGE:
         raise _expected(".size", "less than 2**62 bytes", shape)
-    if type(entry.chunks) is not list:
-        raise _expected(".chunks", "a list", entry.chunks)
-    offsets = _box_column(entry.chunks, "offsets", len(shape))
-    sizes = _box_column(entry.chunks, "sizes", len(shape))
+    if type(chunks) is not list:
+        raise _expected(".chunks", "a list", chunks)
+    offsets, sizes = _boxes(list(map(_fields, chunks)), len(shape))
     return RawTensor(key, shape, known, path, offsets, sizes, first)
 
 
-def _box_column(chunks: list[Any], name: str, dims: int) -> Ints:
-    rows = [getattr(chunk, name, None) for chunk in chunks]
-    if not all(type(row) is tuple and len(row) == dims for row in rows):
-        raise _wrong_box(rows, name, dims)
-    if not rows or not dims:
-        return np.zeros((len(rows), dims), dtype=np.int64)
-    column = np.array(rows)
-    if column.dtype != np.int64 or column.ndim != 2:  # floats, booleans, or beyond 64 bits
-        raise _wrong_box(rows, name, dims)
-    return column
-
-
-def _wrong_box(rows: list[Any], name: str, dims: int) -> _Wrong:
-    index = next((i for i, row in enumerate(rows) if not _is_box(row, dims)), 0)
-    return _expected(f".chunks[{index}].{name}", f"{dims} integers of 64 bits", rows[index])
+def _boxes(chunks: list[dict[str, Any]], dims: int) -> Ints:
+    """Offsets and sizes of chunks, of shape (2, chunks, dimensions)."""
+    rows: list[Any] = [chunk.get("offsets") for chunk in chunks] + [chunk.get("sizes") for chunk in chunks]
+    if set(map(type, rows)) <= {tuple} and set(map(len, rows)) <= {dims}:
+        numbers = list(chain.from_iterable(rows))
+        if set(map(type, numbers)) <= {int}:
+            with contextlib.suppress(OverflowError):
+                return np.array(numbers, dtype=np.int64).reshape(2, len(chunks), dims)
+    at = next(n for n, row in enumerate(rows) if not _is_box(row, dims))
+    name = ("offsets", "sizes")[at // len(chunks)]
+    raise _expected(f".chunks[{at % len(chunks)}].{name}", f"{dims} integers of 64 bits", rows[at])
 
 
 def _is_box(row: Any, dims: int) -> bool:
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
 
 
-def _tuples(column: Ints) -> list[tuple[int, ...]]:
-    return list(map(tuple, column.tolist()))
+class _Stored:
+    """The checked ``storage_data``, one row an item; read in the order of the pickle, in which it lies in memory."""
+
+    def __init__(self, storage: dict[Any, Any]) -> None:
+        self.encodings: list[str] = []
+        self._file_ids: dict[str, int] = {}
+        self._encoding_ids: dict[tuple[str, ...], int] = {}
+        self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
+        self._file, self._start, self._nbytes, self._encoding = array("i"), array("q"), array("q"), array("b")
+        self._encoding_id(())  # 0 is the plain encoding
+        self._read(storage)
+        for column in (self._file, self._start, self._nbytes):
+            column.append(-1)  # the last row, -1: no storage info
+        self._encoding.append(0)
+
+    def _read(self, storage: dict[Any, Any]) -> None:
+        """A row for each item. A million times: no call that can be spared."""
+        add_file, add_start = self._file.append, self._start.append
+        add_nbytes, add_encoding = self._nbytes.append, self._encoding.append
+        rows_of, file_ids, key = self._rows, self._file_ids, None
+        try:
+            for row, (index, info) in enumerate(storage.items()):
+                fields = index[0] if isinstance(index, _Record) and index else {}
+                key, offsets = fields.get("fqn"), fields.get("offset")
+                # a nested tuple could take for ever to hash, so its members are looked at first
+                if type(key) is not str or not (
+                    offsets is None or (type(offsets) is tuple and _INTEGERS.issuperset(map(type, offsets)))
+                ):
+                    break
+                rows = rows_of.get(key)
+                if rows is None:
+                    rows = rows_of[key] = {}
+                if rows.setdefault(offsets, row) != row:
+                    raise _Wrong("", f"there are two items for the offset {offsets!r}")
+                fields = info[0] if isinstance(info, _Record) and info else {}
+                name, start, nbytes = fields["relative_path"], fields["offset"], fields["length"]
+                file = file_ids.get(name) if type(name) is str else None
+                if file is None:
+                    file = file_ids[_file_name(name)] = len(file_ids)
+                if type(start) is not int or not 0 <= start < TOO_LARGE:
+                    raise _expected(".offset", "a number of bytes below 2**62", start)
+                if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
+                    raise _expected(".length", "a number of bytes below 2**62", nbytes)
+                transforms = fields.get("transform_descriptors")
+                add_file(file)
+                add_start(start)
+                add_nbytes(nbytes)
+                add_encoding(0 if transforms is None else self._encoding_id(transforms))
+            else:
+                return
+        except _Wrong as wrong:
+            raise wrong.inside(f"storage_data[{_REPR.repr(key)}]") from None
+        except KeyError as error:
+            raise _no_field(f"storage_data[{_REPR.repr(key)}]", error) from None
+        if type(key) is not str:
+            raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
+        raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
+
+    def rows(self, key: str, offsets: list[list[int]]) -> Iterable[int]:
+        """The rows of the chunks at those offsets; -1: nothing says where it is stored."""
+        return map(self._rows.get(key, {}).get, map(tuple, offsets), repeat(-1))
+
+    def row(self, key: str) -> int:
+        """The row of an object."""
+        return self._rows.get(key, {}).get(None, -1)
+
+    def fill(self, raw: RawMetadata, rows: array[int]) -> None:
+        """Take these rows into the columns of the checkpoint."""
+        picked = np.frombuffer(rows, dtype=np.int64)
+        raw.file_names, raw.encodings = list(self._file_ids), self.encodings
+        raw.file = np.frombuffer(self._file, dtype=np.int32)[picked]
+        raw.start = np.frombuffer(self._start, dtype=np.int64)[picked]
+        raw.nbytes = np.frombuffer(self._nbytes, dtype=np.int64)[picked]
+        raw.encoding = np.frombuffer(self._encoding, dtype=np.int8)[picked]
+
+    def _encoding_id(self, transforms: Any) -> int:
+        if type(transforms) not in (list, tuple):
+            raise _expected(".transform_descriptors", "a list of names", transforms)
+        known = tuple(_text(name, ".transform_descriptors") for name in transforms)
+        if known not in self._encoding_ids:
+            if len(self._encoding_ids) > 100:
+                raise _Wrong(".transform_descriptors", "more than 100 different ones")
+            self._encoding_ids[known] = len(self.encodings)
+            self.encodings.append(ENCODINGS.get(known, "unsupported: " + ", ".join(known)))
+        return self._encoding_ids[known]
 
 
-def _row_adder(raw: RawMetadata) -> Callable[[Any], None]:
-    """A function that appends one _StorageInfo to the columns. Called a million times: lookups are bound here."""
-    file_ids: dict[str, int] = {}
-    encoding_ids: dict[tuple[str, ...], int] = {}
-    add_file, add_start = raw.file.append, raw.start.append
-    add_nbytes, add_encoding = raw.nbytes.append, raw.encoding.append
-
-    def add(info: Any) -> None:
-        if info is None:
-            file = start = nbytes = -1
-            encoding = 0
-        else:
-            name, start, nbytes = info.relative_path, info.offset, info.length
-            file = file_ids.get(name, -1) if type(name) is str else -1
-            if file < 0:
-                file = file_ids[_file_name(name)] = len(raw.file_names)
-                raw.file_names.append(name)
-            if type(start) is not int or not 0 <= start < TOO_LARGE:
-                raise _expected(".offset", "a number of bytes below 2**62", start)
-            if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
-                raise _expected(".length", "a number of bytes below 2**62", nbytes)
-            transforms = info.transform_descriptors
-            encoding = 0 if transforms is None else _encoding(raw, encoding_ids, transforms)
-        add_file(file)
-        add_start(start)
-        add_nbytes(nbytes)
-        add_encoding(encoding)
-
-    _encoding(raw, encoding_ids, ())  # index 0 is the plain encoding
-    return add
-
-
-def _encoding(raw: RawMetadata, ids: dict[tuple[str, ...], int], transforms: Any) -> int:
-    if type(transforms) not in (list, tuple):
-        raise _expected(".transform_descriptors", "a list of names", transforms)
-    known = tuple(_text(name, ".transform_descriptors") for name in transforms)
-    if known not in ids:
-        if len(ids) > 100:
-            raise _Wrong(".transform_descriptors", "more than 100 different ones")
-        ids[known] = len(raw.encodings)
-        raw.encodings.append(ENCODINGS.get(known, "unsupported: " + ", ".join(known)))
-    return ids[known]
+_INTEGERS = {int}
 
 
 def _file_name(name: Any) -> str:
@@ -300,26 +357,6 @@ def _file_name(name: Any) -> str:
     if not name or ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
         raise _expected(".relative_path", "the name of a file in the checkpoint's directory", name)
     return str(name)
-
-
-def _by_key(storage: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
-    """storage_data as key -> offsets (None for bytes) -> storage info."""
-    by_key: dict[str, dict[Any, Any]] = {}
-    for index, info in storage.items():
-        key, offsets = getattr(index, "fqn", None), getattr(index, "offset", None)
-        if type(key) is not str:
-            raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
-        # a nested tuple could take for ever to hash, so its members are looked at first
-        if offsets is not None and not (type(offsets) is tuple and _INTEGERS.issuperset(map(type, offsets))):
-            raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
-        infos = by_key.setdefault(key, {})
-        if offsets in infos:
-            raise _Wrong(f"storage_data[{_REPR.repr(key)}]", f"there are two items for the offset {offsets!r}")
-        infos[offsets] = info
-    return by_key
-
-
-_INTEGERS = {int}
 
 
 def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
@@ -333,10 +370,10 @@ def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _dict(top: Any, name: str) -> dict[Any, Any]:
-    if name not in vars(top):
+def _dict(fields: dict[str, Any], name: str) -> dict[Any, Any]:
+    if name not in fields:
         raise _Wrong(name, "expected a dict, found nothing")
-    value = vars(top)[name]
+    value = fields[name]
     if not isinstance(value, dict):
         raise _expected(name, "a dict", value)
     return value

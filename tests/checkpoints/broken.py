@@ -101,16 +101,17 @@ def garbage_metadata(directory: Path) -> Path:
     return directory
 
 
-def truncated_metadata(directory: Path, keep: float = 0.5) -> Path:
-    """``.metadata`` ends early; torch writes it in one go and renames it, copying tools do not."""
+def truncated_metadata(directory: Path) -> Path:
+    """``.metadata`` ends in a file's name; torch writes it in one go and renames it, copying tools do not."""
     content = (whole(directory) / METADATA).read_bytes()
-    (directory / METADATA).write_bytes(content[: int(len(content) * keep)])
+    (directory / METADATA).write_bytes(content[: content.rindex(b".distcp")])
     return directory
 
 
 def empty_metadata(directory: Path) -> Path:
     """``.metadata`` has no bytes."""
-    return truncated_metadata(directory, keep=0)
+    (whole(directory) / METADATA).write_bytes(b"")
+    return directory
 
 
 def metadata_is_directory(directory: Path) -> Path:
