@@ -7,6 +7,7 @@ is rounded and NaN payloads survive. Memory is one scratch buffer a reader threa
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from bisect import bisect_right
@@ -81,7 +82,7 @@ class TensorReader:
         few = len(tensor.offsets) <= FEW_CHUNKS  # small numbers are handled faster without numpy
         self._boxes = None if few else _distinct(tensor)
         self._items: dict[int, Item] = {}
-        self._unpacked = Unpacked()
+        self._unpacked = functools.cache(Unpacked)
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -150,19 +151,22 @@ class TensorReader:
         if self._stretches is None:
             _fill(boxes(self.tensor.shape, start, stop), out, self.read_region)
             return
+        data = out.data.cast("B")
         at, number = start, bisect_right(self._stretches, start, key=itemgetter(0)) - 1
         while at < stop:
             first, last, index = self._stretches[number]
             end, item = min(last, stop), self._item(index)
-            layout, part = item.layout, out[at - start : end - start]
+            layout = item.layout
             if layout.plain:
-                self._read_bytes(item, (layout.offset + at - first) * layout.dtype.itemsize, part)
+                itemsize = layout.dtype.itemsize
+                part = data[(at - start) * itemsize : (end - start) * itemsize]
+                self._read_bytes(item, (layout.offset + at - first) * itemsize, part)
             else:
 
                 def read(region: Region, target: Bits, item: Item = item) -> None:
                     self._read_item(item, [a for a, _ in region], [b - a for a, b in region], target)
 
-                _fill(boxes(layout.shape, at - first, end - first), part, read)
+                _fill(boxes(layout.shape, at - first, end - first), out[at - start : end - start], read)
             at, number = end, number + 1
 
     def read_region(self, region: Region, out: Bits) -> None:
@@ -235,13 +239,13 @@ class TensorReader:
         strides, itemsize = item.layout.strides, item.layout.dtype.itemsize
         first = item.layout.offset + sum(map(mul, start, strides))
         if target.flags.c_contiguous and is_row_major(shape, strides):
-            self._read_bytes(item, first * itemsize, target.reshape(-1))
+            self._read_bytes(item, first * itemsize, target.reshape(-1).data.cast("B"))
             return
         span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
         needed = math.prod(shape) * itemsize
         if span <= SCRATCH_BYTES and span <= max(needed + SMALL_GAP, 2 * needed):
             piece = self._scratch()[:span]
-            self._read_bytes(item, first * itemsize, piece)
+            self._read_bytes(item, first * itemsize, piece.data)
             byte_strides = [s * itemsize for s in strides]
             target[...] = np.ndarray(tuple(shape), self.bits, piece.data, 0, tuple(byte_strides))
         else:
@@ -252,11 +256,10 @@ class TensorReader:
                 part_start[dim], part_shape[dim] = start[dim] + low, high - low
                 self._read_box(item, part_start, part_shape, target[(slice(None),) * dim + (slice(low, high),)])
 
-    def _read_bytes(self, item: Item, start: int, out: Bits) -> None:
-        view = out.data.cast("B")
-        item.source.read_into(item.file, item.start + start, view)
+    def _read_bytes(self, item: Item, start: int, out: memoryview) -> None:
+        item.source.read_into(item.file, item.start + start, out)
         if self._checksums is not None:
-            self._checksums.add(item, start, view)
+            self._checksums.add(item, start, out)
 
     def _scratch(self) -> Bits:
         if not hasattr(self._local, "scratch"):
@@ -401,7 +404,11 @@ def _stretches(
 ) -> list[tuple[int, int, int]] | None:
     """Chunks as (first, last, index), in elements of the tensor in row-major order; None if one is no such stretch."""
     strides, found = row_major(shape), []
+    rest, origin = list(shape[1:]), [0] * (len(shape) - 1)
     for index, low, high in corners:
+        if strides and high[1:] == rest and low[1:] == origin:  # as FSDP cuts; quicker to see
+            found.append((low[0] * strides[0], high[0] * strides[0], index))
+            continue
         size = list(map(sub, high, low))
         if not is_row_major(size, strides):
             return None

@@ -13,7 +13,7 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, cast
 
@@ -74,10 +74,10 @@ class Item(NamedTuple):
         return self.layout.row_major and self.layout.offset == 0 and self.layout.end == self.storage_nbytes
 
 
-def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Unpacked) -> Item:
+def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Item:
     """Parse the archive of one chunk and check it against the metadata.
 
-    An item that cannot be read from the middle is unpacked into ``unpacked``, and read from there.
+    An item that cannot be read from the middle is unpacked into ``unpacked()``, and read from there.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def _label(key: str, chunk: Chunk) -> str:
     return f"{key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file or 'no file'}"
 
 
-def _archive(source: Source, chunk: Chunk, unpacked: Unpacked) -> Archive:
+def _archive(source: Source, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Archive:
     if not chunk.file:
         raise BrokenCheckpoint("The metadata does not say where it is stored.")
     if chunk.encoding == "zstd":
-        start, nbytes = _decompress(source, chunk, unpacked)
-        return Archive(unpacked, UNPACKED, start, nbytes)
+        target = unpacked()
+        return Archive(target, UNPACKED, *_decompress(source, chunk, target))
     if chunk.encoding != "torch":
         raise UnsupportedCheckpoint(f"The encoding {chunk.encoding} is not one that dcptools reads.")
     return Archive(source, chunk.file, chunk.start, chunk.nbytes)
