@@ -12,7 +12,7 @@ import math
 import pickle
 import reprlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
@@ -207,29 +207,26 @@ def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> 
     entries = _dict(fields, "state_dict_metadata")
     paths = _paths(fields.get("planner_data"))
     stored = _Stored(_dict(fields, "storage_data"))
-    rows = array("q")
     tensor_class = allowed["torch.distributed.checkpoint.metadata.TensorStorageMetadata"]
     object_class = allowed["torch.distributed.checkpoint.metadata.BytesStorageMetadata"]
     for key, entry in entries.items():
         try:
             _text(key, ", a key")
             if type(entry) is tensor_class:
-                raw.tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), len(rows)))
-                rows.extend(stored.rows(key, raw.tensors[-1].offsets.tolist()))
+                raw.tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), stored))
             elif type(entry) is object_class:
-                raw.objects.append((key, paths.get(key, ()), len(rows)))
-                rows.append(stored.row(key))
+                raw.objects.append((key, paths.get(key, ()), stored.pick(key, [None])))
             else:
                 raise _expected("", "tensor or bytes metadata", entry)
         except _Wrong as wrong:
             raise wrong.inside(f"state_dict_metadata[{_REPR.repr(key)}]") from None
         except KeyError as error:
             raise _no_field(f"state_dict_metadata[{_REPR.repr(key)}]", error) from None
-    stored.fill(raw, rows)
+    stored.fill(raw)
     return raw
 
 
-def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], first: int) -> RawTensor:
+def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: _Stored) -> RawTensor:
     shape, dtype, chunks = fields["size"], getattr(fields["properties"], "dtype", None), fields["chunks"]
     known = by_name(dtype) if type(dtype) is str else None
     if type(shape) is not tuple or not all(type(n) is int and 0 <= n < TOO_LARGE for n in shape):
@@ -240,21 +237,22 @@ def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], first: int)
         raise _expected(".size", "less than 2**62 bytes", shape)
     if type(chunks) is not list:
         raise _expected(".chunks", "a list", chunks)
-    offsets, sizes = _boxes(list(map(_fields, chunks)), len(shape))
-    return RawTensor(key, shape, known, path, offsets, sizes, first)
+    boxes = list(map(_fields, chunks))
+    offsets, sizes = [box.get("offsets") for box in boxes], [box.get("sizes") for box in boxes]
+    starts, extents = _columns([*offsets, *sizes], len(shape))
+    return RawTensor(key, shape, known, path, starts, extents, stored.pick(key, offsets))
 
 
-def _boxes(chunks: list[dict[str, Any]], dims: int) -> Ints:
-    """Offsets and sizes of chunks, of shape (2, chunks, dimensions)."""
-    rows: list[Any] = [chunk.get("offsets") for chunk in chunks] + [chunk.get("sizes") for chunk in chunks]
+def _columns(rows: list[Any], dims: int) -> Ints:
+    """The offsets of all chunks and then their sizes, of shape (2, chunks, dimensions)."""
     if set(map(type, rows)) <= {tuple} and set(map(len, rows)) <= {dims}:
         numbers = list(chain.from_iterable(rows))
         if set(map(type, numbers)) <= {int}:
             with contextlib.suppress(OverflowError):
-                return np.array(numbers, dtype=np.int64).reshape(2, len(chunks), dims)
+                return np.array(numbers, dtype=np.int64).reshape(2, len(rows) // 2, dims)
     at = next(n for n, row in enumerate(rows) if not _is_box(row, dims))
-    name = ("offsets", "sizes")[at // len(chunks)]
-    raise _expected(f".chunks[{at % len(chunks)}].{name}", f"{dims} integers of 64 bits", rows[at])
+    name, number = ("offsets", "sizes")[at // (len(rows) // 2)], at % (len(rows) // 2)
+    raise _expected(f".chunks[{number}].{name}", f"{dims} integers of 64 bits", rows[at])
 
 
 def _is_box(row: Any, dims: int) -> bool:
@@ -270,6 +268,7 @@ class _Stored:
         self._encoding_ids: dict[tuple[str, ...], int] = {}
         self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
         self._file, self._start, self._nbytes, self._encoding = array("i"), array("q"), array("q"), array("b")
+        self._picked = array("q")
         self._encoding_id(())  # 0 is the plain encoding
         self._read(storage)
         for column in (self._file, self._start, self._nbytes):
@@ -319,17 +318,16 @@ class _Stored:
             raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
         raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
 
-    def rows(self, key: str, offsets: list[list[int]]) -> Iterable[int]:
-        """The rows of the chunks at those offsets; -1: nothing says where it is stored."""
-        return map(self._rows.get(key, {}).get, map(tuple, offsets), repeat(-1))
+    def pick(self, key: str, offsets: list[Any]) -> int:
+        """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
+        rows, first = self._rows.get(key, {}), len(self._picked)
+        # mostly in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
+        self._picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
+        return first
 
-    def row(self, key: str) -> int:
-        """The row of an object."""
-        return self._rows.get(key, {}).get(None, -1)
-
-    def fill(self, raw: RawMetadata, rows: array[int]) -> None:
-        """Take these rows into the columns of the checkpoint."""
-        picked = np.frombuffer(rows, dtype=np.int64)
+    def fill(self, raw: RawMetadata) -> None:
+        """Give the checkpoint the columns of its rows."""
+        picked = np.frombuffer(self._picked, dtype=np.int64)
         raw.file_names, raw.encodings = list(self._file_ids), self.encodings
         raw.file = np.frombuffer(self._file, dtype=np.int32)[picked]
         raw.start = np.frombuffer(self._start, dtype=np.int64)[picked]
