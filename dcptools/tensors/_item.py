@@ -119,7 +119,7 @@ class _Content(NamedTuple):
 
 # Archives that were parsed, by bytes, dtype and shape: another one in the same frame need not be parsed again.
 _parsed: dict[tuple[int, str, tuple[int, ...]], tuple[Frame, _Content]] = {}
-MAX_PARSED = 4096
+MAX_PARSED = 1024
 
 
 def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk) -> Item:
