@@ -35,13 +35,20 @@ _PUSH = rb"(?:[N)\]}\x88\x89]|[Kh].|M..|[Jj].{4})"  # what puts one small value 
 _NESTED = b"(?:(?:\x94|q.|r.{4})*+(?:\x85|%s?+\x86|%s{0,2}+\x87|%s*+t)){7}" % (_PUSH, _PUSH, _PUSH)
 # ``torch.Size((4, 0))``, by far the most frequent tuples: TUPLE2 MEMOIZE TUPLE1 MEMOIZE REDUCE.
 _SIZE = b"[\x85\x86\x87]\x94\x85\x94R"
-# Each alternative takes along what mostly follows it: fewer of them, half the time.
-_RUN = re.compile(
-    b"(?:(?:[%s].)++(?:%s)?+[%s]*+|[Jj].{4}[%s]*+(?:j.{4})?+|M..(?:%s)?+[%s]*+|[%s]++|[%s](?!%s)|r..[\\x00-\\x3f]\\x00"
-    b"|[\\x8cUC\\x8a](?:%s)|[G\\x95].{8}|c[A-Za-z0-9_.]{1,200}\\n[A-Za-z0-9_.]{1,200}\\n|Q)*+"
-    % (_ONE, _SIZE, _PLAIN, _PLAIN, _SIZE, _PLAIN, _PLAIN, _TUPLES, _NESTED, _COUNTED),
-    re.DOTALL,
+# Each of the frequent ones takes along what mostly follows it: the fewer are tried, the less time it takes.
+_ALTERNATIVES = (
+    b"(?:[%s].)++(?:%s)?+[%s]*+" % (_ONE, _SIZE, _PLAIN),
+    b"[Jj].{4}[%s]*+(?:j.{4})?+" % _PLAIN,
+    b"M..(?:%s)?+[%s]*+" % (_SIZE, _PLAIN),
+    b"[%s]++" % _PLAIN,
+    b"[%s](?!%s)" % (_TUPLES, _NESTED),
+    rb"r..[\x00-\x3f]\x00",
+    rb"[\x8cUC\x8a](?:%s)" % _COUNTED,
+    rb"[G\x95].{8}",
+    rb"c[A-Za-z0-9_.]{1,200}\n[A-Za-z0-9_.]{1,200}\n",
+    b"Q",
 )
+_RUN = re.compile(b"(?:%s)*+" % b"|".join(_ALTERNATIVES), re.DOTALL)
 _OPERANDS = {**dict.fromkeys(b"Khq\x80", 1), ord("M"): 2, **dict.fromkeys(b"Jjr", 4), **dict.fromkeys(b"G\x95", 8)}
 _LONG_STRINGS = b"XBT"  # BINUNICODE, BINBYTES, BINSTRING: opcode, 4 bytes little-endian length, bytes
 # Who names one of these modules wants to run something; Python 2 calls builtins __builtin__

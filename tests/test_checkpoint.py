@@ -173,6 +173,9 @@ def test_a_stored_tensor(whole: Checkpoint) -> None:
     )
     assert (tensor.path, tensor.root) == (("model", "model.w"), "model")
     assert tensor.files == ("__0_0.distcp", "__1_0.distcp", "__2_0.distcp")
+    for number in (-1, len(tensor.offsets)):
+        with pytest.raises(IndexError, match="none of number"):
+            tensor.chunk(number)
     assert tensor.chunks[1] == Chunk((2, 0), (2, 4), "__1_0.distcp", 0, tensor.chunk(1).nbytes, "torch")
 
 

@@ -124,11 +124,13 @@ class StoredTensor:
         return tuple(self._chunks(0, len(self.offsets)))
 
     def chunk(self, index: int) -> Chunk:
+        """The chunk of that number, from 0 on; raises IndexError if there is none."""
+        if not 0 <= index < len(self.offsets):
+            raise IndexError(f"{self.key!r} has {len(self.offsets)} chunks and none of number {index}.")
         return next(self._chunks(index, index + 1))
 
     def _chunks(self, first: int, last: int) -> Iterator[Chunk]:
         columns, rows = self._columns, slice(self._first + first, self._first + last)
-        names, encodings = (*columns.file_names, ""), columns.encodings  # -1, no storage info, takes the last name
         for offsets, sizes, file, start, nbytes, encoding in zip(
             self.offsets[first:last].tolist(),
             self.sizes[first:last].tolist(),
@@ -138,7 +140,8 @@ class StoredTensor:
             columns.encoding[rows].tolist(),
             strict=True,
         ):
-            yield Chunk(tuple(offsets), tuple(sizes), names[file], start, nbytes, encodings[encoding])
+            name = columns.file_names[file] if file >= 0 else ""
+            yield Chunk(tuple(offsets), tuple(sizes), name, start, nbytes, columns.encodings[encoding])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pickle
 import reprlib
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
@@ -28,10 +28,6 @@ from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
 COMPACT_FROM = 1 << 23  # bytes of .metadata
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
-
-
-def _no_rows() -> npt.NDArray[Any]:
-    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(slots=True)
@@ -49,16 +45,16 @@ class RawTensor:
 class RawMetadata:
     """The checked content; the columns have one row a chunk."""
 
-    tensors: list[RawTensor] = field(default_factory=list)
-    objects: list[tuple[str, tuple[str, ...], int]] = field(default_factory=list)  # key, path, row
-    file_names: list[str] = field(default_factory=list)
-    file: npt.NDArray[np.int32] = field(default_factory=_no_rows)  # index in file_names, or -1: no storage info
-    start: npt.NDArray[np.int64] = field(default_factory=_no_rows)  # bytes from the start of the file
-    nbytes: npt.NDArray[np.int64] = field(default_factory=_no_rows)  # bytes of the item as stored
-    encoding: npt.NDArray[np.int8] = field(default_factory=_no_rows)  # index in encodings
-    encodings: list[str] = field(default_factory=list)
-    foreign: tuple[str, ...] = ()
-    version: str = ""
+    tensors: list[RawTensor]
+    objects: list[tuple[str, tuple[str, ...], int]]  # key, path, row
+    file_names: list[str]
+    file: npt.NDArray[np.int32]  # index in file_names, or -1: no storage info
+    start: npt.NDArray[np.int64]  # bytes from the start of the file
+    nbytes: npt.NDArray[np.int64]  # bytes of the item as stored
+    encoding: npt.NDArray[np.int8]  # index in encodings
+    encodings: list[str]
+    foreign: tuple[str, ...]
+    version: str
 
 
 class _Wrong(Exception):
@@ -175,7 +171,7 @@ def parse(data: bytes, what: str) -> RawMetadata:
         if len(data) > COMPACT_FROM:
             compact = pickle.dumps(result, protocol=5)
             del result
-            gc.collect()  # frees what Python keeps for its next tuples, lists and dicts: single ones in large blocks
+            gc.collect()  # empties Python's free lists too: a free tuple keeps a block of 1 MB from going back
             result = pickle.loads(compact)
     finally:
         if collecting:
@@ -203,7 +199,8 @@ def _parse(data: bytes, what: str) -> RawMetadata:
 def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> RawMetadata:
     fields = _fields(top)
     version = fields.get("version")
-    raw = RawMetadata(foreign=foreign, version=version if type(version) is str else "")
+    tensors: list[RawTensor] = []
+    objects: list[tuple[str, tuple[str, ...], int]] = []
     entries = _dict(fields, "state_dict_metadata")
     paths = _paths(fields.get("planner_data"))
     stored = _Stored(_dict(fields, "storage_data"))
@@ -213,17 +210,28 @@ def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> 
         try:
             _text(key, ", a key")
             if type(entry) is tensor_class:
-                raw.tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), stored))
+                tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), stored))
             elif type(entry) is object_class:
-                raw.objects.append((key, paths.get(key, ()), stored.pick(key, [None])))
+                objects.append((key, paths.get(key, ()), stored.pick(key, [None])))
             else:
                 raise _expected("", "tensor or bytes metadata", entry)
         except _Wrong as wrong:
             raise wrong.inside(f"state_dict_metadata[{_REPR.repr(key)}]") from None
         except KeyError as error:
             raise _no_field(f"state_dict_metadata[{_REPR.repr(key)}]", error) from None
-    stored.fill(raw)
-    return raw
+    picked = np.frombuffer(stored.picked, dtype=np.int64)
+    return RawMetadata(
+        tensors,
+        objects,
+        list(stored.file_ids),
+        np.frombuffer(stored.file, dtype=np.int32)[picked],
+        np.frombuffer(stored.start, dtype=np.int64)[picked],
+        np.frombuffer(stored.nbytes, dtype=np.int64)[picked],
+        np.frombuffer(stored.encoding, dtype=np.int8)[picked],
+        stored.encodings,
+        foreign,
+        version if type(version) is str else "",
+    )
 
 
 def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: _Stored) -> RawTensor:
@@ -264,25 +272,25 @@ class _Stored:
 
     def __init__(self, storage: dict[Any, Any]) -> None:
         self.encodings: list[str] = []
-        self._file_ids: dict[str, int] = {}
+        self.file_ids: dict[str, int] = {}
         self._encoding_ids: dict[tuple[str, ...], int] = {}
         self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
-        self._file, self._start, self._nbytes, self._encoding = array("i"), array("q"), array("q"), array("b")
-        self._picked = array("q")
+        self.file, self.start, self.nbytes, self.encoding = array("i"), array("q"), array("q"), array("b")
+        self.picked = array("q")
         self._encoding_id(())  # 0 is the plain encoding
         self._read(storage)
-        for column in (self._file, self._start, self._nbytes):
+        for column in (self.file, self.start, self.nbytes):
             column.append(-1)  # the last row, -1: no storage info
-        self._encoding.append(0)
+        self.encoding.append(0)
 
     def _read(self, storage: dict[Any, Any]) -> None:
         """A row for each item. A million times: no call that can be spared."""
-        add_file, add_start = self._file.append, self._start.append
-        add_nbytes, add_encoding = self._nbytes.append, self._encoding.append
-        rows_of, file_ids, key = self._rows, self._file_ids, None
+        add_file, add_start = self.file.append, self.start.append
+        add_nbytes, add_encoding = self.nbytes.append, self.encoding.append
+        rows_of, file_ids, key = self._rows, self.file_ids, None
         try:
             for row, (index, info) in enumerate(storage.items()):
-                fields = index[0] if isinstance(index, _Record) and index else {}
+                fields = _fields(index)
                 key, offsets = fields.get("fqn"), fields.get("offset")
                 # a nested tuple could take for ever to hash, so its members are looked at first
                 if type(key) is not str or not (
@@ -294,7 +302,7 @@ class _Stored:
                     rows = rows_of[key] = {}
                 if rows.setdefault(offsets, row) != row:
                     raise _Wrong("", f"there are two items for the offset {offsets!r}")
-                fields = info[0] if isinstance(info, _Record) and info else {}
+                fields = _fields(info)
                 name, start, nbytes = fields["relative_path"], fields["offset"], fields["length"]
                 file = file_ids.get(name) if type(name) is str else None
                 if file is None:
@@ -320,19 +328,10 @@ class _Stored:
 
     def pick(self, key: str, offsets: list[Any]) -> int:
         """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
-        rows, first = self._rows.get(key, {}), len(self._picked)
+        rows, first = self._rows.get(key, {}), len(self.picked)
         # mostly in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
-        self._picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
+        self.picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
         return first
-
-    def fill(self, raw: RawMetadata) -> None:
-        """Give the checkpoint the columns of its rows."""
-        picked = np.frombuffer(self._picked, dtype=np.int64)
-        raw.file_names, raw.encodings = list(self._file_ids), self.encodings
-        raw.file = np.frombuffer(self._file, dtype=np.int32)[picked]
-        raw.start = np.frombuffer(self._start, dtype=np.int64)[picked]
-        raw.nbytes = np.frombuffer(self._nbytes, dtype=np.int64)[picked]
-        raw.encoding = np.frombuffer(self._encoding, dtype=np.int8)[picked]
 
     def _encoding_id(self, transforms: Any) -> int:
         if type(transforms) not in (list, tuple):

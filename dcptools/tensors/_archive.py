@@ -10,7 +10,6 @@ object around it, and it takes ten times as long for each of a million items.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -68,8 +67,11 @@ class Archive:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """By their names below the archive's own name."""
-        found = ((name, fields, extra) for name, _, fields, extra in self._directory() if _is_looked_at(name))
-        return {name: self._entry(name, fields, extra) for name, fields, extra in found}
+        return {
+            name: self._entry(name, fields, extra)
+            for name, _, fields, extra in self._directory
+            if name in PARSED or name.startswith("data/")
+        }
 
     @property
     def where(self) -> str:
@@ -82,7 +84,7 @@ class Archive:
         end_nbytes = self.nbytes - directory_start
         if start > len(self._parts[0][2]) or end_nbytes > len(self._tail):
             return None
-        varying = {name: 8 * at for name, at, _, _ in self._directory() if name not in PARSED}
+        varying = {name: 8 * at for name, at, _, _ in self._directory if name not in PARSED}
         mask = ~sum(0xFFFFFFFF << shift for shift in varying.values())
         return Frame(self._bytes(0, start), self._end(end_nbytes) & mask, mask, end_nbytes, varying[values.name])
 
@@ -118,7 +120,8 @@ class Archive:
     def broken(self, what: str) -> BrokenCheckpoint:
         return BrokenCheckpoint(f"{self.where}: {what}.\nThe file is damaged. Copy the checkpoint again.")
 
-    def _directory(self) -> Iterator[tuple[str, int, tuple[Any, ...], bytes]]:
+    @cached_property
+    def _directory(self) -> list[tuple[str, int, tuple[Any, ...], bytes]]:
         """Each entry: its name, bytes from the start of the directory to its CRC-32, header fields, and extra field."""
         if self._bytes(0, min(4, self.nbytes)) != b"PK\x03\x04":
             raise UnsupportedCheckpoint(
@@ -129,7 +132,7 @@ class Archive:
         start, nbytes, count = self._directory_place()
         if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
             raise self.broken("its central directory is damaged")
-        directory, at = self._bytes(start, nbytes), 0
+        directory, found, at = self._bytes(start, nbytes), [], 0
         for _ in range(count):
             header, name_at = at, at + _ENTRY.size
             if name_at > nbytes:
@@ -141,7 +144,8 @@ class Archive:
             if fields[0] != b"PK\x01\x02" or at > nbytes:
                 raise self.broken("its central directory is damaged")
             name = directory[name_at:extra_at].partition(b"/")[2].decode("utf-8", "replace")
-            yield name, header + _CRC_AT, fields, directory[extra_at:extra_end]
+            found.append((name, header + _CRC_AT, fields, directory[extra_at:extra_end]))
+        return found
 
     def _directory_place(self) -> tuple[int, int, int]:
         """Start, bytes and number of entries of the central directory."""
@@ -193,10 +197,6 @@ class Archive:
 
     def _unpack(self, layout: struct.Struct, start: int) -> tuple[Any, ...]:
         return layout.unpack_from(*self._find(start, layout.size))
-
-
-def _is_looked_at(name: str) -> bool:
-    return name in PARSED or name.startswith("data/")
 
 
 def _zip64(extra: bytes, *fields: int) -> list[int]:
