@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
-from dcptools.checkpoint import Checkpoint, Chunk, StoredFile
+from dcptools.checkpoint import Checkpoint, Chunk, StoredFile, _metadata
 from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
@@ -505,6 +505,13 @@ def test_what_a_pickle_changes_is_gone_with_it(name: str, tmp_path: Path, traine
     with pytest.raises(BrokenCheckpoint):
         dcptools.read(hostile.checkpoint(tmp_path, hostile.POISONERS[name]()))
     assert (names(), table, environment) == (before, dict(TABLE), dict(os.environ))
+    assert as_read(dcptools.read(trained.path)) == as_read(trained)
+
+
+def test_large_metadata_is_the_same_after_it_was_made_compact(
+    trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_metadata, "COMPACT_FROM", 0)
     assert as_read(dcptools.read(trained.path)) == as_read(trained)
 
 
