@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
-from dcptools.checkpoint import Checkpoint, Chunk, StoredFile, _metadata
+from dcptools.checkpoint import Checkpoint, Chunk, StoredFile
 from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
@@ -508,22 +508,19 @@ def test_what_a_pickle_changes_is_gone_with_it(name: str, tmp_path: Path, traine
     assert as_read(dcptools.read(trained.path)) == as_read(trained)
 
 
-def test_large_metadata_is_the_same_after_it_was_made_compact(
-    trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_metadata, "COMPACT_FROM", 0)
-    assert as_read(dcptools.read(trained.path)) == as_read(trained)
-
-
 @pytest.mark.parametrize(
-    ("module", "name", "refusal"),
+    ("module", "name", "shown"),
     [
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo", "cannot be unpickled: descriptor 'append' for "),
-        ("torch.serialization", "_get_layout", "is a pickle of tuple, and not of the Metadata of a distributed check"),
+        (
+            "torch.distributed.checkpoint.filesystem",
+            "_StorageInfo",
+            "torch.distributed.checkpoint.filesystem._StorageInfo",
+        ),
+        ("torch.serialization", "_get_layout", "function"),
     ],
 )
 def test_a_pickle_cannot_change_the_next_one_through_what_it_may_name(
-    module: str, name: str, refusal: str, tmp_path: Path
+    module: str, name: str, shown: str, tmp_path: Path
 ) -> None:
     """BUILD on an allowed class: from then on every item would seem to have gone through a transform."""
     sound = (broken.whole(tmp_path) / ".metadata").read_bytes()
@@ -532,7 +529,7 @@ def test_a_pickle_cannot_change_the_next_one_through_what_it_may_name(
     assert sound.startswith(b"\x80\x04\x95")
     after_frame = sound[11:-1]
     (tmp_path / ".metadata").write_bytes(b"\x80\x04" + poison + after_frame + b"\x86.")  # both, in a tuple
-    assert message(tmp_path).startswith(refusal)
+    assert message(tmp_path) == f"cannot be unpickled: {shown} is given a state."
     (tmp_path / ".metadata").write_bytes(sound)
     assert dcptools.read(tmp_path).findings == ()
 

@@ -648,6 +648,10 @@ def test_eaters_of_time(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         eat(tmp_path / "a", "doubling_key", timeout=3.0)
     assert eat(tmp_path / "b", "doubling_value").returncode == 0
+    with pytest.raises(subprocess.TimeoutExpired):
+        eat(tmp_path / "c", "wide_key", timeout=1.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        eat(tmp_path / "d", "wide_keys_in_keys", timeout=1.0)
 
 
 def test_other_eaters(tmp_path: Path) -> None:

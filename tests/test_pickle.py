@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copyreg
 import io
 import json
@@ -20,7 +19,8 @@ from checkpoints import hostile, saved
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcptools._pickle import Stub, gate, loads
+import dcptools
+from dcptools._pickle import Class, Record, loads, size
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
 
 WHAT = "The pickle"
@@ -42,13 +42,13 @@ def test_runners_do_not_run(name: str, tmp_path: Path) -> None:
     marker = hostile.runner(tmp_path / "a", name)
     with pytest.raises(DcptoolsError):
         value = load((tmp_path / "a" / ".metadata").read_bytes())
-        assert isinstance(value, Stub)  # an inert value, of a function that was neither imported nor called
+        assert isinstance(value, Record)  # an inert value, of a function that was neither imported nor called
         raise BrokenCheckpoint
     assert not marker.exists()
 
 
 def test_a_registered_extension_is_not_reached(tmp_path: Path) -> None:
-    """Once it is in copyreg's cache, the C unpickler calls it without asking ``find_class``."""
+    """Once it is in copyreg's cache, Python's unpickler calls it without asking ``find_class``."""
     marker = hostile.runner(tmp_path / "a", "extension")
     copyreg.add_extension("os", "system", 240)
     try:
@@ -64,7 +64,7 @@ def test_a_named_module_is_not_imported(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "trainer_of_mine.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     value = load(pickle_of(hostile.stack_global("trainer_of_mine", "Config"), b")R"))
-    assert isinstance(value, Stub)
+    assert isinstance(value, Record)
     assert "trainer_of_mine" not in sys.modules
     assert not (tmp_path / "imported").exists()
 
@@ -100,9 +100,9 @@ def test_the_name_in_the_message_is_short_and_cannot_drive_a_terminal() -> None:
 
 
 def test_an_allowed_name_is_exact() -> None:
-    assert load(pickle_of(hostile.stack_global("torch", "Size"), b"K\x03\x85\x85R"), torch__Size=tuple) == (3,)
+    assert load(pickle_of(hostile.stack_global("torch", "Size"), b"K\x03\x85\x85R"), torch__Size=size) == (3,)
     with pytest.raises(UnsafeMetadata):
-        load(pickle_of(hostile.stack_global("torch", "Size.__init__")), torch__Size=tuple)
+        load(pickle_of(hostile.stack_global("torch", "Size.__init__")), torch__Size=size)
 
 
 def test_persistent_ids_are_refused_unless_the_caller_knows_them() -> None:
@@ -112,7 +112,16 @@ def test_persistent_ids_are_refused_unless_the_caller_knows_them() -> None:
     assert (value, foreign) == (["storage"], ())
 
 
-# --- stubs ------------------------------------------------------------------------------------------------------
+def test_only_what_was_handed_over_is_called() -> None:
+    called: list[Any] = []
+    assert load(pickle_of(hostile.stack_global("a", "f"), b"K\x03\x85R"), a__f=called.append) is None
+    assert called == [3]
+    for what in (b"N", b"K\x01", hostile.text("print"), b"]", b"}"):
+        with pytest.raises(BrokenCheckpoint, match="is called"):
+            load(pickle_of(what, b")R"))
+
+
+# --- foreign classes --------------------------------------------------------------------------------------------
 
 
 class Foreign:
@@ -127,29 +136,29 @@ class ForeignSet(set[int]):
         return ForeignSet, (), None, iter([1])
 
 
-def test_foreign_classes_become_inert_stubs_and_are_named() -> None:
+def test_foreign_classes_become_inert_records_and_are_named() -> None:
     data = pickle.dumps({"x": Foreign(), "y": [ForeignSet(), ForeignSet], "z": 1}, protocol=4)
     value, foreign = loads(data, what=WHAT, allowed={})
     assert foreign == ("test_pickle.Foreign", "test_pickle.ForeignSet")
-    assert isinstance(value["x"], Stub)
-    assert vars(value["x"]) == {}
+    assert (type(value["x"]), value["x"].kind.name, value["x"].state) == (Record, "test_pickle.Foreign", None)
+    assert [type(each) for each in value["y"]] == [Record, Class]
     assert value["z"] == 1
 
 
 def test_a_class_cannot_be_given_attributes_that_stay() -> None:
-    with pytest.raises(BrokenCheckpoint):
+    with pytest.raises(BrokenCheckpoint, match=r"mine\.Config is given a state"):
         load(pickle_of(hostile.stack_global("mine", "Config"), b"N}", hostile.text("x"), b"K\x01s\x86b"))
-    assert not hasattr(Stub, "x")
+    assert not hasattr(Class, "x")
 
 
-def test_plain_values_of_the_standard_library_are_stubs_too() -> None:
+def test_plain_values_of_the_standard_library_are_records_too() -> None:
     data = pickle.dumps({"cut": slice(1, 2), "also": io.BytesIO(b"x")}, protocol=4)
     value, foreign = loads(data, what=WHAT, allowed={})
     assert foreign == ("_io.BytesIO", "builtins.slice")
-    assert all(isinstance(stub, Stub) for stub in value.values())
+    assert all(isinstance(each, Record) for each in value.values())
 
 
-# --- the gate ---------------------------------------------------------------------------------------------------
+# --- opcodes ---------------------------------------------------------------------------------------------------
 
 ADMITTED = """
     ADDITEMS APPEND APPENDS BINBYTES BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINSTRING BINUNICODE BUILD
@@ -173,11 +182,15 @@ def _operand(opcode: pickletools.OpcodeInfo) -> bytes:
     return b"\0" * counted.get(opcode.arg.n, opcode.arg.n)
 
 
-def test_the_gate_admits_these_opcodes_and_no_others() -> None:
+def test_these_opcodes_are_admitted_and_no_others() -> None:
     admitted = []
     for opcode in pickletools.opcodes:
-        with contextlib.suppress(UnsafeMetadata):
-            gate(pickle_of(opcode.code.encode("latin-1"), _operand(opcode)), WHAT)
+        try:
+            load(pickle_of(opcode.code.encode("latin-1"), _operand(opcode)))
+        except DcptoolsError as error:  # alone, most make no sense
+            if "an instruction that no checkpoint needs" not in str(error):
+                admitted.append(opcode.name)
+        else:
             admitted.append(opcode.name)
     assert sorted(admitted) == ADMITTED.split()
 
@@ -233,37 +246,43 @@ AROUND = {
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_tuples_nested_deeper_than_any_checkpoint_does_are_refused(name: str, protocol: int) -> None:
     assert load(pickle.dumps(_nested(4, AROUND[name]), protocol=protocol)) == _nested(4, AROUND[name])
-    if name == "many":  # a text in between: too dear to look for, and loads as fast as any tuple
-        return
     with pytest.raises(UnsafeMetadata, match="nests tuples deeper than any checkpoint does"):
         load(pickle.dumps(_nested(40, AROUND[name]), protocol=protocol))
 
 
-def test_messages_of_the_gate() -> None:
+def test_messages() -> None:
     def message(data: bytes) -> str:
         with pytest.raises(BrokenCheckpoint) as caught:
-            gate(data, WHAT)
+            load(data)
         return str(caught.value)
 
     nothing_run = "\nIt was not loaded, and nothing of it was run."
     refused = "The pickle is refused: at byte 3 is b'r', an instruction that no checkpoint needs." + nothing_run
     assert message(hostile.long_binput()) == refused
-    nested = "The pickle is refused: at byte 3 it nests tuples deeper than any checkpoint does." + nothing_run
+    nested = "The pickle is refused: at byte 11 it nests tuples deeper than any checkpoint does." + nothing_run
     assert message(hostile.nested_value(20)) == nested
+    key = "The pickle is refused: at byte 106 a key is a larger tuple than any checkpoint has there." + nothing_run
+    assert message(b"\x80\x04}(" + 101 * b"N" + b"tNs") == key
     assert (
         message(b"<!DOCTYPE html><html>...")
         == "The pickle is not a pickle: it starts with b'<!DOCTYPE html><html>...'."
     )
     assert message(b"\x80\x04\x8c\x05mod") == "The pickle ends in the middle of a value: it is truncated."
     assert message(b"\x80\x04K\x01") == "The pickle has no end: it is truncated."
-    assert message(b"\x80\x02X\xff\xff\xff\x00abc.") == "The pickle has no end: it is truncated."
+    assert message(b"\x80\x02X\xff\xff\xff\x00abc.") == "The pickle ends in the middle of a value: it is truncated."
+    assert message(b"\x80\x02N.abc") == "The pickle goes on after its end: 3 bytes too many."
+    assert message(b"\x80\x02(K\x01K\x02K\x03d.").startswith(
+        "The pickle cannot be unpickled: zip() argument 2 is shorter"
+    )
 
 
 def test_wherever_a_metadata_file_is_cut_it_is_called_truncated(tmp_path: Path) -> None:
-    data = (saved.trained(tmp_path, saved.model_state(layers=1), optimizer=False) / ".metadata").read_bytes()
+    directory = saved.trained(tmp_path, saved.model_state(layers=1), optimizer=False)
+    data = (directory / ".metadata").read_bytes()
     for end in range(1, len(data)):
+        (directory / ".metadata").write_bytes(data[:end])
         with pytest.raises(BrokenCheckpoint, match="truncated|not a pickle") as caught:
-            gate(data[:end], WHAT)
+            dcptools.read(directory)
         assert type(caught.value) is BrokenCheckpoint, end
 
 
@@ -308,6 +327,9 @@ def test_eaters_get_no_memory_no_time_and_no_stack(tmp_path: Path) -> None:
         "nested_value": "UnsafeMetadata",
         "nested_key": "UnsafeMetadata",
         "doubling_key": "UnsafeMetadata",
+        "doubling_path": "BrokenCheckpoint",
+        "wide_key": "UnsafeMetadata",
+        "wide_keys_in_keys": "UnsafeMetadata",
         "doubling_value": "UnsafeMetadata",
         "cycle": "BrokenCheckpoint",
         "persistent_id": "UnsafeMetadata",

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import pickle
 import reprlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -20,13 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools import _pickle
+from dcptools._pickle import Class, Record, Refused, kind, loads, ordered_dict, size
 from dcptools.checkpoint._cover import Ints
+from dcptools.checkpoint._runs import CHUNK, INDEX, PROPERTIES, STORED, TAKEN, TENSOR, Run, shortcuts
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
-from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata
+from dcptools.errors import BrokenCheckpoint
 
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
-COMPACT_FROM = 1 << 23  # bytes of .metadata
+LONGEST_PATH = 1 << 15  # characters; Windows has the longest
+MOST_DIMS = 64  # of a tensor; torch has no larger ones
+MOST_UNSTORED = 1 << 20  # chunks of which the metadata does not say where they are stored
+MOST_PARTS = 1000  # of a path in the state dict
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
 
 
@@ -69,7 +72,7 @@ class _Wrong(Exception):
 
 def _expected(field: str, expected: str, found: Any) -> _Wrong:
     """``found`` is untrusted: it is shown only where that is short."""
-    shown = _REPR.repr(found) if type(found) in _SHOWN else f"a {_pickle.kind(found)}"
+    shown = _REPR.repr(found) if type(found) in _SHOWN else f"a {kind(found)}"
     return _Wrong(field, f"expected {expected}, found {shown}")
 
 
@@ -82,80 +85,67 @@ _REPR.maxstring = _REPR.maxother = 200
 _SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
 
 
-class _Record(list[Any]):
-    """Any of DCP's dataclasses. Its only item is the dict of its fields: the unpickler's own and not a copy, so that a
-    million of them take a third less time."""
-
-    __slots__ = ()
-    __setstate__ = list.append
-    __hash__ = object.__hash__  # type: ignore[assignment]  # of the object, not of its items
-    __eq__ = object.__eq__
-
-
-_FROZEN: dict[str, Any] = {"__slots__": ()}  # of a class whose objects take no attributes
-_RECORDS = (
-    "Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorStorageMetadata", "BytesStorageMetadata", "StorageMeta",
-)  # fmt: skip
+_METADATA = "torch.distributed.checkpoint.metadata"
+_TOP = Class(f"{_METADATA}.Metadata")
+_OBJECT = Class(f"{_METADATA}.BytesStorageMetadata")
 
 
 def _fields(record: Any) -> dict[str, Any]:
     """The fields of a record; none of anything else."""
-    return record[0] if isinstance(record, _Record) and record and type(record[0]) is dict else {}
+    return record.state if type(record) is Record and type(record.state) is dict else {}
 
 
-def _allowed(what: str) -> Mapping[str, Any]:
-    """The stand-ins for the names in a ``.metadata``, made anew for each load."""
+def _path(*parts: str) -> str:
+    """Stands for the classes of pathlib."""
+    path = "/".join(parts)
+    if len(path) > LONGEST_PATH:  # a path of the same path twice, and so on, would eat the memory
+        raise ValueError(f"a path of {len(path):,} characters")
+    return path
 
-    class Properties:
-        """TensorProperties has a state of its own: (dtype, layout, requires_grad, memory format, pin_memory)."""
 
-        def __setstate__(self, state: Any) -> None:
-            self.dtype = state[0] if isinstance(state, tuple) else state["dtype"]
+def _same(value: Any) -> Any:
+    return value
 
-    def path(*parts: str) -> str:
-        return "/".join(parts)
 
-    def same(value: Any) -> Any:
-        return value
+def _member(owner: Any, name: Any) -> Any:
+    """``getattr(cls, name)`` is how Python 3.11.0 to 3.11.3 pickled a member of an enumeration."""
+    if owner is _same:
+        return name
+    if type(owner) is Class and owner not in _CLASSES and str(name).isupper():
+        return Record(owner)
+    raise Refused(
+        "asks for an attribute with builtins.getattr, which no checkpoint needs.\n"
+        "Nothing was run. Do not load this file with torch either."
+    )
 
-    def member(owner: Any, name: Any) -> Any:
-        """``getattr(cls, name)`` is how Python 3.11.0 to 3.11.3 pickled a member of an enumeration."""
-        if owner is same:
-            return name
-        if isinstance(owner, type) and issubclass(owner, _pickle.Stub) and str(name).isupper():
-            return owner()
-        raise UnsafeMetadata(
-            f"{what} asks for an attribute with builtins.getattr, which no checkpoint needs.\n"
-            "Nothing was run. Do not load this file with torch either."
-        )
 
-    # torch 2.3 and older kept these two elsewhere
-    places = ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata")
-    names: dict[str, Any] = {
-        "torch.Size": tuple,
-        "torch.serialization._get_layout": same,
-        "torch.distributed.checkpoint.filesystem._StorageInfo": type("_StorageInfo", (_Record,), _FROZEN),
-        "collections.OrderedDict": dict,
-        "builtins.getattr": member,
-        **{f"{place}.TensorProperties": Properties for place in places},
-        **{f"{place}.{name}": same for place in places for name in ("_MEM_FORMAT_ENCODING", "MEM_FORMAT_ENCODING")},
-        **{f"torch.{name}": name for name in (*TABLE, *ALIASES)},  # strings: nothing can be set on them
-    }
-    for module in ("pathlib", "pathlib._local"):
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
-            names[f"{module}.{name}"] = path
-    for name in _RECORDS:
-        names[f"{places[0]}.{name}"] = type(name, (_Record,), _FROZEN)
-    return names
+_CLASSES = (_TOP, TENSOR, PROPERTIES, _OBJECT, CHUNK, INDEX, STORED, Class(f"{_METADATA}.StorageMeta"))
+_OLD = "torch.distributed._shard.sharded_tensor.metadata"  # where torch 2.3 and older have two of the names
+_NAMES: Mapping[str, Any] = {
+    "torch.Size": size,
+    "torch.serialization._get_layout": _same,
+    "collections.OrderedDict": ordered_dict,
+    "builtins.getattr": _member,
+    **{kind.name: kind for kind in _CLASSES},
+    f"{_OLD}.TensorProperties": PROPERTIES,
+    **{
+        f"{place}.{name}": _same
+        for place in (_METADATA, _OLD)
+        for name in ("_MEM_FORMAT_ENCODING", "MEM_FORMAT_ENCODING")
+    },
+    **{f"torch.{name}": name for name in (*TABLE, *ALIASES)},
+    **{
+        f"{module}.{name}": _path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
+    },
+}
 
 
 def parse(data: bytes, what: str) -> RawMetadata:
-    """Unpickle and check. A million chunks take some seconds and, while it runs, about 2 kB a chunk.
+    """Unpickle and check. A million chunks take some seconds and, while it runs, about 400 bytes a chunk.
 
     ``what`` is how errors call it.
-
-    A large result is pickled and loaded again: its few long-lived objects were made among millions of short-lived
-    ones, and would keep all that memory from going back to the system.
 
     Raises
     ------
@@ -167,36 +157,28 @@ def parse(data: bytes, what: str) -> RawMetadata:
     collecting = gc.isenabled()
     gc.disable()  # millions of small objects and no cycle: collections would only triple the time
     try:
-        result = _parse(data, what)
-        if len(data) > COMPACT_FROM:
-            compact = pickle.dumps(result, protocol=5)
-            del result
-            gc.collect()  # empties Python's free lists too: a free tuple keeps a block of 1 MB from going back
-            result = pickle.loads(compact)
+        try:
+            return _checked(*loads(data, what=what, allowed=_NAMES, shortcuts=shortcuts), what)
+        except BrokenCheckpoint:
+            # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
+            return _checked(*loads(data, what=what, allowed=_NAMES), what)
     finally:
         if collecting:
             gc.enable()
-    return result
 
 
-def _parse(data: bytes, what: str) -> RawMetadata:
-    allowed = _allowed(what)
-    top, foreign = _pickle.loads(data, what=what, allowed=allowed)
-    if type(top) is not allowed["torch.distributed.checkpoint.metadata.Metadata"]:
+def _checked(top: Any, foreign: tuple[str, ...], what: str) -> RawMetadata:
+    if type(top) is not Record or top.kind is not _TOP:
         raise BrokenCheckpoint(
-            f"{what} is a pickle of {_pickle.kind(top)}, and not of the Metadata of a distributed checkpoint."
+            f"{what} is a pickle of {kind(top)}, and not of the Metadata of a distributed checkpoint."
         )
     try:
-        return _checked(top, foreign, allowed)
+        return _content(top, foreign)
     except _Wrong as wrong:
         raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.") from None
-    except DcptoolsError:
-        raise
-    except Exception as error:  # a pickle can give its objects methods that raise anything
-        raise BrokenCheckpoint(f"{what} is damaged: {error or type(error).__name__}.") from None
 
 
-def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> RawMetadata:
+def _content(top: Record, foreign: tuple[str, ...]) -> RawMetadata:
     fields = _fields(top)
     version = fields.get("version")
     tensors: list[RawTensor] = []
@@ -204,14 +186,12 @@ def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> 
     entries = _dict(fields, "state_dict_metadata")
     paths = _paths(fields.get("planner_data"))
     stored = _Stored(_dict(fields, "storage_data"))
-    tensor_class = allowed["torch.distributed.checkpoint.metadata.TensorStorageMetadata"]
-    object_class = allowed["torch.distributed.checkpoint.metadata.BytesStorageMetadata"]
     for key, entry in entries.items():
         try:
             _text(key, ", a key")
-            if type(entry) is tensor_class:
+            if type(entry) is Record and entry.kind is TENSOR:
                 tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), stored))
-            elif type(entry) is object_class:
+            elif type(entry) is Record and entry.kind is _OBJECT:
                 objects.append((key, paths.get(key, ()), stored.pick(key, [None])))
             else:
                 raise _expected("", "tensor or bytes metadata", entry)
@@ -235,9 +215,9 @@ def _checked(top: Any, foreign: tuple[str, ...], allowed: Mapping[str, Any]) -> 
 
 
 def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: _Stored) -> RawTensor:
-    shape, dtype, chunks = fields["size"], getattr(fields["properties"], "dtype", None), fields["chunks"]
+    shape, dtype, chunks = fields["size"], _dtype(fields["properties"]), fields["chunks"]
     known = by_name(dtype) if type(dtype) is str else None
-    if type(shape) is not tuple or not all(type(n) is int and 0 <= n < TOO_LARGE for n in shape):
+    if not _is_integers(shape) or not all(0 <= n < TOO_LARGE for n in shape):
         raise _expected(".size", "a tuple of sizes below 2**62", shape)
     if known is None:
         raise _expected(".properties.dtype", "a dtype of torch", dtype)
@@ -245,10 +225,32 @@ def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: _St
         raise _expected(".size", "less than 2**62 bytes", shape)
     if type(chunks) is not list:
         raise _expected(".chunks", "a list", chunks)
-    boxes = list(map(_fields, chunks))
-    offsets, sizes = [box.get("offsets") for box in boxes], [box.get("sizes") for box in boxes]
+    offsets, sizes = _boxes(chunks)
     starts, extents = _columns([*offsets, *sizes], len(shape))
     return RawTensor(key, shape, known, path, starts, extents, stored.pick(key, offsets))
+
+
+def _dtype(properties: Any) -> Any:
+    """The first part of a state of (dtype, layout, requires_grad, memory format, pin_memory)."""
+    state = properties.state if type(properties) is Record and properties.kind is PROPERTIES else None
+    if type(state) is tuple and state:
+        return state[0]
+    return state.get("dtype") if type(state) is dict else None
+
+
+def _boxes(chunks: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The offsets of all chunks, and their sizes."""
+    offsets: list[Any] = []
+    sizes: list[Any] = []
+    for chunk in chunks:
+        if type(chunk) is Run and chunk.kind is CHUNK:
+            offsets += chunk.columns[0]
+            sizes += chunk.columns[1]
+        elif chunk is not TAKEN:
+            fields = _fields(chunk)
+            offsets.append(fields.get("offsets"))
+            sizes.append(fields.get("sizes"))
+    return offsets, sizes
 
 
 def _columns(rows: list[Any], dims: int) -> Ints:
@@ -265,6 +267,22 @@ def _columns(rows: list[Any], dims: int) -> Ints:
 
 def _is_box(row: Any, dims: int) -> bool:
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
+
+
+def _items(storage: dict[Any, Any]) -> Iterator[tuple[Any, Any, Any, Any, Any, Any]]:
+    """Name, offsets, file, first byte, bytes, and transforms of each item."""
+    for index, info in storage.items():
+        if type(index) is Run and index.kind is INDEX:
+            yield from zip(*index.columns, strict=True)
+        elif index is not TAKEN:
+            key, fields = _fields(index), _fields(info)
+            try:
+                yield (
+                    key.get("fqn"), key.get("offset"),
+                    fields["relative_path"], fields["offset"], fields["length"], fields.get("transform_descriptors"),
+                )  # fmt: skip
+            except KeyError as error:
+                raise _no_field(f"storage_data[{_REPR.repr(key.get('fqn'))}]", error) from None
 
 
 class _Stored:
@@ -287,23 +305,18 @@ class _Stored:
         """A row for each item. A million times: no call that can be spared."""
         add_file, add_start = self.file.append, self.start.append
         add_nbytes, add_encoding = self.nbytes.append, self.encoding.append
-        rows_of, file_ids, key = self._rows, self.file_ids, None
-        try:
-            for row, (index, info) in enumerate(storage.items()):
-                fields = _fields(index)
-                key, offsets = fields.get("fqn"), fields.get("offset")
-                # a nested tuple could take for ever to hash, so its members are looked at first
-                if type(key) is not str or not (
-                    offsets is None or (type(offsets) is tuple and _INTEGERS.issuperset(map(type, offsets)))
-                ):
-                    break
+        rows_of, file_ids = self._rows, self.file_ids
+        for row, (key, offsets, name, start, nbytes, transforms) in enumerate(_items(storage)):
+            if type(key) is not str:
+                raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
+            if offsets is not None and not _is_integers(offsets):
+                raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
+            try:
                 rows = rows_of.get(key)
                 if rows is None:
                     rows = rows_of[key] = {}
                 if rows.setdefault(offsets, row) != row:
                     raise _Wrong("", f"there are two items for the offset {offsets!r}")
-                fields = _fields(info)
-                name, start, nbytes = fields["relative_path"], fields["offset"], fields["length"]
                 file = file_ids.get(name) if type(name) is str else None
                 if file is None:
                     file = file_ids[_file_name(name)] = len(file_ids)
@@ -311,30 +324,24 @@ class _Stored:
                     raise _expected(".offset", "a number of bytes below 2**62", start)
                 if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
                     raise _expected(".length", "a number of bytes below 2**62", nbytes)
-                transforms = fields.get("transform_descriptors")
                 add_file(file)
                 add_start(start)
                 add_nbytes(nbytes)
                 add_encoding(0 if transforms is None else self._encoding_id(transforms))
-            else:
-                return
-        except _Wrong as wrong:
-            raise wrong.inside(f"storage_data[{_REPR.repr(key)}]") from None
-        except KeyError as error:
-            raise _no_field(f"storage_data[{_REPR.repr(key)}]", error) from None
-        if type(key) is not str:
-            raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
-        raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
+            except _Wrong as wrong:
+                raise wrong.inside(f"storage_data[{_REPR.repr(key)}]") from None
 
     def pick(self, key: str, offsets: list[Any]) -> int:
         """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
         rows, first = self._rows.get(key, {}), len(self.picked)
+        if first + len(offsets) > MOST_UNSTORED + 2 * len(self.file):  # one list of a million chunks for all tensors
+            raise _Wrong(".chunks", f"there are far more chunks than the {len(self.file) - 1:,} that are stored")
         # mostly in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
         self.picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
         return first
 
     def _encoding_id(self, transforms: Any) -> int:
-        if type(transforms) not in (list, tuple):
+        if type(transforms) not in (list, tuple) or len(transforms) > 100:
             raise _expected(".transform_descriptors", "a list of names", transforms)
         known = tuple(_text(name, ".transform_descriptors") for name in transforms)
         if known not in self._encoding_ids:
@@ -343,6 +350,11 @@ class _Stored:
             self._encoding_ids[known] = len(self.encodings)
             self.encodings.append(ENCODINGS.get(known, "unsupported: " + ", ".join(known)))
         return self._encoding_ids[known]
+
+
+def _is_integers(value: Any) -> bool:
+    """Whether it is a tuple of integers, and no more than a tensor has dimensions: fast to hash and to multiply."""
+    return type(value) is tuple and len(value) <= MOST_DIMS and _INTEGERS.issuperset(map(type, value))
 
 
 _INTEGERS = {int}
@@ -363,7 +375,7 @@ def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     return {
         key: tuple(map(str, path))
         for key, path in planner_data.items()
-        if type(path) is tuple and all(type(part) in (str, int) for part in path)
+        if type(path) is tuple and len(path) <= MOST_PARTS and all(type(part) in (str, int) for part in path)
     }
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, cast
 
-from dcptools import _pickle
+from dcptools._pickle import loads, ordered_dict, size
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
@@ -167,7 +167,7 @@ def parse_layout(data: bytes) -> Layout:
     UnsupportedCheckpoint
         It is something else than a plain tensor.
     """
-    value, foreign = _pickle.loads(data, what="data.pkl", allowed=_allowed(), persistent=_storage)
+    value, foreign = loads(data, what="data.pkl", allowed=_NAMES, persistent=_storage)
     if foreign or not isinstance(value, Layout):
         raise UnsupportedCheckpoint(f"data.pkl holds {', '.join(foreign) or type(value).__name__}, not a plain tensor.")
     return value
@@ -182,35 +182,25 @@ class _Storage:
 def _storage(pid: Any) -> _Storage:
     kind, dtype, name, _location, _numel = pid
     if kind != "storage" or type(dtype) not in (str, type(None)) or type(name) is not str:
-        raise ValueError(f"{pid!r} is not a storage")
+        raise ValueError("a persistent id is not that of a storage")
     return _Storage(name, dtype)
 
 
-def _allowed() -> Mapping[str, Any]:
-    def tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, *rest: Any) -> Layout:
-        flags = rest[0] if rest and rest[0] is not None else {}
-        return _layout(storage, storage.dtype, offset, shape, strides, flags)
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, *rest: Any) -> Layout:
+    """Stands for ``_rebuild_tensor_v2``."""
+    return _layout(storage, storage.dtype, offset, shape, strides, rest[0] if rest and rest[0] is not None else {})
 
-    def tensor_v3(
-        storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
-    ) -> Layout:
-        return _layout(storage, dtype, offset, shape, strides, rest[0] if rest and rest[0] is not None else {})
 
-    def parameter(data: Any, *_rest: Any) -> Any:
-        return data
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+) -> Layout:
+    """Stands for ``_rebuild_tensor_v3``."""
+    return _layout(storage, dtype, offset, shape, strides, rest[0] if rest and rest[0] is not None else {})
 
-    names: dict[str, Any] = {
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_tensor_v3": tensor_v3,
-        "torch._utils._rebuild_parameter": parameter,
-        "collections.OrderedDict": dict,
-        "torch.Size": tuple,
-        "torch.storage.UntypedStorage": None,
-        "torch.UntypedStorage": None,
-        **{f"torch.{name}": name for name in TABLE},
-        **{f"torch.{storage}Storage": dtype for storage, dtype in _STORAGES.items()},
-    }
-    return names
+
+def _parameter(data: Any, *_rest: Any) -> Any:
+    """Stands for ``_rebuild_parameter``."""
+    return data
 
 
 _STORAGES = {  # torch.<name>Storage -> dtype
@@ -219,6 +209,18 @@ _STORAGES = {  # torch.<name>Storage -> dtype
     "ComplexFloat": "complex64", "ComplexDouble": "complex128",
     "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
 }  # fmt: skip
+
+_NAMES: Mapping[str, Any] = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "collections.OrderedDict": ordered_dict,
+    "torch.Size": size,
+    "torch.storage.UntypedStorage": None,
+    "torch.UntypedStorage": None,
+    **{f"torch.{name}": name for name in TABLE},
+    **{f"torch.{storage}Storage": dtype for storage, dtype in _STORAGES.items()},
+}
 
 
 def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> Layout:

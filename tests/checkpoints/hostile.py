@@ -212,6 +212,23 @@ def doubling_value(doublings: int = 60) -> bytes:
     return b"\x80\x02" + _doubled(doublings) + STOP
 
 
+def doubling_path(doublings: int = 60) -> bytes:
+    """A path made of the same path twice, sixty times: a text of 2**60 characters."""
+    steps = (b"h%ch%c\x86Rq%c" % (n, n, n + 1) for n in range(1, doublings + 1))
+    return b"\x80\x02cpathlib\nPosixPath\nq\x00" + text("x") + b"q\x01" + b"".join(b"h\x00" + s for s in steps) + STOP
+
+
+def wide_key(members: int = 10_000, times: int = 100_000) -> bytes:
+    """A tuple of many members that is a key again and again: each time, all of them are hashed."""
+    return b"\x80\x02}(" + members * b"N" + b"tq\x00Ns" + times * b"h\x00Ns" + STOP
+
+
+def wide_keys_in_keys(members: int = 1000, depth: int = 6) -> bytes:
+    """A tuple of a thousand times the same tuple of a thousand times the same, and so on, as a key."""
+    steps = (b"0(" + members * (b"h%c" % n) + b"tq%c" % (n + 1) for n in range(depth))
+    return b"\x80\x02})q\x00" + b"".join(steps) + b"Ns" + STOP
+
+
 def cycle() -> bytes:
     """A list that contains itself."""
     return b"\x80\x02]q\x00h\x00a" + STOP
@@ -226,7 +243,7 @@ EATERS: dict[str, Callable[[], bytes]] = {
     maker.__name__: maker
     for maker in (
         long_binput, text_put, binbytes8, bytearray8, frame, nested_value, nested_key, doubling_key, doubling_value,
-        cycle, persistent_id,
+        doubling_path, wide_key, wide_keys_in_keys, cycle, persistent_id,
     )
 }  # fmt: skip
 
