@@ -11,7 +11,7 @@ import gc
 import math
 import reprlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -208,7 +208,7 @@ def _content(top: Record, foreign: tuple[str, ...]) -> RawMetadata:
         np.frombuffer(stored.start, dtype=np.int64)[picked],
         np.frombuffer(stored.nbytes, dtype=np.int64)[picked],
         np.frombuffer(stored.encoding, dtype=np.int8)[picked],
-        stored.encodings,
+        stored.encoding_ids.names,
         foreign,
         version if type(version) is str else "",
     )
@@ -269,67 +269,69 @@ def _is_box(row: Any, dims: int) -> bool:
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
 
 
-def _items(storage: dict[Any, Any]) -> Iterator[tuple[Any, Any, Any, Any, Any, Any]]:
-    """Name, offsets, file, first byte, bytes, and transforms of each item."""
-    for index, info in storage.items():
-        if type(index) is Run and index.kind is INDEX:
-            yield from zip(*index.columns, strict=True)
-        elif index is not TAKEN:
-            key, fields = _fields(index), _fields(info)
-            try:
-                yield (
-                    key.get("fqn"), key.get("offset"),
-                    fields["relative_path"], fields["offset"], fields["length"], fields.get("transform_descriptors"),
-                )  # fmt: skip
-            except KeyError as error:
-                raise _no_field(f"storage_data[{_REPR.repr(key.get('fqn'))}]", error) from None
-
-
 class _Stored:
     """The checked ``storage_data``, one row an item; read in the order of the pickle, in which it lies in memory."""
 
     def __init__(self, storage: dict[Any, Any]) -> None:
-        self.encodings: list[str] = []
-        self.file_ids: dict[str, int] = {}
-        self._encoding_ids: dict[tuple[str, ...], int] = {}
+        self.file_ids, self.encoding_ids = _FileIds(), _EncodingIds()
         self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
         self.file, self.start, self.nbytes, self.encoding = array("i"), array("q"), array("q"), array("b")
         self.picked = array("q")
-        self._encoding_id(())  # 0 is the plain encoding
         self._read(storage)
         for column in (self.file, self.start, self.nbytes):
             column.append(-1)  # the last row, -1: no storage info
         self.encoding.append(0)
 
     def _read(self, storage: dict[Any, Any]) -> None:
-        """A row for each item. A million times: no call that can be spared."""
-        add_file, add_start = self.file.append, self.start.append
-        add_nbytes, add_encoding = self.nbytes.append, self.encoding.append
-        rows_of, file_ids = self._rows, self.file_ids
-        for row, (key, offsets, name, start, nbytes, transforms) in enumerate(_items(storage)):
-            if type(key) is not str:
-                raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
-            if offsets is not None and not _is_integers(offsets):
-                raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
-            try:
-                rows = rows_of.get(key)
-                if rows is None:
-                    rows = rows_of[key] = {}
-                if rows.setdefault(offsets, row) != row:
-                    raise _Wrong("", f"there are two items for the offset {offsets!r}")
-                file = file_ids.get(name) if type(name) is str else None
-                if file is None:
-                    file = file_ids[_file_name(name)] = len(file_ids)
-                if type(start) is not int or not 0 <= start < TOO_LARGE:
-                    raise _expected(".offset", "a number of bytes below 2**62", start)
-                if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
-                    raise _expected(".length", "a number of bytes below 2**62", nbytes)
-                add_file(file)
-                add_start(start)
-                add_nbytes(nbytes)
-                add_encoding(0 if transforms is None else self._encoding_id(transforms))
-            except _Wrong as wrong:
-                raise wrong.inside(f"storage_data[{_REPR.repr(key)}]") from None
+        """A row for each item."""
+        for index, info in storage.items():
+            if type(index) is Run and index.kind is INDEX:
+                self._add(*index.columns)
+            elif index is not TAKEN:
+                self._add_one(_fields(index), _fields(info))
+
+    def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:
+        key, offsets = index.get("fqn"), index.get("offset")
+        if type(key) is not str:
+            raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
+        if offsets is not None and not _is_integers(offsets):
+            raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
+        try:
+            name, start, nbytes = info["relative_path"], info["offset"], info["length"]
+            if type(start) is not int or not 0 <= start < TOO_LARGE:
+                raise _expected(".offset", "a number of bytes below 2**62", start)
+            if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
+                raise _expected(".length", "a number of bytes below 2**62", nbytes)
+            transforms = _transforms(info.get("transform_descriptors"))
+            self._add([key], [offsets], [_text(name, ".relative_path")], [start], [nbytes], [transforms])
+        except _Wrong as wrong:
+            raise wrong.inside(f"storage_data[{_REPR.repr(key)}]") from None
+        except KeyError as error:
+            raise _no_field(f"storage_data[{_REPR.repr(key)}]", error) from None
+
+    def _add(
+        self,
+        keys: list[str],
+        offsets: list[tuple[int, ...] | None],
+        names: list[str],
+        starts: list[int],
+        nbytes: list[int],
+        transforms: list[tuple[str, ...] | None],
+    ) -> None:
+        """A row for each of many items, column by column: their types are known."""
+        if not 0 <= min(starts) <= max(starts) < TOO_LARGE or not 0 <= min(nbytes) <= max(nbytes) < TOO_LARGE:
+            raise _Wrong("storage_data", "a place that cannot be")
+        rows_of = self._rows
+        for row, (key, offset) in enumerate(zip(keys, offsets, strict=True), len(self.start)):
+            rows = rows_of.get(key)
+            if rows is None:
+                rows = rows_of[key] = {}
+            if rows.setdefault(offset, row) != row:
+                raise _Wrong("", f"there are two items for the offset {offset!r}")
+        self.file.extend(map(self.file_ids.__getitem__, names))
+        self.start.extend(starts)
+        self.nbytes.extend(nbytes)
+        self.encoding.extend(map(self.encoding_ids.__getitem__, transforms))
 
     def pick(self, key: str, offsets: list[Any]) -> int:
         """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
@@ -340,16 +342,36 @@ class _Stored:
         self.picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
         return first
 
-    def _encoding_id(self, transforms: Any) -> int:
-        if type(transforms) not in (list, tuple) or len(transforms) > 100:
-            raise _expected(".transform_descriptors", "a list of names", transforms)
-        known = tuple(_text(name, ".transform_descriptors") for name in transforms)
-        if known not in self._encoding_ids:
-            if len(self._encoding_ids) > 100:
-                raise _Wrong(".transform_descriptors", "more than 100 different ones")
-            self._encoding_ids[known] = len(self.encodings)
-            self.encodings.append(ENCODINGS.get(known, "unsupported: " + ", ".join(known)))
-        return self._encoding_ids[known]
+
+class _FileIds(dict[str, int]):
+    """Numbers for the names of files, each of which is checked once."""
+
+    def __missing__(self, name: str) -> int:
+        number = self[_file_name(name)] = len(self)
+        return number
+
+
+class _EncodingIds(dict["tuple[str, ...] | None", int]):
+    """Numbers for the transforms of an item, and our name of each encoding; 0 is the plain one."""
+
+    def __init__(self) -> None:
+        super().__init__({None: 0, (): 0})
+        self.names = [ENCODINGS[()]]
+
+    def __missing__(self, transforms: tuple[str, ...]) -> int:
+        if len(self) > 100:
+            raise _Wrong(".transform_descriptors", "more than 100 different ones")
+        number = self[transforms] = len(self.names)
+        self.names.append(ENCODINGS.get(transforms, "unsupported: " + ", ".join(transforms)))
+        return number
+
+
+def _transforms(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if type(value) not in (list, tuple) or len(value) > 100:
+        raise _expected(".transform_descriptors", "a list of names", value)
+    return tuple(_text(name, ".transform_descriptors") for name in value)
 
 
 def _is_integers(value: Any) -> bool:

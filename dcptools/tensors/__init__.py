@@ -130,8 +130,12 @@ class TensorReader:
     def open(self) -> None:
         """Open all items now and not when they are first read; raises what ``read_region`` raises."""
         chunks = self.tensor.chunks
+        with self._lock:
+            for index, _, _ in self._corners:
+                if index not in self._items and index not in self._opening:
+                    self._items[index] = self._open(chunks[index])
         for index, _, _ in self._corners:
-            self._item(index, chunks[index])
+            self._item(index)  # waits for those that another thread had begun to open
 
     def read_range(self, start: int, stop: int, out: Bits) -> None:
         """Fill ``out`` with the elements ``start`` to ``stop`` of the tensor in row-major order.
@@ -212,7 +216,7 @@ class TensorReader:
         hit = self._boxes[np.all((offsets < stops) & (offsets + sizes > starts), axis=1)]
         return _corners(self.tensor, hit)
 
-    def _item(self, index: int, chunk: Chunk | None = None) -> Item:
+    def _item(self, index: int) -> Item:
         item = self._items.get(index)
         if item is not None:
             return item
@@ -220,11 +224,14 @@ class TensorReader:
             opening = self._opening.setdefault(index, threading.Lock())
         with opening:  # one thread opens it, the others wait; other items can be opened at the same time
             if index not in self._items:
-                item = open_item(self.tensor.source, self.tensor, chunk or self.tensor.chunk(index), self._unpacked)
-                if self._checksums is not None:
-                    self._checksums.open(item)
-                self._items[index] = item
+                self._items[index] = self._open(self.tensor.chunk(index))
         return self._items[index]
+
+    def _open(self, chunk: Chunk) -> Item:
+        item = open_item(self.tensor.source, self.tensor, chunk, self._unpacked)
+        if self._checksums is not None:
+            self._checksums.open(item)
+        return item
 
     def _read_item(self, item: Item, start: list[int], shape: list[int], target: Bits) -> None:
         """Read a box of one item, as the values that its bits and flags stand for."""

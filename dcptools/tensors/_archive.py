@@ -51,6 +51,17 @@ class Frame(NamedTuple):
     end_nbytes: int
     crc_shift: int  # bits; where the CRC-32 of the values is in that number
 
+    def crc(self, source: Source, file: str, start: int, nbytes: int) -> int | None:
+        """The CRC-32 of the values of an archive, if these are in the same frame. All else was checked before."""
+        head = bytearray(len(self.head))
+        source.read_into(file, start, memoryview(head))
+        if head != self.head:
+            return None
+        tail = bytearray(self.end_nbytes)
+        source.read_into(file, start + nbytes - self.end_nbytes, memoryview(tail))
+        end = int.from_bytes(tail, "little")
+        return end >> self.crc_shift & 0xFFFFFFFF if end & self.mask == self.end else None
+
 
 class Archive:
     """One archive inside ``file``; reads its head and its tail once and serves small reads from them."""
@@ -86,17 +97,8 @@ class Archive:
             return None
         varying = {name: 8 * at for name, at, _, _ in self._directory if name not in PARSED}
         mask = ~sum(0xFFFFFFFF << shift for shift in varying.values())
-        return Frame(self._bytes(0, start), self._end(end_nbytes) & mask, mask, end_nbytes, varying[values.name])
-
-    def crc_in(self, frame: Frame) -> int | None:
-        """The CRC-32 of the values, if these are in the same frame; all else of the frame was checked before."""
-        end = self._end(frame.end_nbytes)
-        if end & frame.mask != frame.end or not self._parts[0][2].startswith(frame.head):
-            return None
-        return end >> frame.crc_shift & 0xFFFFFFFF
-
-    def _end(self, nbytes: int) -> int:
-        return int.from_bytes(self._tail[-nbytes:], "little")
+        end = int.from_bytes(self._tail[-end_nbytes:], "little")
+        return Frame(self._bytes(0, start), end & mask, mask, end_nbytes, varying[values.name])
 
     def content(self, entry: Entry) -> bytes:
         """The content of a small entry, checked: a flipped bit in ``data.pkl`` may be another stride."""

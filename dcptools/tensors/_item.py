@@ -89,7 +89,7 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Call
         There is no space to unpack it.
     """
     try:
-        return _open(_archive(source, chunk, unpacked), tensor, chunk)
+        return _like_another(source, tensor, chunk) or _open(_archive(source, chunk, unpacked), tensor, chunk)
     except DcptoolsError as error:
         raise type(error)(f"{_label(tensor.key, chunk)}:\n{error}") from None
 
@@ -122,19 +122,27 @@ _parsed: dict[tuple[int, str, tuple[int, ...]], tuple[Frame, _Content]] = {}
 MAX_PARSED = 1024
 
 
+def _like_another(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item | None:
+    """The item, if it is in the frame of one that was parsed. Most are, so there is nothing here that can be spared."""
+    parsed = _parsed.get((chunk.nbytes, tensor.dtype.name, chunk.shape))
+    if parsed is None or chunk.encoding != "torch" or not chunk.file:
+        return None
+    frame, (start, nbytes, layout) = parsed
+    crc = frame.crc(source, chunk.file, chunk.start, chunk.nbytes)
+    if crc is None:
+        return None
+    return Item(source, chunk.file, chunk.start + start, nbytes, crc, layout, tensor.key, chunk)
+
+
 def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk) -> Item:
-    like = archive.nbytes, tensor.dtype.name, chunk.shape
-    frame, content = _parsed.get(like, (None, None))
-    crc = None if frame is None else archive.crc_in(frame)
-    if content is None or crc is None:
-        content, values = _parse(archive, tensor.dtype, chunk.shape)
-        crc, frame = values.crc, archive.frame(values)
-        if frame is not None:
-            if len(_parsed) >= MAX_PARSED:
-                _parsed.clear()
-            _parsed[like] = frame, content
+    content, values = _parse(archive, tensor.dtype, chunk.shape)
+    frame = archive.frame(values)
+    if frame is not None:
+        if len(_parsed) >= MAX_PARSED:
+            _parsed.clear()
+        _parsed[archive.nbytes, tensor.dtype.name, chunk.shape] = frame, content
     start, nbytes, layout = content
-    return Item(archive.source, archive.file, archive.start + start, nbytes, crc, layout, tensor.key, chunk)
+    return Item(archive.source, archive.file, archive.start + start, nbytes, values.crc, layout, tensor.key, chunk)
 
 
 def _parse(archive: Archive, dtype: DType, shape: tuple[int, ...]) -> tuple[_Content, Entry]:
