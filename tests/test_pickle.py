@@ -261,7 +261,7 @@ def test_messages() -> None:
     assert message(hostile.long_binput()) == refused
     nested = "The pickle is refused: at byte 11 it nests tuples deeper than any checkpoint does." + nothing_run
     assert message(hostile.nested_value(20)) == nested
-    key = "The pickle is refused: at byte 106 a key is a larger tuple than any checkpoint has there." + nothing_run
+    key = "The pickle is refused: at byte 107 a key is a larger tuple than any checkpoint has there." + nothing_run
     assert message(b"\x80\x04}(" + 101 * b"N" + b"tNs") == key
     assert (
         message(b"<!DOCTYPE html><html>...")

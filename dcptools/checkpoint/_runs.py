@@ -24,7 +24,7 @@ MAX_PIECES = 100_000  # whose meaning is remembered
 # Opcodes: CPython's pickletools.py
 _REF = rb"(?:h.|j.{4})"  # BINGET, LONG_BINGET
 _INT = rb"(?:K.|M..|J.{4}|\x8a(?:\x05.{5}|\x04.{4}|\x06.{6}|\x07.{7}|\x08.{8}))"  # BININT1, BININT2, BININT, LONG1
-_NAME = rb"(?:\x8c.[^\x94]*+\x94|" + _REF + b")"  # SHORT_BINUNICODE MEMOIZE
+_NAME = rb"(?:\x8c.[^\x94]{0,255}+\x94|" + _REF + b")"  # SHORT_BINUNICODE MEMOIZE
 # REDUCE of torch.Size and a tuple in a tuple; each is memoized, except for the empty one
 _SIZE = _REF + rb"(?:(?:(?:" + _INT + rb"*+[\x85-\x87]|\(" + _INT + rb"*+t)\x94|\))\x85\x94R\x94)?+"
 _NEW = _REF + rb"\)\x81\x94\}\x94\("  # EMPTY_TUPLE NEWOBJ MEMOIZE EMPTY_DICT MEMOIZE MARK: an instance, and its state
@@ -44,11 +44,10 @@ _CHUNK = _compiled(_NEW, _REF, _SIZE, _REF, _SIZE, _BUILT)
 _CHUNK_PARTS = _compiled(_group(_NEW), _group(_REF), _group(_SIZE), _group(_REF), _group(_SIZE), _BUILT)
 # A tensor: {"properties": its state a tuple of dtype, layout, requires_grad, memory format, pin_memory; "size": size,
 # "chunks": list}. This is all up to the list, which is empty yet.
-_TENSOR = (
+_TENSOR = _compiled(
     _group(_NEW), _group(_REF), _group(_REF), rb"\)\x81\x94\(", _group(_REF), _group(_REF), rb"[\x88\x89]",
     _group(_REF), rb"[\x88\x89]t\x94b", _group(_REF), _group(_SIZE), _group(_REF), rb"\]\x94",
 )  # fmt: skip
-_TENSOR_PARTS = _compiled(*_TENSOR)
 # An index: {"fqn": name, "index": number or None, "offset": size}; and what is stored: {"relative_path": name,
 # "offset": number, "length": number, "transform_descriptors": a list of one name, or nothing}. The pieces are the name,
 # all up to the last "offset", its number, and the rest.
@@ -223,7 +222,7 @@ class _Tensors(_Reader):
         self._chunks, self._heads = chunks, _Pieces(self._head)
 
     def __call__(self, data: bytes, at: int) -> tuple[list[Any], int] | None:
-        found = _TENSOR_PARTS.match(data, self.begin(data, at, TENSOR))
+        found = _TENSOR.match(data, self.begin(data, at, TENSOR))
         if found is None:
             return None
         before, end = len(self._memo), found.end()
@@ -245,7 +244,7 @@ class _Tensors(_Reader):
 
     def _head(self, piece: bytes) -> tuple[str, Any, tuple[Any, ...]]:
         new, properties_ref, properties, dtype, layout, memory_format, size_ref, shape, chunks_ref = _groups(
-            _TENSOR_PARTS, piece
+            _TENSOR, piece
         )
         self.check_new(new, TENSOR)
         self.check(properties_ref, "properties")
