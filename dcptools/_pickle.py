@@ -108,6 +108,7 @@ def loads(
 
     ``allowed`` says what ``module.name`` stands for: a function, which may be called with whatever is in the pickle; a
     :class:`Class`; or a constant. ``persistent`` gives the value of a persistent id. ``what`` is how errors call it.
+    ``shortcuts`` gives, for the memo of the machine, what may take instances of a class in one step.
 
     Raises
     ------

@@ -51,7 +51,8 @@ BLOCK_SLABS = 2  # a block of an output file, which is written at once, has the 
 # Resident memory that no buffer explains, measured with the CPU build of torch 2.13 on x86-64 Linux
 PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
 TORCH_BYTES = 210_000_000  # importing torch, which only casts need
-CHUNK_BYTES = 400  # a chunk while .metadata is read, which is in memory too
+CHUNK_BYTES = 300  # a chunk while .metadata is read, which is in memory too
+FILE_BYTES = 600  # a file of the checkpoint
 TENSOR_BYTES = 2_500  # an output in mapping, plan and header
 WORKER_BYTES = SLAB_BYTES + BLOCK_SLABS * SLAB_BYTES + SCRATCH_BYTES  # a thread: stored values, a block, scratch
 
@@ -119,7 +120,8 @@ class ShardPlan(HasFindings):
     def peak_bytes_with(self, workers: int) -> int:
         """Predicted peak memory of the whole process; neither shard size nor tensor sizes matter."""
         checkpoint = self.mapping.checkpoint
-        reading = checkpoint.chunk_count * CHUNK_BYTES + checkpoint.metadata_nbytes
+        chunks, files = checkpoint.chunk_count * CHUNK_BYTES, len(checkpoint.files) * FILE_BYTES
+        reading = chunks + files + checkpoint.metadata_nbytes
         outputs = len(self.mapping.outputs) * TENSOR_BYTES
         torch = TORCH_BYTES if any(t.cast for file in self.files for t in file.tensors) else 0
         return PROCESS_BYTES + outputs + max(reading, torch + workers * WORKER_BYTES)

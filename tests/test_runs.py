@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import random
@@ -276,3 +277,14 @@ def test_a_record_of_a_run_may_be_changed_afterwards() -> None:
     start = changed.index(b"\x95")
     raw = _metadata.parse(changed[:start] + changed[start + 9 :], WHAT)  # without its FRAME, whose length is wrong now
     assert list(rows_read(raw))[-1] == ("d", (4,), (2,), "g", 5, 6)
+
+
+def test_nothing_waits_for_the_garbage_collector() -> None:
+    """The memo of a million chunks is 200 MB."""
+    gc.collect()
+    gc.disable()
+    try:
+        _metadata.parse(pickle.dumps(two_tensors(), protocol=4), WHAT)
+        assert not [each for each in gc.get_objects() if isinstance(each, (_runs._Pieces, _pickle._Machine))]
+    finally:
+        gc.enable()

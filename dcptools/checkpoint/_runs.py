@@ -9,6 +9,7 @@ is left to the machine of :mod:`dcptools._pickle`, which is slower, and reads th
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -103,12 +104,15 @@ class _Pieces(dict[bytes, Any]):
     """What pieces of the pickle mean, worked out when they occur first. The memo only grows, so that stays so."""
 
     def __init__(self, meaning: Callable[[bytes], Any]) -> None:
-        self._meaning = meaning
+        # a method of who has these pieces: weak, or all this and the memo would stay until the next collection
+        self._meaning = weakref.WeakMethod(meaning)
 
     def __missing__(self, piece: bytes) -> Any:
+        work_out = self._meaning()
+        assert work_out is not None
         if len(self) >= MAX_PIECES:
             self.clear()
-        meaning = self[piece] = self._meaning(piece)
+        meaning = self[piece] = work_out(piece)
         return meaning
 
 
@@ -261,7 +265,7 @@ class _Items(_Reader):
     def __init__(self, memo: list[Any]) -> None:
         super().__init__(memo)
         self._names, self._places, self._lengths = _Pieces(self._name), _Pieces(self._place), _Pieces(self._length)
-        self._numbers = _Pieces(_number)
+        self._numbers = _Pieces(self._number)
 
     def __call__(self, data: bytes, at: int) -> tuple[list[Any], int] | None:
         names, places, lengths, numbers, memo = self._names, self._places, self._lengths, self._numbers, self._memo
@@ -287,6 +291,9 @@ class _Items(_Reader):
         except _Other:
             pass
         return ([Run(INDEX, columns), *[TAKEN] * (2 * len(columns[0]) - 1)], end) if columns[0] else None
+
+    def _number(self, piece: bytes) -> int:
+        return _number(piece)
 
     def _name(self, piece: bytes) -> tuple[str, tuple[Any, ...]]:
         new, ref, name = _groups(_FQN_PARTS, piece)
