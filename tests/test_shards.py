@@ -448,6 +448,29 @@ def test_the_predicted_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> 
     assert math.isclose(big.peak_bytes, plan(small).peak_bytes, rel_tol=0.01)
 
 
+READ_AND_PLAN = """
+import sys
+from dcptools import plan, preview
+planned = plan(preview(sys.argv[1]), dtype="keep")
+with open("/proc/self/status") as status:
+    peak = next(line for line in status if line.startswith("VmHWM:")).split()[1]
+print(1024 * int(peak), planned.peak_bytes_with(1))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of this very process is known on Linux")
+def test_the_predicted_memory_counts_chunks(tmp_path: Path) -> None:
+    """Of a checkpoint that is nearly all metadata: 200,000 chunks in 128 files."""
+    many_chunks = "from pathlib import Path; from tests.bench import many_chunks; many_chunks.save(Path({!r}), 200_000)"
+    root, directory = Path(__file__).parents[1], str(tmp_path / "c")
+    subprocess.run([sys.executable, "-c", many_chunks.format(directory)], cwd=root, check=True)
+    command = [sys.executable, "-c", READ_AND_PLAN, directory]
+    peak, predicted = map(
+        int, subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert predicted / 1.5 <= peak <= predicted
+
+
 def test_the_predicted_memory_counts_workers_and_torch(tmp_path: Path) -> None:
     mapping = preview(checkpoint(tmp_path / "c", floats(a=4)))
     cast, keep = plan(mapping), plan(mapping, dtype="keep")
