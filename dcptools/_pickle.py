@@ -12,6 +12,7 @@ would do for many instances that follow each other in one step.
 
 from __future__ import annotations
 
+import pickle
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -78,7 +79,7 @@ memo what the machine would have added, and returns as many values as it would h
 new instance, and the place where to go on."""
 
 
-def kind(value: Any) -> str:
+def type_name(value: Any) -> str:
     """What an error calls the type of an unpickled value."""
     name = value.name if isinstance(value, Class) else type(value).__name__
     return printable(value.kind.name if isinstance(value, Record) else name)[:200]
@@ -175,7 +176,7 @@ class _Machine:
                 else:
                     handler = handlers.get(code)
                     if handler is None:
-                        raise self._refusal(at - 1, code)
+                        raise self._refusal(at - 1)
                     at = handler(self, at)
             value = stack.pop()
         except (UnsafeMetadata, BrokenCheckpoint):
@@ -317,7 +318,7 @@ class _Machine:
         if type(target) is list:
             target += values
         elif type(target) is not Record:  # which takes all, and keeps nothing
-            raise ValueError(f"values are appended to {kind(target)}")
+            raise ValueError(f"values are appended to {type_name(target)}")
         return at
 
     def _empty_dict(self, at: int) -> int:
@@ -345,7 +346,7 @@ class _Machine:
         if type(target) is set:
             target.update(self._keys(values, at))
         elif type(target) is not Record:
-            raise ValueError(f"values are added to {kind(target)}")
+            raise ValueError(f"values are added to {type_name(target)}")
         return at
 
     def _frozenset(self, at: int) -> int:
@@ -357,7 +358,7 @@ class _Machine:
         if type(target) is dict:
             target.update(zip(self._keys(values[::2], at), values[1::2], strict=True))
         elif type(target) is not Record:
-            raise ValueError(f"items are set in {kind(target)}")
+            raise ValueError(f"items are set in {type_name(target)}")
         return at
 
     def _keys(self, keys: list[Any], at: int) -> list[Any]:
@@ -373,19 +374,19 @@ class _Machine:
         self._stack.append(self._memo[int.from_bytes(self._data[at : at + 4], "little")])
         return at + 4
 
-    def _put(self, index: int, at: int, code: int) -> int:
+    def _put(self, index: int, at: int) -> int:
         """Protocol 3 and older give numbers. They count up too: a large one would only blow up the memo."""
         if index > len(self._memo):
-            raise self._refusal(at - 1, code)
+            raise self._refusal(at - 1)
         self._memo[index : index + 1] = [self._stack[-1]]
         self._shortcuts = {}  # what they learnt from the memo may be another value now
         return at
 
     def _put1(self, at: int) -> int:
-        return self._put(self._data[at], at, ord("q")) + 1
+        return self._put(self._data[at], at) + 1
 
     def _put4(self, at: int) -> int:
-        return self._put(int.from_bytes(self._data[at : at + 4], "little"), at, ord("r")) + 4
+        return self._put(int.from_bytes(self._data[at : at + 4], "little"), at) + 4
 
     # --- classes and instances
 
@@ -426,13 +427,13 @@ class _Machine:
         elif callable(function):
             self._stack.append(function(*arguments))
         else:
-            raise ValueError(f"{kind(function)} is called")
+            raise ValueError(f"{type_name(function)} is called")
         return at
 
     def _newobj(self, at: int) -> int:
         _arguments, made = self._stack.pop(), self._stack.pop()
         if type(made) is not Class:
-            raise ValueError(f"{kind(made)} is no class")
+            raise ValueError(f"{type_name(made)} is no class")
         shortcut = self._shortcuts.get(made)
         if shortcut is not None and (taken := shortcut(self._data, at)) is not None:
             self._stack += taken[0]
@@ -443,7 +444,7 @@ class _Machine:
     def _build(self, at: int) -> int:
         state, target = self._stack.pop(), self._stack[-1]
         if type(target) is not Record:
-            raise ValueError(f"{kind(target)} is given a state")
+            raise ValueError(f"{type_name(target)} is given a state")
         if target.kind.name not in self._foreign:  # of which nobody looks at the state
             target.state = state
         return at
@@ -456,8 +457,8 @@ class _Machine:
 
     # --- errors
 
-    def _refusal(self, at: int, code: int) -> UnsafeMetadata:
-        return self._unsafe(at, f"is {bytes([code])!r}, an instruction that no checkpoint needs")
+    def _refusal(self, at: int) -> UnsafeMetadata:
+        return self._unsafe(at, f"is {self._data[at : at + 1]!r}, an instruction that no checkpoint needs")
 
     def _unsafe(self, at: int, why: str) -> UnsafeMetadata:
         return UnsafeMetadata(
@@ -487,44 +488,46 @@ def _latin1(raw: bytes) -> str:
     return raw.decode("latin-1")
 
 
-_HANDLERS: Final[dict[int, Callable[[_Machine, int], int]]] = {  # opcodes: CPython's pickletools.py
-    0x80: _Machine._proto,
-    0x95: _Machine._frame,
-    0x4E: _Machine._none,
-    0x88: _Machine._true,
-    0x89: _Machine._false,
-    0x4D: _Machine._int2,
-    0x4A: _Machine._int4,
-    0x8A: _Machine._long1,
-    0x47: _Machine._float,
-    0x58: _Machine._text4,
-    0x43: _Machine._bytes1,
-    0x42: _Machine._bytes4,
-    0x55: _Machine._string1,
-    0x54: _Machine._string4,
-    0x29: _Machine._empty_tuple,
-    0x85: _Machine._tuple1,
-    0x86: _Machine._tuple2,
-    0x87: _Machine._tuple3,
-    0x74: _Machine._tuple,
-    0x5D: _Machine._empty_list,
-    0x6C: _Machine._list,
-    0x61: _Machine._append,
-    0x65: _Machine._appends,
-    0x7D: _Machine._empty_dict,
-    0x64: _Machine._dict,
-    0x73: _Machine._setitem,
-    0x75: _Machine._setitems,
-    0x8F: _Machine._empty_set,
-    0x90: _Machine._additems,
-    0x91: _Machine._frozenset,
-    0x6A: _Machine._get4,
-    0x71: _Machine._put1,
-    0x72: _Machine._put4,
-    0x63: _Machine._global,
-    0x93: _Machine._stack_global,
-    0x52: _Machine._reduce,
-    0x81: _Machine._newobj,
-    0x62: _Machine._build,
-    0x51: _Machine._persid,
+_HANDLERS: Final[
+    dict[int, Callable[[_Machine, int], int]]
+] = {  # nothing else of pickle is used than the names of its opcodes
+    pickle.PROTO[0]: _Machine._proto,
+    pickle.FRAME[0]: _Machine._frame,
+    pickle.NONE[0]: _Machine._none,
+    pickle.NEWTRUE[0]: _Machine._true,
+    pickle.NEWFALSE[0]: _Machine._false,
+    pickle.BININT2[0]: _Machine._int2,
+    pickle.BININT[0]: _Machine._int4,
+    pickle.LONG1[0]: _Machine._long1,
+    pickle.BINFLOAT[0]: _Machine._float,
+    pickle.BINUNICODE[0]: _Machine._text4,
+    pickle.SHORT_BINBYTES[0]: _Machine._bytes1,
+    pickle.BINBYTES[0]: _Machine._bytes4,
+    pickle.SHORT_BINSTRING[0]: _Machine._string1,
+    pickle.BINSTRING[0]: _Machine._string4,
+    pickle.EMPTY_TUPLE[0]: _Machine._empty_tuple,
+    pickle.TUPLE1[0]: _Machine._tuple1,
+    pickle.TUPLE2[0]: _Machine._tuple2,
+    pickle.TUPLE3[0]: _Machine._tuple3,
+    pickle.TUPLE[0]: _Machine._tuple,
+    pickle.EMPTY_LIST[0]: _Machine._empty_list,
+    pickle.LIST[0]: _Machine._list,
+    pickle.APPEND[0]: _Machine._append,
+    pickle.APPENDS[0]: _Machine._appends,
+    pickle.EMPTY_DICT[0]: _Machine._empty_dict,
+    pickle.DICT[0]: _Machine._dict,
+    pickle.SETITEM[0]: _Machine._setitem,
+    pickle.SETITEMS[0]: _Machine._setitems,
+    pickle.EMPTY_SET[0]: _Machine._empty_set,
+    pickle.ADDITEMS[0]: _Machine._additems,
+    pickle.FROZENSET[0]: _Machine._frozenset,
+    pickle.LONG_BINGET[0]: _Machine._get4,
+    pickle.BINPUT[0]: _Machine._put1,
+    pickle.LONG_BINPUT[0]: _Machine._put4,
+    pickle.GLOBAL[0]: _Machine._global,
+    pickle.STACK_GLOBAL[0]: _Machine._stack_global,
+    pickle.REDUCE[0]: _Machine._reduce,
+    pickle.NEWOBJ[0]: _Machine._newobj,
+    pickle.BUILD[0]: _Machine._build,
+    pickle.BINPERSID[0]: _Machine._persid,
 }

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
-from dcptools.checkpoint import Checkpoint, Chunk, StoredFile
+from dcptools.checkpoint import Checkpoint, Chunk, StoredFile, _metadata
 from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
@@ -446,6 +446,23 @@ def test_offsets_in_storage_data_are_integers(offset: Any, tmp_path: Path) -> No
         object.__setattr__(index, "offset", offset)
     expected = f"is damaged: storage_data, an offset of '{B}': expected a tuple of integers, found {offset!r}."
     assert message(tmp_path) == expected
+
+
+def test_shapes_have_no_more_dimensions_than_torch_has(tmp_path: Path) -> None:
+    broken.sized(tmp_path / "a", (1,) * 65)
+    assert "expected a tuple of sizes below 2**62" in message(tmp_path / "a")
+
+
+def test_one_list_of_chunks_cannot_stand_for_those_of_all_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of a million chunks that thousands of tensors refer to takes few bytes, and would be a billion chunks."""
+    monkeypatch.setattr(_metadata, "MOST_UNSTORED", 0)
+    with edit.editing(broken.whole(tmp_path)) as metadata:
+        for number in range(3):
+            metadata.state_dict_metadata[f"model.copy{number}"] = metadata.state_dict_metadata[W]
+    expected = "state_dict_metadata['model.copy2'].chunks: there are far more chunks than the 4 that are stored."
+    assert message(tmp_path).endswith(expected)
 
 
 def test_untrusted_values_in_messages_are_short(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_what_is_damaged_reads_the_same(tmp_path: Path) -> None:
 # --- records that occur again -----------------------------------------------------------------------------------
 
 
-def two_tensors() -> Metadata:
+def four_tensors() -> Metadata:
     def entry() -> TensorStorageMetadata:
         chunks = [ChunkStorageMetadata(torch.Size((2 * n,)), torch.Size((2,))) for n in range(3)]
         return TensorStorageMetadata(TensorProperties(torch.float32), torch.Size((6,)), chunks)
@@ -257,7 +257,7 @@ def shared_in_plans(metadata: Any) -> None:
     "change", [shared_entry, shared_chunks, shared_chunk, shared_properties, shared_info, shared_in_plans]
 )
 def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
-    metadata = two_tensors()
+    metadata = four_tensors()
     change(metadata)
     data = pickle.dumps(metadata, protocol=4)
     raw = _metadata.parse(data, WHAT)
@@ -267,7 +267,7 @@ def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
 
 def test_a_record_of_a_run_may_be_changed_afterwards() -> None:
     """BUILD on one of them, by its number in the memo: what is read is the later state."""
-    data = pickle.dumps(two_tensors(), protocol=4)
+    data = pickle.dumps(four_tensors(), protocol=4)
     machine = _pickle._Machine(data, WHAT, _metadata._NAMES, None, None)
     machine.run()
     last = max(n for n, value in enumerate(machine._memo) if getattr(value, "kind", None) is _runs.STORED)
@@ -284,7 +284,7 @@ def test_nothing_waits_for_the_garbage_collector() -> None:
     gc.collect()
     gc.disable()
     try:
-        _metadata.parse(pickle.dumps(two_tensors(), protocol=4), WHAT)
+        _metadata.parse(pickle.dumps(four_tensors(), protocol=4), WHAT)
         assert not [each for each in gc.get_objects() if isinstance(each, (_runs._Pieces, _pickle._Machine))]
     finally:
         gc.enable()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools._pickle import Class, Record, Refused, kind, loads, ordered_dict, size
+from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
 from dcptools.checkpoint._cover import Ints
 from dcptools.checkpoint._runs import CHUNK, INDEX, PROPERTIES, STORED, TAKEN, TENSOR, Run, shortcuts
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
@@ -72,7 +72,7 @@ class _Wrong(Exception):
 
 def _expected(field: str, expected: str, found: Any) -> _Wrong:
     """``found`` is untrusted: it is shown only where that is short."""
-    shown = _REPR.repr(found) if type(found) in _SHOWN else f"a {kind(found)}"
+    shown = _REPR.repr(found) if type(found) in _SHOWN else f"a {type_name(found)}"
     return _Wrong(field, f"expected {expected}, found {shown}")
 
 
@@ -169,7 +169,7 @@ def parse(data: bytes, what: str) -> RawMetadata:
 def _checked(top: Any, foreign: tuple[str, ...], what: str) -> RawMetadata:
     if type(top) is not Record or top.kind is not _TOP:
         raise BrokenCheckpoint(
-            f"{what} is a pickle of {kind(top)}, and not of the Metadata of a distributed checkpoint."
+            f"{what} is a pickle of {type_name(top)}, and not of the Metadata of a distributed checkpoint."
         )
     try:
         return _content(top, foreign)
@@ -317,7 +317,10 @@ class _Stored:
         nbytes: list[int],
         transforms: list[tuple[str, ...] | None],
     ) -> None:
-        """A row for each of many items, column by column: their types are known."""
+        """A row for each of many items, column by column: their types are known.
+
+        What is wrong with one of a run is said when it is read again, one by one.
+        """
         if not 0 <= min(starts) <= max(starts) < TOO_LARGE or not 0 <= min(nbytes) <= max(nbytes) < TOO_LARGE:
             raise _Wrong("storage_data", "a place that cannot be")
         rows_of = self._rows

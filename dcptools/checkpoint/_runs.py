@@ -141,6 +141,10 @@ class _Reader:
     def check_new(self, new: bytes, expected: Class) -> None:
         self.check(new[: _width(new)], expected)
 
+    def number(self, piece: bytes) -> int:
+        code = piece[0]
+        return int.from_bytes(piece[2 if code == 0x8A else 1 :], "little", signed=code in b"J\x8a")
+
     def name(self, piece: bytes) -> tuple[str, tuple[Any, ...]]:
         if piece[:1] == b"\x8c":
             if len(piece) != piece[1] + 3:
@@ -162,7 +166,7 @@ class _Reader:
         self.check(piece[:width], size)
         if piece[width] == ord(")"):
             return (), (HIDDEN, ())
-        numbers = tuple(map(_number, _INTS.findall(piece, width)))
+        numbers = tuple(map(self.number, _INTS.findall(piece, width)))
         if piece[-6] != ord("t") and len(numbers) != piece[-6] - 0x84:  # TUPLE1, TUPLE2, TUPLE3
             raise _Other
         return numbers, (numbers, HIDDEN, numbers)
@@ -177,11 +181,6 @@ class _Reader:
 def _width(piece: bytes) -> int:
     """Bytes of the reference with which it begins."""
     return 2 if piece.startswith(b"h") else 5
-
-
-def _number(piece: bytes) -> int:
-    code = piece[0]
-    return int.from_bytes(piece[2 if code == 0x8A else 1 :], "little", signed=code in b"J\x8a")
 
 
 class _Chunks(_Reader):
@@ -265,7 +264,7 @@ class _Items(_Reader):
     def __init__(self, memo: list[Any]) -> None:
         super().__init__(memo)
         self._names, self._places, self._lengths = _Pieces(self._name), _Pieces(self._place), _Pieces(self._length)
-        self._numbers = _Pieces(self._number)
+        self._numbers = _Pieces(self.number)
 
     def __call__(self, data: bytes, at: int) -> tuple[list[Any], int] | None:
         names, places, lengths, numbers, memo = self._names, self._places, self._lengths, self._numbers, self._memo
@@ -292,9 +291,6 @@ class _Items(_Reader):
             pass
         return ([Run(INDEX, columns), *[TAKEN] * (2 * len(columns[0]) - 1)], end) if columns[0] else None
 
-    def _number(self, piece: bytes) -> int:
-        return _number(piece)
-
     def _name(self, piece: bytes) -> tuple[str, tuple[Any, ...]]:
         new, ref, name = _groups(_FQN_PARTS, piece)
         self.check_new(new, INDEX)
@@ -319,10 +315,10 @@ class _Items(_Reader):
         ref, number, transforms_ref, transform = _groups(_LENGTH_PARTS, piece)
         self.check(ref, "length")
         if transforms_ref is None:
-            return _number(number), None, ()
+            return self.number(number), None, ()
         self.check(transforms_ref, "transform_descriptors")
         name, puts = self.name(transform)
-        return _number(number), (name,), (HIDDEN, *puts)
+        return self.number(number), (name,), (HIDDEN, *puts)
 
 
 def _groups(pattern: re.Pattern[bytes], piece: bytes) -> tuple[Any, ...]:
