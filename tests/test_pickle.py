@@ -263,6 +263,10 @@ def test_messages() -> None:
     assert message(hostile.nested_value(20)) == nested
     key = "The pickle is refused: at byte 107 a key is a larger tuple than any checkpoint has there." + nothing_run
     assert message(b"\x80\x04}(" + 101 * b"N" + b"tNs") == key
+    assert "a key is a larger tuple than any checkpoint has there" in message(
+        hostile.wide_keys_in_keys(members=4, depth=4)
+    )
+    assert "cannot be unpickled" not in message(hostile.wide_keys_in_keys())
     assert (
         message(b"<!DOCTYPE html><html>...")
         == "The pickle is not a pickle: it starts with b'<!DOCTYPE html><html>...'."

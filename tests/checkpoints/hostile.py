@@ -225,8 +225,8 @@ def wide_key(members: int = 10_000, times: int = 100_000) -> bytes:
 
 def wide_keys_in_keys(members: int = 1000, depth: int = 6) -> bytes:
     """A tuple of a thousand times the same tuple of a thousand times the same, and so on, as a key."""
-    steps = (b"0(" + members * (b"h%c" % n) + b"tq%c" % (n + 1) for n in range(depth))
-    return b"\x80\x02})q\x00" + b"".join(steps) + b"Ns" + STOP
+    steps = (b"K%c(" % n + members * (b"h%c" % n) + b"tq%cs" % (n + 1) for n in range(depth))
+    return b"\x80\x02}N)q\x00s" + b"".join(steps) + b"h%cNs" % depth + STOP
 
 
 def cycle() -> bytes:
