@@ -377,7 +377,7 @@ def test_a_config_that_is_no_object_is_copied_as_it_is(content: bytes, tmp_path:
 
 
 def test_a_cancellation_while_items_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are opened some hundred at a time, which takes long where each read does."""
+    """They are opened some at a time, which takes long where each read does."""
     from dcptools import tensors
 
     cancel, opened, open_item = threading.Event(), [], tensors.open_item
@@ -392,8 +392,26 @@ def test_a_cancellation_while_items_are_opened(tmp_path: Path, monkeypatch: pyte
     state = {f"model.{number}.w": torch.ones(1) for number in range(200)}
     with pytest.raises(Cancelled):
         dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", cancel=cancel)
-    assert len(opened) < 100
+    assert len(opened) < 50
     assert not (tmp_path / "out").exists()
+
+
+def test_values_are_written_before_all_items_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening takes long where each read does, and nobody should wait for all of it to see the bar move."""
+    from dcptools import tensors
+
+    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+    opened, open_item, written = [], tensors.open_item, written_pieces(monkeypatch)
+
+    def counting(*given: Any) -> Any:
+        opened.append(len(written))
+        return open_item(*given)
+
+    monkeypatch.setattr(tensors, "open_item", counting)
+    state = {f"model.{number}.w": torch.ones(64) for number in range(400)}
+    dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", workers=1)
+    assert len(opened) == 400
+    assert opened.count(1) < 150  # after the header, before any values
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -30,9 +30,10 @@ from dcptools.tensors._view import row_major
 from dcptools.writer._cast import Buffer, Cast
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
-# What is laid out at once. It takes half the time when it does not take turns with copying, which empties the caches.
-BLOCKS_AHEAD = 64
-ITEMS_AHEAD = 1024
+# What is opened and laid out at once: little, so that copying begins soon where each read takes long. Where reads are
+# fast, sixteen times as much is no faster.
+BLOCKS_AHEAD = 16
+ITEMS_AHEAD = 64
 
 
 @dataclass
@@ -203,7 +204,7 @@ class Engine:
         self._close(file)
 
     def _jobs(self, file: ShardFile) -> Iterator[_Job]:
-        """The tensors of a file, with their items opened some hundred at a time."""
+        """The tensors of a file, with their items opened some at a time."""
         checkpoint: Checkpoint = self.plan.mapping.checkpoint
         for group in _groups(file.tensors, lambda t: len(checkpoint[t.output.sources[0].key].offsets)):
             jobs = [_Job(planned, self._reader(planned.output.sources[0].key)) for planned in group]
