@@ -1188,6 +1188,13 @@ def test_next_waits_for_a_checkpoint(checkpoint: Checkpoint) -> None:
     assert (wizard.next.disabled, wizard.why.value.count("Read")) == (False, 0)
 
 
+@pytest.mark.parametrize(("step", "shown"), [(99, "Step 6 of 6"), (-1, "Step 1 of 6")])
+def test_a_step_that_is_not_there_is_the_nearest(step: int, shown: str, checkpoint: Checkpoint) -> None:
+    wizard = widgets.Wizard(checkpoint.path)
+    wizard.step = step
+    assert heading(wizard) == shown
+
+
 def test_warnings_block_next_until_they_are_read(checkpoint: Checkpoint) -> None:
     wizard = widgets.Wizard(checkpoint.path)
     wizard.next.click()

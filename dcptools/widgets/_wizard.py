@@ -31,7 +31,7 @@ class Wizard(Step):
     """
 
     title = "Wizard"
-    step = T.Int(0)  # which step is shown
+    step = T.Int(0)  # which step is shown; a number outside becomes that of the first or the last
 
     def __init__(
         self,
@@ -99,7 +99,12 @@ class Wizard(Step):
 
     def _go(self, steps: int) -> None:
         if steps < 0 or not self.steps[self.step].blocked:
-            self.step = min(max(0, self.step + steps), len(self.steps) - 1)
+            self.step += steps
+
+    @T.validate("step")
+    def _nearest(self, proposal: T.Bunch) -> int:
+        step: int = proposal.value
+        return min(max(0, step), len(self.steps) - 1)
 
     def _show(self) -> None:
         current = self.steps[self.step]
