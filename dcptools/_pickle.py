@@ -488,9 +488,8 @@ def _latin1(raw: bytes) -> str:
     return raw.decode("latin-1")
 
 
-_HANDLERS: Final[
-    dict[int, Callable[[_Machine, int], int]]
-] = {  # nothing else of pickle is used than the names of its opcodes
+# Nothing else of pickle is used than the names of its opcodes
+_HANDLERS: Final[dict[int, Callable[[_Machine, int], int]]] = {
     pickle.PROTO[0]: _Machine._proto,
     pickle.FRAME[0]: _Machine._frame,
     pickle.NONE[0]: _Machine._none,

@@ -408,10 +408,10 @@ def test_values_are_written_before_all_items_are_opened(tmp_path: Path, monkeypa
         return open_item(*given)
 
     monkeypatch.setattr(tensors, "open_item", counting)
-    state = {f"model.{number}.w": torch.ones(64) for number in range(400)}
+    state = {f"model.{number}.w": torch.ones(64) for number in range(1000)}
     dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", workers=1)
-    assert len(opened) == 400
-    assert opened.count(1) < 150  # after the header, before any values
+    assert len(opened) == 1000
+    assert opened.count(1) < 350  # after the header, before any values
 
 
 @pytest.mark.parametrize("workers", [1, 3])

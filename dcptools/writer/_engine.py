@@ -30,10 +30,10 @@ from dcptools.tensors._view import row_major
 from dcptools.writer._cast import Buffer, Cast
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
-# What is opened and laid out at once: little, so that copying begins soon where each read takes long. Where reads are
-# fast, sixteen times as much is no faster.
+# What is opened and laid out at once: little, so that copying begins soon where each read takes long; but not less than
+# tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
 BLOCKS_AHEAD = 16
-ITEMS_AHEAD = 64
+ITEMS_AHEAD = 256
 
 
 @dataclass
