@@ -32,6 +32,9 @@ class Source(Protocol):
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
 
+    def open_file(self, name: str) -> OpenFile | None:
+        """For a caller who reads by itself; None where there are no descriptors, or where it cannot be opened."""
+
     def close(self) -> None:
         """Let go of what is kept open and not in use; the next read opens it again."""
 
@@ -68,7 +71,7 @@ class LocalSource:
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         done, wanted = 0, out.nbytes
         try:
-            file = self._open.get(name) or self._open_file(name)
+            file = self._open.get(name) or self._open_now(name)
             while done < wanted and (count := _read_at(file.descriptor, start + done, out[done:] if done else out)):
                 done += count
         except OSError as error:
@@ -82,6 +85,13 @@ class LocalSource:
                 "The file is truncated, or it is being written. Copy the checkpoint again."
             )
 
+    def open_file(self, name: str) -> OpenFile | None:
+        """The descriptor is good as long as the caller holds what is returned."""
+        try:
+            return self._open.get(name) or self._open_now(name)
+        except OSError:
+            return None
+
     def read(self, name: str, start: int, nbytes: int) -> bytearray:
         """``nbytes`` bytes from ``start`` on."""
         out = bytearray(nbytes)
@@ -93,7 +103,7 @@ class LocalSource:
         with self._lock:
             self._open.clear()
 
-    def _open_file(self, name: str) -> OpenFile:
+    def _open_now(self, name: str) -> OpenFile:
         with self._lock:
             if name not in self._open:
                 if len(self._open) >= MAX_OPEN_FILES:
@@ -158,7 +168,10 @@ class Sink(Protocol):
         """Prepare a file of that size."""
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Write at a place; from several threads, in any order, each byte once."""
+        """Write at a place; from several threads, in any order."""
+
+    def descriptor(self, name: str) -> int | None:
+        """For a caller who writes by itself; None where there are no descriptors. Good until ``finish``."""
 
     def flush(self) -> None:
         """Bring what was written so far to the disk, while more is being written; for another thread to call."""
@@ -199,6 +212,9 @@ class LocalSink:
         descriptor, done = self._descriptors[name], 0
         while done < data.nbytes:
             done += os.pwrite(descriptor, data[done:], start + done)
+
+    def descriptor(self, name: str) -> int | None:
+        return self._descriptors[name]
 
     def flush(self) -> None:
         with self._lock:  # a copy of the descriptor stays good when the file is finished meanwhile

@@ -24,6 +24,7 @@ ROWS = {
         "ours / floor, bf16, fsync off",
         "ours / floor, bf16, durable",
         "ours / floor, keep, fsync off",
+        "ours without the compiled part / ours",
     ],
     "metadata": [
         "dcptools / torch, time",

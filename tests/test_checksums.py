@@ -14,7 +14,7 @@ import pytest
 import torch
 import zstandard
 from checkpoints import broken, saved
-from checkpoints.edit import data_entry, item_bytes, item_parts, location, replace_item
+from checkpoints.edit import data_entry, flip_value, item_bytes, item_parts, location, replace_item
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,16 +23,6 @@ from dcptools.checkpoint import StoredTensor, read
 from dcptools.errors import Cancelled, ChecksumError
 from dcptools.storage import LocalSource
 from dcptools.tensors import Checksums, Region, TensorReader, View, _checksums, read_view
-
-
-def flip(directory: Path, key: str, byte: int, chunk: int = 0) -> None:
-    """Flip a bit of an item's data; its CRC-32 stays."""
-    info, payload = location(directory, key, chunk), item_bytes(directory, key, chunk)
-    parts = item_parts(payload)
-    at = info.offset + payload.index(parts[data_entry(parts)]) + byte
-    content = bytearray((directory / info.relative_path).read_bytes())
-    content[at] ^= 0x04
-    (directory / info.relative_path).write_bytes(content)
 
 
 def read_regions(tensor: StoredTensor, regions: Sequence[Region], sums: Checksums) -> None:
@@ -84,7 +74,7 @@ def test_pieces_in_any_order(
         return sums
 
     assert counts(run()) == {"checked": 1, "unchecked": 0, "without": 0}
-    flip(directory, "a", data.draw(st.integers(0, 239)))
+    flip_value(directory, "a", data.draw(st.integers(0, 239)))
     with pytest.raises(ChecksumError):
         run()
 
@@ -134,7 +124,7 @@ def test_an_item_in_another_order_is_read_through(make: Callable[[], torch.Tenso
     sums = Checksums()
     read_regions(read(directory)["a"], [[(0, 1), (0, 1)]], sums)
     assert counts(sums) == {"checked": 1, "unchecked": 0, "without": 0}
-    flip(directory, "a", 159)
+    flip_value(directory, "a", 159)
     with pytest.raises(ChecksumError):
         read_regions(read(directory)["a"], [[(0, 1), (0, 1)]], Checksums())
 
@@ -151,7 +141,7 @@ def test_a_dense_item_that_is_wanted_in_another_order(tmp_path: Path) -> None:
         return sums
 
     assert counts(run()) == {"checked": 1, "unchecked": 0, "without": 0}
-    flip(directory, "a", 0)
+    flip_value(directory, "a", 0)
     with pytest.raises(ChecksumError):
         run()
 
@@ -217,7 +207,7 @@ def test_missing_checksums_are_an_info(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [broken.W, broken.B])
 def test_a_flipped_bit_leaves_nothing(key: str, tmp_path: Path) -> None:
-    flip(broken.whole(tmp_path / "a"), key, 7)
+    flip_value(broken.whole(tmp_path / "a"), key, 7)
     file = location(tmp_path / "a", key).relative_path
     with pytest.raises(ChecksumError, match=rf"^'{key}', chunk at .* in {file}:\n"):
         convert(tmp_path / "a", tmp_path / "out")

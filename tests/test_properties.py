@@ -128,6 +128,7 @@ def test_files_are_what_torch_and_safetensors_write(written: str, data: st.DataO
         tempfile.TemporaryDirectory() as name,
         patch.object(_engine, "SLAB_BYTES", data.draw(st.integers(8, 400))),
         patch.object(tensors, "SCRATCH_BYTES", data.draw(st.integers(16, 300))),
+        patch.object(_engine, "LEVEL", data.draw(st.sampled_from(["", _engine.LEVEL]))),
     ):
         directory = saved.save_chunks(Path(name) / "a", state, files=data.draw(st.integers(1, 3)))
         plan = dcptools.plan(directory, shard_size=data.draw(st.integers(1, 500)), dtype=written)

@@ -61,6 +61,14 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_sync_data", lambda descriptor: None)
 
 
+@pytest.fixture(
+    autouse=True, params=["", _engine.LEVEL] if _engine.LEVEL else [""], ids=lambda level: level or "python"
+)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All here holds with the compiled part and without it."""
+    monkeypatch.setattr(_engine, "LEVEL", request.param)
+
+
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
     directory = tmp_path / "assets"
@@ -242,6 +250,7 @@ def written_pieces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         write(self, name, start, data)
 
     monkeypatch.setattr(LocalSink, "write", counting)
+    monkeypatch.setattr(_engine, "LEVEL", "")  # the compiled part writes by itself
     return pieces
 
 
@@ -447,6 +456,7 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         write(self, name, start, data)
 
     monkeypatch.setattr(LocalSink, "write", slow)
+    monkeypatch.setattr(_engine, "LEVEL", "")  # the compiled part writes by itself
 
 
 def test_an_error_in_the_progress_callable_stops_the_run(tmp_path: Path) -> None:
@@ -543,6 +553,7 @@ def fail_write(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -
         write(self, name, start, data)
 
     monkeypatch.setattr(LocalSink, "write", failing)
+    monkeypatch.setattr(_engine, "LEVEL", "")
 
 
 def fail_create(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:

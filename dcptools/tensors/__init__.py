@@ -30,6 +30,7 @@ __all__ = [
     "BITS",
     "SCRATCH_BYTES",
     "Bits",
+    "ByteRange",
     "Checksums",
     "Region",
     "TensorReader",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 Bits = npt.NDArray[Any]  # values as bits: unsigned integers of the dtype's width
+ByteRange = tuple[Item, int, int]  # an item, the first byte in its storage, and the number of bytes
 Region = Sequence[tuple[int, int]]  # (start, stop) a dimension, in elements
 
 BITS: dict[int, np.dtype[Any]] = {
@@ -155,23 +157,55 @@ class TensorReader:
         if self._stretches is None:
             _fill(boxes(self.tensor.shape, start, stop), out, self.read_region)
             return
-        data = out.data.cast("B")
-        at, number = start, bisect_right(self._stretches, start, key=itemgetter(0)) - 1
-        while at < stop:
-            first, last, index = self._stretches[number]
-            end, item = min(last, stop), self._item(index)
+        data, done = out.data.cast("B"), 0
+        for item, first, count in self._parts(self._stretches, start, stop):
             layout = item.layout
             if layout.plain:
                 itemsize = layout.dtype.itemsize
-                part = data[(at - start) * itemsize : (end - start) * itemsize]
-                self._read_bytes(item, (layout.offset + at - first) * itemsize, part)
+                part = data[done * itemsize : (done + count) * itemsize]
+                self._read_bytes(item, (layout.offset + first) * itemsize, part)
             else:
 
                 def read(region: Region, target: Bits, item: Item = item) -> None:
                     self._read_item(item, [a for a, _ in region], [b - a for a, b in region], target)
 
-                _fill(boxes(layout.shape, at - first, end - first), out[at - start : end - start], read)
-            at, number = end, number + 1
+                _fill(boxes(layout.shape, first, first + count), out[done : done + count], read)
+            done += count
+
+    def byte_ranges(self, start: int, stop: int) -> list[ByteRange] | None:
+        """Where the elements ``start`` to ``stop`` in row-major order are stored.
+
+        Returns
+        -------
+        Items, the first byte in the storage of each, and the number of bytes. None if the elements are not just the
+        bytes there, one behind the other.
+
+        Raises
+        ------
+        BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
+            As :meth:`read_region`.
+        """
+        if self._stretches is None:
+            return None
+        found = []
+        for item, first, count in self._parts(self._stretches, start, stop):
+            layout = item.layout
+            if not layout.plain:
+                return None
+            itemsize = layout.dtype.itemsize
+            found.append((item, (layout.offset + first) * itemsize, count * itemsize))
+        return found
+
+    def _parts(
+        self, stretches: Sequence[tuple[int, int, int]], start: int, stop: int
+    ) -> Iterator[tuple[Item, int, int]]:
+        """The elements ``start`` to ``stop`` as items, the first element of each item, and how many."""
+        number = bisect_right(stretches, start, key=itemgetter(0)) - 1
+        while start < stop:
+            first, last, index = stretches[number]
+            end = min(last, stop)
+            yield self._item(index), start - first, end - start
+            start, number = end, number + 1
 
     def read_region(self, region: Region, out: Bits) -> None:
         """Fill ``out`` with the values of ``region``.

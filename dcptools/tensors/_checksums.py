@@ -55,13 +55,17 @@ class Checksums:
         ChecksumError
             These were the last bytes of the item, and it is not what was saved.
         """
+        if item.place not in self._pending:
+            return  # it has no checksum, was read through already, or is read a second time
+        self.add_crc(item, start, len(data), isal_zlib.crc32(data))
+
+    def add_crc(self, item: Item, start: int, nbytes: int, crc: int) -> None:
+        """Say that bytes with this CRC-32 were read; otherwise as :meth:`add`."""
         pieces = self._pending.get(item.place)
         if pieces is None:
-            return  # it has no checksum, was read through already, or is read a second time
-        nbytes = len(data)
-        piece = (start, nbytes, isal_zlib.crc32(data))
+            return
         with self._lock:
-            pieces.found.append(piece)
+            pieces.found.append((start, nbytes, crc))
             pieces.nbytes += nbytes
             if pieces.nbytes < item.storage_nbytes and len(pieces.found) < MAX_PIECES:
                 return

@@ -5,7 +5,8 @@ buffer, and writes the block. So memory is workers x buffers, whatever the size 
 
 What is done once a slab or an item is the hot path: calls that release the interpreter's lock (read, checksum, cast,
 write) with as little Python between them as can be, because threads that wait for the lock and Python that runs with
-empty caches cost more than the copying.
+empty caches cost more than the copying. For what nearly all slabs are there is one call that does all four
+(``_native.c``), where it could be compiled; whatever it finds unusual is done here again.
 """
 
 from __future__ import annotations
@@ -25,15 +26,23 @@ from dcptools.dtypes import DType
 from dcptools.errors import Cancelled
 from dcptools.shards import BLOCK_SLABS, SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
-from dcptools.tensors import Checksums, Region, TensorReader, boxes, ranges, read_view, row_elements
+from dcptools.tensors import ByteRange, Checksums, Region, TensorReader, boxes, ranges, read_view, row_elements
 from dcptools.tensors._view import row_major
 from dcptools.writer._cast import Buffer, Cast
+
+try:
+    from dcptools.writer import _native
+except ImportError:  # it could not be compiled
+    LEVEL = ""
+else:
+    LEVEL = next(iter(_native.LEVELS), "")
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 # What is opened and laid out at once: little, so that copying begins soon where each read takes long; but not less than
 # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
 BLOCKS_AHEAD = 16
 ITEMS_AHEAD = 256
+PIECES_AT_ONCE = 64  # of one native call: they may be in as many files, which are open meanwhile
 
 
 @dataclass
@@ -100,6 +109,25 @@ class _Slab:
         if dtypes != (self.source, self.target) or self.scalar or not job.planned.output.shape:
             return 0
         return job.elements - self.count
+
+    @property
+    def casts(self) -> bool:
+        return self.source != self.target
+
+    @property
+    def is_common(self) -> bool:
+        """Whether there is native code for it: it is moved as it is, or cast as nearly all are."""
+        return not self.casts or (self.source.name, self.target.name) == ("float32", "bfloat16")
+
+    def byte_ranges(self) -> list[ByteRange] | None:
+        """Where its values are stored, as :meth:`TensorReader.byte_ranges` says it."""
+        found: list[ByteRange] = []
+        for job, start, stop in self.parts:
+            stored = job.reader.byte_ranges(start, stop)
+            if stored is None:
+                return None
+            found += stored
+        return found
 
 
 class _Block:
@@ -230,9 +258,10 @@ class Engine:
         def do(piece: tuple[ShardFile, _Block | _Region]) -> None:
             file, work = piece
             if isinstance(work, _Block):
-                self._fill(work, memory)
                 nbytes, job = work.end - work.start, work.slabs[-1].parts[-1][0]
-                self.sink.write(file.filename, work.start, memory.block.bytes.data[:nbytes])
+                if not self._copy(file, work, memory):
+                    self._fill(work, memory)
+                    self.sink.write(file.filename, work.start, memory.block.bytes.data[:nbytes])
             else:
                 job, nbytes = work.job, self._rearrange(file, work, memory)
             with self._lock:
@@ -250,18 +279,41 @@ class Engine:
                 return
         self.sink.finish(file.filename, sync=self.sync)
 
+    def _copy(self, file: ShardFile, work: _Block, memory: _Memory) -> bool:
+        """Fill and write a block by native calls; False if it is not for them, or something is unusual."""
+        target = self.sink.descriptor(file.filename) if LEVEL else None
+        if target is None or not all(slab.is_common for slab in work.slabs):
+            return False
+        at = work.start
+        copied: list[tuple[ByteRange, int]] = []
+        for slab in work.slabs:
+            stored = slab.byte_ranges()
+            if stored is None:
+                return False
+            for first in range(0, len(stored), PIECES_AT_ONCE):
+                if self._stop.is_set():
+                    raise Cancelled("Cancelled.")
+                part = stored[first : first + PIECES_AT_ONCE]
+                crcs = _copy_stored(part, target, at, memory, casts=slab.casts)
+                if crcs is None:
+                    return False
+                copied += zip(part, crcs, strict=True)
+                at += sum(nbytes for _, _, nbytes in part) * slab.target.itemsize // slab.source.itemsize
+        for (item, start, nbytes), crc in copied:  # not before: what is done again must not be counted twice
+            self.checksums.add_crc(item, start, nbytes, crc)
+        return True
+
     def _fill(self, work: _Block, memory: _Memory) -> None:
         """Read and cast a block, a slab at a time."""
         for slab in work.slabs:
             if self._stop.is_set():
                 raise Cancelled("Cancelled.")
-            casts = slab.source != slab.target
-            end = 0 if casts else slab.at
-            values = (memory.stored if casts else memory.block).bits(slab.source.itemsize)
+            end = 0 if slab.casts else slab.at
+            values = (memory.stored if slab.casts else memory.block).bits(slab.source.itemsize)
             for job, first, stop in slab.parts:
                 start, end = end, end + stop - first
                 job.reader.read_range(first, stop, values[start:end])
-            if casts:
+            if slab.casts:
                 self._cast(slab, memory)
 
     def _rearrange(self, file: ShardFile, work: _Region, memory: _Memory) -> int:
@@ -298,6 +350,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.stored, self.block = Buffer(SLAB_BYTES), Buffer(BLOCK_SLABS * SLAB_BYTES)
+        self.native = memoryview(bytearray(_native.MEMORY_BYTES)) if LEVEL else memoryview(b"")
         self._casts: dict[tuple[str, str], Cast] = {}
 
     def cast(self, source: DType, target: DType) -> Cast:
@@ -306,6 +359,18 @@ class _Memory:
         if key not in self._casts:
             self._casts[key] = Cast(self.stored, source, self.block, target)
         return self._casts[key]
+
+
+def _copy_stored(stored: list[ByteRange], target: int, at: int, memory: _Memory, *, casts: bool) -> list[int] | None:
+    """Copy stored bytes to a file by one native call; their CRC-32, or None as ``_native.copy`` gives it."""
+    files, pieces = [], []
+    for item, start, nbytes in stored:
+        file = item.source.open_file(item.file)
+        if file is None:
+            return None
+        files.append(file)  # held until the call returns
+        pieces.append((file.descriptor, item.start + start, nbytes))
+    return _native.copy(LEVEL, casts, pieces, target, at, memory.native)
 
 
 def _groups(tensors: Iterable[PlannedTensor], chunks: Callable[[PlannedTensor], int]) -> Iterator[list[PlannedTensor]]:

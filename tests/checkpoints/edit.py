@@ -67,6 +67,16 @@ def replace_item(directory: Path, key: str, payload: bytes, chunk: int = 0) -> N
             file.write(payload)
 
 
+def flip_value(directory: Path, key: str, byte: int, chunk: int = 0) -> None:
+    """Flip a bit of an item's data; its CRC-32 stays."""
+    info, payload = location(directory, key, chunk), item_bytes(directory, key, chunk)
+    parts = item_parts(payload)
+    at = info.offset + payload.index(parts[data_entry(parts)]) + byte
+    content = bytearray((directory / info.relative_path).read_bytes())
+    content[at] ^= 0x04
+    (directory / info.relative_path).write_bytes(content)
+
+
 def torch_item(value: object) -> bytes:
     """``value`` as ``torch.save`` stores it, views with the whole storage behind them."""
     stream = io.BytesIO()
