@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +18,14 @@ from checkpoints.edit import flip_value
 from reference import full_load, read_files, saved_files
 
 import dcptools
-from dcptools.errors import BrokenCheckpoint, ChecksumError
+from dcptools.errors import BrokenCheckpoint, Cancelled, ChecksumError
 from dcptools.storage import LocalSink, LocalSource
+from dcptools.tensors import Checksums
 from dcptools.writer import _engine
 
 native: Any = pytest.importorskip("dcptools.writer._native", reason="the compiled part is not there")
+if not native.LEVELS:
+    pytest.skip("this CPU has no AVX2", allow_module_level=True)
 AT_ONCE = 512 << 10  # bytes that it writes at once
 
 
@@ -39,12 +44,14 @@ class Files:
         self.memory = memoryview(bytearray(native.MEMORY_BYTES))
 
     def copy(self, level: str, data: bytes, cuts: list[int], start: int, *, casts: bool) -> tuple[Any, bytes]:
-        """Copy ``data`` in pieces, which end at ``cuts``; what the function says, and the file then."""
+        """Copy ``data`` in pieces, which end at ``cuts``; what the function says, and what it wrote."""
         os.pwrite(self.source, data, 0)
         os.ftruncate(self.target, 0)
-        pieces = [(self.source, a, b - a) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+        pieces = tuple((self.source, a, b - a) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True))
         said = native.copy(level, casts, pieces, self.target, start, self.memory)
-        return said, os.pread(self.target, start + len(data) + 1, 0)
+        written = os.pread(self.target, start + len(data) + 1, 0)
+        assert not any(written[:start])
+        return said, written[start:]
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ def test_bytes_are_copied_and_their_checksum_is_told(level: str, start: int, fil
     for nbytes in [*LENGTHS, *LONG]:
         data = random_bytes(nbytes, nbytes)
         said, written = files.copy(level, data, [], start, casts=False)
-        assert (said, written[start:]) == ([zlib.crc32(data)], data), nbytes
+        assert (said, written) == ([zlib.crc32(data)], data), nbytes
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 7, AT_ONCE - 2, AT_ONCE - 1, AT_ONCE, 3 * AT_ONCE - 100])
@@ -88,7 +95,7 @@ def test_values_are_cast_as_torch_does(level: str, start: int, files: Files) -> 
     for count in [*LENGTHS, *LONG]:
         data = ordinary(4 * count, count)
         said, written = files.copy(level, data, [], start, casts=True)
-        assert (said, written[start:]) == ([zlib.crc32(data)], cast_by_torch(data)), count
+        assert (said, written) == ([zlib.crc32(data)], cast_by_torch(data)), count
 
 
 @pytest.mark.parametrize("casts", [False, True])
@@ -99,7 +106,7 @@ def test_pieces_lie_one_behind_the_other(level: str, casts: bool, start: int, fi
     said, written = files.copy(level, data, cuts, start, casts=casts)
     pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     assert said == [zlib.crc32(piece) for piece in pieces]
-    assert written[start:] == (cast_by_torch(data) if casts else data)
+    assert written == (cast_by_torch(data) if casts else data)
 
 
 def test_every_way_to_round(level: str, files: Files) -> None:
@@ -144,13 +151,13 @@ def test_the_largest_value_that_stays_finite_is_cast(level: str, files: Files) -
 def test_a_file_that_cannot_be_read_or_written(level: str, files: Files) -> None:
     copy, memory = native.copy, files.memory
     os.pwrite(files.source, bytes(1000), 0)
-    assert copy(level, False, [(files.source, 900, 100)], files.target, 0, memory) == [zlib.crc32(bytes(100))]
-    assert copy(level, False, [(files.source, 901, 100)], files.target, 0, memory) is None  # it is too short
-    assert copy(level, False, [(-1, 0, 100)], files.target, 0, memory) is None
-    assert copy(level, False, [(files.source, 0, 100)], -1, 0, memory) is None
+    assert copy(level, False, ((files.source, 900, 100),), files.target, 0, memory) == [zlib.crc32(bytes(100))]
+    assert copy(level, False, ((files.source, 901, 100),), files.target, 0, memory) is None  # it is too short
+    assert copy(level, False, ((-1, 0, 100),), files.target, 0, memory) is None
+    assert copy(level, False, ((files.source, 0, 100),), -1, 0, memory) is None
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        assert copy(level, False, [(files.source, 0, 100)], full, 0, memory) is None
+        assert copy(level, False, ((files.source, 0, 100),), full, 0, memory) is None
     finally:
         os.close(full)
 
@@ -159,19 +166,19 @@ def test_a_file_that_cannot_be_read_or_written(level: str, files: Files) -> None
     ("change", "error"),
     [
         ({"level": "avx1024"}, ValueError),
-        ({"pieces": [(0, -1, 4)]}, ValueError),
-        ({"pieces": [(0, 0, -4)]}, ValueError),
-        ({"pieces": [(0, 0, 6)]}, ValueError),  # no whole number of float32
-        ({"pieces": [(0, 0, 4), (0, 0)]}, TypeError),
-        ({"pieces": [(0, 0, 4), None]}, TypeError),
-        ({"pieces": [(0, 1 << 63, 4)]}, OverflowError),
+        ({"pieces": ((0, -1, 4),)}, ValueError),
+        ({"pieces": ((0, 0, -4),)}, ValueError),
+        ({"pieces": ((0, 0, 6),)}, ValueError),  # no whole number of float32
+        ({"pieces": ((0, 0, 4), (0, 0))}, TypeError),
+        ({"pieces": ((0, 0, 4), None)}, TypeError),
+        ({"pieces": ((0, 1 << 63, 4),)}, OverflowError),
         ({"start": -1}, ValueError),
         ({"memory": memoryview(bytearray(native.MEMORY_BYTES - 1))}, ValueError),
         ({"memory": memoryview(bytes(native.MEMORY_BYTES))}, (TypeError, BufferError)),  # read-only
     ],
 )
 def test_wrong_arguments_are_refused(change: dict[str, Any], error: type[Exception], level: str, files: Files) -> None:
-    given = {"level": level, "pieces": [(files.source, 0, 4)], "start": 0, "memory": files.memory, **change}
+    given = {"level": level, "pieces": ((files.source, 0, 4),), "start": 0, "memory": files.memory, **change}
     with pytest.raises(error):
         native.copy(given["level"], True, given["pieces"], files.target, given["start"], given["memory"])
     assert os.fstat(files.target).st_size == 0
@@ -213,8 +220,11 @@ def test_plain_values_are_all_copied_by_it(
     assert [start for name, start in python_writes if name.endswith(".safetensors")] == [0, 0]  # the headers
 
 
-def test_a_block_with_something_unusual_is_done_by_python(tmp_path: Path, python_writes: list[tuple[str, int]]) -> None:
-    """And only that one; its bytes are not counted twice."""
+def test_a_block_with_something_unusual_is_done_by_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_writes: list[tuple[str, int]]
+) -> None:
+    """And only that one; its bytes are counted once, or they would be read again for their checksum."""
+    monkeypatch.setattr(Checksums, "_read_through", lambda self, item: pytest.fail("it was read again"))
     state = {f"model.model.{n}.w": torch.randn(1 << 20) for n in range(12)}
     state["model.model.5.w"][12345] = torch.nan
     state["model.model.5.w"][12346] = 3.4e38
@@ -253,7 +263,7 @@ def test_a_tensor_in_many_files_does_not_open_all_at_once(tmp_path: Path, monkey
     opened: list[int] = []
     copy = native.copy
 
-    def counting(level: str, casts: bool, pieces: list[tuple[int, int, int]], *rest: Any) -> Any:
+    def counting(level: str, casts: bool, pieces: tuple[tuple[int, int, int], ...], *rest: Any) -> Any:
         opened.append(len({file for file, _, _ in pieces}))
         return copy(level, casts, pieces, *rest)
 
@@ -261,9 +271,36 @@ def test_a_tensor_in_many_files_does_not_open_all_at_once(tmp_path: Path, monkey
     rows = torch.randn(200, 10)
     placed = {"model.model.w": [((n, 0), rows[n : n + 1].clone()) for n in range(200)]}
     directory = saved.save_chunks(tmp_path / "a", placed, files=200)
-    converted(directory, tmp_path / "out", "keep")
+    converted(directory, tmp_path / "out", "keep", workers=4)
     assert sum(opened) >= 200
-    assert max(opened) == _engine.PIECES_AT_ONCE
+    assert max(opened) == 256 // 4  # all workers together not more than what a source keeps open
+
+
+def test_cancelling_does_not_wait_for_the_rest_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = saved.save(tmp_path / "a", {"model.model.w": torch.randn(1 << 20)})  # two slabs, one block
+    copy, cancel, calls = native.copy, threading.Event(), []
+
+    def slow(*given: Any) -> Any:
+        calls.append(given)
+        cancel.set()
+        time.sleep(0.5)  # it is looked for 20 times a second
+        return copy(*given)
+
+    monkeypatch.setattr(native, "copy", slow)
+    with pytest.raises(Cancelled):
+        dcptools.convert(directory, tmp_path / "out", workers=1, cancel=cancel)
+    assert len(calls) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_in_many_small_pieces_are_left_to_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_writes: list[tuple[str, int]]
+) -> None:
+    monkeypatch.setattr(_engine, "MAX_PIECES", 20)
+    for count in (20, 21):
+        state = {f"model.model.{n}": torch.randn(7) for n in range(count)}
+        converted(saved.save(tmp_path / f"a-{count}", state), tmp_path / f"out-{count}")
+    assert len([start for _, start in python_writes if start]) == 1
 
 
 def test_places_without_descriptors_are_left_to_python(
@@ -276,3 +313,16 @@ def test_places_without_descriptors_are_left_to_python(
             patched.setattr(place, name, lambda self, name: None)
             converted(directory, tmp_path / f"out-{number}")
     assert len([start for _, start in python_writes if start]) == 2
+
+
+def test_a_disk_that_takes_no_more_is_left_to_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_writes: list[tuple[str, int]]
+) -> None:
+    """Which tries again, and raises what the system says."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(LocalSink, "descriptor", lambda self, name: full)
+    try:
+        converted(saved.save(tmp_path / "a", {"model.model.w": torch.randn(50_000)}), tmp_path / "out")
+    finally:
+        os.close(full)
+    assert len([start for _, start in python_writes if start]) == 1

@@ -251,8 +251,10 @@ class TestMetadata:
 
 def can_compile() -> bool:
     """Whether there is what the compiled part needs: a compiler, Python's headers, and a CPU that it knows."""
+    compiler = str(sysconfig.get_config_var("CC") or "cc").split()[0]
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
-    return sys.platform != "win32" and platform.machine() == "x86_64" and bool(shutil.which("cc")) and headers.exists()
+    known = sys.platform == "linux" and platform.machine() == "x86_64"
+    return known and shutil.which(compiler) is not None and headers.exists()
 
 
 class TestCompiledPart:

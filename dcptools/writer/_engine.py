@@ -25,7 +25,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import Cancelled
 from dcptools.shards import BLOCK_SLABS, SLAB_BYTES, PlannedTensor, ShardFile, ShardPlan
-from dcptools.storage import Sink
+from dcptools.storage import MAX_OPEN_FILES, Sink
 from dcptools.tensors import ByteRange, Checksums, Region, TensorReader, boxes, ranges, read_view, row_elements
 from dcptools.tensors._view import row_major
 from dcptools.writer._cast import Buffer, Cast
@@ -33,16 +33,17 @@ from dcptools.writer._cast import Buffer, Cast
 try:
     from dcptools.writer import _native
 except ImportError:  # it could not be compiled
-    LEVEL = ""
+    LEVEL, NATIVE_BYTES = "", 0
 else:
-    LEVEL = next(iter(_native.LEVELS), "")
+    LEVEL = next(iter(_native.LEVELS), "") if _native.INTERFACE == 1 else ""
+    NATIVE_BYTES = _native.MEMORY_BYTES
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 # What is opened and laid out at once: little, so that copying begins soon where each read takes long; but not less than
 # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
 BLOCKS_AHEAD = 16
 ITEMS_AHEAD = 256
-PIECES_AT_ONCE = 64  # of one native call: they may be in as many files, which are open meanwhile
+MAX_PIECES = 512  # of a slab that is copied by native calls: with smaller ones they gain nothing
 
 
 @dataclass
@@ -280,20 +281,23 @@ class Engine:
         self.sink.finish(file.filename, sync=self.sync)
 
     def _copy(self, file: ShardFile, work: _Block, memory: _Memory) -> bool:
-        """Fill and write a block by native calls; False if it is not for them, or something is unusual."""
+        """Fill and write a block by native calls; False if it is not for them, or something is unusual.
+
+        The pieces of a call may be in as many files, which are open meanwhile.
+        """
         target = self.sink.descriptor(file.filename) if LEVEL else None
         if target is None or not all(slab.is_common for slab in work.slabs):
             return False
-        at = work.start
+        at, at_once = work.start, max(1, MAX_OPEN_FILES // self.workers)
         copied: list[tuple[ByteRange, int]] = []
         for slab in work.slabs:
             stored = slab.byte_ranges()
-            if stored is None:
+            if stored is None or len(stored) > MAX_PIECES:
                 return False
-            for first in range(0, len(stored), PIECES_AT_ONCE):
+            for first in range(0, len(stored), at_once):
                 if self._stop.is_set():
                     raise Cancelled("Cancelled.")
-                part = stored[first : first + PIECES_AT_ONCE]
+                part = stored[first : first + at_once]
                 crcs = _copy_stored(part, target, at, memory, casts=slab.casts)
                 if crcs is None:
                     return False
@@ -349,8 +353,7 @@ class _Memory:
     """What one worker uses again and again: room for stored values and for a block of the output."""
 
     def __init__(self) -> None:
-        self.stored, self.block = Buffer(SLAB_BYTES), Buffer(BLOCK_SLABS * SLAB_BYTES)
-        self.native = memoryview(bytearray(_native.MEMORY_BYTES)) if LEVEL else memoryview(b"")
+        self.stored, self.block = Buffer(SLAB_BYTES), Buffer(max(BLOCK_SLABS * SLAB_BYTES, NATIVE_BYTES))
         self._casts: dict[tuple[str, str], Cast] = {}
 
     def cast(self, source: DType, target: DType) -> Cast:
@@ -370,7 +373,7 @@ def _copy_stored(stored: list[ByteRange], target: int, at: int, memory: _Memory,
             return None
         files.append(file)  # held until the call returns
         pieces.append((file.descriptor, item.start + start, nbytes))
-    return _native.copy(LEVEL, casts, pieces, target, at, memory.native)
+    return _native.copy(LEVEL, casts, tuple(pieces), target, at, memory.block.bytes.data)
 
 
 def _groups(tensors: Iterable[PlannedTensor], chunks: Callable[[PlannedTensor], int]) -> Iterator[list[PlannedTensor]]:

@@ -145,7 +145,7 @@ crc_vpclmulqdq(uint32_t crc, const uint8_t *data, size_t nbytes)
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
         state[i] = _mm256_loadu_si256((const __m256i *)data + i);
-    state[0] = _mm256_xor_si256(state[0], _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)crc)));
+    state[0] = _mm256_xor_si256(state[0], _mm256_inserti128_si256(_mm256_setzero_si256(), _mm_cvtsi32_si128((int)crc), 0));
     for (data += 256, nbytes -= 256; nbytes >= 256; data += 256, nbytes -= 256)
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++)
@@ -174,7 +174,7 @@ crc_avx512(uint32_t crc, const uint8_t *data, size_t nbytes)
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
         state[i] = _mm512_loadu_si512(data + 64 * i);
-    state[0] = _mm512_xor_si512(state[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+    state[0] = _mm512_xor_si512(state[0], _mm512_inserti64x2(_mm512_setzero_si512(), _mm_cvtsi32_si128((int)crc), 0));
     for (data += 256, nbytes -= 256; nbytes >= 256; data += 256, nbytes -= 256)
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
@@ -298,8 +298,8 @@ typedef struct {
     uint8_t write[WRITE_BYTES + 2];
 } Memory;
 
-/* How many bytes to write at once from there on: up to a multiple of WRITE_BYTES, so that the kernel has whole pages;
-   at least the 2 of a bfloat16. */
+/* How many bytes to write at once from there on: up to a multiple of WRITE_BYTES, so that the kernel has whole pages
+   (nearly so where a bfloat16 lies across it); at least the 2 of a bfloat16. */
 static size_t
 bytes_to_write(off_t start)
 {
@@ -337,7 +337,10 @@ copy_pieces(const Level *level, int casts, Piece *pieces, Py_ssize_t count, int 
     return write_all(file, memory->write, filled, start);
 }
 
-/* Taking Python's values and giving some back. */
+/* Taking Python's values and giving some back. INTERFACE changes when copy is to be called in another way: an old
+   compiled file may lie beside newer Python code. */
+
+#define INTERFACE 1
 
 #define ALIGNMENT 64
 #define MEMORY_BYTES (sizeof(Memory) + ALIGNMENT)
@@ -353,15 +356,15 @@ level_named(const char *name)
 }
 
 static Piece *
-pieces_of(PyObject *list, int casts)
+pieces_of(PyObject *tuple, int casts)
 {
-    Py_ssize_t count = PyList_GET_SIZE(list);
+    Py_ssize_t count = PyTuple_GET_SIZE(tuple);
     Piece *pieces = PyMem_New(Piece, (size_t)count + 1);
     if (!pieces)
         return (Piece *)PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < count; i++) {
         Piece *piece = &pieces[i];
-        if (PyArg_Parse(PyList_GET_ITEM(list, i), "(iLL)", &piece->file, &piece->start, &piece->nbytes)) {
+        if (PyArg_Parse(PyTuple_GET_ITEM(tuple, i), "(iLL)", &piece->file, &piece->start, &piece->nbytes)) {
             if (piece->start >= 0 && piece->nbytes >= 0 && !(casts && piece->nbytes % 4))
                 continue;
             PyErr_SetString(PyExc_ValueError, "a piece is no range of such values");
@@ -391,17 +394,17 @@ copy(PyObject *Py_UNUSED(module), PyObject *args)
 {
     const char *name;
     int casts, file;
-    PyObject *list, *result = NULL;
+    PyObject *tuple, *result = NULL;
     long long start;
     Py_buffer buffer;
-    if (!PyArg_ParseTuple(args, "spO!iLw*", &name, &casts, &PyList_Type, &list, &file, &start, &buffer))
+    if (!PyArg_ParseTuple(args, "spO!iLw*", &name, &casts, &PyTuple_Type, &tuple, &file, &start, &buffer))
         return NULL;
     const Level *level = level_named(name);
     if (level && (start < 0 || buffer.len < (Py_ssize_t)MEMORY_BYTES))
         PyErr_SetString(PyExc_ValueError, "start is negative, or memory has fewer than MEMORY_BYTES");
     else if (level) {
-        Py_ssize_t count = PyList_GET_SIZE(list);
-        Piece *pieces = pieces_of(list, casts);
+        Py_ssize_t count = PyTuple_GET_SIZE(tuple);
+        Piece *pieces = pieces_of(tuple, casts);
         if (pieces) {
             uintptr_t memory = ((uintptr_t)buffer.buf + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
             int copied;
@@ -431,9 +434,11 @@ execute(PyObject *module)
     }
     PyObject *levels = names ? PyList_AsTuple(names) : NULL;
     Py_XDECREF(names);
-    int failed = !levels || PyModule_AddObjectRef(module, "LEVELS", levels);
+    int failed = !levels || PyModule_AddObjectRef(module, "LEVELS", levels) ||
+                 PyModule_AddIntConstant(module, "MEMORY_BYTES", (long)MEMORY_BYTES) ||
+                 PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
     Py_XDECREF(levels);
-    return failed || PyModule_AddIntConstant(module, "MEMORY_BYTES", (long)MEMORY_BYTES) ? -1 : 0;
+    return failed ? -1 : 0;
 }
 
 static PyModuleDef_Slot slots[] = {

@@ -1,5 +1,8 @@
 """The compiled part of the writer, ``_native.c``; it is not there where it could not be compiled."""
 
+INTERFACE: int
+"""Changes when ``copy`` is to be called in another way."""
+
 LEVELS: tuple[str, ...]
 """Names of the vector instructions that it knows and this CPU has, the best first."""
 
@@ -7,7 +10,7 @@ MEMORY_BYTES: int
 """What ``copy`` needs."""
 
 def copy(
-    level: str, casts: bool, pieces: list[tuple[int, int, int]], file: int, start: int, memory: memoryview, /
+    level: str, casts: bool, pieces: tuple[tuple[int, int, int], ...], file: int, start: int, memory: memoryview, /
 ) -> list[int] | None:
     """Copy pieces of files, one behind the other, to ``file`` from byte ``start`` on; the lock is not held meanwhile.
 
