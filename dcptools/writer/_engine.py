@@ -43,7 +43,7 @@ FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
 BLOCKS_AHEAD = 16
 ITEMS_AHEAD = 256
-MAX_PIECES = 512  # of a slab that is copied by native calls: with smaller ones they gain nothing
+MAX_PIECES = 512  # of a slab that is copied by native calls: more would be written in small parts, and remembered
 
 
 @dataclass
