@@ -515,6 +515,7 @@ def test_a_signal_cleans_up(
     number: signal.Signals, status: int, message: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached = []
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def stop(*args: object) -> None:  # all tensors are in temporary files now
         reached.append(sorted(path.name for path in (tmp_path / "out").iterdir()))
@@ -523,7 +524,10 @@ def test_a_signal_cleans_up(
     monkeypatch.setattr("dcptools.writer.verify", stop)
     tiny(tmp_path / "c")
     before = tree(tmp_path)
-    result = cli("convert", tmp_path / "c", "--save-dir", tmp_path / "out")
+    try:
+        result = cli("convert", tmp_path / "c", "--save-dir", tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert reached and len(reached[0]) >= 2
     assert (result.status, result.out) == (status, "")
     assert result.err.splitlines()[-1] == message
