@@ -25,7 +25,7 @@ install: $(STAMP) ## the virtual environment
 
 # The stamp lies in the environment, so that both go together. torch comes first and alone: with the pinned version in
 # place no later step is tempted to fetch another build of it. pip still prints its errors (-qq silences the rest).
-$(STAMP): pyproject.toml constraints.txt dcptools/writer/_native.c | $(VENV)/bin/pip
+$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing $(TORCH) into $(VENV) (the first time this takes minutes)"
 	@$(PIP) '$(TORCH)'
 	@echo "Installing dcptools with its notebook, test and docs extras"

@@ -74,13 +74,30 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor of the result: its name, and the views of stored tensors that it is made of."""
+    """A tensor of the result: its name, and the views of stored tensors that it is made of.
+
+    The values of the sources follow each other in row-major order: one whole tensor, one expert of a stack, or all
+    experts of a layer that become one stack.
+
+    Raises
+    ------
+    UsageError
+        The sources have not just as many elements as the shape.
+    """
 
     name: str
     sources: tuple[View, ...]
     shape: tuple[int, ...]
     dtype: DType  # as stored; the plan says what is written
     rule: str  # which rule gave the name
+
+    def __post_init__(self) -> None:
+        found = sum(view.numel for view in self.sources)
+        if not self.sources or found != self.numel:
+            raise UsageError(
+                f"The sources of the output {self.name!r} have {found:,} elements.\n"
+                f"Expected {self.numel:,}, those of its shape {self.shape}."
+            )
 
     @property
     def numel(self) -> int:
@@ -135,6 +152,9 @@ class KeyMapping(HasFindings):
             *self.checkpoint.objects,
         }:
             raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
+        for output in self.outputs:
+            for view in output.sources:
+                _check_view(output, view, self.checkpoint.tensors[view.key])
 
     def to_frame(self) -> pd.DataFrame:
         """One row an output: name, key (comma-separated if several), rule, shape, dtype, numel, findings."""
@@ -230,6 +250,20 @@ class KeyMapping(HasFindings):
         if self.findings:
             parts.append(html_table(["finding"], [[line] for line in summary_lines(self.findings)]))
         return "".join(parts)
+
+
+def _check_view(output: Output, view: View, tensor: StoredTensor) -> None:
+    """Raises UsageError: what is written must be what the checkpoint has, and nothing beside it."""
+    if view.end > tensor.numel:
+        raise UsageError(
+            f"A source of the output {output.name!r} reaches to element {view.end:,} of {view.key!r}.\n"
+            f"Expected at most {tensor.numel:,}, those of its shape {tensor.shape}."
+        )
+    if output.dtype != tensor.dtype:
+        raise UsageError(
+            f"The output {output.name!r} is said to be stored as {output.dtype.name}.\n"
+            f"Expected {tensor.dtype.name}, as {view.key!r} is."
+        )
 
 
 _HEADER = ("key", "name", "shape", "dtype", "rule")

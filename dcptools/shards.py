@@ -25,7 +25,6 @@ from dcptools.dtypes import TABLE, DType
 from dcptools.errors import FindingsError, NoModelWeights, UsageError
 from dcptools.findings import Finding, HasFindings, of_severity, summary_lines
 from dcptools.mapping import KeyMapping, Output, preview
-from dcptools.tensors import SCRATCH_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,18 +42,13 @@ __all__ = [
 DEFAULT_SHARD_SIZE = 2_000_000_000  # bytes of the written dtype
 DTYPES = ("bfloat16", "float16", "float32", "keep")
 INDEX = "model.safetensors.index.json"
-# A slab's bytes, of the wider of its stored and its written values. Smaller ones cost more in threads that wait for
-# each other than they save in the cache (measured: 1, 2, 4 MiB).
-SLAB_BYTES = 2 << 20
-BLOCK_SLABS = 2  # a block of an output file, which is written at once, has the bytes of so many slabs
-
 # Resident memory that no buffer explains, measured with the CPU build of torch 2.13 on x86-64 Linux
 PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
 TORCH_BYTES = 210_000_000  # importing torch, which only casts need
 CHUNK_BYTES = 300  # a chunk while .metadata is read, which is in memory too
 FILE_BYTES = 600  # a file of the checkpoint
 TENSOR_BYTES = 2_500  # an output in mapping, plan and header
-WORKER_BYTES = SLAB_BYTES + BLOCK_SLABS * SLAB_BYTES + SCRATCH_BYTES  # a thread: stored values, a block, scratch
+WORKER_BYTES = 7 << 20  # a thread of the writer: stored values, a block, and what is read to be rearranged
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from dcptools.errors import BrokenCheckpoint
 
+AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
 MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
 
 
@@ -32,8 +33,8 @@ class Source(Protocol):
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
 
-    def open_file(self, name: str) -> OpenFile | None:
-        """For a caller who reads by itself; None where there are no descriptors, or where it cannot be opened."""
+    def will_read(self, name: str, start: int, nbytes: int) -> bool:
+        """Say that these bytes are read soon, to begin with it now; False if they are at hand already."""
 
     def close(self) -> None:
         """Let go of what is kept open and not in use; the next read opens it again."""
@@ -85,12 +86,19 @@ class LocalSource:
                 "The file is truncated, or it is being written. Copy the checkpoint again."
             )
 
-    def open_file(self, name: str) -> OpenFile | None:
-        """The descriptor is good as long as the caller holds what is returned."""
+    def will_read(self, name: str, start: int, nbytes: int) -> bool:
+        """The kernel reads ahead, where it can; what is wrong with the file is said when it is read."""
+        if not _CAN_READ_AHEAD:
+            return False
         try:
-            return self._open.get(name) or self._open_now(name)
+            descriptor = (self._open.get(name) or self._open_now(name)).descriptor
+            if _is_cached(descriptor, start + nbytes - 1):
+                return False
+            for at in range(start, start + nbytes, AHEAD_BYTES):
+                os.posix_fadvise(descriptor, at, min(AHEAD_BYTES, start + nbytes - at), os.POSIX_FADV_WILLNEED)
         except OSError:
-            return None
+            return False
+        return True
 
     def read(self, name: str, start: int, nbytes: int) -> bytearray:
         """``nbytes`` bytes from ``start`` on."""
@@ -110,6 +118,17 @@ class LocalSource:
                     del self._open[next(iter(self._open))]
                 self._open[name] = OpenFile(os.open(self.directory / name, os.O_RDONLY | _BINARY))
             return self._open[name]
+
+
+_CAN_READ_AHEAD = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")  # Linux
+
+
+def _is_cached(descriptor: int, at: int) -> bool:
+    """Whether a byte can be read without waiting for the disk; also False where nobody can tell."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 _BINARY = getattr(os, "O_BINARY", 0)

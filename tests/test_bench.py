@@ -24,7 +24,6 @@ ROWS = {
         "ours / floor, bf16, fsync off",
         "ours / floor, bf16, durable",
         "ours / floor, keep, fsync off",
-        "ours without the compiled part / ours",
     ],
     "metadata": [
         "dcptools / torch, time",

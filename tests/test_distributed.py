@@ -12,7 +12,7 @@ from reference import raw, read_files, saved_files
 
 import dcptools
 from dcptools.tensors import read_region
-from dcptools.writer import _engine
+from dcptools.writer.cut import Sizes
 
 INDEX = "model.safetensors.index.json"
 NAMES = [name for name in distributed.CASES if name not in distributed.WITHOUT_METADATA]
@@ -42,13 +42,10 @@ def test_random_boxes_across_the_processes(name: str, cases: dict[str, Path]) ->
 
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_files_are_what_safetensors_writes(
-    name: str, dtype: str, cases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_are_what_safetensors_writes(name: str, dtype: str, cases: dict[str, Path], tmp_path: Path) -> None:
     """Also where a tensor spans many slabs, each of which needs bytes of several processes."""
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
     plan = dcptools.plan(cases[name], shard_size=150, dtype=dtype)
-    report = dcptools.write(plan, tmp_path / "out", workers=3, fsync=False)
+    report = dcptools.write(plan, tmp_path / "out", workers=3, fsync=False, sizes=Sizes(slab_bytes=64))
     held = distributed.expected(cases[name])
     state = {key.removeprefix("model."): t for key, t in held.items() if key.startswith("model.")}
     files = read_files(tmp_path / "out")

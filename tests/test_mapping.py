@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcptools.checkpoint import read
+from dcptools.dtypes import TABLE
 from dcptools.errors import FindingsError, UsageError
 from dcptools.findings import Finding
 from dcptools.layouts import strip_wrappers
-from dcptools.mapping import KeyMapping, Rename, preview
+from dcptools.mapping import KeyMapping, Output, Rename, preview
 from dcptools.shards import plan
+from dcptools.tensors import View
 
 NAMES = sorted(saved.model_state())
 NO_ASSETS = Finding(
@@ -575,3 +578,36 @@ def test_a_long_mapping_is_cut_with_a_note(tmp_path: Path) -> None:
 def test_outputs_are_sorted_as_strings(tmp_path: Path) -> None:
     mapping = preview(keys(tmp_path / "c", *(f"model.model.layers.{n}.w" for n in (2, 10, 1)), "model.model.Z"))
     assert [o.name for o in mapping.outputs] == ["model.Z", "model.layers.1.w", "model.layers.10.w", "model.layers.2.w"]
+
+
+# Outputs that are made by hand
+
+
+def test_an_output_has_the_elements_of_its_shape() -> None:
+    half = View("a", (2, 3), (3, 1), 0)
+    assert Output("b", (half, half), (4, 3), TABLE["float32"], "by hand").numel == 12
+    with pytest.raises(
+        UsageError, match=r"^The sources of the output 'b' have 6 elements\.\nExpected 12, those of its"
+    ):
+        Output("b", (half,), (4, 3), TABLE["float32"], "by hand")
+    with pytest.raises(UsageError, match="have 0 elements"):
+        Output("b", (), (0,), TABLE["float32"], "by hand")
+
+
+@pytest.mark.parametrize(
+    ("view", "dtype", "message"),
+    [
+        (
+            View("model.model.w", (2, 3), (3, 1), 1),
+            "float32",
+            "to element 7 of 'model.model.w'.\nExpected at most 6",
+        ),
+        (View("model.model.w", (3, 2), (1, 4), 0), "float32", "reaches to element 7 "),
+        (View("model.model.w", (2, 3), (3, 1), 0), "float16", "is said to be stored as float16.\nExpected float32"),
+    ],
+)
+def test_a_mapping_holds_only_what_the_checkpoint_has(view: View, dtype: str, message: str, tmp_path: Path) -> None:
+    mapping = preview(saved.trained(tmp_path, {"model.w": torch.zeros(2, 3)}, optimizer=False))
+    output = Output("model.w", (view,), view.shape, TABLE[dtype], "by hand")
+    with pytest.raises(UsageError, match=message):
+        replace(mapping, outputs=(output,))

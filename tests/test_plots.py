@@ -35,6 +35,7 @@ from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
 from dcptools.plots import _histogram
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
+from dcptools.tensors import View
 
 W = "model.model.w"
 
@@ -97,7 +98,12 @@ def plan_of(*files: list[tuple[str, int]], shard_size: int = 1000, dtype: str = 
     for index, tensors in enumerate(files, start=1):
         starts = np.cumsum([len(header), *(nbytes for _, nbytes in tensors)]).tolist()
         planned = tuple(
-            PlannedTensor(Output(name, (), (nbytes,), TABLE["uint8"], ""), TABLE["uint8"], start, nbytes)
+            PlannedTensor(
+                Output(name, (View(name, (nbytes,), (1,), 0),), (nbytes,), TABLE["uint8"], ""),
+                TABLE["uint8"],
+                start,
+                nbytes,
+            )
             for (name, nbytes), start in zip(tensors, starts, strict=False)
         )
         made.append(ShardFile(f"model-{index:05d}-of-{number:05d}.safetensors", header, planned, starts[-1]))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,9 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dcptools
-from dcptools import tensors
 from dcptools.tensors import Checksums, TensorReader
-from dcptools.writer import _engine
+from dcptools.writer.cut import Sizes
 
 INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -104,9 +102,10 @@ def test_any_region_is_what_was_saved(data: st.DataObject) -> None:
     placed = data.draw(chunks(tensor))
     pairs = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
     region = [(start, stop) for start, stop in pairs]
-    with tempfile.TemporaryDirectory() as name, patch.object(tensors, "SCRATCH_BYTES", data.draw(st.integers(16, 300))):
+    with tempfile.TemporaryDirectory() as name:
         directory = saved.save_chunks(Path(name), {"a": placed}, files=data.draw(st.integers(1, 3)))
-        reader = TensorReader(dcptools.read(directory)["a"], Checksums())
+        tensor_read = dcptools.read(directory)["a"]
+        reader = TensorReader(tensor_read, Checksums(), scratch_bytes=data.draw(st.integers(16, 300)))
         out = np.empty([stop - start for start, stop in region], reader.bits)
         reader.read_region(region, out)
     assert out.tobytes() == raw(tensor[tuple(slice(start, stop) for start, stop in region)])
@@ -124,16 +123,12 @@ def test_files_are_what_torch_and_safetensors_write(written: str, data: st.DataO
         if (dtype, written) in NAN_BY_PLACE:
             tensor = tensor.nan_to_num(0.0, torch.inf, -torch.inf)
         state[f"model.model.{number}"] = data.draw(chunks(tensor))
-    with (
-        tempfile.TemporaryDirectory() as name,
-        patch.object(_engine, "SLAB_BYTES", data.draw(st.integers(8, 400))),
-        patch.object(tensors, "SCRATCH_BYTES", data.draw(st.integers(16, 300))),
-        patch.object(_engine, "LEVEL", data.draw(st.sampled_from(["", _engine.LEVEL]))),
-    ):
+    sizes = Sizes(slab_bytes=data.draw(st.integers(8, 400)))
+    with tempfile.TemporaryDirectory() as name:
         directory = saved.save_chunks(Path(name) / "a", state, files=data.draw(st.integers(1, 3)))
         plan = dcptools.plan(directory, shard_size=data.draw(st.integers(1, 500)), dtype=written)
         out = Path(name) / "out"
-        report = dcptools.write(plan, out, workers=data.draw(st.integers(1, 4)), fsync=False)
+        report = dcptools.write(plan, out, workers=data.draw(st.integers(1, 4)), fsync=False, sizes=sizes)
         files = read_files(out)
         loaded = {key.removeprefix("model."): tensor for key, tensor in full_load(directory).items()}
     assert (files.pop(INDEX, None) is None) == (len(plan.files) == 1)
@@ -146,8 +141,7 @@ def test_nan_stays_nan_where_its_bits_depend_on_its_place(dtype: torch.dtype, wr
     tensor = saved.random_bits(dtype, (1000,))
     tensor[::7] = torch.nan
     directory = saved.save(tmp_path / "a", {"model": {"model.w": tensor}})
-    with patch.object(_engine, "SLAB_BYTES", 100):
-        dcptools.convert(directory, tmp_path / "out", dtype=written, fsync=False)
+    dcptools.write(dcptools.plan(directory, dtype=written), tmp_path / "out", fsync=False, sizes=Sizes(slab_bytes=100))
     result = load_file(tmp_path / "out" / "model.safetensors")["model.w"]
     expected = tensor.to(getattr(torch, written))
     assert torch.equal(result.isnan(), expected.isnan())

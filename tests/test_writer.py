@@ -44,10 +44,13 @@ from dcptools.mapping import KeyMapping, Output
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.tensors import View
-from dcptools.writer import _engine
+from dcptools.tensors import reader as reader_module
+from dcptools.writer import engine
+from dcptools.writer.cut import Sizes
 
 ROOT = Path(__file__).parents[1]
 INDEX = "model.safetensors.index.json"
+SMALL = Sizes(slab_bytes=64)
 
 
 def planned(directory: Path, assets: Path | None = None, **options: Any) -> ShardPlan:
@@ -59,14 +62,6 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing waits for the disk; tests of that put their own functions in these places."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(storage, "_sync_data", lambda descriptor: None)
-
-
-@pytest.fixture(
-    autouse=True, params=["", _engine.LEVEL] if _engine.LEVEL else [""], ids=lambda level: level or "python"
-)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All here holds with the compiled part and without it, but for what is about single writes of Python code."""
-    monkeypatch.setattr(_engine, "LEVEL", request.param)
 
 
 @pytest.fixture
@@ -157,10 +152,9 @@ def test_every_stride_in_every_dtype(make: Callable[[Path], Path], dtype: str, t
 
 
 @pytest.mark.parametrize("make", [saved.zstd, saved.file_per_item, saved.empty_files, saved.replicated_chunks])
-def test_every_way_to_store(make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
+def test_every_way_to_store(make: Callable[[Path], Path], tmp_path: Path) -> None:
     plan = planned(make(tmp_path / "a"), dtype="bfloat16")
-    dcptools.write(plan, tmp_path / "out", workers=3)
+    dcptools.write(plan, tmp_path / "out", workers=3, sizes=SMALL)
     state = {key.removeprefix("model."): t for key, t in full_load(tmp_path / "a").items()}
     assert read_files(tmp_path / "out") == saved_files(state, plan)
 
@@ -215,11 +209,10 @@ def test_fp8_is_cast_only_where_it_is_asked_for(dtype: str, written: str, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
-def test_the_number_of_workers_changes_nothing(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 100)
+def test_the_number_of_workers_changes_nothing(workers: int, tmp_path: Path) -> None:
     state = saved.model_state()
     plan = planned(saved.trained(tmp_path / "a", state), shard_size=1000, dtype="float16")
-    report = dcptools.write(plan, tmp_path / "out", workers=workers)
+    report = dcptools.write(plan, tmp_path / "out", workers=workers, sizes=Sizes(slab_bytes=100))
     files = read_files(tmp_path / "out")
     files.pop(INDEX)
     assert files == saved_files(state, plan)
@@ -229,10 +222,9 @@ def test_the_number_of_workers_changes_nothing(workers: int, tmp_path: Path, mon
 @pytest.mark.parametrize("dtype", ["bfloat16", "keep"])
 def test_values_are_written_in_whole_blocks(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever tensors and chunks lie there: the kernel has less work with whole pages."""
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
-    block, written = 64 * _engine.BLOCK_SLABS, written_pieces(monkeypatch)
+    block, written = SMALL.block_bytes, written_pieces(monkeypatch)
     plan = planned(saved.trained(tmp_path / "a", saved.model_state()), dtype=dtype)
-    dcptools.write(plan, tmp_path / "out", workers=1)
+    dcptools.write(plan, tmp_path / "out", workers=1, sizes=SMALL)
     [file] = plan.files
     header = len(file.header)
     assert written[:2] == [(0, header), (header, block - header % block)]
@@ -250,16 +242,14 @@ def written_pieces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         write(self, name, start, data)
 
     monkeypatch.setattr(LocalSink, "write", counting)
-    monkeypatch.setattr(_engine, "LEVEL", "")  # the compiled part writes by itself
     return pieces
 
 
 def test_a_block_of_rows_that_are_cut_holds_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
     values, written = torch.arange(50 * 5.0).reshape(50, 5), written_pieces(monkeypatch)
     chunks = [((0, at), values[:, at:to].contiguous()) for at, to in ((0, 2), (2, 5))]
     directory = saved.save_chunks(tmp_path / "a", {"model.model.w": chunks})
-    dcptools.convert(directory, tmp_path / "out", dtype="keep", workers=1)
+    dcptools.write(dcptools.plan(directory, dtype="keep"), tmp_path / "out", workers=1, sizes=SMALL)
     assert {nbytes % 20 for _, nbytes in written[1:]} == {0}
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.w"], values)
 
@@ -308,10 +298,7 @@ def experts(mapping: KeyMapping) -> KeyMapping:
 
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_outputs_that_are_views_of_one_tensor(
-    order: tuple[int, ...], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 96)
+def test_outputs_that_are_views_of_one_tensor(order: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
     stack = torch.arange(4 * 6 * 10.0).reshape(4, 6, 10)
     back = [order.index(dim) for dim in range(3)]
     halves = [((0, 0, n), stack[:, :, n : n + 5].permute(order).contiguous().permute(back)) for n in (0, 5)]
@@ -319,7 +306,7 @@ def test_outputs_that_are_views_of_one_tensor(
         tmp_path / "a", {"model.model.experts.w": halves, "model.model.b": [((0,), torch.ones(3))]}
     )
     plan = dcptools.plan(experts(dcptools.preview(directory)), dtype=dtype, shard_size=500)
-    report = dcptools.write(plan, tmp_path / "out", workers=2)
+    report = dcptools.write(plan, tmp_path / "out", workers=2, sizes=Sizes(slab_bytes=96))
     state = {f"model.experts.{n}.w": stack[n] for n in range(4)}
     state |= {"model.experts.0.w_t": stack[0].t(), "model.b": torch.ones(3)}
     files = read_files(tmp_path / "out")
@@ -329,14 +316,73 @@ def test_outputs_that_are_views_of_one_tensor(
 
 
 def test_an_item_under_many_outputs_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcptools import tensors
-
     opened: list[Any] = []
-    open_item = tensors.open_item
-    monkeypatch.setattr(tensors, "open_item", lambda *given: opened.append(given[2].offsets) or open_item(*given))
+    open_item = reader_module.open_item
+    monkeypatch.setattr(reader_module, "open_item", lambda *given: opened.append(given[2].offsets) or open_item(*given))
     directory = saved.save(tmp_path / "a", {"model": {"model.experts.w": torch.arange(240.0).reshape(4, 6, 10)}})
     dcptools.write(dcptools.plan(experts(dcptools.preview(directory)), dtype="keep"), tmp_path / "out")
     assert opened == [(0, 0, 0)]
+
+
+def fused(mapping: KeyMapping, name: str, views: list[View], shape: tuple[int, ...]) -> KeyMapping:
+    """The mapping with the outputs of some sources replaced by one output of several views of them."""
+    keys = {view.key for view in views}
+    outputs = [output for output in mapping.outputs if output.sources[0].key not in keys]
+    dtype = mapping.checkpoint[views[0].key].dtype
+    outputs.append(Output(name, tuple(views), shape, dtype, "fused"))
+    return replace(mapping, outputs=tuple(sorted(outputs, key=lambda output: output.name)))
+
+
+@pytest.mark.parametrize("slab", [8, 64, 1000, 1 << 21])
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16", "float16"])
+def test_an_output_of_several_tensors(dtype: str, slab: int, tmp_path: Path) -> None:
+    """Experts that are stored apart become one stack: in each of them the rows of gate, then those of up."""
+    torch.manual_seed(0)
+    gates, ups = torch.randn(4, 6, 10), torch.randn(4, 6, 10)
+    state = {f"model.layers.0.experts.{n}.gate": gates[n] for n in range(4)}
+    state |= {f"model.layers.0.experts.{n}.up": ups[n] for n in range(4)}
+    mapping = dcptools.preview(saved.trained(tmp_path / "a", {**state, "model.z": torch.ones(3)}))
+    views = [
+        View(f"model.model.layers.0.experts.{n}.{part}", (6, 10), (10, 1), 0)
+        for n in range(4)
+        for part in ("gate", "up")
+    ]
+    plan = dcptools.plan(fused(mapping, "model.gate_up", views, (4, 12, 10)), dtype=dtype)
+    report = dcptools.write(plan, tmp_path / "out", workers=3, sizes=Sizes(slab_bytes=slab))
+    expected = {"model.gate_up": torch.cat([gates, ups], dim=1), "model.z": torch.ones(3)}
+    assert read_files(tmp_path / "out") == saved_files(expected, plan)
+    assert (report.items_checked, report.items_unchecked) == (9, 0)
+
+
+@pytest.mark.parametrize("slab", [64, 1 << 21])
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_an_output_of_views_in_any_order(dtype: str, slab: int, tmp_path: Path) -> None:
+    """A transpose, rows in the order of rotary halves, every second row, and a row that is taken twice."""
+    torch.manual_seed(0)
+    weight, other = torch.randn(16, 30), torch.randn(30, 16)
+    mapping = dcptools.preview(saved.trained(tmp_path / "a", {"model.w": weight, "model.v": other}, optimizer=False))
+    views = [
+        View("model.model.v", (16, 30), (1, 16), 0),
+        View("model.model.w", (2, 2, 4, 30), (240, 30, 60, 1), 0),
+        View("model.model.w", (8, 30), (60, 1), 30),
+        View("model.model.w", (2, 30), (0, 1), 90),
+    ]
+    plan = dcptools.plan(fused(mapping, "model.all", views, (42, 30)), dtype=dtype)
+    dcptools.write(plan, tmp_path / "out", workers=2, sizes=Sizes(slab_bytes=slab))
+    rotary = weight.reshape(2, 4, 2, 30).transpose(1, 2).reshape(16, 30)
+    expected = torch.cat([other.t(), rotary, weight[1::2], weight[3:4].repeat(2, 1)])
+    assert read_files(tmp_path / "out") == saved_files({"model.all": expected}, plan)
+
+
+def test_an_overflow_in_an_output_of_several_tensors_is_counted_once(tmp_path: Path) -> None:
+    state = {f"model.{n}": torch.full((3,), 1e6) for n in range(4)}
+    mapping = dcptools.preview(saved.trained(tmp_path / "a", state, optimizer=False))
+    views = [View(f"model.model.{n}", (3,), (1,), 0) for n in range(4)]
+    plan = dcptools.plan(fused(mapping, "model.all", views, (12,)), dtype="float16")
+    report = dcptools.write(plan, tmp_path / "out", sizes=Sizes(slab_bytes=8))
+    assert [(f.key, f.message) for f in report.findings if f.code == "cast-overflow"] == [
+        ("model.all", "12 finite values became Inf in the cast")
+    ]
 
 
 # Assets
@@ -387,9 +433,7 @@ def test_a_config_that_is_no_object_is_copied_as_it_is(content: bytes, tmp_path:
 
 def test_a_cancellation_while_items_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are opened some at a time, which takes long where each read does."""
-    from dcptools import tensors
-
-    cancel, opened, open_item = threading.Event(), [], tensors.open_item
+    cancel, opened, open_item = threading.Event(), [], reader_module.open_item
 
     def slow(*given: Any) -> Any:
         opened.append(given[2])
@@ -397,7 +441,7 @@ def test_a_cancellation_while_items_are_opened(tmp_path: Path, monkeypatch: pyte
         time.sleep(0.05)
         return open_item(*given)
 
-    monkeypatch.setattr(tensors, "open_item", slow)
+    monkeypatch.setattr(reader_module, "open_item", slow)
     state = {f"model.{number}.w": torch.ones(1) for number in range(200)}
     with pytest.raises(Cancelled):
         dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", cancel=cancel)
@@ -407,18 +451,15 @@ def test_a_cancellation_while_items_are_opened(tmp_path: Path, monkeypatch: pyte
 
 def test_values_are_written_before_all_items_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening takes long where each read does, and nobody should wait for all of it to see the bar move."""
-    from dcptools import tensors
-
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
-    opened, open_item, written = [], tensors.open_item, written_pieces(monkeypatch)
+    opened, open_item, written = [], reader_module.open_item, written_pieces(monkeypatch)
 
     def counting(*given: Any) -> Any:
         opened.append(len(written))
         return open_item(*given)
 
-    monkeypatch.setattr(tensors, "open_item", counting)
+    monkeypatch.setattr(reader_module, "open_item", counting)
     state = {f"model.{number}.w": torch.ones(64) for number in range(1000)}
-    dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", workers=1)
+    dcptools.write(planned(saved.trained(tmp_path / "a", state)), tmp_path / "out", workers=1, sizes=SMALL)
     assert len(opened) == 1000
     assert opened.count(1) < 350  # after the header, before any values
 
@@ -427,7 +468,6 @@ def test_values_are_written_before_all_items_are_opened(tmp_path: Path, monkeypa
 def test_progress_grows_to_the_total_in_the_calling_thread(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
     slow_down(monkeypatch, 0.02)
     plan = planned(saved.trained(tmp_path / "a"), dtype="bfloat16")
     calls: list[tuple[int, int, str]] = []
@@ -437,7 +477,7 @@ def test_progress_grows_to_the_total_in_the_calling_thread(
         calls.append((done, total, name))
         threads.add(threading.current_thread())
 
-    dcptools.write(plan, tmp_path / "out", progress=progress, workers=workers)
+    dcptools.write(plan, tmp_path / "out", progress=progress, workers=workers, sizes=SMALL)
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert len(set(done)) > 2
@@ -448,7 +488,7 @@ def test_progress_grows_to_the_total_in_the_calling_thread(
 
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Each write takes so long, and each call of the compiled part, which writes by itself."""
+    """Each write takes so long."""
     write = LocalSink.write
 
     def slow(self: LocalSink, name: str, start: int, data: memoryview) -> None:
@@ -456,9 +496,6 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         write(self, name, start, data)
 
     monkeypatch.setattr(LocalSink, "write", slow)
-    if _engine.LEVEL:
-        copy = _engine._native.copy
-        monkeypatch.setattr(_engine._native, "copy", lambda *given: time.sleep(seconds) or copy(*given))
 
 
 def test_an_error_in_the_progress_callable_stops_the_run(tmp_path: Path) -> None:
@@ -471,7 +508,6 @@ def test_an_error_in_the_progress_callable_stops_the_run(tmp_path: Path) -> None
 
 
 def test_cancel_stops_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
     slow_down(monkeypatch, 0.1)
     cancel, stopped_at = threading.Event(), []
 
@@ -481,7 +517,9 @@ def test_cancel_stops_within_a_second(tmp_path: Path, monkeypatch: pytest.Monkey
             cancel.set()
 
     with pytest.raises(Cancelled, match="Cancelled; what was half-written is removed"):
-        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress, cancel=cancel)
+        dcptools.write(
+            planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress, cancel=cancel, sizes=SMALL
+        )
     assert time.monotonic() - stopped_at[0] < 1
     assert not (tmp_path / "out").exists()
 
@@ -555,7 +593,6 @@ def fail_write(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -
         write(self, name, start, data)
 
     monkeypatch.setattr(LocalSink, "write", failing)
-    monkeypatch.setattr(_engine, "LEVEL", "")
 
 
 def fail_create(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
@@ -586,7 +623,7 @@ def fail_flush(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(storage, "_sync_data", failing)
-    monkeypatch.setattr(_engine, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(engine, "FLUSH_SECONDS", 0)
     slow_down(monkeypatch, 0.02)
 
 
@@ -783,10 +820,10 @@ def test_without_fsync_nothing_is_synced(tmp_path: Path, assets: Path, monkeypat
 SLOW = """
 import runpy, signal, time
 from dcptools import storage
-from dcptools.writer import _engine
+from dcptools.writer import cut, engine
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
-_engine.SLAB_BYTES = 1 << 12
+engine.Sizes = lambda: cut.Sizes(slab_bytes=1 << 12)
 write = storage.LocalSink.write
 
 def slow(self, name, start, data):
@@ -831,11 +868,10 @@ def test_a_second_ctrl_c_does_not_leave_workers_behind(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
-    monkeypatch.setattr(_engine, "SLAB_BYTES", 64)
     slow_down(monkeypatch, 0.2)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress)
+        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", progress=progress, sizes=SMALL)
     assert threading.active_count() == before
     assert not (tmp_path / "out").exists()
 

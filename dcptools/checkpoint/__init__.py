@@ -33,7 +33,17 @@ from dcptools.storage import LocalSource, Source
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Checkpoint", "Chunk", "StoredFile", "StoredObject", "StoredTensor", "as_checkpoint", "inspect", "read"]
+__all__ = [
+    "Checkpoint",
+    "Chunk",
+    "StoredFile",
+    "StoredObject",
+    "StoredTensor",
+    "as_checkpoint",
+    "check_cover",
+    "inspect",
+    "read",
+]
 
 NO_ROOT = "(top level)"
 _SAVE_AGAIN = "use another checkpoint, or save again"

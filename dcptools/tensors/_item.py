@@ -23,7 +23,7 @@ from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
 from dcptools.storage import LocalSource, OpenFile, Source
 from dcptools.tensors._archive import Archive, Entry, Frame
-from dcptools.tensors._view import is_row_major
+from dcptools.tensors.geometry import is_row_major
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.shards import INDEX, ShardPlan, refuse_errors
 from dcptools.storage import LocalSink
 from dcptools.tensors import Checksums
-from dcptools.writer._engine import Engine
 from dcptools.writer._target import check_target, free_bytes, locked, publish, verify
+from dcptools.writer.cut import Sizes
+from dcptools.writer.engine import Engine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +112,7 @@ def write(
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
+    sizes: Sizes | None = None,
 ) -> Report:
     """Write the planned model.
 
@@ -135,6 +137,8 @@ def write(
         True shows a tqdm bar.
     cancel
         An event; when it is set, the run stops within a second and raises ``Cancelled``.
+    sizes
+        How the work is cut, to measure; the result does not depend on it.
 
     Raises
     ------
@@ -160,7 +164,7 @@ def write(
     with locked(target):
         check_target(plan, target, overwrite=overwrite)  # again: another run may have finished meanwhile
         sink = LocalSink(target, plan.fingerprint[:12])
-        engine = Engine(plan, sink, workers=count, sync=fsync)
+        engine = Engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
         try:
             with bar(progress, "writing") as report:
                 engine.run(report, cancel)

@@ -1,7 +1,6 @@
 """`dcptools.convert`, with everything imported before the clock starts, as :mod:`tests.bench.loop` has it.
 
-``python -m tests.bench.ours LOAD_DIR SAVE_DIR SHARD_SIZE DTYPE WORKERS sync|nosync [python]``. The last word leaves the
-compiled part of the writer out.
+``python -m tests.bench.ours LOAD_DIR SAVE_DIR SHARD_SIZE DTYPE WORKERS sync|nosync``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import safetensors  # noqa: F401  (the conversion imports it when it looks at wh
 import torch  # noqa: F401  (... when it casts)
 
 import dcptools
-from dcptools.writer import _engine
 from tests.bench.clock import timed
 
 
@@ -23,6 +21,4 @@ def convert(load_dir: str, save_dir: str, shard_size: str, dtype: str, workers: 
 
 
 if __name__ == "__main__":
-    if sys.argv[7:] == ["python"]:
-        _engine.LEVEL = ""
     timed(Path(sys.argv[1]), Path(sys.argv[2]), lambda: convert(*sys.argv[1:7]))

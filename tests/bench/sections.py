@@ -49,7 +49,6 @@ def speed(settings: Settings) -> Section:
         row("ours / floor, bf16, fsync off", "ours", "floor", at_most(1.25)),
         row("ours / floor, bf16, durable", "ours durable", "floor durable", at_most(1.25)),
         row("ours / floor, keep, fsync off", "ours keep", "floor keep", at_most(1.15)),
-        row("ours without the compiled part / ours", "ours in Python", "ours", None),
     )
     notes = (same_files(settings.out / "loop", settings.out / "ours"), peaks(runs, ("loop", "ours", "floor")))
     shutil.rmtree(settings.out)
@@ -72,7 +71,6 @@ def speed_programs(settings: Settings, load_dir: Path) -> list[Program]:
         program("loop", "loop"),
         program("ours", "ours", "bfloat16", workers, "nosync"),
         program("floor", "floor", 2, workers, "nosync"),
-        program("ours in Python", "ours", "bfloat16", workers, "nosync", "python"),
         program("ours durable", "ours", "bfloat16", workers, "sync"),
         program("floor durable", "floor", 2, workers, "sync"),
         program("ours keep", "ours", "keep", workers, "nosync"),

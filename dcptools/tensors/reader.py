@@ -1,0 +1,250 @@
+"""Reads any region of one stored tensor, whatever its chunks, strides and encoding."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from operator import itemgetter, mul
+from typing import Any
+
+import numpy as np
+
+from dcptools.checkpoint import Chunk, StoredTensor, check_cover
+from dcptools.errors import BrokenCheckpoint
+from dcptools.tensors._checksums import Checksums
+from dcptools.tensors._item import Item, Unpacked, open_item
+from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resolve
+from dcptools.tensors.chunks import Chunks, ElementRange
+from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
+
+
+class TensorReader:
+    """Reads regions of one stored tensor; several threads may share it.
+
+    Parameters
+    ----------
+    tensor
+        Of a checkpoint that ``read`` returned.
+    checksums
+        Gets every byte that is read, and checks each item that was read whole. None: nothing is checked.
+    scratch_bytes
+        The most that is read at once to be rearranged.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        The chunks do not cover the tensor exactly: what lies in a hole would be whatever was in memory.
+    """
+
+    def __init__(
+        self, tensor: StoredTensor, checksums: Checksums | None = None, *, scratch_bytes: int = SCRATCH_BYTES
+    ) -> None:
+        if not tensor.covered:
+            problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
+            what = problem[1] if problem else "its chunks do not cover it"
+            raise BrokenCheckpoint(f"{tensor.key!r}: {what}.\nUse another checkpoint, or save again.")
+        self.tensor, self.chunks = tensor, Chunks(tensor)
+        self._checksums, self._scratch_bytes = checksums, scratch_bytes
+        self._items: dict[int, Item] = {}
+        self._unpacked = functools.cache(Unpacked)
+        self._opening: dict[int, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def bits(self) -> np.dtype[Any]:
+        return BITS[self.tensor.dtype.itemsize]
+
+    @property
+    def straight(self) -> bool:
+        """Whether each chunk is one range of the tensor's elements: all that are cut along dimension 0."""
+        return self.chunks.ranges is not None
+
+    @property
+    def strided(self) -> tuple[int, ...] | None:
+        """The strides of the first chunk, in elements, if its values lie in another order than row-major."""
+        if not self.tensor.numel:
+            return None
+        layout = self._item(self.chunks.boxes[0].number).layout
+        return None if layout.row_major else layout.strides
+
+    def regions(self, most: int) -> Iterator[Region]:
+        """The tensor in regions of at most about ``most`` elements, as it is read best.
+
+        They follow each other in row-major order; or, where the first chunk lies in another order, they are boxes that
+        are long in both orders.
+        """
+        shape = self.tensor.shape
+        strides = self.strided if self.tensor.numel > most else None
+        if strides is not None:
+            yield from tiles(shape, strides, most)
+        else:
+            for start, stop in ranges(shape, most):
+                yield from boxes(shape, start, stop)
+
+    def open(self) -> None:
+        """Open all items now and not when they are first read; raises what ``read_region`` raises."""
+        chunks = self.tensor.chunks
+        with self._lock:
+            for index, _, _ in self.chunks.boxes:
+                if index not in self._items and index not in self._opening:
+                    self._items[index] = self._open(chunks[index])
+        for index, _, _ in self.chunks.boxes:
+            self._item(index)  # waits for those that another thread had begun to open
+
+    def will_read(self, start: int, stop: int) -> bool:
+        """Tell the source that the elements ``start`` to ``stop`` in row-major order are read soon.
+
+        Returns whether it was of use: False if the values are at hand already.
+        """
+        found = (
+            item.source.will_read(item.file, item.start + first, nbytes)
+            for item, first, nbytes in self._spans(start, stop)
+        )
+        return all(found)
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
+        """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""
+        if self.chunks.ranges is not None:
+            for item, first, count in self._range_parts(self.chunks.ranges, start, stop):
+                if item.layout.plain:
+                    itemsize = item.layout.dtype.itemsize
+                    yield item, (item.layout.offset + first) * itemsize, count * itemsize
+            return
+        for region in boxes(self.tensor.shape, start, stop):
+            for item, low, high, _ in self._parts(region):
+                shape, strides = [b - a for a, b in zip(low, high, strict=True)], item.layout.strides
+                elements, itemsize = span(shape, strides), item.layout.dtype.itemsize
+                if elements <= 2 * math.prod(shape):
+                    yield item, (item.layout.offset + sum(map(mul, low, strides))) * itemsize, elements * itemsize
+
+    def read_range(self, start: int, stop: int, out: Bits) -> None:
+        """Fill ``out`` with the elements ``start`` to ``stop`` of the tensor in row-major order.
+
+        Parameters
+        ----------
+        start, stop
+            Numbers of elements of the logical tensor.
+        out
+            An array of :attr:`bits` with one dimension, contiguous.
+
+        Raises
+        ------
+        BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
+            As :meth:`read_region`.
+        """
+        if not 0 <= start <= stop <= self.tensor.numel:
+            raise BrokenCheckpoint(
+                f"{self.tensor.key!r} has {self.tensor.numel:,} elements, and none at {start}:{stop}."
+            )
+        if self.chunks.ranges is None:
+            fill(list(boxes(self.tensor.shape, start, stop)), out, self.read_region)
+            return
+        done = 0
+        for item, first, count in self._range_parts(self.chunks.ranges, start, stop):
+            layout, part = item.layout, out[done : done + count]
+            if layout.plain:
+                self._read_bytes(item, (layout.offset + first) * layout.dtype.itemsize, part.data.cast("B"))
+            else:
+                read = functools.partial(self._read_item, item)
+                fill(list(boxes(layout.shape, first, first + count)), part, read)
+            done += count
+
+    def read_region(self, region: Region, out: Bits) -> None:
+        """Fill ``out`` with the values of ``region``.
+
+        Parameters
+        ----------
+        region
+            (start, stop) for each dimension, in elements of the logical tensor.
+        out
+            An array of :attr:`bits` with the region's shape; any strides.
+
+        Raises
+        ------
+        BrokenCheckpoint
+            An item is damaged or is not what the metadata announces, or the region reaches out of the tensor.
+        ChecksumError
+            The bytes of an item are not those that were saved.
+        UnsupportedCheckpoint
+            An item is stored in an encoding that dcptools does not read.
+        """
+        wanted = math.prod(stop - start for start, stop in region)
+        for item, low, high, window in self._parts(region):
+            target: Bits = out[(*window, ...)]  # the ellipsis makes it a view where there are no dimensions too
+            self._read_item(item, list(zip(low, high, strict=True)), target)
+            wanted -= target.size
+        if wanted:
+            raise BrokenCheckpoint(f"{self.tensor.key!r}: its chunks do not cover {[list(pair) for pair in region]}.")
+
+    def _range_parts(
+        self, chunk_ranges: Sequence[ElementRange], start: int, stop: int
+    ) -> Iterator[tuple[Item, int, int]]:
+        """The elements ``start`` to ``stop`` as items, the first element of each item, and how many."""
+        number = bisect_right(chunk_ranges, start, key=itemgetter(0)) - 1
+        while start < stop:
+            first, last, index = chunk_ranges[number]
+            end = min(last, stop)
+            yield self._item(index), start - first, end - start
+            start, number = end, number + 1
+
+    def _parts(self, region: Region) -> Iterator[tuple[Item, list[int], list[int], list[Any]]]:
+        """The items under a region: first and last element of each item, and where that is in the region."""
+        for index, low, high in self.chunks.overlapping(region):
+            first = [max(start, edge) for (start, _), edge in zip(region, low, strict=True)]
+            last = [min(stop, edge) for (_, stop), edge in zip(region, high, strict=True)]
+            if all(a < b for a, b in zip(first, last, strict=True)):
+                window = [slice(a - start, b - start) for a, b, (start, _) in zip(first, last, region, strict=True)]
+                item_low = [a - edge for a, edge in zip(first, low, strict=True)]
+                item_high = [b - edge for b, edge in zip(last, low, strict=True)]
+                yield self._item(index), item_low, item_high, window
+
+    def _item(self, index: int) -> Item:
+        item = self._items.get(index)
+        if item is not None:
+            return item
+        with self._lock:
+            opening = self._opening.setdefault(index, threading.Lock())
+        with opening:  # one thread opens it, the others wait; other items can be opened at the same time
+            if index not in self._items:
+                self._items[index] = self._open(self.tensor.chunk(index))
+        return self._items[index]
+
+    def _open(self, chunk: Chunk) -> Item:
+        item = open_item(self.tensor.source, self.tensor, chunk, self._unpacked)
+        if self._checksums is not None:
+            self._checksums.open(item)
+        return item
+
+    def _read_item(self, item: Item, region: Region, out: Bits) -> None:
+        """Read a region of one item, as the values that its bits and flags stand for."""
+        layout = item.layout
+
+        def read(first: int, target: Bits) -> None:
+            self._read_bytes(item, first * layout.dtype.itemsize, target.data.cast("B"))
+
+        offset = layout.offset + sum(start * stride for (start, _), stride in zip(region, layout.strides, strict=True))
+        gather(read, [stop - start for start, stop in region], layout.strides, offset, out, self._scratch_bytes)
+        if layout.conjugate or layout.negative:
+            resolve(out, layout.dtype, conjugate=layout.conjugate, negative=layout.negative)
+
+    def _read_bytes(self, item: Item, start: int, out: memoryview) -> None:
+        item.source.read_into(item.file, item.start + start, out)
+        if self._checksums is not None:
+            self._checksums.add(item, start, out)
+
+
+def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -> Bits:
+    """The values of a region of a stored tensor, as bits; see :meth:`TensorReader.read_region`.
+
+    >>> weight = read(demo.checkpoint)["model.lm_head.weight"]
+    >>> read_region(weight, [(0, 2), (0, 3)]).view("float32").shape
+    (2, 3)
+    """
+    reader = TensorReader(tensor)
+    if out is None:
+        out = np.empty([stop - start for start, stop in region], reader.bits)
+    reader.read_region(region, out)
+    return out

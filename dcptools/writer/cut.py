@@ -1,0 +1,199 @@
+"""The work of filling a file, cut to size: which values are read, cast and written together. No threads, no I/O.
+
+A *block* is some consecutive bytes of an output file, which are written at once. It is made of *slabs*: consecutive
+values of the same dtypes, which are read and cast at once. What cannot be read well in the order of the output, as a
+transpose, is cut into *tiles* instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from dcptools.dtypes import DType
+from dcptools.shards import PlannedTensor
+from dcptools.tensors import Region, TensorReader, View, row_elements, run_elements, tiles
+
+SHORT_RUN_BYTES = 4096  # a large view whose runs are shorter is cut into tiles
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How the work is cut; the result does not depend on it."""
+
+    # Of the wider of the stored and the written values. Smaller slabs cost more in threads that wait for each other
+    # than they save in the cache (measured: 1, 2, 4 MiB).
+    slab_bytes: int = 2 << 20
+    block_slabs: int = 2
+    # Laid out and opened together: few, so that copying begins soon where each read takes long; but not fewer than
+    # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
+    blocks_together: int = 16
+    items_together: int = 256
+    blocks_read_ahead: int = 4  # of a file that is being filled
+
+    @property
+    def block_bytes(self) -> int:
+        return self.slab_bytes * self.block_slabs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The values of one view, at their place in an output file."""
+
+    tensor: PlannedTensor
+    view: View
+    reader: TensorReader
+    start: int  # bytes from the start of the file
+    slab_elements: int  # the most that are read and cast at once
+    row: int  # elements that are kept together; those in front of the view's first one count
+    order: tuple[int, ...] | None  # strides by which it is cut into tiles; None: it is read in its own order
+
+    @classmethod
+    def of(cls, tensor: PlannedTensor, view: View, reader: TensorReader, start: int, sizes: Sizes) -> Part:
+        stored, itemsize = reader.tensor.shape, tensor.output.dtype.itemsize
+        elements = sizes.slab_bytes // max(itemsize, tensor.dtype.itemsize)
+        order = None
+        if view.numel > elements and view.is_whole(stored):
+            order = reader.strided
+        elif view.numel > elements and run_elements(view.shape, view.strides) * itemsize < SHORT_RUN_BYTES:
+            order = None if view.contiguous else view.strides
+        shape = stored if view.contiguous else view.shape
+        row = 1 if view.contiguous and reader.straight else row_elements(shape, elements)
+        return cls(tensor, view, reader, start, elements, row, order)
+
+    @property
+    def end(self) -> int:
+        """Bytes from the start of the file."""
+        return self.start + self.view.numel * self.tensor.dtype.itemsize
+
+    @property
+    def is_scalar(self) -> bool:
+        return not self.tensor.output.shape
+
+    def whole_rows(self, first: int, room: int) -> int:
+        """How many values from number ``first`` on to take into so much room: all, or up to the end of a row."""
+        stop = min(first + room, self.view.numel)
+        if stop < self.view.numel:
+            stop -= (stop + (self.view.offset if self.view.contiguous else 0)) % self.row
+        return max(0, stop - first)
+
+    def will_read(self, first: int, stop: int) -> bool:
+        """Tell the source; False if that was of no use."""
+        at = self.view.offset
+        return self.view.contiguous and self.reader.will_read(at + first, at + stop)
+
+
+@dataclass(slots=True)
+class Slab:
+    """Consecutive values of a block, of parts of the same dtypes, that are read and cast at once."""
+
+    source: DType
+    target: DType
+    at: int  # elements from the start of the block
+    is_scalar: bool  # the only value of a tensor without dimensions, which torch casts in a way of its own
+    count: int = 0
+    values: list[tuple[Part, int, int]] = field(default_factory=list)  # of each part: first and last element
+
+    @property
+    def casts(self) -> bool:
+        return self.source != self.target
+
+    def room(self, part: Part) -> int:
+        """How many values of that part it can still take."""
+        same = (part.tensor.output.dtype, part.tensor.dtype) == (self.source, self.target)
+        return part.slab_elements - self.count if same and not self.is_scalar and not part.is_scalar else 0
+
+
+class Block:
+    """Consecutive bytes of an output file.
+
+    It ends at a multiple of its size, where rows allow it: the kernel has less work with whole pages.
+    """
+
+    def __init__(self, start: int, sizes: Sizes) -> None:
+        self.start = self.end = start  # bytes from the start of the file
+        self.slabs: list[Slab] = []
+        self._size = sizes.block_bytes
+        self._limit = (start // self._size + 1) * self._size
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def name(self) -> str:
+        """The output whose values come last."""
+        return self.slabs[-1].values[-1][0].tensor.output.name
+
+    def add(self, part: Part, first: int) -> int:
+        """Take values of a part from number ``first`` on, at most a slab; returns how many, 0 if the block is full."""
+        if self.slabs:
+            slab = self.slabs[-1]
+            count = part.whole_rows(first, min(self._room(part), slab.room(part)))
+            if count:
+                return self._put(slab, part, first, count)
+        elif not part.whole_rows(first, self._room(part)):
+            self._limit = self.start + self._size  # it would cut the first row
+        count = part.whole_rows(first, min(self._room(part), part.slab_elements))
+        if not count:
+            return 0
+        source, target = part.tensor.output.dtype, part.tensor.dtype
+        self.slabs.append(Slab(source, target, self.nbytes // target.itemsize, part.is_scalar))
+        return self._put(self.slabs[-1], part, first, count)
+
+    def _room(self, part: Part) -> int:
+        """Values that fit; none if they would not lie at a multiple of their size."""
+        itemsize = part.tensor.dtype.itemsize
+        return 0 if self.nbytes % itemsize else (self._limit - self.end) // itemsize
+
+    def _put(self, slab: Slab, part: Part, first: int, count: int) -> int:
+        slab.values.append((part, first, first + count))
+        slab.count += count
+        self.end += count * part.tensor.dtype.itemsize
+        return count
+
+    def will_read(self) -> None:
+        """Tell the sources, as long as that is of use."""
+        all(part.will_read(first, stop) for slab in self.slabs for part, first, stop in slab.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A region of a part that is read in one order and written in another."""
+
+    part: Part
+    region: Region
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(stop - start for start, stop in self.region) * self.part.tensor.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        return self.part.tensor.output.name
+
+    def will_read(self) -> None:
+        """Nothing: what is read for it lies apart."""
+
+
+def cut(start: int, parts: Iterable[Part], sizes: Sizes) -> Iterator[Block | Tile]:
+    """All values of a file from byte ``start`` on, whose parts follow each other."""
+    block = Block(start, sizes)
+    for part in parts:
+        if part.order is not None:
+            if block.slabs:
+                yield block
+            for region in tiles(part.view.shape, part.order, part.slab_elements):
+                yield Tile(part, region)
+            block = Block(part.end, sizes)
+            continue
+        first = 0
+        while first < part.view.numel:
+            taken = block.add(part, first)
+            if not taken:
+                yield block
+                block = Block(block.end, sizes)
+            first += taken
+    if block.slabs:
+        yield block

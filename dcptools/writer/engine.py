@@ -1,0 +1,262 @@
+"""Fills the planned files, a block at a time, with several threads.
+
+A worker takes a block of an output file, reads just the stored bytes under it, slab by slab, casts them into a reused
+buffer, and writes the block. So memory is workers x buffers, whatever the size of a shard or of a single tensor.
+
+What is done once per slab or item is the hot path: calls that release the interpreter's lock (read, checksum, cast,
+write) with as little Python between them as can be, because threads that wait for the lock and Python that runs with
+empty caches cost more than the copying.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+
+from dcptools._parallel import Progress, one_thread_each, run
+from dcptools.checkpoint import Checkpoint
+from dcptools.dtypes import DType
+from dcptools.errors import Cancelled
+from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
+from dcptools.storage import Sink
+from dcptools.tensors import Checksums, TensorReader, pieces, read_elements, read_view, row_major
+from dcptools.writer.cast import Buffer, Cast
+from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
+
+FLUSH_SECONDS = 0.01  # between two flushes of a durable run
+Work = tuple[ShardFile, Block | Tile]
+
+
+@dataclass
+class Tally:
+    """What the workers counted."""
+
+    done: int = 0  # bytes written
+    current: str = ""  # the output that was written last
+    overflows: Counter[str] = field(default_factory=Counter)  # by output name: values that became Inf
+
+
+class Engine:
+    """Fills files of one plan. ``run`` is called once."""
+
+    def __init__(
+        self,
+        plan: ShardPlan,
+        sink: Sink,
+        files: Sequence[ShardFile] | None = None,
+        *,
+        workers: int,
+        sync: bool,
+        sizes: Sizes | None = None,
+    ) -> None:
+        self.files = plan.files if files is None else tuple(files)
+        self.sink, self.workers, self.sync, self.sizes = sink, workers, sync, sizes or Sizes()
+        self._stop = threading.Event()
+        self.checksums = Checksums(self._stop)
+        self.tally = Tally()
+        self._readers = _Readers(plan.mapping.checkpoint, self.files, self.checksums)
+        self._unwritten: dict[str, int] = {}  # by filename: bytes of values
+        self._lock = threading.Lock()  # guards the tally and what is unwritten
+
+    def run(self, progress: Progress | None, cancel: threading.Event | None) -> None:
+        """Write everything; progress is called in this thread.
+
+        Raises
+        ------
+        Cancelled
+            The event was set.
+        """
+        total = sum(file.data_nbytes for file in self.files)
+
+        def report() -> None:
+            if progress is not None:
+                progress(self.tally.done, total, self.tally.current)
+
+        casts = any(tensor.cast for file in self.files for tensor in file.tensors)
+        with one_thread_each() if casts else nullcontext(), self._flushing():
+            # a stream for each file: two threads that write to one file wait for each other in the kernel
+            streams = map(self._work, self.files)
+            run(streams, self._worker, workers=self.workers, report=report, cancel=cancel, stop=self._stop)
+
+    @contextmanager
+    def _flushing(self) -> Iterator[None]:
+        """Keep the disk at work while the workers still copy, so that the last sync has little left to wait for."""
+        if not self.sync:
+            yield
+            return
+        copied = threading.Event()
+
+        def flush() -> None:
+            while not copied.wait(FLUSH_SECONDS):
+                self.sink.flush()
+
+        with ThreadPoolExecutor(1, thread_name_prefix="dcptools-flush") as pool:
+            flushing = pool.submit(flush)
+            try:
+                yield
+            finally:
+                copied.set()
+            flushing.result()  # an error of the disk shows here once, and not again in the last sync
+
+    def _work(self, file: ShardFile) -> Iterator[Work]:
+        """The work of one file, in the order of its bytes."""
+        self.sink.create(file.filename, file.nbytes)
+        self.sink.write(file.filename, 0, memoryview(file.header))
+        with self._lock:
+            self._unwritten[file.filename] = file.data_nbytes
+        self._wrote(file, 0)  # a file without values is finished now
+        for work in _read_ahead(cut(len(file.header), self._parts(file), self.sizes), self.sizes):
+            yield file, work
+
+    def _parts(self, file: ShardFile) -> Iterator[Part]:
+        """The views that a file is made of, with their items opened some at a time."""
+        for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
+            parts = [part for tensor in group for part in self._parts_of(tensor)]
+            for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
+                if self._stop.is_set():
+                    raise Cancelled("Cancelled.")
+                part.reader.open()
+            yield from parts
+
+    def _parts_of(self, tensor: PlannedTensor) -> Iterator[Part]:
+        start = tensor.start
+        for view in tensor.output.sources:
+            part = Part.of(tensor, view, self._readers.get(view.key), start, self.sizes)
+            yield part
+            start = part.end
+
+    def _worker(self) -> Callable[[Work], None]:
+        memory = _Memory(self.sizes)
+
+        def do(piece: Work) -> None:
+            file, work = piece
+            if isinstance(work, Block):
+                self._fill(work, memory)
+                self.sink.write(file.filename, work.start, memory.block.bytes.data[: work.nbytes])
+            else:
+                self._rearrange(file, work, memory)
+            self._wrote(file, work.nbytes, work.name)
+
+        return do
+
+    def _wrote(self, file: ShardFile, nbytes: int, name: str = "") -> None:
+        """Count what was written; whoever writes the last bytes of a file finishes it."""
+        with self._lock:
+            self.tally.done += nbytes
+            self.tally.current = name or self.tally.current
+            self._unwritten[file.filename] -= nbytes
+            if self._unwritten[file.filename]:
+                return
+        self.sink.finish(file.filename, sync=self.sync)
+
+    def _fill(self, block: Block, memory: _Memory) -> None:
+        """Read and cast a block, a slab at a time."""
+        for slab in block.slabs:
+            if self._stop.is_set():
+                raise Cancelled("Cancelled.")
+            end = 0 if slab.casts else slab.at
+            bits = (memory.stored if slab.casts else memory.block).bits(slab.source.itemsize)
+            for part, first, stop in slab.values:
+                start, end = end, end + stop - first
+                read_elements(part.reader, part.view, first, stop, bits[start:end])
+            if slab.casts:
+                self._cast(slab, memory)
+
+    def _rearrange(self, file: ShardFile, tile: Tile, memory: _Memory) -> None:
+        """Read a tile, cast it, and write it row by row."""
+        part, view, tensor = tile.part, tile.part.view, tile.part.tensor
+        shape, strides = [stop - start for start, stop in tile.region], row_major(view.shape)
+        itemsize = tensor.dtype.itemsize
+        count = tile.nbytes // itemsize
+        bits = (memory.stored if tensor.cast else memory.block).bits(tensor.output.dtype.itemsize)
+        read_view(part.reader, view, tile.region, bits[:count].reshape(shape))
+        if tensor.cast:
+            self._cast(Slab(tensor.output.dtype, tensor.dtype, 0, False, count, [(part, 0, count)]), memory)
+        corner = sum(start * stride for (start, _), stride in zip(tile.region, strides, strict=True))
+        data = memory.block.bytes.data
+        for to, start, length in pieces(shape, strides):
+            row = data[start * itemsize : (start + length) * itemsize]
+            self.sink.write(file.filename, part.start + (corner + to) * itemsize, row)
+
+    def _cast(self, slab: Slab, memory: _Memory) -> None:
+        cast, first = memory.cast(slab.source, slab.target), 0
+        if not cast(slab.count, slab.at, scalar=slab.is_scalar):
+            return
+        for part, start, stop in slab.values:
+            overflows = cast.became_inf(first, stop - start, slab.at + first)
+            first += stop - start
+            if overflows:
+                with self._lock:
+                    self.tally.overflows[part.tensor.output.name] += overflows
+
+
+class _Readers:
+    """One reader per key, so that a tensor that is cut into many outputs has its items opened and checked once."""
+
+    def __init__(self, checkpoint: Checkpoint, files: Iterable[ShardFile], checksums: Checksums) -> None:
+        self._checkpoint, self._checksums = checkpoint, checksums
+        self._uses = Counter(view.key for file in files for tensor in file.tensors for view in tensor.output.sources)
+        self._open: dict[str, TensorReader] = {}  # those that more views need
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> TensorReader:
+        """To be called once for each view."""
+        with self._lock:
+            reader = self._open.pop(key, None) or TensorReader(self._checkpoint[key], self._checksums)
+            self._uses[key] -= 1
+            if self._uses[key]:
+                self._open[key] = reader
+        return reader
+
+    def chunks(self, tensor: PlannedTensor) -> int:
+        """How many chunks the sources of an output have."""
+        return sum(len(self._checkpoint[view.key].offsets) for view in tensor.output.sources)
+
+
+class _Memory:
+    """What one worker uses again and again: room for stored values and for a block of the output."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.stored, self.block = Buffer(sizes.slab_bytes), Buffer(sizes.block_bytes)
+        self._casts: dict[tuple[str, str], Cast] = {}
+
+    def cast(self, source: DType, target: DType) -> Cast:
+        """From the stored values into the block."""
+        key = source.name, target.name
+        if key not in self._casts:
+            self._casts[key] = Cast(self.stored, source, self.block, target)
+        return self._casts[key]
+
+
+def _groups(
+    tensors: Iterable[PlannedTensor], chunks: Callable[[PlannedTensor], int], most: int
+) -> Iterator[list[PlannedTensor]]:
+    """Tensors that have at most so many chunks together, or a single one."""
+    group: list[PlannedTensor] = []
+    total = 0
+    for tensor in tensors:
+        count = chunks(tensor)
+        if group and total + count > most:
+            yield group
+            group, total = [], 0
+        group.append(tensor)
+        total += count
+    if group:
+        yield group
+
+
+def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
+    """The same, laid out some at a time; the sources hear of each piece some pieces before it is handed out."""
+    waiting: deque[Block | Tile] = deque()
+    while together := list(islice(work, sizes.blocks_together)):
+        for piece in together:
+            piece.will_read()
+            waiting.append(piece)
+            if len(waiting) > sizes.blocks_read_ahead:
+                yield waiting.popleft()
+    yield from waiting
