@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from typing import Any
 
-from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan
+from dcptools.shards import PlanOptions, ShardPlan
 
 __all__ = ["command_line", "python_call"]
 
@@ -16,7 +17,7 @@ def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> 
     >>> print(command_line(plan(demo.checkpoint, "1GB"), "out"))  # doctest: +ELLIPSIS
     python -m dcptools.convert --load-dir ... --save-dir out --shard-size 1000000000
     """
-    words = ["python", "-m", "dcptools.convert", "--load-dir", plan.mapping.checkpoint.path, "--save-dir", save_dir]
+    words = ["python", "-m", "dcptools.convert", "--load-dir", plan.checkpoint.path, "--save-dir", save_dir]
     for name, value in _options(plan, overwrite=overwrite).items():
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
@@ -31,7 +32,7 @@ def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> s
     dcptools.convert('...', 'out', dtype='keep')
     """
     named = _options(plan, overwrite=overwrite).items()
-    arguments = [repr(plan.mapping.checkpoint.path), repr(save_dir), *(f"{name}={value!r}" for name, value in named)]
+    arguments = [repr(plan.checkpoint.path), repr(save_dir), *(f"{name}={value!r}" for name, value in named)]
     return f"dcptools.convert({', '.join(arguments)})"
 
 
@@ -50,10 +51,11 @@ def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:
         "include": list(options.include),
         "exclude": list(options.exclude),
         "rename": [(rule.pattern, rule.replacement) for rule in options.rename],
-        "shard_size": plan.shard_size if plan.shard_size != DEFAULT_SHARD_SIZE else None,
-        "dtype": plan.dtype if plan.dtype != "bfloat16" else None,
-        "dtype_for": list(plan.dtype_for),
-        "strict": plan.strict,
+        **{
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(PlanOptions)
+            if (value := getattr(plan.options, field.name)) != field.default
+        },
         "overwrite": overwrite,
     }
     return {name: value for name, value in given.items() if value}

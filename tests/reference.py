@@ -53,7 +53,7 @@ def saved_files(tensors: Mapping[str, Tensor], plan: ShardPlan) -> dict[str, byt
     """The files of a plan as ``safetensors.torch.save_file`` writes them, from HuggingFace names to tensors."""
     files = {}
     for file in plan.files:
-        part = {t.output.name: plain(cast(tensors[t.output.name], plan.dtype)) for t in file.tensors}
+        part = {t.output.name: plain(cast(tensors[t.output.name], plan.options.dtype)) for t in file.tensors}
         files[file.filename] = safetensors.torch.save(part, {"format": "pt"})
     return files
 

@@ -34,7 +34,7 @@ from dcptools.dtypes import TABLE
 from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
 from dcptools.plots import _histogram
-from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
+from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
 from dcptools.tensors import View
 
 W = "model.model.w"
@@ -108,7 +108,7 @@ def plan_of(*files: list[tuple[str, int]], shard_size: int = 1000, dtype: str = 
         )
         made.append(ShardFile(f"model-{index:05d}-of-{number:05d}.safetensors", header, planned, starts[-1]))
     nothing: Any = None
-    return ShardPlan(nothing, tuple(made), shard_size, dtype, (), ())
+    return ShardPlan(nothing, tuple(made), PlanOptions(shard_size, dtype), ())
 
 
 def layers(numbers: range, each: int, nbytes: int = 10) -> list[tuple[str, int]]:

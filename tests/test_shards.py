@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
+from dcptools._parallel import default_workers
 from dcptools.dtypes import TABLE
 from dcptools.errors import FindingsError, NoModelWeights, UsageError
 from dcptools.mapping import KeyMapping, preview
-from dcptools.shards import ShardFile, ShardPlan, default_workers, plan
+from dcptools.shards import PlanOptions, ShardFile, ShardPlan, plan
+from dcptools.shards.memory import WORKER_BYTES
+from dcptools.tensors import SCRATCH_BYTES
 from dcptools.writer import write
+from dcptools.writer.cut import Sizes
 
 
 def checkpoint(directory: Path, state: dict[str, Tensor]) -> Path:
@@ -105,7 +112,7 @@ def test_the_first_file_is_never_empty(tmp_path: Path) -> None:
 
 
 def test_the_default_limit_is_two_billion_bytes(tmp_path: Path) -> None:
-    assert plan(checkpoint(tmp_path / "c", floats(a=1))).shard_size == 2_000_000_000
+    assert plan(checkpoint(tmp_path / "c", floats(a=1))).options.shard_size == 2_000_000_000
 
 
 @settings(max_examples=60, deadline=None)
@@ -243,7 +250,7 @@ def test_exceptions_are_on_output_names_and_split_at_the_last_equals_sign(tmp_pa
 def test_an_exception_that_matches_nothing_is_a_warning(tmp_path: Path) -> None:
     planned = plan(checkpoint(tmp_path / "c", floats(a=1)), dtype_for=["*a=float32", "*b=float32"])
     assert [str(f) for f in planned.warnings if f.code == "pattern-unused"] == [
-        "warning[pattern-unused]: '*b' of dtype_for matched no name"
+        "warning[pattern-unused]: '*b' of --dtype-for matched no name"
     ]
 
 
@@ -260,7 +267,7 @@ def test_fp8_passes_through_with_a_warning_each(tmp_path: Path) -> None:
     planned = plan(checkpoint(tmp_path / "c", {**state, **floats(c=1)}))
     assert [str(f) for f in planned.warnings if f.code == "float8"] == [
         f"warning[float8] model.{n}: float8_e4m3fn is written as it is; its scale must be beside it (cast it with "
-        "dtype_for= if there is none)"
+        "--dtype-for if there is none)"
         for n in "ab"
     ]
 
@@ -280,8 +287,8 @@ def test_a_dtype_that_safetensors_lacks_is_an_error_and_all_are_named(tmp_path: 
         plan(checkpoint(tmp_path / "c", {**state, **floats(c=1)}))
     assert str(caught.value) == (
         "2 errors forbid to convert:\n"
-        "error[dtype-unsupported] model.a: safetensors has no type for complex128 (leave it out with exclude=)\n"
-        "error[dtype-unsupported] model.b: safetensors has no type for complex32 (leave it out with exclude=)"
+        "error[dtype-unsupported] model.a: safetensors has no type for complex128 (leave it out with --exclude)\n"
+        "error[dtype-unsupported] model.b: safetensors has no type for complex32 (leave it out with --exclude)"
     )
     assert len(plan(preview(tmp_path / "c", exclude=["*.a", "*.b"])).files) == 1
 
@@ -318,7 +325,7 @@ def test_the_dtype_for_the_config(
     ],
 )  # fmt: skip
 def test_sizes(text: str | int, size: int, tmp_path: Path) -> None:
-    assert plan(checkpoint(tmp_path / "c", floats(a=1)), text).shard_size == size
+    assert plan(checkpoint(tmp_path / "c", floats(a=1)), text).options.shard_size == size
 
 
 @pytest.mark.parametrize(
@@ -359,6 +366,21 @@ def test_strict_turns_warnings_into_errors(tmp_path: Path) -> None:
         "error[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the "
         "directory that holds config.json: model_assets_dir=, --model-assets-dir)"
     )
+
+
+def test_a_plan_of_the_same_options_is_the_same_plan(tmp_path: Path) -> None:
+    """Whatever is an option is passed on whole, so that a plan that is made again is not laxer than the first."""
+    mapping = replace(preview(checkpoint(tmp_path / "c", floats(a=4, b=2))), findings=())
+    asked: dict[str, Any] = {"shard_size": 8, "dtype": "float16", "dtype_for": ["*a=float32"], "strict": True}
+    first = plan(mapping, **asked)
+    assert first.options == PlanOptions(8, "float16", (("*a", "float32"),), True)
+    assert plan(mapping, **first.options.arguments()) == first
+    assert {name for name in inspect.signature(plan).parameters if name != "mapping"} == set(asked)
+    assert {field.name for field in dataclasses.fields(PlanOptions)} == set(asked)
+
+
+def test_the_memory_of_a_worker_is_that_of_its_buffers() -> None:
+    assert Sizes().slab_bytes + Sizes().block_bytes + SCRATCH_BYTES == WORKER_BYTES
 
 
 def test_strict_is_content_without_warnings(tmp_path: Path) -> None:

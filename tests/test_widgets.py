@@ -898,7 +898,7 @@ def test_a_size_that_is_typed_is_taken(mapping: KeyMapping) -> None:
     step = widgets.Shards(mapping)
     assert len(step.plan.files) == 1
     step.size.value = "500 B"
-    assert (step.shard_size, step.plan.shard_size) == (500, 500)
+    assert (step.shard_size, step.plan.options.shard_size) == (500, 500)
     assert len(step.plan.files) > 4
     step.size.value = "1234567"
     assert (step.shard_size, step.size.value) == (1_234_567, "1234567")
@@ -907,13 +907,13 @@ def test_a_size_that_is_typed_is_taken(mapping: KeyMapping) -> None:
 def test_the_slider_is_taken(mapping: KeyMapping) -> None:
     step = widgets.Shards(mapping)
     step.slider.value = 10**6
-    assert (step.shard_size, step.plan.shard_size, step.size.value) == (1_000_000, 1_000_000, "1.00 MB")
+    assert (step.shard_size, step.plan.options.shard_size, step.size.value) == (1_000_000, 1_000_000, "1.00 MB")
 
 
 def test_the_size_by_trait_moves_the_fields(mapping: KeyMapping) -> None:
     step = widgets.Shards(mapping)
     step.shard_size = 10**5
-    assert (step.plan.shard_size, step.size.value, step.slider.value) == (100_000, "100 kB", 100_000)
+    assert (step.plan.options.shard_size, step.size.value, step.slider.value) == (100_000, "100 kB", 100_000)
 
 
 def test_a_size_that_is_none_is_said_and_no_older_plan_stays(mapping: KeyMapping) -> None:
@@ -922,7 +922,7 @@ def test_a_size_that_is_none_is_said_and_no_older_plan_stays(mapping: KeyMapping
     assert "'many' is not a size in bytes." in text(step.message) and roles(step.message) == ["alert"]
     assert (step.plan, step.blocked) == (None, "There is no plan yet.")
     step.size.value = "1kB"  # the size that it was
-    assert (step.message.value, step.blocked, step.plan.shard_size) == ("", "", 1000)
+    assert (step.message.value, step.blocked, step.plan.options.shard_size) == ("", "", 1000)
 
 
 def test_another_dtype_plans_again(mapping: KeyMapping) -> None:
@@ -1235,7 +1235,7 @@ def test_the_step_is_said_to_programs_and_people(wizard: widgets.Wizard) -> None
 
 def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) -> None:
     wizard.mapping_step.dtype_choice.value = "float32"
-    assert wizard.plan.dtype == "float32"
+    assert wizard.plan.options.dtype == "float32"
     wizard.mapping_step.exclude.value = "*lm_head*"
     assert wizard.plan.mapping is wizard.mapping and len(wizard.mapping.outputs) == 24
     assert "--exclude '*lm_head*'" in pre(wizard.convert_step.recipe, "command")

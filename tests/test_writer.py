@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -181,7 +180,8 @@ def test_values_that_became_inf_are_counted(dtype: str, values: list[float], cou
 
 def test_strict_keeps_no_model_with_values_that_became_inf(tmp_path: Path) -> None:
     directory = saved.trained(tmp_path / "a", {"model.w": torch.tensor([7e4, 1.0])}, optimizer=False)
-    plan = dataclasses.replace(planned(directory, dtype="float16"), strict=True)  # there are no assets, a warning too
+    plan = planned(directory, dtype="float16")
+    plan = replace(plan, options=replace(plan.options, strict=True))  # there are no assets, a warning too
     with pytest.raises(FindingsError) as raised:
         dcptools.write(plan, tmp_path / "out")
     assert str(raised.value) == (
@@ -629,12 +629,12 @@ def fail_flush(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -
 
 def fail_missing_file(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
     """A file of the checkpoint went after the plan was made."""
-    (Path(plan.mapping.checkpoint.path) / "__0_0.distcp").unlink()
+    (Path(plan.checkpoint.path) / "__0_0.distcp").unlink()
 
 
 def fail_truncated_file(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:
     """A file of the checkpoint was cut short after the plan was made."""
-    os.truncate(Path(plan.mapping.checkpoint.path) / "__0_0.distcp", 3000)
+    os.truncate(Path(plan.checkpoint.path) / "__0_0.distcp", 3000)
 
 
 def fail_missing_asset(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -> None:

@@ -76,11 +76,11 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     groups = _groups(plan, color_by)
     bars, merged = _bars(plan, groups.of)
     longest = max((file.data_nbytes for file in plan.files), default=0)
-    shown_limit = limit and plan.shard_size <= FAR_LIMIT * longest
+    shown_limit = limit and plan.options.shard_size <= FAR_LIMIT * longest
 
     height = 0.27 * len(bars) if len(bars) <= MOST_NAMES else max(5.0, 0.06 * len(bars))
     figure, axes = page.new_figure(max(2.0, 1.5 + height))
-    right = 1.02 * max(longest, plan.shard_size if shown_limit else 1)
+    right = 1.02 * max(longest, plan.options.shard_size if shown_limit else 1)
     _draw(axes, bars, groups.colours, separated=math.inf if merged else right / 300)
     axes.set(xlim=(0, right), ylim=(len(bars) - 0.4, -0.6))
     axes.set_xlabel("bytes of values in the file", color=page.INK, fontsize=9)
@@ -89,9 +89,9 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     _label_files(axes, plan.files)
     notes = [f"coloured by {color_by}" + (f"; {merged}" if merged else "")]
     if limit and not shown_limit:
-        notes.append(f"the limit of {format_bytes(plan.shard_size)} a file is far to the right")
+        notes.append(f"the limit of {format_bytes(plan.options.shard_size)} a file is far to the right")
     if shown_limit:
-        _draw_limit(axes, plan.shard_size)
+        _draw_limit(axes, plan.options.shard_size)
     page.titled(figure, _headline(plan), notes)
     _legend(figure, groups, color_by)
     return page.finished(figure, _description(plan, color_by))
@@ -213,7 +213,7 @@ def _legend(figure: Figure, groups: _Groups, color_by: str) -> None:
 
 
 def _headline(plan: ShardPlan) -> str:
-    return f"{page.plural(len(plan.files), 'file')}, {format_bytes(plan.total_bytes)} ({plan.dtype})"
+    return f"{page.plural(len(plan.files), 'file')}, {format_bytes(plan.total_bytes)} ({plan.options.dtype})"
 
 
 def _description(plan: ShardPlan, color_by: str) -> str:
@@ -221,5 +221,5 @@ def _description(plan: ShardPlan, color_by: str) -> str:
     return (
         f"Bar chart of the output files of a plan, coloured by {color_by}: {_headline(plan)}, from "
         f"{format_bytes(min(sizes))} to {format_bytes(max(sizes))} each, with a limit of "
-        f"{format_bytes(plan.shard_size)} a file."
+        f"{format_bytes(plan.options.shard_size)} a file."
     )

@@ -74,7 +74,7 @@ class Convert(Step):
             self.job.forget()
         if self.plan is not None:
             self.model_assets_dir = self.plan.mapping.options.model_assets_dir or ""
-            default = str(Path(self.plan.mapping.checkpoint.path, DEFAULT_SAVE_DIR))
+            default = str(Path(self.plan.checkpoint.path, DEFAULT_SAVE_DIR))
             if self.save_dir.value in ("", self._default_dir):
                 self.save_dir.value = default
             self._default_dir = default
@@ -100,8 +100,8 @@ class Convert(Step):
         if planned is None or (planned.mapping.options.model_assets_dir or "") == self.model_assets_dir:
             return
         options = {**planned.mapping.options.arguments(), "model_assets_dir": self.model_assets_dir or None}
-        mapping = preview(planned.mapping.checkpoint, **options)
-        self.plan = plan(mapping, planned.shard_size, planned.dtype, dtype_for=planned.dtype_for)
+        mapping = preview(planned.checkpoint, **options)
+        self.plan = plan(mapping, **planned.options.arguments())
 
     @handler
     def _describe(self) -> None:
@@ -113,7 +113,7 @@ class Convert(Step):
             self.recipe.value = ""
             return
         files = counted(len(planned.files), "file")
-        assets = planned.mapping.assets
+        assets = planned.assets
         copied = f", and {len(assets.files)} files of {assets.directory}" if assets else ""
         self.found.value = alert(
             "info", f"Writes {files} with {format_bytes(planned.total_bytes)}{copied} to {target}."

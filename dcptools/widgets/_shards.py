@@ -125,13 +125,13 @@ def _rounds(size: int) -> bool:
 
 
 def _facts(planned: ShardPlan) -> str:
-    free = free_bytes(Path(planned.mapping.checkpoint.path, DEFAULT_SAVE_DIR))
+    free = free_bytes(Path(planned.checkpoint.path, DEFAULT_SAVE_DIR))
     largest = max((file.nbytes for file in planned.files), default=0)
     text = (
         f"{len(planned.files):,} files with {format_bytes(planned.total_bytes)}, the largest {format_bytes(largest)}.\n"
         f"Memory: about {format_bytes(planned.peak_bytes)} with {default_workers()} workers. "
         f"Free beside the checkpoint: {format_bytes(free)}."
     )
-    own = planned.findings[len(planned.mapping.findings) :]
     enough = "info" if planned.file_bytes < free else "warning"
-    return alert(enough, text) + findings_html([finding for finding in own if finding.severity != "info"], most=3)
+    to_look_at = [finding for finding in planned.found_while_planning if finding.severity != "info"]
+    return alert(enough, text) + findings_html(to_look_at, most=3)

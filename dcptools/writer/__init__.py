@@ -169,7 +169,7 @@ def write(
             with bar(progress, "writing") as report:
                 engine.run(report, cancel)
             found = tuple(_found(engine))
-            if plan.strict:
+            if plan.options.strict:
                 refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
             for file in plan.files:
                 verify(file, sink.staged(file.filename))
@@ -183,7 +183,7 @@ def write(
             raise TargetError(f"Writing to {target} failed: {what}.\nNothing was kept.") from error
         finally:
             sink.discard()
-            plan.mapping.checkpoint.source.close()
+            plan.checkpoint.source.close()
     return _report(plan, target, engine.checksums, found, assets, count, time.perf_counter() - start)
 
 

@@ -31,19 +31,19 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
     ------
     OutputExists, TargetError
     """
-    checkpoint = Path(plan.mapping.checkpoint.path)
+    checkpoint = Path(plan.checkpoint.path)
     there = _existing(save_dir)
     if not there.is_dir():
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
         raise TargetError(f"The output {save_dir} {what}.\nGive a directory, new or without a model in it.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory of yours.")
-    for file in plan.mapping.checkpoint.files:
+    for file in plan.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
             raise TargetError(
                 f"The output {save_dir} is where the checkpoint's own files are.\nGive another directory."
             )
-    if plan.mapping.assets is not None and _same(save_dir, Path(plan.mapping.assets.directory)):
+    if plan.assets is not None and _same(save_dir, Path(plan.assets.directory)):
         raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
     existing = existing_model(save_dir)
     if existing and not overwrite:
@@ -73,7 +73,7 @@ def _existing(save_dir: Path) -> Path:
 
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:
-    assets = sum(file.nbytes for file in plan.mapping.assets.files) if plan.mapping.assets else 0
+    assets = sum(file.nbytes for file in plan.assets.files) if plan.assets else 0
     stale = sum(path.stat().st_blocks * 512 for path in _leftovers(save_dir))  # they go before anything is written
     needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir) + stale
     if needed > free:
@@ -200,7 +200,7 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
 
 
 def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> list[str]:
-    assets = plan.mapping.assets
+    assets = plan.assets
     if assets is None:
         return []
     for file in assets.files:

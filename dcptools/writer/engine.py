@@ -59,7 +59,7 @@ class Engine:
         self._stop = threading.Event()
         self.checksums = Checksums(self._stop)
         self.tally = Tally()
-        self._readers = _Readers(plan.mapping.checkpoint, self.files, self.checksums)
+        self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
         self._unwritten: dict[str, int] = {}  # by filename: bytes of values
         self._lock = threading.Lock()  # guards the tally and what is unwritten
 

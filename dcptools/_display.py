@@ -1,0 +1,55 @@
+"""How the values of the pipeline show themselves, in a terminal and in a notebook: the same facts in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from dcptools._table import html_table, text_table
+from dcptools.findings import Finding, summary_lines
+
+
+class Table(NamedTuple):
+    """Some rows of a value, the first ones where there are many."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    total: int | None = None  # rows in all, where ``rows`` are not all
+
+
+class Shown:
+    """A value that says what it is in a headline, tables, and a footer; a frozen dataclass derives from it."""
+
+    def headline(self) -> str:
+        """What it is, in a line."""
+        raise NotImplementedError
+
+    def _tables(self) -> Iterable[Table]:
+        return ()
+
+    def _footer(self) -> str:
+        return ""
+
+    def _shown_findings(self) -> Sequence[Finding]:
+        return ()
+
+    def table(self) -> str:
+        """The text that ``print`` shows, without the findings."""
+        tables = [text_table(table.header, table.rows, total=table.total) for table in self._tables()]
+        return "\n".join(filter(None, [self.headline(), *tables, self._footer()]))
+
+    def __str__(self) -> str:
+        return "\n".join([self.table(), *summary_lines(self._shown_findings())])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        titles = (self.headline(), *[""] * 9)
+        tables = [
+            html_table(table.header, table.rows, title=title, total=table.total)
+            for title, table in zip(titles, self._tables(), strict=False)
+        ]
+        footer = self._footer()
+        tables += [f"<p>{footer}</p>"] if footer else []
+        found = [[line] for line in summary_lines(self._shown_findings())]
+        return "".join([*tables, html_table(["finding"], found) if found else ""])

@@ -1,0 +1,20 @@
+"""The third stage: ``plan`` fixes every file of the result before a byte is written."""
+
+from __future__ import annotations
+
+from dcptools.shards.casts import DTYPES, written_dtypes
+from dcptools.shards.planning import plan, refuse_errors
+from dcptools.shards.values import DEFAULT_SHARD_SIZE, INDEX, PlannedTensor, PlanOptions, ShardFile, ShardPlan
+
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "DTYPES",
+    "INDEX",
+    "PlanOptions",
+    "PlannedTensor",
+    "ShardFile",
+    "ShardPlan",
+    "plan",
+    "refuse_errors",
+    "written_dtypes",
+]

@@ -1,0 +1,78 @@
+"""In which dtype each output is written."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from dcptools.dtypes import TABLE, DType
+from dcptools.errors import UsageError
+from dcptools.findings import Finding
+from dcptools.mapping import KeyMapping
+
+DTYPES = ("bfloat16", "float16", "float32", "keep")
+
+
+def checked_dtype(name: str) -> str:
+    """The name itself; raises UsageError if it is not one of ``DTYPES``."""
+    if name not in DTYPES:
+        raise UsageError(f"{name!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")
+    return name
+
+
+def parse_exceptions(exceptions: Iterable[str | tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Exceptions of the dtype as pairs of a glob and a dtype; raises UsageError."""
+    return tuple(map(_parse_exception, exceptions))
+
+
+def _parse_exception(exception: str | tuple[str, str]) -> tuple[str, str]:
+    glob, equals, name = exception.rpartition("=") if isinstance(exception, str) else (exception[0], "=", exception[1])
+    if not equals or not glob:
+        raise UsageError(
+            f"{exception!r} is not an exception of the dtype.\nExpected PATTERN=DTYPE, like '*.norm.weight=float32'."
+        )
+    return glob, checked_dtype(name)
+
+
+def written_dtypes(
+    mapping: KeyMapping, dtype: str, exceptions: Sequence[tuple[str, str]] = ()
+) -> tuple[dict[str, DType], list[str]]:
+    """The dtype that each output is written in, by name, and the globs of the exceptions that matched nothing.
+
+    Raises UsageError for a dtype that cannot be written.
+    """
+    default = checked_dtype(dtype)
+    rules = [(glob, re.compile(fnmatch.translate(glob)), checked_dtype(name)) for glob, name in exceptions]
+    unused = dict.fromkeys(glob for glob, _ in exceptions)
+    written = {}
+    for output in mapping.outputs:
+        matching = [(glob, name) for glob, regex, name in rules if regex.match(output.name)]
+        for glob, _ in matching:
+            unused.pop(glob, None)
+        asked = matching[0][1] if matching else None
+        castable = output.dtype.kind == "float" or (output.dtype.kind == "float8" and asked is not None)
+        name = asked or default
+        written[output.name] = TABLE[name] if castable and name != "keep" else output.dtype
+    return written, list(unused)
+
+
+def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Finding]:
+    """What is wrong with the dtypes, or worth to know."""
+    for output in mapping.outputs:
+        target = written[output.name]
+        if target.code is None:
+            yield Finding(
+                "dtype-unsupported", "error", output.name, f"safetensors has no type for {target.name}",
+                "leave it out with --exclude",
+            )  # fmt: skip
+        elif target.kind == "float8":
+            yield Finding(
+                "float8", "warning", output.name, f"{target.name} is written as it is; its scale must be beside it",
+                "cast it with --dtype-for if there is none",
+            )  # fmt: skip
+    config = mapping.assets.dtype if mapping.assets else None
+    names = {target.name for target in written.values() if target.kind == "float"}
+    if config and names and names != {config}:
+        says = f"says {config}, and {', '.join(sorted(names))} is written"
+        yield Finding("config-dtype", "info", "config.json", says, "the copy says so")

@@ -1,0 +1,84 @@
+"""``plan``: final file names, headers, byte offsets and peak memory. Arithmetic only: no torch, no tensor data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from dcptools._table import counted, parse_bytes
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import FindingsError, NoModelWeights
+from dcptools.findings import Finding, of_severity, summary_lines
+from dcptools.mapping import KeyMapping, preview
+from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions, written_dtypes
+from dcptools.shards.packing import about_sizes, pack
+from dcptools.shards.values import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan
+
+
+def plan(
+    mapping: KeyMapping | Checkpoint | str | os.PathLike[str],
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    dtype: str = "bfloat16",
+    *,
+    dtype_for: Iterable[str | tuple[str, str]] = (),
+    strict: bool = False,
+) -> ShardPlan:
+    """Fix every file of the result before a byte is written.
+
+    Names are sorted as strings and packed greedily: a new file starts when the next tensor would pass the shard
+    size; a larger tensor gets a file of its own.
+
+    Parameters
+    ----------
+    mapping
+        What :func:`dcptools.preview` returned; or a checkpoint or a path, previewed with the defaults.
+    shard_size
+        Bytes of values per file, in the written dtype; also ``"5GB"``, ``"500MB"``.
+    dtype
+        ``bfloat16``, ``float16``, ``float32`` or ``keep``, for floating tensors. Integers and booleans are never
+        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex).
+    dtype_for
+        Exceptions, as ``"GLOB=DTYPE"`` or pairs, on HuggingFace names; the first that matches wins.
+    strict
+        Treat warnings as errors, those that only writing can find (``cast-overflow``) among them.
+
+    Raises
+    ------
+    FindingsError
+        There are findings of severity ``error``; all of them are named. ``NoModelWeights`` if that is one of them.
+    UsageError
+        An option cannot be used.
+
+    Examples
+    --------
+    >>> [file.filename for file in plan(demo.checkpoint, shard_size="1MB").files]
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    mapping = mapping if isinstance(mapping, KeyMapping) else preview(mapping)
+    size, exceptions = parse_bytes(shard_size), parse_exceptions(dtype_for)
+    options = PlanOptions(size, checked_dtype(dtype), exceptions, strict)
+    written, unused = written_dtypes(mapping, dtype, exceptions)
+    found = [
+        *mapping.findings,
+        *(Finding("pattern-unused", "warning", "", f"{glob!r} of --dtype-for matched no name") for glob in unused),
+        *about_dtypes(mapping, written),
+        *about_sizes(mapping.outputs, written, size),
+    ]
+    if strict:
+        found = [finding.as_error() if finding.severity == "warning" else finding for finding in found]
+    refuse_errors(found, strict)
+    return ShardPlan(mapping, tuple(pack(mapping.outputs, written, size)), options, tuple(found))
+
+
+def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
+    """Raise FindingsError, or NoModelWeights, if there are errors among the findings; all of them are named."""
+    errors = of_severity(findings, "error")
+    if not errors:
+        return
+    nothing = next((finding for finding in errors if finding.code == "no-model-weights"), None)
+    if nothing:
+        others = summary_lines(finding for finding in errors if finding is not nothing)
+        raise NoModelWeights("\n".join([nothing.message, nothing.hint.replace("; ", ";\n"), *others]), findings)
+    because = " (warnings count as errors: strict)" if strict else ""
+    count = counted(len(errors), "error") + (" forbids" if len(errors) == 1 else " forbid")
+    raise FindingsError("\n".join([f"{count} to convert{because}:", *summary_lines(errors)]), findings)
