@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -641,12 +643,38 @@ def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
     step.values.job.start.click()
     finished(step.values)
     assert_frame_equal(step.stats, dcptools.stats(bad))
-    assert "1 of 14 tensors have NaN or Inf: model.model.norm.weight." in text(step.values.note)
+    assert text(step.values.note) == (
+        "1 of 14 tensors have NaN or Inf: model.model.norm.weight. 14 of the checkpoint's 14 tensors were looked at."
+    )
     assert "alert" in roles(step.values.note)
     step.key_table.checks["only warnings"].value = True
     assert list(step.key_table.selected["warning"]) == ["1 NaN, 2 Inf"]
     step.values.table.checks["only NaN or Inf"].value = True
     assert shown_keys(step.values.table) == ["model.model.norm.weight"]
+
+
+def test_all_that_is_converted_is_looked_at(tmp_path: Path) -> None:
+    """Bare names too, whatever characters they have, and no optimizer state."""
+    state = {**saved.model_state(layers=1), "model.odd[*].weight": torch.ones(2)}
+    state["lm_head.weight"][0, 0] = float("nan")
+    optimizer = {"optimizer": {name: torch.full((2,), torch.nan) for name in state}}
+    step = widgets.Inspect(read(saved.save(tmp_path / "bare", {**state, **optimizer})))
+    step.values.job.start.click()
+    finished(step.values)
+    assert text(step.values.note) == (
+        "1 of 15 tensors have NaN or Inf: lm_head.weight. 15 of the checkpoint's 30 tensors were looked at."
+    )
+    assert set(step.stats["key"]) == set(state)
+
+
+def test_in_the_wizard_it_is_what_the_rules_convert(wizard: widgets.Wizard) -> None:
+    wizard.mapping_step.exclude.value = "*mlp*"
+    values = wizard.inspect_step.values
+    values.job.start.click()
+    finished(values)
+    assert set(wizard.inspect_step.stats["key"]) == {output.sources[0].key for output in wizard.mapping.outputs}
+    total = len(wizard.checkpoint.tensors)
+    assert f"{len(wizard.mapping.outputs)} of the checkpoint's {total} tensors" in text(values.note)
 
 
 def test_globs_without_a_match_are_said(checkpoint: Checkpoint) -> None:
@@ -1026,8 +1054,7 @@ def test_without_a_plan_or_a_place_nothing_starts(planned: ShardPlan, tmp_path: 
     step.save_dir.value = "  "
     assert text(step.found) == "Give the directory to save to." and step.recipe.value == ""
     step.job.begin()
-    finished(step)
-    assert roles(step.message) == ["alert"] and step.report is None
+    assert step.job.start.disabled and not step.job.running and step.report is None
 
 
 def test_a_place_in_the_home_directory(planned: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1045,8 +1072,44 @@ def test_the_default_place_follows_the_checkpoint(checkpoint: Checkpoint, planne
     step.plan = other
     assert step.save_dir.value == f"{tmp_path}/other/hf_ckpt"
     step.save_dir.value = "mine"
+    step.overwrite.value = True
+    step.plan = plan(other.mapping, 100)
+    assert (step.save_dir.value, step.overwrite.value) == ("mine", True)
+    step.plan = None  # while the next checkpoint is read
     step.plan = planned
-    assert step.save_dir.value == "mine"
+    assert (step.save_dir.value, step.overwrite.value) == (f"{checkpoint.path}/hf_ckpt", False)
+
+
+def test_another_checkpoint_of_the_same_program_is_another_one(planned: ShardPlan, tmp_path: Path) -> None:
+    copied = shutil.copytree(planned.checkpoint.path, tmp_path / "step_2")
+    step = widgets.Convert(planned)
+    step.overwrite.value = True
+    step.plan = plan(preview(read(copied)))
+    assert (step.save_dir.value, step.overwrite.value) == (f"{copied}/hf_ckpt", False)
+
+
+def test_a_strict_plan_stays_strict_with_other_assets(checkpoint: Checkpoint, assets: str) -> None:
+    lax = plan(preview(checkpoint), 1000, "float16", dtype_for=["*norm*=float32"])
+    strict = replace(lax, options=replace(lax.options, strict=True))  # made by hand: without assets it is refused
+    step = widgets.Convert(strict)
+    step.assets.value = assets
+    assert step.plan.options == strict.options and step.plan.mapping.assets is not None
+    assert "--strict" in pre(step.recipe, "command")
+
+
+def test_a_second_click_does_not_undo_a_success(planned: ShardPlan, tmp_path: Path) -> None:
+    """It was on its way when the first conversion ended."""
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.job.start.click()
+    report = finished(step).report
+    assert step.job.start.disabled
+    for _ in range(3):
+        step.job.begin()
+    assert not step.job.running and step.report is report and step.blocked == ""
+    assert text(step.message).startswith("Wrote ") and roles(step.message) == ["status"]
+    step.overwrite.value = True  # now it means something
+    step.job.start.click()
+    assert finished(step).report not in (None, report)
 
 
 def test_assets_that_are_typed_flow_into_the_plan(checkpoint: Checkpoint, assets: str, tmp_path: Path) -> None:
@@ -1308,6 +1371,29 @@ def test_assets_typed_in_convert_reach_mapping_and_plan(checkpoint: Checkpoint, 
     assert wizard.mapping_step.model_assets_dir == assets
     assert wizard.mapping.assets is not None and wizard.mapping.assets.directory == assets
     assert wizard.plan.mapping is wizard.mapping
+
+
+def test_another_checkpoint_in_the_wizard_starts_afresh(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    """Nothing of the first model is one click from being replaced by the second one, or given to it."""
+    converted(wizard)
+    wizard.convert_step.overwrite.value = True
+    first = wizard.convert_step.save_dir.value
+    wizard.step = 0
+    other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
+    wizard.open_step.path.value = str(other)
+    convert = wizard.convert_step
+    assert (convert.save_dir.value, convert.overwrite.value) == (f"{other}/hf_ckpt", False)
+    assert convert.save_dir.value != first
+    assert wizard.mapping_step.model_assets_dir == convert.model_assets_dir == convert.assets.value == ""
+    assert wizard.plan.assets is None
+
+
+def test_the_same_checkpoint_read_again_keeps_what_was_typed(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    assets = wizard.mapping_step.model_assets_dir
+    wizard.convert_step.save_dir.value = str(tmp_path / "mine")
+    wizard.open_step.read.click()
+    assert wizard.convert_step.save_dir.value == str(tmp_path / "mine")
+    assert wizard.plan.assets is not None and wizard.mapping_step.model_assets_dir == assets != ""
 
 
 def test_assets_that_are_not_there_are_said_in_convert(wizard: widgets.Wizard, assets: str, tmp_path: Path) -> None:

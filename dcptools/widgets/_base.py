@@ -14,6 +14,7 @@ import traitlets as T
 
 from dcptools import plots
 from dcptools._table import SHOWN_ROWS, html_table, printable
+from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary
 
@@ -53,6 +54,11 @@ STYLE = """<style>
 def escape(text: object) -> str:
     """Text from a file, safe and visible in HTML."""
     return html.escape(printable(str(text)))
+
+
+def identity(checkpoint: Checkpoint) -> tuple[str, str]:
+    """What tells a checkpoint from another one, also where both were saved by the same program."""
+    return checkpoint.path, checkpoint.digest
 
 
 def typed_path(text: str) -> str:

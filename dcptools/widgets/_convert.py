@@ -13,11 +13,10 @@ import traitlets as T
 from dcptools._table import counted, format_bytes
 from dcptools.assets import find_assets
 from dcptools.convert import DEFAULT_SAVE_DIR
-from dcptools.errors import UsageError
 from dcptools.mapping import preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
-from dcptools.widgets._base import Step, alert, escape, findings_html, handler, table_html, typed_path
+from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, table_html, typed_path
 from dcptools.widgets._job import Job
 from dcptools.writer import Report, write
 
@@ -52,14 +51,14 @@ class Convert(Step):
         )  # fmt: skip
         self.overwrite = W.Checkbox(description="Overwrite a model that is there", indent=False)
         self.found, self.recipe = W.HTML(), W.HTML()
-        self.job = Job("Convert", self._run, self._done, self.show_error)
-        self._default_dir = ""  # what the field said by itself
-        self._writing: ShardPlan | None = None
+        self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
+        self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it
+        self._written: tuple[Any, ...] = ()  # what was written last
+        self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
         super().__init__([self.save_dir, self.assets, self.overwrite, self.found, self.recipe, self.job])
         self.observe(self._new, "plan")
         self.observe(self._show_assets, "model_assets_dir")
         self.assets.observe(self._take_assets, "value")
-        self.job.observe(lambda _: self._enable(), "running")
         for control in (self.save_dir, self.overwrite):
             control.observe(lambda _: self._describe(), "value")
         self.blocked = "Nothing was written yet."
@@ -72,12 +71,15 @@ class Convert(Step):
         self.report, self.blocked = None, "Nothing was written yet."
         if not self.job.running:
             self.job.forget()
-        if self.plan is not None:
-            self.model_assets_dir = self.plan.mapping.options.model_assets_dir or ""
-            default = str(Path(self.plan.checkpoint.path, DEFAULT_SAVE_DIR))
-            if self.save_dir.value in ("", self._default_dir):
-                self.save_dir.value = default
-            self._default_dir = default
+        planned: ShardPlan | None = self.plan
+        if planned is not None:
+            self.model_assets_dir = planned.mapping.options.model_assets_dir or ""
+            before, self._identity = self._identity, identity(planned.checkpoint)
+            other = before not in (None, self._identity)
+            if other:  # what was typed for one model must not be where the next one goes, or replace it
+                self.overwrite.value = False
+            if other or not self.save_dir.value:
+                self.save_dir.value = str(Path(planned.checkpoint.path, DEFAULT_SAVE_DIR))
         self._describe()
 
     def _show_assets(self, _: Any) -> None:
@@ -87,7 +89,7 @@ class Convert(Step):
     def _take_assets(self, _: Any) -> None:
         """Go on with the directory that was typed, if there is one; until then nothing can be started."""
         directory = typed_path(self.assets.value)
-        self._enable()
+        self.job.enable()
         if directory:
             find_assets(directory)
         self.model_assets_dir = directory
@@ -107,7 +109,7 @@ class Convert(Step):
     def _describe(self) -> None:
         planned: ShardPlan | None = self.plan
         target, overwrite = typed_path(self.save_dir.value), self.overwrite.value
-        self._enable()
+        self.job.enable()
         if planned is None or not target:
             self.found.value = alert("info", "Give the directory to save to." if planned else "Plan the files first.")
             self.recipe.value = ""
@@ -125,27 +127,30 @@ class Convert(Step):
             f"{escape(python_call(planned, target, overwrite=overwrite))}</pre>"
         )
 
-    def _enable(self) -> None:
-        """What starts must be what the fields say."""
-        planned: ShardPlan | None = self.plan
-        assets = typed_path(self.assets.value)
-        ready = planned is not None and (planned.mapping.options.model_assets_dir or "") == assets
-        self.job.start.disabled = self.job.running or not ready
+    def _what(self) -> tuple[Any, ...]:
+        """What a click would start: a plan, where to, and whether to overwrite."""
+        return self.plan, typed_path(self.save_dir.value), self.overwrite.value
+
+    def _ready(self) -> bool:
+        """What starts must be what the fields say, and not what was written just now."""
+        planned, target, _ = what = self._what()
+        typed = typed_path(self.assets.value)
+        ready = planned is not None and target and (planned.mapping.options.model_assets_dir or "") == typed
+        return bool(ready) and not (self.report is not None and what == self._written)
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Report:
-        self.message.value, self.report, self._writing = "", None, self.plan
+        self.message.value, self.report = "", None
         self.blocked = "Nothing was written yet."
-        target = typed_path(self.save_dir.value)
-        if self._writing is None or not target:
-            raise UsageError("Plan the files and give the directory to save to.")
-        return write(self._writing, target, overwrite=self.overwrite.value, progress=progress, cancel=cancel)
+        planned, target, overwrite = self._writing = self._what()
+        return write(planned, target, overwrite=overwrite, progress=progress, cancel=cancel)
 
     def _done(self, report: Report) -> None:
         wrote = f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."
-        if self._writing is not self.plan:
+        if self._writing[0] is not self.plan:
             self.message.value = alert("warning", f"{wrote}\nThe plan was changed meanwhile; this is not the new one.")
             return
         self.message.value = alert("success", wrote)
+        self._written = self._writing
         self.blocked = ""
         self.report = report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from dcptools import plots
 from dcptools._table import counted, format_bytes, format_shape, printable, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
+from dcptools.mapping import KeyMapping, preview
 from dcptools.tree import Tree, tree
 from dcptools.values import load_tensor, stats
 from dcptools.widgets._base import Step, alert, escape, figure_html, handler
@@ -204,12 +206,14 @@ class Values(W.VBox):  # type: ignore[misc]
     """Statistics of the values of many tensors, on a worker thread."""
 
     checkpoint = T.Any(None, allow_none=True)
+    mapping = T.Any(None, allow_none=True)  # what is converted; None: what a conversion without options does
 
     def __init__(self, done: Callable[[pd.DataFrame], None], failed: Callable[[BaseException], None]) -> None:
         self._tell = done
         self.globs = W.Text(
-            value="model.*", description="Keys", placeholder="globs, with spaces between", layout={"width": "420px"}
-        )
+            description="Keys", placeholder="all that is converted; or globs, with spaces between",
+            layout={"width": "420px"},
+        )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
         self.note = W.HTML()
         self.table = PagedTable(
@@ -234,18 +238,27 @@ class Values(W.VBox):  # type: ignore[misc]
         self._reading = self.checkpoint
         if self._reading is None:
             raise UsageError("Read a checkpoint first.")
-        return stats(self._reading, self.globs.value.split() or None, progress=progress, cancel=cancel)
+        keys = self.globs.value.split() or self._converted(self._reading)
+        return stats(self._reading, keys, progress=progress, cancel=cancel)
+
+    def _converted(self, checkpoint: Checkpoint) -> list[str] | None:
+        """The keys that are converted; None, which is all, if there are none."""
+        mapping: KeyMapping = self.mapping if self.mapping is not None else preview(checkpoint)
+        keys = {view.key for output in mapping.outputs for view in output.sources}
+        return [glob.escape(key) for key in sorted(keys)] or None
 
     def _done(self, frame: pd.DataFrame) -> None:
-        if self._reading is not self.checkpoint:
+        if self._reading is None or self._reading is not self.checkpoint:
             return
         bad = frame[(frame["nan"] > 0) | (frame["inf"] > 0)]
         if len(bad):
-            self.note.value = alert(
-                "warning", f"{len(bad):,} of {len(frame):,} tensors have NaN or Inf: {some(bad['key'])}."
-            )
+            found = f"{len(bad):,} of {len(frame):,} tensors have NaN or Inf: {some(bad['key'])}."
         else:
-            self.note.value = alert("success", f"No NaN and no Inf in {len(frame):,} tensors.")
+            found = f"No NaN and no Inf in {counted(len(frame), 'tensor')}."
+        looked_at = (
+            f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')} were looked at."
+        )
+        self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at}")
         self.table.frame = frame
         self._tell(frame)
 

@@ -24,15 +24,21 @@ Run = Callable[[Callable[[int, int, str], None], threading.Event], Any]
 class Job(W.VBox):  # type: ignore[misc]
     """A start button, a cancel button, and the progress of ``run(progress, cancel)``.
 
-    ``done`` is called on the worker thread with the result, ``failed`` with the exception.
+    ``done`` is called on the worker thread with the result, ``failed`` with the exception. ``ready`` says whether there
+    is something to start; a click that comes when there is not, because it was on its way, does nothing.
     """
 
     running = T.Bool(False)
 
     def __init__(
-        self, label: str, run: Run, done: Callable[[Any], None], failed: Callable[[BaseException], None]
+        self,
+        label: str,
+        run: Run,
+        done: Callable[[Any], None],
+        failed: Callable[[BaseException], None],
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._run, self._done, self._failed = run, done, failed
+        self._run, self._done, self._failed, self._ready = run, done, failed, ready
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
         self.start = W.Button(description=label, button_style="primary", layout={"width": "160px"})
@@ -45,8 +51,8 @@ class Job(W.VBox):  # type: ignore[misc]
         self.cancel.on_click(lambda _: self._cancel.set())
 
     def begin(self) -> None:
-        """Start, unless it is running."""
-        if self.running:
+        """Start, unless it is running or there is nothing to start."""
+        if self.running or not self._ready():
             return
         self._cancel.clear()
         self.running = True
@@ -55,6 +61,10 @@ class Job(W.VBox):  # type: ignore[misc]
         self.start.disabled, self.cancel.disabled = True, False
         self._thread = threading.Thread(target=self._work, name="dcptools-job", daemon=True)
         self._thread.start()
+
+    def enable(self) -> None:
+        """Let the button say whether there is something to start."""
+        self.start.disabled = self.running or not self._ready()
 
     def forget(self) -> None:
         """Show nothing of the last run any more; one that is still running is cancelled."""
@@ -80,8 +90,8 @@ class Job(W.VBox):  # type: ignore[misc]
             self._end("danger", "failed")
             self._failed(error)
         finally:
-            self.start.disabled, self.cancel.disabled = False, True
-            self.running = False
+            self.cancel.disabled, self.running = True, False
+            self.enable()
 
     def _reset(self, text: str) -> None:
         self.bar.value, self.bar.bar_style = 0.0, ""

@@ -14,7 +14,7 @@ from dcptools.findings import SHOWN_PER_CODE
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import DTYPES, written_dtypes
-from dcptools.widgets._base import Step, alert, findings_html, handler, typed_path
+from dcptools.widgets._base import Step, alert, findings_html, handler, identity, typed_path
 from dcptools.widgets._table import PagedTable
 
 COLUMNS = ["key", "name", "rule", "shape", "dtype", "written as", "findings"]
@@ -59,6 +59,7 @@ class Mapping(Step):
             value=model_assets_dir, description="Assets", placeholder="directory with config.json and tokenizer",
             continuous_update=False, layout={"width": "640px"},
         )  # fmt: skip
+        self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self.found = W.HTML()
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
         self.outputs = PagedTable(
@@ -100,6 +101,9 @@ class Mapping(Step):
     @handler
     def _new(self, _: Any) -> None:
         if self.checkpoint is not None:
+            before, self._identity = self._identity, identity(self.checkpoint)
+            if before not in (None, self._identity):
+                self.model_assets_dir = ""  # what was typed is of another model
             self.root.options = [root for root, *_ in self.checkpoint.summary() if not root.startswith("(")]
         self._refresh()
 

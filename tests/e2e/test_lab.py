@@ -65,8 +65,12 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
     assert not target.exists()
     command = page.get_by_test_id("command")
     expect(command).to_contain_text(f"--save-dir {target} --model-assets-dir {demo.assets} --shard-size 400000")
-    shown.click("Convert")
+    convert = page.get_by_role("button", name="Convert", exact=True)
+    convert.dblclick()
+    page.wait_for_timeout(200)
+    convert.click(force=True)
     expect(page.get_by_role("status").filter(has_text=f"to {target}.").filter(has_text="Wrote")).to_be_visible()
+    expect(convert).to_be_disabled()
     shown.click("Next")
 
     shown.at(6, "Result")
@@ -77,6 +81,24 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
     expect(page.get_by_text(f"AutoModelForCausalLM.from_pretrained('{target}', dtype='auto')")).to_be_visible()
     expect(page.get_by_role("button", name="Next", exact=True)).to_be_disabled()
     assert_is_the_model(target, demo)
+
+    page.get_by_role("button", name="Back", exact=True).click()
+    page.get_by_role("checkbox", name="Overwrite a model that is there").check()
+    for _ in range(4):
+        shown.click("Back")
+    other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
+    shown.enter("Path", str(other))
+    expect(page.get_by_role("status").filter(has_text="14 tensors")).to_be_visible()
+    for number, name in ((2, "Inspect"), (3, "Mapping")):
+        shown.click("Next")
+        shown.at(number, name)
+    page.get_by_role("checkbox", name="I have read the warnings").check()
+    for number, name in ((4, "Shards"), (5, "Convert")):
+        shown.click("Next")
+        shown.at(number, name)
+    expect(page.get_by_role("textbox", name="Save to")).to_have_value(f"{other}/hf_ckpt")
+    expect(page.get_by_role("checkbox", name="Overwrite a model that is there")).not_to_be_checked()
+    expect(page.get_by_role("textbox", name="Assets").last).to_have_value("")
 
 
 def assert_is_the_model(directory: Path, demo: Demo) -> None:
