@@ -187,11 +187,11 @@ def convert_command(
     Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
-    from dcptools.convert import DEFAULT_SAVE_DIR
+    from dcptools.convert import default_save_dir
     from dcptools.writer import check_target, write
 
     source = _load_dir(directory, load_dir)
-    target = save_dir or source / DEFAULT_SAVE_DIR
+    target = save_dir or default_save_dir(source)
     planned = _plan(source, options)
     if not quiet:
         _print_findings(planned.findings)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from dcptools.cli import convert_command, inspect_command, main_group, plan_command, preview_command, run
-from dcptools.convert import DEFAULT_SAVE_DIR
+from dcptools.convert import default_save_dir
 
 COMMANDS = ("inspect", "preview", "plan", "convert")
 WARNED = (
@@ -165,7 +165,7 @@ def test_values_that_cannot_be_used_have_status_2(
     status, out, err = cli("convert", tiny(tmp_path / "c"), *words)
     assert (status, out) == (2, "")
     assert err.startswith(message)
-    assert not (tmp_path / "c" / DEFAULT_SAVE_DIR).exists()
+    assert not default_save_dir(tmp_path / "c").exists()
 
 
 # --- what is printed --------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
@@ -12,7 +11,7 @@ import traitlets as T
 
 from dcptools._table import counted, format_bytes
 from dcptools.assets import find_assets
-from dcptools.convert import DEFAULT_SAVE_DIR
+from dcptools.convert import default_save_dir
 from dcptools.mapping import preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
@@ -79,7 +78,7 @@ class Convert(Step):
             if other:  # what was typed for one model must not be where the next one goes, or replace it
                 self.overwrite.value = False
             if other or not self.save_dir.value:
-                self.save_dir.value = str(Path(planned.checkpoint.path, DEFAULT_SAVE_DIR))
+                self.save_dir.value = str(default_save_dir(planned.checkpoint.path))
         self._describe()
 
     def _show_assets(self, _: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
@@ -12,7 +11,7 @@ import traitlets as T
 from dcptools import plots
 from dcptools._parallel import default_workers
 from dcptools._table import format_bytes, parse_bytes
-from dcptools.convert import DEFAULT_SAVE_DIR
+from dcptools.convert import default_save_dir
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
@@ -125,7 +124,7 @@ def _rounds(size: int) -> bool:
 
 
 def _facts(planned: ShardPlan) -> str:
-    free = free_bytes(Path(planned.checkpoint.path, DEFAULT_SAVE_DIR))
+    free = free_bytes(default_save_dir(planned.checkpoint.path))
     largest = max((file.nbytes for file in planned.files), default=0)
     text = (
         f"{len(planned.files):,} files with {format_bytes(planned.total_bytes)}, the largest {format_bytes(largest)}.\n"
