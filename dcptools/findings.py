@@ -60,7 +60,8 @@ CODES: dict[str, str] = {
 class Finding:
     """One thing that was noticed.
 
-    ``hint`` says what to do; ``key`` is the checkpoint key or output name concerned, or ``""``.
+    ``hint`` says what to do, and names options as the command line does; ``key`` is the checkpoint key or output name
+    concerned, or ``""``.
 
     >>> print(Finding("hole", "error", "model.w", "rows 2 to 4 are missing", "save again"))
     error[hole] model.w: rows 2 to 4 are missing (save again)

@@ -87,7 +87,7 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -
     if layout not in LAYOUTS:
         raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
     if root is not None and layout == "bare":
-        raise UsageError("Bare names have no root.\nLeave out root= (--root), or layout 'bare'.")
+        raise UsageError("Bare names have no root.\nLeave out --root or --layout bare.")
     if root is not None:
         if not any(key.name.startswith(root + ".") for key in keys):
             raise UsageError(

@@ -437,7 +437,7 @@ def _about_key(key: str, name: str, usual: bool, choice: Choice) -> Iterator[Fin
     elif not usual:
         found = f"is neither {choice.root}.model.* nor {choice.root}.lm_head.weight; it is named {name!r}"
         yield Finding(
-            "unusual-key", "warning", key, found, "layout 'bare' keeps it as it is, a rename rule gives another name"
+            "unusual-key", "warning", key, found, "--layout bare keeps it as it is, --rename gives another name"
         )
 
 
@@ -445,17 +445,17 @@ def _about_choice(
     checkpoint: Checkpoint, choice: Choice | None, outputs: Sequence[Output], keys: Sequence[Key]
 ) -> Iterator[Finding]:
     if choice is not None and outputs:
-        yield Finding("layout", "info", "", f"layout {choice.layout!r}: {choice.reason}", "layout= overrules it")
+        yield Finding("layout", "info", "", f"layout {choice.layout!r}: {choice.reason}", "--layout overrules it")
         if choice.unusual:
-            yield Finding("container", "warning", "", f"the model is read from {choice.root!r}", "root= names another")
+            yield Finding("container", "warning", "", f"the model is read from {choice.root!r}", "--root names another")
         return
     unwanted = sum(name_of(key, choice)[0] is not None for key in keys) if choice else 0
     tops = sorted({*top_level(keys), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
         "no-model-weights", "error", "", "No model weights found!",
-        f"{counted(unwanted, 'key')} of the model, and all left out: look at include= and exclude=" if unwanted else
+        f"{counted(unwanted, 'key')} of the model, and all left out: look at --include and --exclude" if unwanted else
         f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
-        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, say where with layout= or root=",
+        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, say where with --layout or --root",
     )  # fmt: skip
 
 

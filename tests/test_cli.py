@@ -474,7 +474,7 @@ def test_no_model_weights_says_what_to_check_and_which_patterns_matched_nothing(
         "Error: No model weights found!",
         f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.';",
         "top-level keys here: optimizer, step;",
-        "if the model is there, say where with layout= or root=",
+        "if the model is there, say where with --layout or --root",
     ]
 
 

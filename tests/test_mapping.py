@@ -101,7 +101,7 @@ def test_the_chosen_layout_is_a_finding(tmp_path: Path) -> None:
             "",
             "layout 'bare': 'lm_head.weight' stands beside 'model.embed_tokens.weight', so the keys are HuggingFace "
             "names already",
-            "layout= overrules it",
+            "--layout overrules it",
         )
     ]
 
@@ -110,7 +110,7 @@ def test_another_container_than_model_is_a_warning(tmp_path: Path) -> None:
     mapping = preview(saved.app_state(tmp_path / "c"))
     assert (mapping.layout, mapping.root) == ("container", "app.model")
     assert [str(f) for f in found(mapping, "container")] == [
-        "warning[container]: the model is read from 'app.model' (root= names another)"
+        "warning[container]: the model is read from 'app.model' (--root names another)"
     ]
 
 
@@ -126,7 +126,7 @@ def test_every_unusual_key_is_warned_about(tmp_path: Path) -> None:
         "model.visual.w": "visual.w",
         "model.lm_head.bias": "lm_head.bias",
     }
-    hint = "layout 'bare' keeps it as it is, a rename rule gives another name"
+    hint = "--layout bare keeps it as it is, --rename gives another name"
     form = "is neither model.model.* nor model.lm_head.weight; it is named {!r}"
     assert found(mapping, "unusual-key") == [
         Finding("unusual-key", "warning", "model.visual.w", form.format("visual.w"), hint),
@@ -184,7 +184,7 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
             "",
             "No model weights found!",
             f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
-            f"top-level keys here: {tops}; if the model is there, say where with layout= or root=",
+            f"top-level keys here: {tops}; if the model is there, say where with --layout or --root",
         ),
     )
     assert (mapping.outputs, mapping.layout) == ((), "")
@@ -193,7 +193,10 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
 def test_leaving_out_every_weight_is_said_to_be_the_options_doing(tmp_path: Path) -> None:
     mapping = preview(saved.trained(tmp_path / "c"), include=["nothing*"])
     assert [(f.message, f.hint) for f in mapping.errors] == [
-        ("No model weights found!", f"{len(NAMES)} keys of the model, and all left out: look at include= and exclude=")
+        (
+            "No model weights found!",
+            f"{len(NAMES)} keys of the model, and all left out: look at --include and --exclude",
+        )
     ]
 
 
@@ -499,9 +502,9 @@ def test_the_text_has_names_leftovers_and_findings(tmp_path: Path) -> None:
             "------------------------------  ------  -------",
             f"a pickled object, not a tensor       1  {nbytes:.2f} kB",
             "warning[unusual-key] model.visual.s: is neither model.model.* nor model.lm_head.weight; it is named "
-            "'visual.s' (layout 'bare' keeps it as it is, a rename rule gives another name)",
+            "'visual.s' (--layout bare keeps it as it is, --rename gives another name)",
             str(NO_ASSETS),
-            "info[layout]: layout 'container': there is a key 'model.model.w' (layout= overrules it)",
+            "info[layout]: layout 'container': there is a key 'model.model.w' (--layout overrules it)",
             "info[left-out]: 1 key: 1 a pickled object, not a tensor",
         ]
     )

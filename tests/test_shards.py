@@ -397,7 +397,7 @@ def test_no_model_weights_has_an_error_of_its_own(tmp_path: Path) -> None:
         "No model weights found!\n"
         f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.';\n"
         "top-level keys here: optimizer, step;\n"
-        "if the model is there, say where with layout= or root="
+        "if the model is there, say where with --layout or --root"
     )
     assert [f.code for f in caught.value.findings if f.severity == "error"] == ["no-model-weights"]
 
