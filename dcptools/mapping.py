@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._table import counted, format_bytes, format_count, format_shape, html_table, some, text_table
 from dcptools.assets import Assets, find_assets
-from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
+from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UsageError
 from dcptools.findings import Finding, HasFindings, summary_lines
-from dcptools.layouts import Choice, Key, choose, name_of, strip_wrappers, top_level
+from dcptools.layouts import Choice, Key, Named, choose, is_training_state, name_of, top_level
 from dcptools.tensors import View
 
 if TYPE_CHECKING:
@@ -319,18 +319,13 @@ def preview(
         layout, root, tuple(include), tuple(exclude), rules,
     )  # fmt: skip
     assets = find_assets(model_assets_dir) if model_assets_dir is not None else None
-    keys, wrappers = _keys(checkpoint)
+    keys = {key: Key.of(key, tensor.path) for key, tensor in checkpoint.tensors.items()}
     choice = choose(list(keys.values()), layout, root)
     outputs, reasons, findings = _outputs(checkpoint, keys, choice, rules, _Globs(include, exclude))
     used = {view.key for output in outputs for view in output.sources}
     found = [
         *_about_choice(checkpoint, choice, outputs, list(keys.values())),
         *_about_checkpoint(checkpoint, used),
-        *(
-            Finding("wrapper-removed", "info", key, f"took out {some(dict.fromkeys(removed))}")
-            for key, removed in wrappers.items()
-            if key in used
-        ),
         *findings,
         *_reserved(outputs),
         *_collisions(outputs),
@@ -342,17 +337,6 @@ def preview(
         checkpoint, ordered, leftovers, tuple(found),
         choice.layout if choice else "", choice.root if choice else "", assets, options,
     )  # fmt: skip
-
-
-def _keys(checkpoint: Checkpoint) -> tuple[dict[str, Key], dict[str, tuple[str, ...]]]:
-    """For each tensor's key the key without wrapper segments; and the segments, where there were any."""
-    keys, wrappers = {}, {}
-    for key, tensor in checkpoint.tensors.items():
-        name, removed = strip_wrappers(key)
-        keys[key] = Key(name, tensor.path)
-        if removed:
-            wrappers[key] = removed
-    return keys, wrappers
 
 
 class _Globs:
@@ -384,13 +368,14 @@ def _outputs(
     findings: list[Finding] = []
     unused = set(rules)
     for key, tensor in checkpoint.tensors.items():
-        name, usual = name_of(keys[key], choice) if choice else (None, True)
+        named = name_of(keys[key], choice) if choice else Named(None)
         refusal = globs.refusal(key) or _extra_state(key)
+        name = named.name
         if name is None or choice is None or refusal:
-            reasons[key] = refusal if name is not None and refusal else _why_not_model(tensor, choice)
+            reasons[key] = refusal if name is not None and refusal else _why_not_model(keys[key], choice)
             continue
         rule = next((rule for rule in rules if rule.apply(name) is not None), None)
-        findings += _about_key(key, name, usual or rule is not None, choice)
+        findings += _about_key(key, named, rule, choice)
         if rule is not None:
             unused.discard(rule)
             name = rule.apply(name) or ""
@@ -415,15 +400,18 @@ def _rule_text(choice: Choice, rule: Rename | None) -> str:
     return f"{base}, then {rule}" if rule else base
 
 
-def _why_not_model(tensor: StoredTensor, choice: Choice | None) -> str:
+def _why_not_model(key: Key, choice: Choice | None) -> str:
     if choice is None:
         return "no layout found"
-    if choice.layout == "bare":
-        return f"training state ({tensor.key.partition('.')[0]})"
-    return f"not under {choice.root + '.'!r} ({tensor.key.partition('.')[0]})"
+    if choice.layout == "container":
+        return f"not under {choice.root + '.'!r} ({key.first})"
+    return f"{'training state' if is_training_state(key, choice) else 'not among the bare names'} ({key.first})"
 
 
-def _about_key(key: str, name: str, usual: bool, choice: Choice) -> Iterator[Finding]:
+def _about_key(key: str, named: Named, rule: Rename | None, choice: Choice) -> Iterator[Finding]:
+    name = named.name or ""
+    if named.wrappers:
+        yield Finding("wrapper-removed", "info", key, f"took out {some(dict.fromkeys(named.wrappers))}")
     if name.rpartition(".")[2] in _FLAT:
         yield Finding(
             "flat-parameter", "error", key, "a flat parameter of FSDP1 holds many tensors without names and shapes",
@@ -434,11 +422,10 @@ def _about_key(key: str, name: str, usual: bool, choice: Choice) -> Iterator[Fin
             "lora", "warning", key, "a key of a PEFT adapter; transformers will not load it as part of a model",
             "merge the adapter in the training script (merge_and_unload) and save again",
         )  # fmt: skip
-    elif not usual:
+    elif not named.usual and rule is None:
         found = f"is neither {choice.root}.model.* nor {choice.root}.lm_head.weight; it is named {name!r}"
-        yield Finding(
-            "unusual-key", "warning", key, found, "--layout bare keeps it as it is, --rename gives another name"
-        )
+        hint = "--layout bare keeps it as it is, --rename gives another name"
+        yield Finding("unusual-key", "warning", key, found, hint)
 
 
 def _about_choice(
@@ -449,7 +436,7 @@ def _about_choice(
         if choice.unusual:
             yield Finding("container", "warning", "", f"the model is read from {choice.root!r}", "--root names another")
         return
-    unwanted = sum(name_of(key, choice)[0] is not None for key in keys) if choice else 0
+    unwanted = sum(name_of(key, choice).name is not None for key in keys) if choice else 0
     tops = sorted({*top_level(keys), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
         "no-model-weights", "error", "", "No model weights found!",

@@ -5,28 +5,41 @@ from __future__ import annotations
 import pytest
 
 from dcptools.errors import UsageError
-from dcptools.layouts import WRAPPERS, Choice, Key, choose, name_of, strip_wrappers, top_level
+from dcptools.layouts import (
+    TRAINING_STATE,
+    WRAPPERS,
+    Choice,
+    Key,
+    Named,
+    beside,
+    choose,
+    is_training_state,
+    name_of,
+    strip_wrappers,
+    top_level,
+)
 
 
 def top(*names: str) -> list[Key]:
     """Keys as ``dcp.save({name: tensor})`` leaves them: paths of one element."""
-    return [Key(name, (name,)) for name in names]
+    return [Key.of(name, (name,)) for name in names]
 
 
 def inside(container: str, *names: str) -> list[Key]:
     """Keys as ``dcp.save({container: {name: tensor}})`` leaves them; dots in the container are nested dicts."""
-    return [Key(f"{container}.{name}", (*container.split("."), name)) for name in names]
+    return [Key.of(f"{container}.{name}", (*container.split("."), name)) for name in names]
 
 
 def unknown(*names: str) -> list[Key]:
     """Keys of a checkpoint without ``planner_data``."""
-    return [Key(name, ()) for name in names]
+    return [Key.of(name, ()) for name in names]
 
 
 MODEL = ("model.layers.0.w", "model.norm.weight", "lm_head.weight")
 
 BY_NAMES = "there is a key {!r}"
 BY_CONTAINER = "the saved state dict has a container 'model'"
+ALONE = "{!r} is a name that HuggingFace models have, so the keys are HuggingFace names already"
 BARE = "'lm_head.weight' stands beside 'model.layers.0.w', so the keys are HuggingFace names already"
 
 CHOSEN: dict[str, tuple[list[Key], Choice]] = {
@@ -93,18 +106,41 @@ CHOSEN: dict[str, tuple[list[Key], Choice]] = {
             "'score.weight' stands beside 'model.embed_tokens.weight', so the keys are HuggingFace names already",
         ),
     ),
+    "a head beside anything of a model": (
+        top("lm_head.weight", "model.norm.weight"),
+        Choice(
+            "bare", "", "'lm_head.weight' stands beside 'model.norm.weight', so the keys are HuggingFace names already"
+        ),
+    ),
+    "a tied model has no head": (
+        top("model.layers.0.w", "model.norm.weight"),
+        Choice("bare", "", ALONE.format("model.layers.0.w")),
+    ),
+    "a wrapped model": (
+        unknown("_orig_mod.model.layers.0.w", "module.model.norm.weight"),
+        Choice("bare", "", ALONE.format("model.layers.0.w")),
+    ),
+    "a base model of another name": (
+        top("bert.encoder.layer.10.w", "cls.predictions.bias"),
+        Choice("bare", "", ALONE.format("bert.encoder.layer.10.w")),
+    ),
+    "a bare model and copies of it without planner_data": (
+        unknown(*MODEL, *(f"average.{name}" for name in MODEL), "ema.w"),
+        Choice("bare", "", BARE, copies=frozenset(("average", "ema"))),
+    ),
+    # the container may be called as a wrapper is
+    "a container module": (
+        inside("module", "_orig_mod.some.w"),
+        Choice("container", "module", "the saved state dict has a model in the container 'module'", True),
+    ),
     # 4: any other model.*
     "model.foo": (
         top("model.foo"),
         Choice("container", "model", "there is a key 'model.foo', and no other sign"),
     ),
-    "a body without a head is no bare model": (
-        top("model.layers.0.w"),
-        Choice("container", "model", "there is a key 'model.layers.0.w', and no other sign"),
-    ),
-    "a head beside neither layers nor embeddings is none either": (
-        top("lm_head.weight", "model.norm.weight"),
-        Choice("container", "model", "there is a key 'model.norm.weight', and no other sign"),
+    "model.layers is no number, and below model. all else may be in a container": (
+        top("model.layers.w", "model.encoder.block.0.w", "model.h.0.w", "model.embeddings.word_embeddings.weight"),
+        Choice("container", "model", "there is a key 'model.layers.w', and no other sign"),
     ),
     "model.lm_head.bias is not the sign of 1": (
         top("model.lm_head.bias"),
@@ -130,6 +166,7 @@ def test_the_layout_and_the_reason(case: str) -> None:
         top("model"),
         top("models.layers.0.w", "xmodel.model.w"),
         top("lm_head.weight"),
+        top("mybert", "bert.embeddings", "xembed_tokens.w", "embed_tokensx.w", "layers.x.self_attn.w"),
         top("tok_embeddings.weight", "layers.0.attention.wq.weight", "output.weight"),
         inside("optimizer.state", *MODEL),
         inside("optimizer", *MODEL),
@@ -198,13 +235,30 @@ CONTAINER = Choice("container", "model", "")
     ],
 )
 def test_the_name_under_a_container(key: str, expected: tuple[str | None, bool]) -> None:
-    assert name_of(Key(key, ()), CONTAINER) == expected
+    assert name_of(Key.of(key, ()), CONTAINER) == Named(*expected)
 
 
 def test_the_name_under_a_deeper_container() -> None:
     choice = Choice("container", "app.model", "")
-    assert name_of(Key("app.model.model.w", ()), choice) == ("model.w", True)
-    assert name_of(Key("app.optim.model.w", ()), choice) == (None, True)
+    assert name_of(Key.of("app.model.model.w", ()), choice) == Named("model.w")
+    assert name_of(Key.of("app.optim.model.w", ()), choice) == Named(None)
+
+
+@pytest.mark.parametrize(
+    ("key", "root", "expected"),
+    [
+        (inside("module", "model.w"), "module", Named("model.w")),
+        (inside("module", "module.model.w"), "module", Named("model.w", True, ("module",))),
+        (inside("app.module", "model.w"), "app.module", Named("model.w")),
+        (inside("model.module", "model.w"), "model", Named("model.w", True, ("module",))),
+        (inside("model", "_orig_mod.model.w"), "model", Named("model.w", True, ("_orig_mod",))),
+        (unknown("module.model.w"), "module", Named("model.w")),
+        (unknown("module.model.model.w"), "model", Named("model.w", True, ("module",))),
+    ],
+)
+def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, expected: Named) -> None:
+    assert choose(key, root=root) == Choice("container", root, f"the root {root!r} was asked for")
+    assert name_of(key[0], Choice("container", root, "")) == expected
 
 
 @pytest.mark.parametrize(
@@ -217,7 +271,40 @@ def test_the_name_under_a_deeper_container() -> None:
     ids=str,
 )
 def test_bare_names_are_kept_and_training_state_is_not(key: Key, expected: Key | None) -> None:
-    assert name_of(key, Choice("bare", "", "")) == (expected.name if expected else None, True)
+    assert name_of(key, Choice("bare", "", "")) == Named(expected.name if expected else None)
+
+
+STATE = [
+    *("optimizer", "optimizers", "optim", "optimizer_0", "optimizer_state", "optimizer_states", "optim_state_dict"),
+    *("lr_scheduler", "lr_schedulers", "scheduler", "opt_param_scheduler", "dataloader", "train_dataloader", "sampler"),
+    *("rng", "rng_state", "rng_states", "cuda_rng_state", "train_state", "trainer_state", "extra_state", "scaler"),
+    *("client_state", "callbacks", "loops", "step", "global_step", "iteration", "epoch"),
+]
+
+
+def test_training_state_is_known_by_whole_segments() -> None:
+    assert [name for name in STATE if not TRAINING_STATE.fullmatch(name)] == []
+    others = [
+        "model",
+        "ema",
+        "optimizers_net",
+        "lm_head",
+        "score",
+        "v_head",
+        "stepper",
+        "loss",
+        "train",
+        "extra",
+        "opt",
+    ]
+    assert [name for name in others if TRAINING_STATE.fullmatch(name)] == []
+
+
+def test_training_state_is_looked_for_beside_the_model() -> None:
+    choice = Choice("container", "app.model", "")
+    keys = [*inside("app.optim", "w"), *inside("app.ema", "w"), *unknown("app.optim.w", "app.ema.optim.w", "rng.w")]
+    assert [is_training_state(key, choice) for key in keys] == [True, False, True, False, True]
+    assert [beside(key, choice) for key in keys] == ["app.optim", "app.ema", "app.optim", "app.ema", "rng"]
 
 
 @pytest.mark.parametrize("wrapper", sorted(WRAPPERS))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import broken, hostile, lookalikes, saved
+from checkpoints import broken, hostile, lookalikes, models, saved
 from checkpoints.edit import editing
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,9 +134,9 @@ def test_every_unusual_key_is_warned_about(tmp_path: Path) -> None:
     ]
 
 
-def test_bare_names_without_a_head_lose_their_prefix_with_a_warning_each(tmp_path: Path) -> None:
-    mapping = preview(saved.bare(tmp_path / "c", saved.model_state(lm_head=False)))
-    assert names(mapping) == {name: name.removeprefix("model.") for name in NAMES if name != "lm_head.weight"}
+def test_names_of_which_nothing_is_known_lose_their_prefix_with_a_warning_each(tmp_path: Path) -> None:
+    mapping = preview(keys(tmp_path / "c", "model.foo", "model.norm.weight"))
+    assert names(mapping) == {"model.foo": "foo", "model.norm.weight": "norm.weight"}
     assert {f.key for f in found(mapping, "unusual-key")} == set(names(mapping))
 
 
@@ -160,6 +160,65 @@ def test_wrappers_are_findings_in_the_order_of_the_checkpoint(tmp_path: Path) ->
         "info[wrapper-removed] model.module.lm_head.weight: took out module",
         "info[wrapper-removed] model.module.model.layers.0.module.self_attn.q_proj.weight: took out module",
     }
+
+
+# --- the models of transformers, wherever they stand ------------------------------------------------------------
+
+BESIDE = {"lr_scheduler": {"last": torch.ones(1)}, "rng": torch.ones(2), "step": torch.tensor(3), "epoch": 1}
+
+
+def without_paths(directory: Path) -> Path:
+    with editing(directory) as metadata:
+        metadata.planner_data = None
+    return directory
+
+
+def trained_with(directory: Path, state: dict[str, Any], parameters: saved.State) -> Path:
+    return saved.save(directory, {**state, "optimizer": saved.optimizer_state(parameters), **BESIDE})
+
+
+PLACES: dict[str, Callable[[Path, saved.State], Path]] = {
+    "bare": saved.bare,
+    "bare without paths": lambda d, s: without_paths(saved.bare(d, s)),
+    "bare, with training state": lambda d, s: trained_with(d, s, s),
+    "bare, with training state, without paths": lambda d, s: without_paths(trained_with(d, s, s)),
+    "compiled": lambda d, s: trained_with(d, {f"_orig_mod.{name}": t for name, t in s.items()}, s),
+    "in DDP, without paths": lambda d, s: without_paths(saved.bare(d, {f"module.{name}": t for name, t in s.items()})),
+    "model": lambda d, s: trained_with(d, {"model": s}, s),
+    "model, compiled": lambda d, s: trained_with(d, {"model": {f"_orig_mod.{name}": t for name, t in s.items()}}, s),
+    "app.model": saved.app_state,
+    "module": lambda d, s: trained_with(d, {"module": s}, s),
+    "model.module": lambda d, s: saved.save(d, {"model": {"module": s}}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("model", models.MODELS)
+def test_the_names_of_transformers_are_kept_wherever_the_model_stands(model: str, place: str, tmp_path: Path) -> None:
+    state = models.huggingface_state(model)
+    once = models.without_tied(state)
+    for number, wanted in enumerate([state] if len(once) == len(state) else [state, once]):
+        mapping = preview(PLACES[place](tmp_path / str(number), wanted))
+        assert sorted(names(mapping).values()) == sorted(wanted)
+        assert not mapping.errors
+
+
+@pytest.mark.parametrize("paths", ["nested", "flat", "none"])
+def test_an_average_beside_a_bare_model_is_left_out(paths: str, tmp_path: Path) -> None:
+    state = models.huggingface_state("qwen2.5-vl")
+    average = {f"ema.{name}": tensor for name, tensor in state.items()} if paths == "flat" else {"ema": state}
+    path = saved.save(tmp_path / "c", {**state, **average})
+    mapping = preview(path if paths != "none" else without_paths(path))
+    assert sorted(names(mapping).values()) == sorted(state)
+
+
+@pytest.mark.parametrize("options", [{}, {"root": "module"}])
+def test_a_container_may_be_called_module(options: dict[str, Any], tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in saved.model_state().items()}  # a wrapper in it, too
+    mapping = preview(saved.save(tmp_path / "c", {"module": state, "step": 3}), **options)
+    assert [output.name for output in mapping.outputs] == NAMES
+    assert mapping.root == "module"
+    assert {f.message for f in found(mapping, "wrapper-removed")} == {"took out module"}
 
 
 # --- no model ---------------------------------------------------------------------------------------------------
@@ -397,8 +456,8 @@ def test_a_rename_rule_that_matches_nothing_is_a_warning(tmp_path: Path) -> None
 
 
 def test_a_rename_settles_an_unusual_key(tmp_path: Path) -> None:
-    mapping = preview(keys(tmp_path / "c", "model.visual.w"), rename=[r"visual\.(.*)=model.visual.\1"])
-    assert names(mapping) == {"model.visual.w": "model.visual.w"}
+    mapping = preview(keys(tmp_path / "c", "model.vision.w"), rename=[r"vision\.(.*)=model.visual.\1"])
+    assert names(mapping) == {"model.vision.w": "model.visual.w"}
     assert mapping.warnings == (NO_ASSETS,)
 
 
