@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "rename-unused": "A rename rule matched no name.",
     "pattern-unused": "An include, exclude or dtype pattern matched no key.",
     "no-model-weights": "No key is a model weight under the chosen layout.",
+    "left-out-tensor": "Tensors that are neither the model's nor training state, and are not converted.",
     "left-out": "Keys that are not converted, counted by reason.",
     # the assets
     "assets-missing": "An expected file (config.json, tokenizer) is not in the assets directory.",

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._table import counted, format_bytes, format_count, format_shape, html_table, some, text_table
 from dcptools.assets import Assets, find_assets
-from dcptools.checkpoint import Checkpoint, as_checkpoint
+from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UsageError
 from dcptools.findings import Finding, HasFindings, summary_lines
-from dcptools.layouts import Choice, Key, Named, choose, is_training_state, name_of, top_level
+from dcptools.layouts import Choice, Key, Named, beside, choose, is_training_state, name_of, top_level
 from dcptools.tensors import View
 
 if TYPE_CHECKING:
@@ -366,6 +366,7 @@ def _outputs(
     outputs: list[Output] = []
     reasons: dict[str, str] = {}
     findings: list[Finding] = []
+    lost: dict[str, list[StoredTensor]] = {}  # by what they stand in
     unused = set(rules)
     for key, tensor in checkpoint.tensors.items():
         named = name_of(keys[key], choice) if choice else Named(None)
@@ -373,6 +374,8 @@ def _outputs(
         name = named.name
         if name is None or choice is None or refusal:
             reasons[key] = refusal if name is not None and refusal else _why_not_model(keys[key], choice)
+            if choice and not refusal and not is_training_state(keys[key], choice) and not _counter(tensor):
+                lost.setdefault(beside(keys[key], choice), []).append(tensor)
             continue
         rule = next((rule for rule in rules if rule.apply(name) is not None), None)
         findings += _about_key(key, named, rule, choice)
@@ -381,6 +384,9 @@ def _outputs(
             name = rule.apply(name) or ""
         output = Output(name, (View.whole(tensor),), tensor.shape, tensor.dtype, _rule_text(choice, rule))
         outputs.append(output)
+    nested = any(len(keys[view.key].path) > 1 for output in outputs for view in output.sources)
+    if choice and outputs:
+        findings += [_left_out(part, tensors, choice, nested) for part, tensors in lost.items()]
     findings += [
         Finding("rename-unused", "warning", "", f"the rule {rule} matched no name") for rule in rules if rule in unused
     ]
@@ -406,6 +412,26 @@ def _why_not_model(key: Key, choice: Choice | None) -> str:
     if choice.layout == "container":
         return f"not under {choice.root + '.'!r} ({key.first})"
     return f"{'training state' if is_training_state(key, choice) else 'not among the bare names'} ({key.first})"
+
+
+def _counter(tensor: StoredTensor) -> bool:
+    """One integer at the top of the state dict: so many tokens seen, so many epochs run."""
+    return not tensor.shape and tensor.dtype.kind == "int" and "." not in tensor.key
+
+
+def _left_out(part: str, tensors: Sequence[StoredTensor], choice: Choice, nested: bool) -> Finding:
+    """A head must never vanish quietly: what is a tensor, is no training state and is not converted is warned about."""
+    nbytes = format_bytes(sum(tensor.nbytes for tensor in tensors))
+    keys = some([tensor.key for tensor in tensors])
+    found = f"{counted(len(tensors), 'tensor')} of {nbytes}, no training state, and not converted: {keys}"
+    hint = f"--exclude '{part}*' leaves it out knowingly"
+    if choice.layout == "bare" or not any(len(tensor.path) == 1 for tensor in tensors):
+        containers = {".".join(tensor.path[:-1]) for tensor in tensors}
+        root = (containers.pop() if len(containers) == 1 else "") or part
+        hint = f"--root {root} converts it instead; {hint}"
+    elif not nested:  # the model's keys are at the top as well
+        hint = f"--layout bare keeps all keys as they are; {hint}"
+    return Finding("left-out-tensor", "warning", part, found, hint)
 
 
 def _about_key(key: str, named: Named, rule: Rename | None, choice: Choice) -> Iterator[Finding]:

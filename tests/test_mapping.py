@@ -201,15 +201,20 @@ def test_the_names_of_transformers_are_kept_wherever_the_model_stands(model: str
         mapping = preview(PLACES[place](tmp_path / str(number), wanted))
         assert sorted(names(mapping).values()) == sorted(wanted)
         assert not mapping.errors
+        assert not found(mapping, "left-out-tensor")
 
 
 @pytest.mark.parametrize("paths", ["nested", "flat", "none"])
-def test_an_average_beside_a_bare_model_is_left_out(paths: str, tmp_path: Path) -> None:
+def test_an_average_beside_a_bare_model_is_left_out_with_a_warning(paths: str, tmp_path: Path) -> None:
     state = models.huggingface_state("qwen2.5-vl")
     average = {f"ema.{name}": tensor for name, tensor in state.items()} if paths == "flat" else {"ema": state}
     path = saved.save(tmp_path / "c", {**state, **average})
     mapping = preview(path if paths != "none" else without_paths(path))
     assert sorted(names(mapping).values()) == sorted(state)
+    assert [(f.key, f.hint.partition(";")[0]) for f in found(mapping, "left-out-tensor")] == [
+        ("ema", "--root ema converts it instead")
+    ]
+    assert found(mapping, "left-out-tensor")[0].message.startswith(f"{len(state)} tensors of ")
 
 
 @pytest.mark.parametrize("options", [{}, {"root": "module"}])
@@ -280,6 +285,60 @@ def test_leftovers_have_reasons_and_are_counted(tmp_path: Path) -> None:
     assert [f.message for f in found(mapping, "left-out")] == [
         "7 keys: 4 a pickled object, not a tensor, 3 not under 'model.' (optimizer)"
     ]
+
+
+def test_a_head_that_is_left_out_is_a_warning(tmp_path: Path) -> None:
+    state = {"model": {"model.w": torch.ones(2)}, "v_head.weight": torch.ones(2, 3), "v_head.bias": torch.ones(2)}
+    mapping = preview(saved.save(tmp_path / "c", state))
+    assert [str(f) for f in found(mapping, "left-out-tensor")] == [
+        "warning[left-out-tensor] v_head: 2 tensors of 32 B, no training state, and not converted: v_head.weight, "
+        "v_head.bias (--exclude 'v_head*' leaves it out knowingly)"
+    ]
+    with pytest.raises(FindingsError, match="left-out-tensor"):
+        plan(mapping, strict=True)
+
+
+def test_a_head_beside_names_of_which_nothing_is_known_may_be_kept_by_another_layout(tmp_path: Path) -> None:
+    mapping = preview(keys(tmp_path / "c", "model.foo", "v_head.weight"))
+    assert names(mapping) == {"model.foo": "foo"}
+    assert [f.hint for f in found(mapping, "left-out-tensor")] == [
+        "--layout bare keeps all keys as they are; --exclude 'v_head*' leaves it out knowingly"
+    ]
+
+
+def test_every_part_that_is_left_out_is_one_warning_that_names_the_root(tmp_path: Path) -> None:
+    parts = {part: {f"w{n}": torch.ones(2) for n in range(9)} for part in ("ema", "teacher")}
+    mapping = preview(
+        saved.save(tmp_path / "c", {"app": {"model": {"model.w": torch.ones(2)}, **parts}, "disc": parts})
+    )
+    assert [(f.key, f.hint) for f in found(mapping, "left-out-tensor")] == [
+        (key, f"--root {key} converts it instead; --exclude '{key}*' leaves it out knowingly")
+        for key in ("app.ema", "app.teacher", "disc")
+    ]
+    assert found(mapping, "left-out-tensor")[2].message.endswith("disc.ema.w3, disc.ema.w4 and 13 more")
+
+
+@pytest.mark.parametrize("options", [{"exclude": ["v_head*", "ema.*"]}, {"include": ["model.*"]}])
+def test_what_the_user_leaves_out_is_no_warning(options: dict[str, Any], tmp_path: Path) -> None:
+    state = {"model": {"model.w": torch.ones(2)}, "v_head.weight": torch.ones(2), "ema": {"w": torch.ones(2)}}
+    assert preview(saved.save(tmp_path / "c", state), **options).warnings == (NO_ASSETS,)
+
+
+def test_what_trainers_keep_beside_the_model_is_no_warning(tmp_path: Path) -> None:
+    weight, counter = {"w": torch.ones(2)}, torch.tensor(7)
+    trainers: dict[str, dict[str, Any]] = {
+        "torchtitan": {"train_state": {"step": counter, "ntokens_seen": counter}, "lr_scheduler": weight},
+        "dataloader": {"dataloader": {"dp_rank_0": torch.ones(9, dtype=torch.uint8)}, "data_loader": weight},
+        "lightning": {"optimizer_0": weight, "optimizer_1": weight, "callbacks": weight, "loops": weight},
+        "veomni": {"extra_state": {"torch_rng_state": torch.ones(9, dtype=torch.uint8), "global_step": counter}},
+        "torchtune": {"optim": weight, "steps_run": counter, "seed": counter, "rng": torch.ones(9, dtype=torch.uint8)},
+        "accelerate": {"optimizer": {"state": weight}, "scheduler": weight, "scaler": weight},
+    }
+    for trainer, state in trainers.items():
+        mapping = preview(saved.save(tmp_path / trainer, {"model": {"model.w": torch.ones(2)}, **state}))
+        assert mapping.warnings == (NO_ASSETS,), trainer
+    nested = {"state": {"model": {"model.w": torch.ones(2)}, "optimizers": {"AdamW": weight}}, "rng": weight}
+    assert {f.code for f in preview(saved.save(tmp_path / "composer", nested)).warnings} == {"container", "assets-none"}
 
 
 def test_objects_and_extra_states_under_the_model_are_left_out_and_not_unpickled(tmp_path: Path) -> None:
