@@ -98,7 +98,6 @@ def test_every_option_of_the_steps_is_one_of_convert_with_the_same_default() -> 
         }
 
     steps = {**options(dcptools.preview), **options(dcptools.plan), **options(dcptools.write)}
-    del steps["reference"]  # kept for later
     del steps["sizes"]  # to measure; the result does not depend on it
     assert options(dcptools.convert) == {"save_dir": None, **steps}
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dcptools.errors import UsageError
-from dcptools.layouts import (
-    TRAINING_STATE,
-    WRAPPERS,
-    Choice,
-    Key,
-    Named,
-    beside,
-    choose,
-    is_training_state,
-    name_of,
-    strip_wrappers,
-    top_level,
-)
+from dcptools.layouts import Key, Layout, choose, strip_wrappers, top_level
+from dcptools.layouts.bare import Bare
+from dcptools.layouts.container import Container, _is_usual
+from dcptools.layouts.keys import WRAPPERS
+from dcptools.layouts.training import TRAINING_STATE, is_training_state
+from dcptools.layouts.unknown import Unknown
 
 
 def top(*names: str) -> list[Key]:
@@ -42,113 +35,109 @@ BY_CONTAINER = "the saved state dict has a container 'model'"
 ALONE = "{!r} is a name that HuggingFace models have, so the keys are HuggingFace names already"
 BARE = "'lm_head.weight' stands beside 'model.layers.0.w', so the keys are HuggingFace names already"
 
-CHOSEN: dict[str, tuple[list[Key], Choice]] = {
+CHOSEN: dict[str, tuple[list[Key], Layout]] = {
     # 1: names that only a container gives, whatever the paths say
     "model.model, nested": (
         inside("model", "model.w"),
-        Choice("container", "model", BY_NAMES.format("model.model.w")),
+        Container("model", BY_NAMES.format("model.model.w")),
     ),
     "model.model, one-element paths": (
         top("model.model.w"),
-        Choice("container", "model", BY_NAMES.format("model.model.w")),
+        Container("model", BY_NAMES.format("model.model.w")),
     ),
     "model.model, no planner_data": (
         unknown("model.model.w"),
-        Choice("container", "model", BY_NAMES.format("model.model.w")),
+        Container("model", BY_NAMES.format("model.model.w")),
     ),
     "model.lm_head.weight": (
         top("model.lm_head.weight"),
-        Choice("container", "model", BY_NAMES.format("model.lm_head.weight")),
+        Container("model", BY_NAMES.format("model.lm_head.weight")),
     ),
     "model.base_model": (
         top("model.base_model.w"),
-        Choice("container", "model", BY_NAMES.format("model.base_model.w")),
+        Container("model", BY_NAMES.format("model.base_model.w")),
     ),
     "1 before 3": (
         [*top(*MODEL), *top("model.model.w")],
-        Choice("container", "model", BY_NAMES.format("model.model.w")),
+        Container("model", BY_NAMES.format("model.model.w")),
     ),
     "1 before another container": (
         [*inside("app.model", *MODEL), *top("model.model.w")],
-        Choice("container", "model", BY_NAMES.format("model.model.w")),
+        Container("model", BY_NAMES.format("model.model.w")),
     ),
     # 2: the paths of planner_data
-    "a container model": (inside("model", "visual.w"), Choice("container", "model", BY_CONTAINER)),
-    "a container model with layers": (inside("model", "layers.0.w"), Choice("container", "model", BY_CONTAINER)),
+    "a container model": (inside("model", "visual.w"), Container("model", BY_CONTAINER)),
+    "a container model with layers": (inside("model", "layers.0.w"), Container("model", BY_CONTAINER)),
     "2 before 3": (
         [*top("lm_head.weight", "model.layers.0.w"), *inside("model", "visual.w")],
-        Choice("container", "model", BY_CONTAINER),
+        Container("model", BY_CONTAINER),
     ),
     "model before another container": (
         [*inside("ema.model", *MODEL), *inside("model", "visual.w")],
-        Choice("container", "model", BY_CONTAINER),
+        Container("model", BY_CONTAINER),
     ),
     "app.model": (
         [*inside("app.model", "visual.w"), *inside("app.optim.state", "model.layers.0.w")],
-        Choice("container", "app.model", "the saved state dict has a model in the container 'app.model'", True),
+        Container("app.model", "the saved state dict has a model in the container 'app.model'", True),
     ),
     "a container of another name with a model's keys": (
         inside("state_dict", "model.embed_tokens.weight"),
-        Choice("container", "state_dict", "the saved state dict has a model in the container 'state_dict'", True),
+        Container("state_dict", "the saved state dict has a model in the container 'state_dict'", True),
     ),
     "a bare model before another container beside it": (
         [*inside("ema", *MODEL), *top(*MODEL)],
-        Choice("bare", "", BARE),
+        Bare(BARE),
     ),
     # 3: bare names, with a head at the top
-    "bare": (top(*MODEL), Choice("bare", "", BARE)),
-    "bare without planner_data": (unknown(*MODEL), Choice("bare", "", BARE)),
+    "bare": (top(*MODEL), Bare(BARE)),
+    "bare without planner_data": (unknown(*MODEL), Bare(BARE)),
     "bare with score and embeddings": (
         top("score.weight", "model.embed_tokens.weight"),
-        Choice(
-            "bare",
-            "",
+        Bare(
             "'score.weight' stands beside 'model.embed_tokens.weight', so the keys are HuggingFace names already",
         ),
     ),
     "a head beside anything of a model": (
         top("lm_head.weight", "model.norm.weight"),
-        Choice(
-            "bare", "", "'lm_head.weight' stands beside 'model.norm.weight', so the keys are HuggingFace names already"
-        ),
+        Bare("'lm_head.weight' stands beside 'model.norm.weight', so the keys are HuggingFace names already"),
     ),
     "a tied model has no head": (
         top("model.layers.0.w", "model.norm.weight"),
-        Choice("bare", "", ALONE.format("model.layers.0.w")),
+        Bare(ALONE.format("model.layers.0.w")),
     ),
     "a wrapped model": (
         unknown("_orig_mod.model.layers.0.w", "module.model.norm.weight"),
-        Choice("bare", "", ALONE.format("model.layers.0.w")),
+        Bare(ALONE.format("model.layers.0.w")),
     ),
     "a base model of another name": (
         top("bert.encoder.layer.10.w", "cls.predictions.bias"),
-        Choice("bare", "", ALONE.format("bert.encoder.layer.10.w")),
+        Bare(ALONE.format("bert.encoder.layer.10.w")),
     ),
     "a bare model and copies of it without planner_data": (
         unknown(*MODEL, *(f"average.{name}" for name in MODEL), "ema.w"),
-        Choice("bare", "", BARE, copies=frozenset(("average", "ema"))),
+        Bare(BARE, copies=frozenset(("average", "ema"))),
     ),
     # the container may be called as a wrapper is
     "a container module": (
         inside("module", "_orig_mod.some.w"),
-        Choice("container", "module", "the saved state dict has a model in the container 'module'", True),
+        Container("module", "the saved state dict has a model in the container 'module'", True),
     ),
     # 4: any other model.*
     "model.foo": (
         top("model.foo"),
-        Choice("container", "model", "there is a key 'model.foo', and no other sign"),
+        Container("model", "there is a key 'model.foo', and no other sign"),
     ),
     "model.layers is no number, and below model. all else may be in a container": (
         top("model.layers.w", "model.encoder.block.0.w", "model.h.0.w", "model.embeddings.word_embeddings.weight"),
-        Choice("container", "model", "there is a key 'model.layers.w', and no other sign"),
+        Container("model", "there is a key 'model.layers.w', and no other sign"),
     ),
     "model.lm_head.bias is not the sign of 1": (
         top("model.lm_head.bias"),
-        Choice("container", "model", "there is a key 'model.lm_head.bias', and no other sign"),
+        Container("model", "there is a key 'model.lm_head.bias', and no other sign"),
     ),
     "model.models is not the sign of 1": (
         top("model.models.w"),
-        Choice("container", "model", "there is a key 'model.models.w', and no other sign"),
+        Container("model", "there is a key 'model.models.w', and no other sign"),
     ),
 }
 
@@ -177,25 +166,24 @@ def test_the_layout_and_the_reason(case: str) -> None:
     ids=lambda keys: ", ".join(top_level(keys)) or "nothing",
 )
 def test_no_rule_finds_a_model(keys: list[Key]) -> None:
-    assert choose(keys) is None
+    assert isinstance(choose(keys), Unknown)
 
 
 def test_the_order_of_the_keys_does_not_matter_for_the_choice() -> None:
     for keys, expected in CHOSEN.values():
         choice = choose(keys[::-1])
-        assert choice is not None
-        assert (choice.layout, choice.root) == (expected.layout, expected.root)
+        assert (choice.name, choice.root) == (expected.name, expected.root)
 
 
 def test_a_layout_overrules_what_auto_would_choose() -> None:
-    assert choose(top(*MODEL), "container") == Choice("container", "model", "the layout 'container' was asked for")
-    assert choose(inside("model", *MODEL), "bare") == Choice("bare", "", "the layout 'bare' was asked for")
+    assert choose(top(*MODEL), "container") == Container("model", "the layout 'container' was asked for")
+    assert choose(inside("model", *MODEL), "bare") == Bare("the layout 'bare' was asked for")
 
 
 @pytest.mark.parametrize("layout", ["auto", "container"])
 def test_a_root_overrules_the_container(layout: str) -> None:
     keys = [*inside("model", *MODEL), *inside("ema", *MODEL)]
-    assert choose(keys, layout, "ema") == Choice("container", "ema", "the root 'ema' was asked for")
+    assert choose(keys, layout, "ema") == Container("ema", "the root 'ema' was asked for")
 
 
 def test_an_unknown_layout_is_refused() -> None:
@@ -215,7 +203,7 @@ def test_a_root_is_refused_for_bare_names() -> None:
         choose(top(*MODEL), "bare", "model")
 
 
-CONTAINER = Choice("container", "model", "")
+CONTAINER = Container("model", "")
 
 
 @pytest.mark.parametrize(
@@ -235,30 +223,32 @@ CONTAINER = Choice("container", "model", "")
     ],
 )
 def test_the_name_under_a_container(key: str, expected: tuple[str | None, bool]) -> None:
-    assert name_of(Key.of(key, ()), CONTAINER) == Named(*expected)
+    name = CONTAINER.name_of(Key.of(key, ()))
+    assert (name, name is None or _is_usual(name)) == expected
 
 
 def test_the_name_under_a_deeper_container() -> None:
-    choice = Choice("container", "app.model", "")
-    assert name_of(Key.of("app.model.model.w", ()), choice) == Named("model.w")
-    assert name_of(Key.of("app.optim.model.w", ()), choice) == Named(None)
+    choice = Container("app.model", "")
+    assert choice.name_of(Key.of("app.model.model.w", ())) == "model.w"
+    assert choice.name_of(Key.of("app.optim.model.w", ())) is None
 
 
 @pytest.mark.parametrize(
     ("key", "root", "expected"),
     [
-        (inside("module", "model.w"), "module", Named("model.w")),
-        (inside("module", "module.model.w"), "module", Named("model.w", True, ("module",))),
-        (inside("app.module", "model.w"), "app.module", Named("model.w")),
-        (inside("model.module", "model.w"), "model", Named("model.w", True, ("module",))),
-        (inside("model", "_orig_mod.model.w"), "model", Named("model.w", True, ("_orig_mod",))),
-        (unknown("module.model.w"), "module", Named("model.w")),
-        (unknown("module.model.model.w"), "model", Named("model.w", True, ("module",))),
+        (inside("module", "model.w"), "module", ()),
+        (inside("module", "module.model.w"), "module", ("module",)),
+        (inside("app.module", "model.w"), "app.module", ()),
+        (inside("model.module", "model.w"), "model", ("module",)),
+        (inside("model", "_orig_mod.model.w"), "model", ("_orig_mod",)),
+        (unknown("module.model.w"), "module", ()),
+        (unknown("module.model.model.w"), "model", ("module",)),
     ],
 )
-def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, expected: Named) -> None:
-    assert choose(key, root=root) == Choice("container", root, f"the root {root!r} was asked for")
-    assert name_of(key[0], Choice("container", root, "")) == expected
+def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, expected: tuple[str, ...]) -> None:
+    assert choose(key, root=root) == Container(root, f"the root {root!r} was asked for")
+    assert Container(root, "").name_of(key[0]) == "model.w"
+    assert Container(root, "").wrappers_in(key[0]) == expected
 
 
 @pytest.mark.parametrize(
@@ -271,7 +261,7 @@ def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, e
     ids=str,
 )
 def test_bare_names_are_kept_and_training_state_is_not(key: Key, expected: Key | None) -> None:
-    assert name_of(key, Choice("bare", "", "")) == Named(expected.name if expected else None)
+    assert Bare("").is_model(key) == (expected is not None)
 
 
 STATE = [
@@ -301,10 +291,10 @@ def test_training_state_is_known_by_whole_segments() -> None:
 
 
 def test_training_state_is_looked_for_beside_the_model() -> None:
-    choice = Choice("container", "app.model", "")
+    choice = Container("app.model", "")
     keys = [*inside("app.optim", "w"), *inside("app.ema", "w"), *unknown("app.optim.w", "app.ema.optim.w", "rng.w")]
-    assert [is_training_state(key, choice) for key in keys] == [True, False, True, False, True]
-    assert [beside(key, choice) for key in keys] == ["app.optim", "app.ema", "app.optim", "app.ema", "rng"]
+    assert [is_training_state(key, choice.beside(key)) for key in keys] == [True, False, True, False, True]
+    assert [choice.beside(key) for key in keys] == ["app.optim", "app.ema", "app.optim", "app.ema", "rng"]
 
 
 @pytest.mark.parametrize("wrapper", sorted(WRAPPERS))

@@ -1,0 +1,67 @@
+"""``dcp.save(model.state_dict())``: the keys are the HuggingFace names already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dcptools._table import some
+from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.findings import Finding
+from dcptools.layouts.huggingface import BODY
+from dcptools.layouts.keys import Key, strip_wrappers
+from dcptools.layouts.training import COPIES, TRAINING_STATE, is_counter, is_extra_state, is_training_state
+from dcptools.layouts.values import Leftover, Output, Reading
+from dcptools.tensors import View
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """Names are kept; training state, and copies of the weights beside the model, are left out."""
+
+    reason: str
+    copies: frozenset[str] = frozenset()  # first segments under which names of the model occur again
+
+    @classmethod
+    def of(cls, keys: Sequence[Key], reason: str) -> Bare:
+        """With what repeats the model's names below a segment of its own, as an ``ema`` does."""
+        names = {key.name for key in keys if len(key.path) <= 1}
+        split = [(first, rest) for first, _, rest in (name.partition(".") for name in names)]
+        again = {first for first, rest in split if first in COPIES or (rest in names and BODY.match(rest))}
+        return cls(reason, frozenset(again))
+
+    @property
+    def name(self) -> str:
+        return "bare"
+
+    @property
+    def root(self) -> str:
+        return ""
+
+    def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
+        outputs, leftovers = [], []
+        findings = [Finding("layout", "info", "", f"layout 'bare': {self.reason}", "--layout overrules it")]
+        for stored, tensor in checkpoint.tensors.items():
+            key = keys[stored]
+            is_model = self.is_model(key)
+            if not is_model or is_extra_state(stored):
+                leftovers.append(_leftover(key, tensor, is_model=is_model))
+                continue
+            outputs.append(Output(key.name, (View.whole(tensor),), tensor.shape, tensor.dtype, "kept"))
+            wrappers = strip_wrappers(key.stored)[1]
+            if wrappers:
+                findings.append(Finding("wrapper-removed", "info", stored, f"took out {some(dict.fromkeys(wrappers))}"))
+        return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
+
+    def is_model(self, key: Key) -> bool:
+        """Whether a key is a name of the model."""
+        return len(key.path) <= 1 and key.first not in self.copies and not TRAINING_STATE.fullmatch(key.first)
+
+
+def _leftover(key: Key, tensor: StoredTensor, *, is_model: bool) -> Leftover:
+    if is_model:
+        return Leftover(tensor.key, "tensor", "a module's extra state, not a weight", tensor.nbytes)
+    training = is_training_state(key)
+    expected = training or is_counter(tensor) or is_extra_state(tensor.key)
+    reason = f"{'training state' if training else 'not among the bare names'} ({key.first})"
+    return Leftover(tensor.key, "tensor", reason, tensor.nbytes, "" if expected else key.first)

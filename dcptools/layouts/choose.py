@@ -1,0 +1,91 @@
+"""Which layout a checkpoint has, by the names of its keys and their paths alone (torch's ``_nested_dict.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dcptools._table import some
+from dcptools.errors import UsageError
+from dcptools.layouts.bare import Bare
+from dcptools.layouts.container import CONTAINER, Container
+from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
+from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
+from dcptools.layouts.unknown import Unknown
+from dcptools.layouts.values import Layout
+
+LAYOUTS = ("auto", "container", "bare")
+
+
+def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -> Layout:
+    """Choose the layout; ``Unknown`` if no rule finds a model.
+
+    The rules are tried in this order: names that only a container gives; a container ``model`` in ``planner_data``;
+    names of a HuggingFace model at the top level; another container that holds a model (after the bare names, so that
+    an ``ema`` beside them is not taken for the model); any ``model.*``.
+
+    Raises
+    ------
+    UsageError
+        The layout is not known, or no key stands under the given root.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
+    if root is not None and layout == "bare":
+        raise UsageError("Bare names have no root.\nLeave out --root or --layout bare.")
+    if root is not None:
+        if all(key.below(root) is None for key in keys):
+            raise UsageError(
+                f"No tensor's key starts with {root + '.'!r}.\nTop-level keys: {some(top_level(keys), 10)}."
+            )
+        return Container(root, f"the root {root!r} was asked for")
+    if layout == "bare":
+        return Bare.of(keys, "the layout 'bare' was asked for")
+    if layout == "container":
+        return Container(CONTAINER, "the layout 'container' was asked for")
+    rules = (_by_names, _by_container, _bare, _by_other_container, _any_model)
+    found: Iterator[Layout | None] = (rule(keys) for rule in rules)
+    return next(filter(None, found), Unknown())
+
+
+def _by_names(keys: Sequence[Key]) -> Container | None:
+    sign = ("model.model.", "model.base_model.")
+    found = next((k.name for k in keys if k.name.startswith(sign) or k.name == "model.lm_head.weight"), None)
+    return Container(CONTAINER, f"there is a key {found!r}") if found else None
+
+
+def _by_container(keys: Sequence[Key]) -> Container | None:
+    if any(len(key.path) > 1 and key.path[0] == CONTAINER for key in keys):
+        return Container(CONTAINER, "the saved state dict has a container 'model'")
+    return None
+
+
+def _by_other_container(keys: Sequence[Key]) -> Container | None:
+    others = sorted({key.container for key in keys if len(key.path) > 1 and _holds_model(key)})
+    if len(others) == 1:
+        return Container(others[0], f"the saved state dict has a model in the container {others[0]!r}", True)
+    return None
+
+
+def _holds_model(key: Key) -> bool:
+    *_, last = containers = key.path[:-1]
+    if any("optim" in container for container in containers):
+        return False
+    called_so = last in WRAPPERS or (last == CONTAINER and len(containers) > 1)
+    rest = key.below(key.container)
+    return called_so or (rest is not None and is_huggingface_name(strip_wrappers(rest)[0]))
+
+
+def _bare(keys: Sequence[Key]) -> Bare | None:
+    names = [key.name for key in keys if len(key.path) <= 1]
+    head = next((name for name in names if HEAD.match(name)), None)
+    model = next((name for name in names if name.startswith(f"{CONTAINER}.")), None)
+    body = next((name for name in names if BODY.match(name)), model if head else None)
+    if body is None:
+        return None
+    found = f"{head!r} stands beside {body!r}" if head else f"{body!r} is a name that HuggingFace models have"
+    return Bare.of(keys, f"{found}, so the keys are HuggingFace names already")
+
+
+def _any_model(keys: Sequence[Key]) -> Container | None:
+    found = next((key.name for key in keys if key.name.startswith(CONTAINER + ".")), None)
+    return Container(CONTAINER, f"there is a key {found!r}, and no other sign") if found else None

@@ -1,0 +1,70 @@
+"""A checkpoint's keys, without what wrappers of the model add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dcptools.checkpoint import Checkpoint
+
+# Modules that wrap the model and add a segment to every key below them:
+# torch.compile, FSDP1, activation checkpointing, DistributedDataParallel
+WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"))
+
+
+def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
+    """The key without wrapper segments, and the segments that were taken out.
+
+    >>> strip_wrappers("model._orig_mod.model.norm.weight")
+    ('model.model.norm.weight', ('_orig_mod',))
+    """
+    if "_" not in key and "module." not in key:
+        return key, ()
+    parts = key.split(".")
+    removed = tuple(part for part in parts if part in WRAPPERS)
+    return (".".join(part for part in parts if part not in WRAPPERS), removed) if removed else (key, ())
+
+
+class Key(NamedTuple):
+    """A tensor's key, without the segments of wrappers, and its path in the saved state dict (() if unknown)."""
+
+    name: str
+    path: tuple[str, ...]
+    stored: str = ""  # as the checkpoint has it, if that differs
+
+    @classmethod
+    def of(cls, stored: str, path: tuple[str, ...]) -> Key:
+        """The key with wrappers taken out below its container: a container may itself be called ``module``.
+
+        >>> Key.of("module.model._orig_mod.norm.weight", ("module", "model._orig_mod.norm.weight")).name
+        'module.model.norm.weight'
+        """
+        container = "".join(f"{part}." for part in path[:-1])
+        if not stored.startswith(container):
+            container = ""
+        name = container + strip_wrappers(stored[len(container) :])[0]
+        return cls(name, path, "" if name == stored else stored)
+
+    @property
+    def container(self) -> str:
+        return ".".join(self.path[:-1])
+
+    @property
+    def first(self) -> str:
+        """The first segment."""
+        return self.name.partition(".")[0]
+
+    def below(self, root: str) -> str | None:
+        """What stands below a container, as it was stored where that says more; None if the key is not in it."""
+        prefix = root + "."
+        return next((k[len(prefix) :] for k in (self.stored, self.name) if k.startswith(prefix)), None)
+
+
+def keys_of(checkpoint: Checkpoint) -> dict[str, Key]:
+    """The keys of the tensors, by what they are in the checkpoint."""
+    return {stored: Key.of(stored, tensor.path) for stored, tensor in checkpoint.tensors.items()}
+
+
+def top_level(keys: Iterable[Key]) -> list[str]:
+    """The first segments of the keys, each once."""
+    return sorted({key.first for key in keys})

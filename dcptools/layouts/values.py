@@ -1,0 +1,82 @@
+"""What a layout makes of a checkpoint: outputs, leftovers, and what it noticed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from dcptools.checkpoint import Checkpoint
+from dcptools.dtypes import DType
+from dcptools.errors import UsageError
+from dcptools.findings import Finding
+from dcptools.layouts.keys import Key
+from dcptools.tensors import View
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor of the result: its name, and the views of stored tensors that it is made of.
+
+    The values of the sources follow each other in row-major order: one whole tensor, one expert of a stack, or all
+    experts of a layer that become one stack.
+
+    Raises
+    ------
+    UsageError
+        The sources have not just as many elements as the shape.
+    """
+
+    name: str
+    sources: tuple[View, ...]
+    shape: tuple[int, ...]
+    dtype: DType  # as stored; the plan says what is written
+    rule: str  # which rule gave the name
+
+    def __post_init__(self) -> None:
+        found = sum(view.numel for view in self.sources)
+        if not self.sources or found != self.numel:
+            raise UsageError(
+                f"The sources of the output {self.name!r} have {found:,} elements.\n"
+                f"Expected {self.numel:,}, those of its shape {self.shape}."
+            )
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A key of the checkpoint that is not converted, and why."""
+
+    key: str
+    kind: str  # "tensor" or "object"
+    reason: str
+    nbytes: int
+    part: str = ""  # of a tensor that is no training state: what it stands in beside the model, such as ``ema``
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A checkpoint as one layout reads it. Each tensor is a source of an output or a leftover."""
+
+    outputs: tuple[Output, ...]
+    leftovers: tuple[Leftover, ...]
+    findings: tuple[Finding, ...]  # of the layout itself, and of single keys
+
+
+class Layout(Protocol):
+    """A way to lay out a model in a checkpoint; one file each."""
+
+    @property
+    def name(self) -> str:
+        """As ``--layout`` has it; "" if the layout is not known."""
+
+    @property
+    def root(self) -> str:
+        """The container that holds the model; "" if there is none."""
+
+    def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
+        """What becomes of each tensor; ``keys`` are those of the checkpoint, by what they are in it."""

@@ -1,0 +1,156 @@
+"""What a preview noticed, as findings: of the layout, the keys, the names, the assets, and what is left out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from dcptools._table import counted, format_bytes, some
+from dcptools.assets import Assets
+from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.findings import Finding
+from dcptools.layouts import Key, Leftover, Output, Reading, top_level
+from dcptools.mapping.rename import Rename
+
+_FLAT = ("_flat_param", "flat_param")
+_ADAPTER = re.compile(r"(^|\.)(base_model\.model\.|lora_[AB]\b|lora_embedding_[AB]\b|modules_to_save\.)")
+
+
+def about_reading(
+    reading: Reading, outputs: Sequence[Output], checkpoint: Checkpoint, keys: Mapping[str, Key]
+) -> Iterator[Finding]:
+    """Which layout it is, and why; or that there is no model."""
+    if outputs:
+        yield from (finding for finding in reading.findings if not finding.key)
+        return
+    tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
+    yield Finding(
+        "no-model-weights", "error", "", "No model weights found!",
+        f"{counted(len(reading.outputs), 'key')} of the model, and all left out: look at --include and --exclude"
+        if reading.outputs else
+        f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
+        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, say where with --layout or --root",
+    )  # fmt: skip
+
+
+def about_checkpoint(checkpoint: Checkpoint, outputs: Iterable[Output]) -> Iterator[Finding]:
+    """The checkpoint's findings; what concerns only keys that are not converted does not stop anything."""
+    used = _used(outputs)
+    for finding in checkpoint.findings:
+        harmless = finding.severity == "error" and finding.key and finding.key not in used
+        yield replace(finding, severity="warning", hint="it is not converted") if harmless else finding
+
+
+def about_keys(reading: Reading, outputs: Iterable[Output], renamed: Collection[str]) -> Iterator[Finding]:
+    """What is odd about single keys that are converted; ``renamed`` are those that a rule gave another name."""
+    found: dict[str, list[Finding]] = {}
+    for finding in reading.findings:
+        if finding.key and not (finding.code == "unusual-key" and finding.key in renamed):
+            found.setdefault(finding.key, []).append(finding)
+    kinds = {}
+    for output in reading.outputs:
+        for view in output.sources:
+            kinds[view.key] = _about_kind(view.key, output.name)
+    used = _used(outputs)
+    for key, kind in kinds.items():
+        if key in used:
+            yield from (f for f in found.get(key, ()) if kind is None or f.code != "unusual-key")
+            yield from [kind] if kind else ()
+
+
+def _about_kind(key: str, name: str) -> Finding | None:
+    """A name of something else than a weight of a model."""
+    if name.rpartition(".")[2] in _FLAT:
+        return Finding(
+            "flat-parameter", "error", key, "a flat parameter of FSDP1 holds many tensors without names and shapes",
+            "save with FSDP.set_state_dict_type(SHARDED_STATE_DICT) or with get_model_state_dict",
+        )  # fmt: skip
+    if _ADAPTER.search(name):
+        return Finding(
+            "lora", "warning", key, "a key of a PEFT adapter; transformers will not load it as part of a model",
+            "merge the adapter in the training script (merge_and_unload) and save again",
+        )  # fmt: skip
+    return None
+
+
+def about_lost(
+    leftovers: Iterable[Leftover], outputs: Sequence[Output], checkpoint: Checkpoint, layout: str
+) -> Iterator[Finding]:
+    """A head must never vanish quietly: what is a tensor, is no training state and is not converted is warned about."""
+    lost: dict[str, list[StoredTensor]] = {}
+    for left in leftovers:
+        if left.part and outputs:
+            lost.setdefault(left.part, []).append(checkpoint.tensors[left.key])
+    nested = any(len(checkpoint.tensors[key].path) > 1 for key in _used(outputs))
+    for part, tensors in lost.items():
+        yield _lost(part, tensors, layout, nested)
+
+
+def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool) -> Finding:
+    nbytes = format_bytes(sum(tensor.nbytes for tensor in tensors))
+    keys = some([tensor.key for tensor in tensors])
+    found = f"{counted(len(tensors), 'tensor')} of {nbytes}, no training state, and not converted: {keys}"
+    hint = f"--exclude '{part}*' leaves it out knowingly"
+    if layout == "bare" or not any(len(tensor.path) == 1 for tensor in tensors):
+        containers = {".".join(tensor.path[:-1]) for tensor in tensors}
+        root = (containers.pop() if len(containers) == 1 else "") or part
+        hint = f"--root {root} converts it instead; {hint}"
+    elif not nested:  # the model's keys are at the top as well
+        hint = f"--layout bare keeps all keys as they are; {hint}"
+    return Finding("left-out-tensor", "warning", part, found, hint)
+
+
+def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Finding]:
+    """Rules that did nothing are likely misspelt."""
+    for rule in renames:
+        yield Finding("rename-unused", "warning", "", f"the rule {rule} matched no name")
+    for glob in globs:
+        yield Finding("pattern-unused", "warning", "", f"{glob!r} matched no tensor's key")
+
+
+def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
+    """Names that cannot be written: reserved ones, and those that several outputs would have."""
+    for output in outputs:
+        if output.name in ("__metadata__", ""):
+            would = f"would be named {output.name!r}, which safetensors cannot store"
+            yield Finding("reserved-name", "error", output.sources[0].key, would, "rename or exclude it")
+    by_name: dict[str, list[str]] = {}
+    for output in outputs:
+        by_name.setdefault(output.name, []).append(output.sources[0].key)
+    for name, keys in by_name.items():
+        if len(keys) > 1:
+            yield Finding(
+                "collision", "error", name, f"{some(keys)} would get this one name", "rename or exclude one of them"
+            )
+
+
+def about_assets(assets: Assets | None, outputs: Sequence[Output]) -> Iterator[Finding]:
+    """What is missing or odd beside the weights."""
+    if assets is None:
+        yield Finding(
+            "assets-none", "warning", "", "no assets directory was given, so config and tokenizer will be missing",
+            "give the directory that holds config.json: model_assets_dir=, --model-assets-dir",
+        )  # fmt: skip
+        return
+    yield from assets.findings
+    names = {output.name for output in outputs}
+    if assets.says("tie_word_embeddings") is True and {"lm_head.weight", "model.embed_tokens.weight"} <= names:
+        yield Finding(
+            "tied-weights", "warning", "lm_head.weight", "config.json ties it to the embedding; both are written",
+            "transformers uses the embedding for both; exclude one if they are equal",
+        )  # fmt: skip
+
+
+def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:
+    """How many keys are left out, by reason."""
+    if leftovers:
+        counts = Counter(left.reason for left in leftovers)
+        text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+        yield Finding("left-out", "info", "", f"{counted(len(leftovers), 'key')}: {text}")
+
+
+def _used(outputs: Iterable[Output]) -> set[str]:
+    """The keys that outputs are made of."""
+    return {view.key for output in outputs for view in output.sources}

@@ -1,0 +1,72 @@
+"""Rules that give outputs other names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dcptools.errors import UsageError
+from dcptools.layouts import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """One rename rule: a regular expression that must match a whole HuggingFace name, and its replacement.
+
+    >>> Rename.parse(r"model\\.(.*)=language_model.\\1").apply("model.norm.weight")
+    'language_model.norm.weight'
+    """
+
+    pattern: str
+    replacement: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+            re.sub(self.pattern, self.replacement, "")
+        except (re.error, IndexError) as error:
+            raise UsageError(f"The rename rule {self} is not a valid regular expression: {error}.") from None
+
+    @classmethod
+    def parse(cls, rule: str | tuple[str, str] | Rename) -> Rename:
+        """A rule from ``REGEX=REPLACEMENT``, split at the last ``=``, or from a pair."""
+        if isinstance(rule, Rename):
+            return rule
+        pattern, equals, replacement = rule.rpartition("=") if isinstance(rule, str) else (rule[0], "=", rule[1])
+        if not equals or not pattern:
+            raise UsageError(f"The rename rule {rule!r} has no '='.\nExpected REGEX=REPLACEMENT.")
+        return cls(pattern, replacement)
+
+    def apply(self, name: str) -> str | None:
+        """The new name, or None if the rule does not match the whole of it."""
+        match = re.fullmatch(self.pattern, name)
+        try:
+            return match.expand(self.replacement) if match else None
+        except (re.error, IndexError) as error:
+            raise UsageError(f"The rename rule {self} cannot be applied to {name!r}: {error}.") from None
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.replacement}"
+
+
+class Renames:
+    """The rules of one preview, of which the first that matches counts; they remember what they were used for."""
+
+    def __init__(self, rules: Sequence[Rename]) -> None:
+        self._rules = rules
+        self._used: set[Rename] = set()
+        self.renamed: set[str] = set()  # keys of the outputs that a rule matched
+
+    @property
+    def unused(self) -> list[Rename]:
+        return [rule for rule in self._rules if rule not in self._used]
+
+    def apply(self, output: Output) -> Output:
+        """The output with the name that the rules give it."""
+        rule = next((rule for rule in self._rules if rule.apply(output.name) is not None), None)
+        if rule is None:
+            return output
+        self._used.add(rule)
+        self.renamed.update(view.key for view in output.sources)
+        return replace(output, name=rule.apply(output.name) or "", rule=f"{output.rule}, then {rule}")

@@ -1,0 +1,146 @@
+"""What a mapping is: every output with its name and sources, every key that is left out, every finding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from dcptools._display import Shown, Table
+from dcptools._table import SHOWN_ROWS, counted, format_bytes, format_count, format_shape
+from dcptools.assets import Assets
+from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.errors import UsageError
+from dcptools.findings import Finding, HasFindings
+from dcptools.layouts import Leftover, Output
+from dcptools.mapping.rename import Rename
+from dcptools.tensors import View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class MappingOptions:
+    """What ``preview`` was asked, to do the same again."""
+
+    model_assets_dir: str | None = None
+    layout: str = "auto"
+    root: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rename: tuple[Rename, ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``preview``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, repr=False)
+class KeyMapping(Shown, HasFindings):
+    """Which tensors will be written under which names; every checkpoint key is a source or a leftover."""
+
+    checkpoint: Checkpoint
+    outputs: tuple[Output, ...]  # sorted by name
+    leftovers: tuple[Leftover, ...]  # sorted by key
+    findings: tuple[Finding, ...]
+    layout: str  # "container", "bare", or "" if none was found
+    root: str  # the container
+    assets: Assets | None
+    options: MappingOptions
+
+    def __post_init__(self) -> None:
+        """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
+        used = Counter(leftover.key for leftover in self.leftovers)
+        used.update({view.key for output in self.outputs for view in output.sources})
+        if any(count != 1 for count in used.values()) or used.keys() != {
+            *self.checkpoint.tensors,
+            *self.checkpoint.objects,
+        }:
+            raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
+        for output in self.outputs:
+            for view in output.sources:
+                _check_view(output, view, self.checkpoint.tensors[view.key])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per output: name, key (comma-separated if several), rule, shape, dtype, numel, findings."""
+        import pandas as pd
+
+        codes: dict[str, list[str]] = {}
+        for finding in self.findings:
+            codes.setdefault(finding.key, []).append(finding.code)
+        rows = []
+        for output in self.outputs:
+            keys = [view.key for view in output.sources]
+            found = dict.fromkeys(code for key in (output.name, *keys) for code in codes.get(key, ()))
+            names = (output.name, ", ".join(keys), output.rule)
+            rows.append((*names, output.shape, output.dtype.name, output.numel, ", ".join(found)))
+        return pd.DataFrame(rows, columns=["name", "key", "rule", "shape", "dtype", "numel", "findings"])
+
+    def leftovers_frame(self) -> pd.DataFrame:
+        """One row per key that is left out: key, kind, reason, nbytes."""
+        import pandas as pd
+
+        rows = [(left.key, left.kind, left.reason, left.nbytes) for left in self.leftovers]
+        return pd.DataFrame(rows, columns=["key", "kind", "reason", "nbytes"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layout": self.layout,
+            "root": self.root,
+            "outputs": [
+                {
+                    "name": o.name,
+                    "keys": [view.key for view in o.sources],
+                    "shape": o.shape,
+                    "dtype": o.dtype.name,
+                    "rule": o.rule,
+                }
+                for o in self.outputs
+            ],
+            "leftovers": [{"key": left.key, "kind": left.kind, "reason": left.reason} for left in self.leftovers],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+    def leftover_counts(self) -> list[tuple[str, int, int]]:
+        """One row per reason: reason, keys, bytes."""
+        counts: dict[str, list[int]] = {}
+        for left in self.leftovers:
+            row = counts.setdefault(left.reason, [0, 0])
+            row[0] += 1
+            row[1] += left.nbytes
+        return [(reason, keys, nbytes) for reason, (keys, nbytes) in sorted(counts.items())]
+
+    def headline(self) -> str:
+        parameters = sum(output.numel for output in self.outputs)
+        outputs = f"{counted(len(self.outputs), 'output')} with {format_count(parameters)} elements"
+        return f"{outputs}; {counted(len(self.leftovers), 'key')} left out"
+
+    def _tables(self) -> Iterator[Table]:
+        if self.outputs:
+            rows = [
+                (", ".join(v.key for v in o.sources), o.name, format_shape(o.shape), o.dtype.name, o.rule)
+                for o in self.outputs[:SHOWN_ROWS]
+            ]
+            yield Table(("key", "name", "shape", "dtype", "rule"), rows, total=len(self.outputs))
+        if self.leftovers:
+            counts = [(reason, f"{keys:,}", format_bytes(nbytes)) for reason, keys, nbytes in self.leftover_counts()]
+            yield Table(("left out because", "keys", "bytes"), counts)
+
+    def _shown_findings(self) -> tuple[Finding, ...]:
+        return self.findings
+
+
+def _check_view(output: Output, view: View, tensor: StoredTensor) -> None:
+    """Raises UsageError: what is written must be what the checkpoint has, and nothing beside it."""
+    if view.end > tensor.numel:
+        raise UsageError(
+            f"A source of the output {output.name!r} reaches to element {view.end:,} of {view.key!r}.\n"
+            f"Expected at most {tensor.numel:,}, those of its shape {tensor.shape}."
+        )
+    if output.dtype != tensor.dtype:
+        raise UsageError(
+            f"The output {output.name!r} is said to be stored as {output.dtype.name}.\n"
+            f"Expected {tensor.dtype.name}, as {view.key!r} is."
+        )
