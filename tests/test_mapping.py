@@ -291,8 +291,8 @@ def test_a_head_that_is_left_out_is_a_warning(tmp_path: Path) -> None:
     state = {"model": {"model.w": torch.ones(2)}, "v_head.weight": torch.ones(2, 3), "v_head.bias": torch.ones(2)}
     mapping = preview(saved.save(tmp_path / "c", state))
     assert [str(f) for f in found(mapping, "left-out-tensor")] == [
-        "warning[left-out-tensor] v_head: 2 tensors of 32 B, no training state, and not converted: v_head.weight, "
-        "v_head.bias (--exclude 'v_head*' leaves it out knowingly)"
+        "warning[left-out-tensor] v_head: 2 tensors of 32 B, no training state, and not converted: v_head.bias, "
+        "v_head.weight (--exclude 'v_head*' leaves it out knowingly)"
     ]
     with pytest.raises(FindingsError, match="left-out-tensor"):
         plan(mapping, strict=True)
