@@ -68,7 +68,7 @@ def parse_bytes(text: str | int) -> int:
     >>> parse_bytes("5GB"), parse_bytes("1.5 MiB"), parse_bytes(100)
     (5000000000, 1572864, 100)
     """
-    match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
+    match = re.fullmatch(r"\s*([0-9][0-9_]{0,30}(?:\.[0-9]{1,30})?)\s*([KMGT]?I?)B?\s*", str(text).upper())
     unit = _UNITS.get(match.group(2)) if match else None
     size = int(float(match.group(1)) * unit) if match and "." in match.group(1) and unit else None
     if match and unit and size is None:
@@ -123,6 +123,11 @@ def html_table(
 def printable(text: str) -> str:
     """The text with everything unprintable as a backslash escape."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, whose line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

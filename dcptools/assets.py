@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcptools._table import some
-from dcptools.errors import UsageError
+from dcptools.errors import UsageError, system_errors
 from dcptools.findings import Finding
 
 CONFIG = "config.json"
@@ -49,7 +49,7 @@ class Assets:
 
     directory: str
     files: tuple[Asset, ...]
-    config: str  # the text of config.json; "" if there is none
+    config: str  # the text of config.json; "" if there is none, or none in UTF-8
     findings: tuple[Finding, ...]
 
     def config_for(self, dtype: str) -> bytes | None:
@@ -80,9 +80,14 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
     Raises
     ------
     UsageError
-        There is no such directory.
+        There is no such directory, or it or its config.json cannot be read.
     """
     path = Path(directory)
+    with system_errors(UsageError, f"The assets directory {path} cannot be read"):
+        return _look_through(path)
+
+
+def _look_through(path: Path) -> Assets:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
         raise UsageError(
@@ -98,8 +103,16 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
     names = {file.name: file.nbytes for file in files}
     config = ""
     if CONFIG in names and names[CONFIG] <= MAX_CONFIG_BYTES:
-        config = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
+        config = _text(path / CONFIG)
     return Assets(str(path), files, config, (*_check(path, set(names), config), *dangling))
+
+
+def _text(path: Path) -> str:
+    """The text of a file, or nothing if it is not UTF-8: replaced characters must not get into a rewritten copy."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:
@@ -112,7 +125,7 @@ def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:
             "transformers cannot load the result without it",
         )
     elif (parsed := _parse(config)) is None:
-        yield Finding("config-unreadable", "warning", CONFIG, "it is not a JSON object; it is copied as it is")
+        yield Finding("config-unreadable", "warning", CONFIG, "it is not a JSON object in UTF-8; it is copied as it is")
     else:
         yield from _check_config(parsed)
     if not names.intersection(TOKENIZER_FILES):

@@ -6,7 +6,9 @@ builtin parent derive from it too, so ``except FileNotFoundError`` works as a ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class DcptoolsError(Exception):
-    """Base of all errors of this package; ``str(error)`` is meant to be read by a person."""
+    """Base of all errors of this package; ``str(error)`` is meant to be read by a person, in a terminal too."""
+
+    def __str__(self) -> str:
+        return _printable(super().__str__())
 
 
 class UsageError(DcptoolsError, ValueError):
@@ -25,7 +30,7 @@ class UnknownKey(DcptoolsError, KeyError):
     """The checkpoint has no entry of that name."""
 
     def __str__(self) -> str:  # KeyError would show the repr
-        return str(self.args[0])
+        return _printable(str(self.args[0]))
 
 
 class NotACheckpoint(DcptoolsError, FileNotFoundError):
@@ -70,3 +75,46 @@ class OutputExists(TargetError, FileExistsError):
 
 class Cancelled(DcptoolsError):
     """The caller's cancel event was set; everything half-written was removed."""
+
+
+_ADVICE = {
+    errno.EACCES: "Check the permissions.",
+    errno.EPERM: "Check the permissions.",
+    errno.EIO: "Check the disk.",
+    errno.ELOOP: "Check the path: a symlink in it leads back to itself.",
+}
+
+
+@contextmanager
+def system_errors(kind: type[DcptoolsError], what: str) -> Iterator[None]:
+    """Make one of our errors of what the operating system says about a path: ``what`` was not possible, and why.
+
+    >>> with system_errors(NotACheckpoint, "nowhere cannot be read"):
+    ...     open("nowhere")
+    Traceback (most recent call last):
+        ...
+    dcptools.errors.NotACheckpoint: nowhere cannot be read: No such file or directory.
+    Check the path.
+    """
+    try:
+        yield
+    except DcptoolsError:  # some of ours are OSErrors and ValueErrors too
+        raise
+    except UnicodeEncodeError as error:
+        raise kind(
+            f"{what}: the encoding of this locale, {error.encoding}, has no such characters.\nSet LC_ALL=C.UTF-8."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise kind(f"{what}: byte {error.start:,} is not UTF-8.\nSave it as UTF-8.") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a path
+        number, reason = (error.errno or 0, error.strerror) if isinstance(error, OSError) else (0, None)
+        other = getattr(error, "filename", None)
+        where = f" ({other})" if isinstance(other, str) and other not in what else ""
+        advice = _ADVICE.get(number, "Check the path.")
+        raise kind(f"{what}: {reason or error}{where}.\n{advice}") from None
+
+
+def _printable(text: str) -> str:
+    from dcptools._table import printable_lines  # which imports this module
+
+    return printable_lines(text)

@@ -42,7 +42,7 @@ CODES: dict[str, str] = {
     # the assets
     "assets-missing": "An expected file (config.json, tokenizer) is not in the assets directory.",
     "assets-none": "No assets directory was given; the output has weights only.",
-    "config-unreadable": "config.json is not a JSON object.",
+    "config-unreadable": "config.json is not a JSON object in UTF-8.",
     "config-no-architectures": "config.json names no `architectures`; AutoModel classes cannot choose a class.",
     "config-unknown-model-type": "config.json has no `model_type`, or one that the installed transformers lacks.",
     "config-dtype": "config.json says another dtype than is written; the copy gets the written one.",

@@ -65,8 +65,10 @@ class LocalSource:
     def size(self, name: str) -> int | None:
         try:
             found = os.stat(self.directory / name)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return None
+            raise
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
@@ -131,6 +133,8 @@ def _is_cached(descriptor: int, at: int) -> bool:
         return False
 
 
+# a name that is too long for the file system, or a symlink that leads to itself, is no file either
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _BINARY = getattr(os, "O_BINARY", 0)
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 

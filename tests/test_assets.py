@@ -132,7 +132,7 @@ def test_what_is_expected_and_missing_is_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", ["", "{", "[1]", "null", "\x00"], ids=repr)
 def test_a_config_that_is_no_json_object_is_a_warning(config: str, tmp_path: Path) -> None:
     assert lines(make(tmp_path / "a", config)) == [
-        "warning[config-unreadable] config.json: it is not a JSON object; it is copied as it is"
+        "warning[config-unreadable] config.json: it is not a JSON object in UTF-8; it is copied as it is"
     ]
 
 
@@ -145,6 +145,22 @@ def test_a_config_that_is_no_json_object_is_copied_byte_for_byte(tmp_path: Path)
     (directory / "config.json").write_bytes(b"\xff {\r\n")
     convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=directory)
     assert (tmp_path / "out" / "config.json").read_bytes() == b"\xff {\r\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
+def test_a_config_in_another_encoding_is_a_warning_and_copied_byte_for_byte(encoding: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "a")
+    (directory / "config.json").write_bytes('{"architectures": ["Größe"], "model_type": "qwen3"}'.encode(encoding))
+    checkpoint = saved.trained(tmp_path / "c", optimizer=False)
+    report = convert(checkpoint, tmp_path / "out", model_assets_dir=directory, dtype="keep")
+    assert [finding.code for finding in report.warnings] == ["config-unreadable"]
+    assert (tmp_path / "out" / "config.json").read_bytes() == (directory / "config.json").read_bytes()
+
+
+def test_a_config_that_is_a_directory_is_none(tmp_path: Path) -> None:
+    directory = make(tmp_path / "a", None)
+    (directory / "config.json").mkdir()
+    assert [line.partition(":")[0] for line in lines(directory)] == ["warning[assets-missing] config.json"]
 
 
 def test_a_config_without_architectures_is_a_warning(tmp_path: Path) -> None:

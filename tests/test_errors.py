@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from typing import Any
 
 import pytest
 
 from dcptools import errors
-from dcptools.errors import DcptoolsError, FindingsError, NoModelWeights, UnknownKey
+from dcptools.errors import (
+    DcptoolsError,
+    FindingsError,
+    NoModelWeights,
+    NotACheckpoint,
+    UnknownKey,
+    UsageError,
+    system_errors,
+)
 from dcptools.findings import Finding
 
 BUILTINS: dict[str, type[Exception]] = {
@@ -58,3 +68,27 @@ def test_kinds_that_a_caller_may_treat_as_one() -> None:
 
 def test_an_unknown_key_is_not_shown_as_its_repr() -> None:
     assert str(UnknownKey("There is no key 'a'.")) == "There is no key 'a'."
+
+
+def test_an_error_of_the_system_becomes_ours_with_path_and_reason() -> None:
+    with pytest.raises(NotACheckpoint) as caught, system_errors(NotACheckpoint, "a/b cannot be read"):
+        raise PermissionError(errno.EACCES, "Permission denied", "a/b/c")
+    assert str(caught.value) == "a/b cannot be read: Permission denied (a/b/c).\nCheck the permissions."
+    with pytest.raises(UsageError) as other, system_errors(UsageError, "a cannot be read"):
+        os.stat("a\0b")
+    assert str(other.value) == "a cannot be read: embedded null byte.\nCheck the path."
+    with pytest.raises(UsageError) as text, system_errors(UsageError, "a cannot be read"):
+        b"ab\xff".decode()
+    assert str(text.value) == "a cannot be read: byte 2 is not UTF-8.\nSave it as UTF-8."
+
+
+@pytest.mark.parametrize("ours", [UsageError("mine"), errors.TargetError("mine")])  # a ValueError, and an OSError
+def test_an_error_that_is_ours_already_stays_as_it_is(ours: DcptoolsError) -> None:
+    with pytest.raises(type(ours)) as caught, system_errors(NotACheckpoint, "a cannot be read"):
+        raise ours
+    assert caught.value is ours
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_message_cannot_drive_a_terminal(name: str) -> None:
+    assert str(ALL[name]("a\x1b[31mb\nc")) == "a\\x1b[31mb\nc"

@@ -70,7 +70,7 @@ def test_a_path_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    expected = ("HERE/step_10/.metadata cannot be read: Permission denied.", "Check who may read it.")
+    expected = ("HERE/step_10/.metadata cannot be read: Permission denied.", "Check the permissions.")
     assert_error(tmp_path / "step_10", tmp_path, NotACheckpoint, *expected)
 
 

@@ -17,6 +17,7 @@ from dcptools._table import (
     html_table,
     parse_bytes,
     printable,
+    printable_lines,
     some,
     text_table,
 )
@@ -169,3 +170,13 @@ def test_no_text_breaks_an_html_table(header: str, cell: str) -> None:
     table = html_table((header,), [(cell,)], title=cell)
     assert (table.count("<tr>"), table.count("</td>"), table.count("</th>")) == (2, 1, 1)
     assert table.isprintable()
+
+
+def test_lines_of_a_message_stay_lines_and_cannot_drive_a_terminal() -> None:
+    assert printable_lines("one\n\x1b[31mtwo\r\n\ud800ü") == "one\n\\x1b[31mtwo\\r\n\\ud800ü"
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "9" * 400 + ".5", "1." + "0" * 5000])
+def test_a_number_of_very_many_digits_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size in bytes"):
+        parse_bytes(text)

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from dcptools._table import counted, format_bytes, format_count, format_shape, html_table, some, text_table
 from dcptools.checkpoint._cover import Ints, check_cover
-from dcptools.checkpoint._lookalikes import METADATA, explain
+from dcptools.checkpoint._lookalikes import METADATA, explain, is_file
 from dcptools.checkpoint._metadata import RawMetadata, RawTensor, parse
 from dcptools.dtypes import DType
-from dcptools.errors import BrokenCheckpoint, DcptoolsError, NotACheckpoint, UnknownKey, UnsafeMetadata
+from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnknownKey, UnsafeMetadata, system_errors
 from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.storage import LocalSource, Source
 
@@ -327,14 +327,10 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(load_dir)
     metadata = path / METADATA
-    try:
-        if not metadata.is_file():
+    with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
+        if not is_file(metadata):
             raise explain(path)
         data = metadata.read_bytes()
-    except DcptoolsError:
-        raise
-    except OSError as error:
-        raise NotACheckpoint(f"{metadata} cannot be read: {error.strerror}.\nCheck who may read it.") from None
     if not data:
         raise BrokenCheckpoint(f"{metadata} is empty: the save was interrupted.\n{_COPY_AGAIN}")
     try:
@@ -385,7 +381,8 @@ def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, di
         raw.nbytes,
         raw.encoding,
     )
-    files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
+    with system_errors(BrokenCheckpoint, f"The files that {path}/{METADATA} names cannot be looked at"):
+        files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
     holes = {finding.key: finding for finding in _holes(raw.tensors)}
     tensors = {
         t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.key not in holes, t.first, columns)

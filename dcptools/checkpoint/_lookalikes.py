@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 from dcptools._table import some
@@ -13,11 +15,25 @@ MAX_LISTED = 10_000  # entries of a directory that are looked at
 EXPECTED = f"A distributed checkpoint is a directory with {METADATA} and __<rank>_<n>.distcp files."
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is a file; raises OSError where that cannot be told, which ``Path.is_file`` of some versions hides."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def explain(path: Path) -> DcptoolsError:
-    """The error for a path without ``.metadata``."""
-    if not path.exists():
+    """The error for a path without ``.metadata``; raises OSError where the system does not let one look."""
+    mode = _mode(path)
+    if mode is None:
         return NotACheckpoint(f"There is no directory {path}.\n{EXPECTED}")
-    if not path.is_dir():
+    if not stat.S_ISDIR(mode):
         hint = f"Give its directory: {path.parent}" if (path.parent / METADATA).is_file() else EXPECTED
         return NotACheckpoint(f"{path} is a file.\n{hint}")
     names = _entries(path)
@@ -104,12 +120,19 @@ _LOOKALIKES = (
 
 def _checkpoints_below(path: Path, names: list[str]) -> list[str]:
     """Checkpoints among the children; if there is none, among theirs (``checkpoints/global_step_10``)."""
-    children = [name for name in names if (path / name / METADATA).is_file()]
+    children = [name for name in names if os.path.isfile(path / name / METADATA)]
     if children:
         return children
-    folders = [name for name in names[:100] if (path / name).is_dir()]
-    deeper = (f"{folder}/{name}" for folder in folders for name in _entries(path / folder))
-    return [name for name in deeper if (path / name / METADATA).is_file()]
+    deeper = (f"{folder}/{name}" for folder in names[:100] for name in _readable_entries(path / folder))
+    return [name for name in deeper if os.path.isfile(path / name / METADATA)]
+
+
+def _readable_entries(path: Path) -> list[str]:
+    """Nothing for what is no directory, or that of somebody else: it must not hide what the others are."""
+    try:
+        return _entries(path)
+    except OSError:
+        return []
 
 
 def _likeliest(below: list[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcptools._table import format_bytes, some
 from dcptools.assets import CONFIG
-from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError
+from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardFile, ShardPlan
 from dcptools.storage import TEMPORARY, LocalSink
 
@@ -69,7 +69,17 @@ def free_bytes(save_dir: Path) -> int:
 
 def _existing(save_dir: Path) -> Path:
     """The directory itself, or the nearest above it that is there."""
-    return next(path for path in (save_dir, *save_dir.absolute().parents) if path.exists())
+    with system_errors(TargetError, f"The output {save_dir} cannot be used"):
+        return next(path for path in (save_dir, *save_dir.absolute().parents) if _is_there(path))
+
+
+def _is_there(path: Path) -> bool:
+    """As ``Path.exists``, but with an OSError for a name that is too long, and for a symlink that leads to itself."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:
