@@ -10,6 +10,7 @@ One straight line of values, each the only argument that the next step needs::
 ``dcptools.inspect(path)`` is the DataFrame of keys; ``dcptools.convert(...)`` is the whole line.
 """
 
+from dcptools import _start as _start  # first, for a Ctrl-C while the others are imported
 from dcptools.checkpoint import Checkpoint, inspect, read
 from dcptools.convert import convert
 from dcptools.errors import DcptoolsError
