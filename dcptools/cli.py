@@ -1,22 +1,27 @@
 """The command line: the same four functions, with click. Exit status 0, 1 for a problem, 2 for usage, 130 for Ctrl-C.
 
-Results go to stdout; findings, progress and errors to stderr. With ``--json`` stdout is one JSON object.
+Results go to stdout; findings, progress and errors to stderr. With ``--json`` stdout is one JSON object. Everything
+goes through ``_print`` and ``_tell``: what files are called must not drive a terminal, and a stream that cannot be
+written to must not stop a conversion.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 
-from dcptools._table import counted, printable
-from dcptools.errors import DcptoolsError, FindingsError, UsageError
+from dcptools import _start
+from dcptools._table import counted, printable_lines
+from dcptools.errors import DcptoolsError, FindingsError, UsageError, system_errors
 from dcptools.findings import Finding, summary_lines
 from dcptools.layouts import LAYOUTS
 from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES
@@ -34,16 +39,36 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return decorate
 
 
+class _Path(click.Path):
+    """A path; an empty word, which a shell makes of a variable that is not set, does not mean the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value else self.fail("The path is empty.", param, ctx)
+
+
+class _Text(click.types.StringParamType):
+    """A name or pattern, which is compared with names in UTF-8 whatever the locale is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # bytes that are no text in this locale
+            try:
+                return os.fsencode(value).decode()
+            except UnicodeError:
+                self.fail(f"{value!r} is not UTF-8.", param, ctx)
+        return value
+
+
+_PATH, _TEXT = _Path(path_type=Path), _Text()
 source_options = _options(
-    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=click.Path(path_type=Path)),
-    click.option(
-        "--load-dir", type=click.Path(path_type=Path), help="Directory of the checkpoint, the one that holds .metadata."
-    ),
+    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=_PATH),
+    click.option("--load-dir", type=_PATH, help="Directory of the checkpoint, the one that holds .metadata."),
 )
 mapping_options = _options(
     click.option(
         "--model-assets-dir",
-        type=click.Path(path_type=Path),
+        type=_PATH,
         help="Directory with config.json and the tokenizer; they are copied to the result.",
     ),
     click.option(
@@ -53,20 +78,33 @@ mapping_options = _options(
         show_default=True,
         help="How HuggingFace names are found in the keys: container takes the leading 'model.' away, bare keeps them.",
     ),
-    click.option("--root", metavar="NAME", help="Convert this container instead of 'model', for example ema."),
     click.option(
-        "--include", multiple=True, metavar="GLOB", help="Convert only checkpoint keys that match; repeatable."
+        "--root", type=_TEXT, metavar="NAME", help="Convert this container instead of 'model', for example ema."
     ),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out checkpoint keys that match; repeatable."),
+    click.option(
+        "--include",
+        type=_TEXT,
+        multiple=True,
+        metavar="GLOB",
+        help="Convert only checkpoint keys that match; repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        type=_TEXT,
+        multiple=True,
+        metavar="GLOB",
+        help="Leave out checkpoint keys that match; repeatable.",
+    ),
     click.option(
         "--rename",
+        type=_TEXT,
         multiple=True,
         metavar="REGEX=REPLACEMENT",
         help="Rename HuggingFace names that match as a whole; the first rule wins; repeatable.",
     ),
     click.option(
         "--rename-file",
-        type=click.Path(path_type=Path),
+        type=_PATH,
         help="A file of such rules, one a line; empty lines and lines that start with # do not count.",
     ),
 )
@@ -87,6 +125,7 @@ plan_options = _options(
     ),
     click.option(
         "--dtype-for",
+        type=_TEXT,
         multiple=True,
         metavar="GLOB=DTYPE",
         help="An exception for HuggingFace names that match; the first wins; repeatable.",
@@ -116,9 +155,7 @@ def inspect_command(
     if as_json:
         _print_json(checkpoint.to_json())
     elif not quiet:
-        click.echo(checkpoint)
-        click.echo()
-        click.echo(tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20))
+        _print(f"{checkpoint}\n\n{tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20)}")
 
 
 @click.command(
@@ -136,11 +173,11 @@ def preview_command(
     if as_json:
         _print_json(mapping.to_json())
     elif not quiet:
-        click.echo(mapping)
-        _list_leftovers(mapping, list_leftovers)
+        _print(f"{mapping}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
-        _print_findings(mapping.errors if quiet else ())
-        raise click.ClickException(f"{counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted so.")
+        _tell_findings(mapping.errors if quiet else ())
+        _tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted so.")
+        raise click.exceptions.Exit(1)
 
 
 @click.command(name="plan", short_help="Show the files of the result and the memory needed.", context_settings=HELP)
@@ -154,18 +191,18 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
     if as_json:
         _print_json(planned.to_json())
     elif not quiet:
-        _print_findings(planned.findings)
-        click.echo(planned)
+        _tell_findings(planned.findings)
+        _print(str(planned))
 
 
 @click.command(name="convert", context_settings=HELP)
 @source_options
-@click.option("--save-dir", type=click.Path(path_type=Path), help="Output directory.  [default: <load-dir>/hf_ckpt]")
+@click.option("--save-dir", type=_PATH, help="Output directory.  [default: <load-dir>/hf_ckpt]")
 @mapping_options
 @plan_options
 @click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: the CPUs, 2 to 8]")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
 @click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
 @leftover_option
 @output_options
@@ -194,21 +231,23 @@ def convert_command(
     target = save_dir or default_save_dir(source)
     planned = _plan(source, options)
     if not quiet:
-        _print_findings(planned.findings)
+        _tell_findings(planned.findings)
     if dry_run:
         check_target(planned, target, overwrite=overwrite)
         if as_json:
             _print_json({"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)})
         elif not quiet:
-            click.echo(f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.")
-            _list_leftovers(planned.mapping, list_leftovers)
+            text = f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}."
+            _print(text + _leftovers(planned.mapping, list_leftovers))
         return
     report = write(planned, target, overwrite=overwrite, fsync=not no_fsync, workers=workers, progress=not quiet)
-    if as_json:
-        _print_json(report.to_json())
-    elif not quiet:
-        click.echo(report)
-        _list_leftovers(planned.mapping, list_leftovers)
+    try:
+        if as_json:
+            _print_json(report.to_json())
+        elif not quiet:
+            _print(f"{report}{_leftovers(planned.mapping, list_leftovers)}")
+    except DcptoolsError as error:
+        raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
 
 
 @click.group(name="dcptools", context_settings=HELP)
@@ -224,50 +263,100 @@ for _command in (inspect_command, preview_command, plan_command, convert_command
 def run(command: click.Command, name: str | None = None) -> NoReturn:
     """Run a command; every problem ends in a message of a few lines and an exit status."""
     signal.signal(signal.SIGTERM, _terminate)  # a batch system's stop: clean up as for Ctrl-C
-    as_json = "--json" in sys.argv
+    if signal.getsignal(signal.SIGINT) is _start.leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _open_closed_streams()
+    with contextlib.redirect_stderr(cast(TextIO, _Stderr(sys.stderr))):
+        status = _status(command, name)
+    sys.exit(status)
+
+
+def _status(command: click.Command, name: str | None) -> int:
     try:
-        command.main(prog_name=name, standalone_mode=False)
+        status: int | None = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
-        status = 0
+        return status or 0
     except click.ClickException as error:
-        error.show()
-        status = error.exit_code
+        shown = io.StringIO()
+        error.show(shown)
+        _tell(shown.getvalue().rstrip("\n"))
+        _print_error(error, error.format_message())
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; what was half-written is removed.", err=True)
-        status = 130
+        _tell("Interrupted; what was half-written is removed.")
+        _print_error("Interrupted", "Interrupted; what was half-written is removed.")
+        return 130
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        _let_go(sys.stdout)
+        return 0
+    except _Stopped as stop:
+        _print_error("Stopped", "Stopped by a signal; what was half-written is removed.")
+        return int(str(stop.code))
     except SystemExit as stop:
         if stop.code != 1:
             raise
-        status = 0  # of its own accord click exits in this mode for a closed pipe only
+        return 0  # of its own accord click exits in this mode for a closed pipe only
     except DcptoolsError as error:
-        status = _show_error(error, as_json)
+        if isinstance(error, FindingsError) and "--quiet" not in sys.argv:  # a pattern that matched nothing says why
+            _tell_findings(finding for finding in error.findings if finding.severity == "warning")
+        _tell(f"Error: {error}")
+        _print_error(error, str(error), error.findings if isinstance(error, FindingsError) else ())
+        return 2 if isinstance(error, UsageError) else 1
     except Exception as error:
         if os.environ.get("DCPTOOLS_TRACEBACK"):
             raise
         text = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
-        click.echo(f"Error: {text}\nDCPTOOLS_TRACEBACK=1 shows where this happened.", err=True)
-        status = 1
-    sys.exit(status)
+        _tell(f"Error: {text}\nDCPTOOLS_TRACEBACK=1 shows where this happened.")
+        _print_error(error, text)
+        return 1
 
 
-def _show_error(error: DcptoolsError, as_json: bool) -> int:
-    if isinstance(error, FindingsError) and "--quiet" not in sys.argv:  # a pattern that matched nothing says why
-        _print_findings(finding for finding in error.findings if finding.severity == "warning")
-    click.echo(f"Error: {error}", err=True)
-    if as_json:
-        findings = error.findings if isinstance(error, FindingsError) else ()
-        kind = type(error).__name__
-        _print_json({"error": kind, "message": str(error), "findings": [finding.to_json() for finding in findings]})
-    return 2 if isinstance(error, UsageError) else 1
+class _Stopped(SystemExit):
+    """A signal of a batch system; its code is the exit status."""
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)  # some batch systems send it again and again; cleaning up goes on
-    click.echo("Stopped by a signal; what was half-written is removed.", err=True)
-    raise SystemExit(128 + signum)
+    _tell("Stopped by a signal; what was half-written is removed.")
+    raise _Stopped(128 + signum)
+
+
+class _Stderr:
+    """Stderr that takes everything: a log on a full disk, or a reader who is gone, is no reason to stop."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(ValueError):  # closed
+            try:
+                self._stream.write(text)
+            except OSError:
+                _let_go(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        self.write("")
+
+
+def _open_closed_streams() -> None:
+    """Let nothing else take the descriptors of streams that were closed (``>&-``), or messages get into its file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the file that is opened gets the lowest free number, and that is its
+            nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, nowhere)
+
+
+def _let_go(stream: Any) -> None:
+    """Send what is still in the buffer of a broken stream nowhere, so that Python does not fail with it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
 
 
 def _load_dir(directory: Path | None, load_dir: Path | None) -> Path:
@@ -293,23 +382,50 @@ def _plan(load_dir: Path, options: dict[str, Any]) -> Any:
 
 
 def _read_rules(path: Path) -> list[str]:
-    try:
+    with system_errors(UsageError, f"The file of rename rules {path} cannot be read"):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The file of rename rules {path} cannot be read: {error}.") from None
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _print_findings(findings: Iterable[Finding]) -> None:
+def _leftovers(mapping: Any, wanted: bool) -> str:
+    return "".join(f"\nleft out: {left.key} ({left.reason})" for left in mapping.leftovers) if wanted else ""
+
+
+def _tell_findings(findings: Iterable[Finding]) -> None:
     for line in summary_lines(findings):
-        click.echo(line, err=True)
+        _tell(line)
 
 
-def _list_leftovers(mapping: Any, wanted: bool) -> None:
-    if wanted:
-        for left in mapping.leftovers:
-            click.echo(printable(f"left out: {left.key} ({left.reason})"))
+def _tell(text: str) -> None:
+    """Lines for stderr."""
+    print(_encodable(printable_lines(text), sys.stderr), file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    """Lines for stdout."""
+    try:
+        print(_encodable(printable_lines(text), sys.stdout), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _let_go(sys.stdout)
+        raise DcptoolsError(f"The result cannot be written to stdout: {error.strerror or error}.") from None
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """With escapes for what the stream's encoding lacks: a name must not look like another one."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2))
+    _print(json.dumps(value, indent=2).replace("\x7f", r"\u007f"))  # all other control characters are escaped
+
+
+def _print_error(error: Exception | str, message: str, findings: Iterable[Finding] = ()) -> None:
+    """The object that ``--json`` promises, after the message on stderr."""
+    if "--json" in sys.argv:
+        kind = error if isinstance(error, str) else type(error).__name__
+        found = [finding.to_json() for finding in findings]
+        with contextlib.suppress(OSError, DcptoolsError):  # stdout itself may be the problem
+            _print_json({"error": kind, "message": message, "findings": found})

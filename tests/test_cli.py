@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import click
 import pytest
 import torch
 from checkpoints import broken, hostile, lookalikes, saved
-from checkpoints.edit import editing, indices
+from checkpoints.edit import data_pickle, editing, indices, item_bytes, item_parts, replace_item, zip_item
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+import dcptools
 from dcptools.cli import convert_command, inspect_command, main_group, plan_command, preview_command, run
 from dcptools.convert import default_save_dir
 
@@ -47,7 +49,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*words: object, command: click.Command = main_group) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dcptools", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["dcptools", *map(os.fsdecode, map(as_word, words))])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             run(command, "dcptools")
@@ -58,6 +60,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     yield call
     signal.signal(signal.SIGTERM, before)
+
+
+def as_word(word: object) -> str | bytes:
+    return word if isinstance(word, bytes) else str(word)
 
 
 def tiny(directory: Path) -> Path:
@@ -133,10 +139,15 @@ def test_the_group_lists_the_commands(cli: Cli) -> None:
         (("convert", "a", "--load-dir", "b"), "Error: Give only one of LOAD_DIR and --load-dir.\n"),
         (("convert", "a", "--dtype", "int8"), "'int8' is not one of 'bfloat16', 'float16', 'float32', 'keep'."),
         (("convert", "a", "--layout", "llama"), "'llama' is not one of 'auto', 'container', 'bare'."),
-        (("convert", "a", "--workers", "0"), "0 is not in the range x>=1."),
+        (("convert", "a", "--workers", "0"), "0 is not in the range 1<=x<=1024."),
         (("convert", "a", "--nothing"), "No such option"),
         (("convert", "a", "b"), "unexpected extra argument"),
         (("nothing",), "No such command 'nothing'."),
+        (("inspect", ""), "Invalid value for '[LOAD_DIR]': The path is empty."),
+        (("convert", "a", "--save-dir", ""), "Invalid value for '--save-dir': The path is empty."),
+        (("convert", "a", "--workers", "100000"), "100000 is not in the range 1<=x<=1024."),
+        (("convert", "a", "--rename", b".*=\xff"), r"Invalid value for '--rename': '.*=\udcff' is not UTF-8."),
+        (("convert", "a", "--include", b"\xff"), r"Invalid value for '--include': '\udcff' is not UTF-8."),
         ((), "Usage: dcptools [OPTIONS] COMMAND [ARGS]..."),
     ],
 )
@@ -150,10 +161,15 @@ def test_usage_errors_have_status_2(words: tuple[str, ...], message: str, cli: C
     ("words", "message"),
     [
         (("--shard-size", "0"), "Error: '0' is not a size in bytes.\n"),
+        (("--shard-size", "9" * 5000), f"Error: '{'9' * 5000}' is not a size in bytes.\n"),
         (("--shard-size", "lots"), "Error: 'lots' is not a size in bytes.\n"),
         (("--dtype-for", "x"), "Error: 'x' is not an exception of the dtype.\n"),
         (("--rename", "x"), "Error: The rename rule 'x' has no '='.\n"),
         (("--rename", "(=x"), "Error: The rename rule (=x is not a valid regular expression: "),
+        (
+            ("--rename", "a{99999999999}=x"),
+            "Error: The rename rule a{99999999999}=x is not a valid regular expression: ",
+        ),
         (("--rename-file", "nowhere"), "Error: The file of rename rules nowhere cannot be read: "),
         (("--model-assets-dir", "nowhere"), "Error: The assets directory nowhere does not exist.\n"),
         (("--root", "ema"), "Error: No tensor's key starts with 'ema.'.\n"),
@@ -581,3 +597,328 @@ def test_a_reader_that_stops_early_is_no_problem(words: tuple[str, ...], tmp_pat
     process.stdout.close()
     assert (process.wait(60), process.stderr.read()) == (0, b"")
     process.stderr.close()
+
+
+# --- paths that the system refuses ------------------------------------------------------------------------------
+
+LONG = "x" * 300  # characters; file systems take 255
+
+
+def loop(directory: Path) -> Path:
+    (directory / "loop").symlink_to("loop")
+    return directory / "loop"
+
+
+REFUSED_PATHS = {
+    "a long name": (lambda tmp_path: tmp_path / LONG, "File name too long.\nCheck the path."),
+    "a long name above": (lambda tmp_path: tmp_path / LONG / "x", "File name too long.\nCheck the path."),
+    "a loop above": (
+        lambda tmp_path: loop(tmp_path) / "x",
+        "Too many levels of symbolic links.\nCheck the path: a symlink in it leads back to itself.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PATHS)
+def test_a_path_that_the_system_refuses(case: str, cli: Cli, tmp_path: Path) -> None:
+    maker, reason = REFUSED_PATHS[case]
+    path, checkpoint = maker(tmp_path), tiny(tmp_path / "c")
+    loaded = f"{path}/.metadata cannot be read: {reason}"
+    assert cli("inspect", path) == (1, "", f"Error: {loaded}\n")
+    assert json.loads(cli("preview", path, "--json").out)["message"] == loaded
+    saved_to = f"The output {path} cannot be used: {reason}"
+    for dry in ((), ("--dry-run",)):
+        status, out, err = cli("convert", checkpoint, "--save-dir", path, "--quiet", *dry)
+        assert (status, out, err) == (1, "", f"Error: {saved_to}\n")
+    rules = f"The file of rename rules {path} cannot be read: {reason}"
+    assert cli("preview", checkpoint, "--rename-file", path) == (2, "", f"Error: {rules}\n")
+    if "loop" not in case:  # that is no directory
+        assets_ = f"The assets directory {path} cannot be read: {reason}"
+        assert cli("preview", checkpoint, "--model-assets-dir", path) == (2, "", f"Error: {assets_}\n")
+    with pytest.raises(dcptools.DcptoolsError, match=re.escape(reason)):
+        dcptools.read(path)
+    with pytest.raises(dcptools.DcptoolsError, match=re.escape(reason)):
+        dcptools.convert(checkpoint, path)
+
+
+@pytest.mark.parametrize("name", [LONG, "loop"])
+def test_a_file_name_in_the_metadata_that_the_system_refuses_is_that_of_a_missing_file(
+    name: str, cli: Cli, tmp_path: Path
+) -> None:
+    checkpoint = broken.located(tiny_with_b(tmp_path / "c"), relative_path=name)
+    loop(checkpoint)
+    status, _, err = cli("convert", checkpoint)
+    assert status == 1
+    assert f"error[missing-file] model.model.b: there is no file {name} (copy the missing files)" in err
+
+
+def tiny_with_b(directory: Path) -> Path:
+    return saved.save(directory, {"model": {"model.b": torch.ones(4)}})
+
+
+def test_somebody_elses_directory_does_not_hide_what_is_beside_it(cli: Cli, tmp_path: Path) -> None:
+    tiny(tmp_path / "run" / "checkpoints" / "step_1")
+    loop(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / LONG[:200]).mkdir(mode=0o000)
+    assert "Give that one: " in cli("inspect", tmp_path / "run").err
+
+
+def as_nobody(work: Callable[[], Any]) -> str:
+    """What it raises for a user without rights; in a child, since root has them all."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            text = repr(work())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writing, text.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, encoding="utf-8") as pipe:
+        return pipe.read()
+
+
+def test_what_may_not_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.getuid() and path != Path("/"):
+            path.chmod(0o755)
+    checkpoint, given = tiny(tmp_path / "c"), assets(tmp_path / "a")
+    (given / "config.json").chmod(0o000)
+    assert as_nobody(lambda: dcptools.preview(checkpoint, model_assets_dir=given)) == (
+        f"UsageError: The assets directory {given} cannot be read: Permission denied ({given}/config.json).\n"
+        "Check the permissions."
+    )
+    given.chmod(0o000)
+    assert as_nobody(lambda: dcptools.preview(checkpoint, model_assets_dir=given)) == (
+        f"UsageError: The assets directory {given} cannot be read: Permission denied.\nCheck the permissions."
+    )
+    given.chmod(0o755)
+    (checkpoint / ".metadata").chmod(0o000)
+    denied = f"NotACheckpoint: {checkpoint}/.metadata cannot be read: Permission denied.\nCheck the permissions."
+    assert as_nobody(lambda: dcptools.read(checkpoint)) == denied
+    (checkpoint / ".metadata").chmod(0o644)
+    checkpoint.chmod(0o600)
+    assert as_nobody(lambda: dcptools.read(checkpoint)) == denied
+    checkpoint.chmod(0o700)
+    assert as_nobody(lambda: dcptools.read(checkpoint)) == denied if os.getuid() == 0 else True
+
+
+# --- names that are no text, or drive a terminal ----------------------------------------------------------------
+
+ESCAPES = "\x1b]0;owned\x07\x1b[31m\x9b2J\r"
+SHOWN = r"\x1b]0;owned\x07\x1b[31m\x9b2J\r"
+
+
+def class_with_escapes(directory: Path) -> Path:
+    metadata = tiny(directory) / ".metadata"
+    metadata.write_bytes(metadata.read_bytes().replace(b"BytesStorageMetadata", b"BytesStorage\x1b[31mata"))
+    return directory
+
+
+def entry_with_escapes(directory: Path) -> Path:
+    """An item that asks for an entry of its archive that is not there; the message names it."""
+    checkpoint = tiny_with_b(directory)
+    parts = item_parts(item_bytes(checkpoint, "model.model.b"))
+    name = data_pickle(parts)
+    parts[name] = parts[name].replace(b"X\x01\x00\x00\x000", b"X\x06\x00\x00\x000\x1b[31m")
+    replace_item(checkpoint, "model.model.b", zip_item(parts))
+    return checkpoint
+
+
+def steps_with_escapes(directory: Path) -> Path:
+    tiny(directory / f"step{ESCAPES}" / "x")
+    return directory
+
+
+def file_with_escapes(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / f"x{ESCAPES}.pt").touch()
+    return directory
+
+
+WITH_ESCAPES: dict[str, Callable[[Path], Path]] = {
+    "a key": lambda path: saved.save(path, {"model": {f"model.{ESCAPES}w": torch.ones(2)}}),
+    "a container": lambda path: saved.save(path, {ESCAPES: {"model.w": torch.ones(2)}}),
+    "the directory": lambda path: tiny(path / ESCAPES),
+    "a directory that is not there": lambda path: path / ESCAPES,
+    "a directory below": steps_with_escapes,
+    "a file": file_with_escapes,
+    "a class": class_with_escapes,
+    "an entry of an archive": entry_with_escapes,
+    "a file in the metadata": lambda path: broken.located(tiny_with_b(path), relative_path=ESCAPES),
+    "a transform": lambda path: broken.located(tiny_with_b(path), transform_descriptors=[ESCAPES]),
+}
+
+
+@pytest.mark.parametrize("case", WITH_ESCAPES)
+def test_names_do_not_drive_a_terminal(case: str, cli: Cli, tmp_path: Path) -> None:
+    directory = WITH_ESCAPES[case](tmp_path / "c")
+    for words in (
+        ("inspect", directory, "--tree"), ("inspect", directory, "--all"), ("preview", directory, "--list-leftovers"),
+        ("plan", directory), ("convert", directory, "--dry-run", "--list-leftovers"),
+        ("convert", directory, "--save-dir", tmp_path / ESCAPES),
+        ("convert", directory, ESCAPES), ("convert", directory, f"--{ESCAPES}"), (ESCAPES,),
+        ("convert", directory, "--rename", f"[{ESCAPES}=x"), ("convert", directory, "--root", ESCAPES),
+    ):  # fmt: skip
+        status, out, err = cli(*words)
+        assert status in (0, 1, 2)
+        shown = out + re.sub(r"\rwriting: .*", "", err)  # the bar is our own
+        assert all(line.isprintable() for line in shown.split("\n")), words
+        out = cli(*words, "--json").out
+        assert all(line.isprintable() for line in out.split("\n")) and json.loads(out)
+
+
+def test_errors_do_not_drive_a_terminal_from_python_either(tmp_path: Path) -> None:
+    with pytest.raises(dcptools.DcptoolsError) as caught:
+        dcptools.read(tmp_path / ESCAPES)
+    assert str(caught.value).startswith(f"There is no directory {tmp_path}/{SHOWN}.\nA distributed checkpoint is ")
+
+
+@pytest.mark.parametrize("rule", ["w=\ud800", ("model.w", "x\udcff")])
+def test_a_name_that_is_no_text_is_a_finding(rule: Any, tmp_path: Path) -> None:
+    found = dcptools.preview(tiny(tmp_path / "c"), rename=["model." + rule] if isinstance(rule, str) else [rule])
+    (finding,) = found.errors
+    assert finding.code == "reserved-name" and "which safetensors cannot store" in str(finding)
+    assert str(finding).isprintable()
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+def test_a_locale_without_umlauts(tmp_path: Path) -> None:
+    saved.save(tmp_path / "ü", {"model": {"model.ö": torch.ones(2), "model.b": torch.ones(1)}})
+    environment = {**os.environ, **ASCII}
+    done = shell("-m", "dcptools", "preview", tmp_path / "ü", "--rename", "model.ö=ä", env=environment)
+    assert done.returncode == 0
+    assert r"model.model.\xf6  \xe4" in done.stdout
+    done = shell(
+        "-m", "dcptools", "convert", tmp_path / "ü", "--rename", "model.ö=ä", "--save-dir", tmp_path / "ß", "--json",
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0 and json.loads(done.stdout)["tensors"] == 2
+    assert load_file(tmp_path / "ß" / "model.safetensors").keys() == {"ä", "model.b"}
+    shutil.rmtree(tmp_path / "ß")
+
+
+def test_a_name_that_the_locale_lacks_is_an_error_of_ours(tmp_path: Path) -> None:
+    broken.located(tiny_with_b(tmp_path / "named"), relative_path="ü")
+    tiny(tmp_path / "c")
+    code = """
+import dcptools, sys
+for call in (
+    lambda: dcptools.read("named"), lambda: dcptools.read("\\xfc"), lambda: dcptools.convert("c", "\\xfc"),
+    lambda: dcptools.preview("c", model_assets_dir="\\xfc"),
+):
+    try:
+        call()
+    except dcptools.DcptoolsError as error:
+        print(ascii(str(error)))
+"""
+    done = shell("-c", code, cwd=tmp_path, env={**os.environ, **ASCII})
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 4)
+    lacking = "the encoding of this locale, ascii, has no such characters.\\nSet LC_ALL=C.UTF-8."
+    assert done.stdout.splitlines()[0] == f"'The files that named/.metadata names cannot be looked at: {lacking}'"
+    assert done.stdout.count(lacking) >= 3
+
+
+# --- streams that cannot be written to --------------------------------------------------------------------------
+
+
+def redirected(redirection: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", f'"$@" {redirection}', "bash", sys.executable, "-W", "error", "-m", "dcptools", *words]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    "redirection", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 | head -c 1; exit ${PIPESTATUS[0]}"]
+)
+def test_a_stream_that_nobody_reads_is_no_reason_to_stop(redirection: str, tmp_path: Path) -> None:
+    tiny(tmp_path / "c")
+    done = redirected(redirection, "convert", "c", "--save-dir", "out", "--dtype", "keep", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Error" not in done.stderr and "Traceback" not in done.stderr
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == {"model.norm.weight", "model.w"}
+
+
+def test_a_result_that_cannot_be_printed_is_an_error_and_the_model_is_there(tmp_path: Path) -> None:
+    tiny(tmp_path / "c")
+    lost = "Error: The result cannot be written to stdout: No space left on device.\n"
+    for words in (("inspect", "c"), ("plan", "c", "--json")):
+        done = redirected(">/dev/full", *words, cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.endswith(lost)
+    done = redirected(">/dev/full", "convert", "c", "--save-dir", "out", "--dtype", "keep", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith(lost + "The model is complete in out; only this report is lost.\n")
+    assert load_file(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_a_problem_without_stderr_still_has_its_status_and_json(redirection: str, tmp_path: Path) -> None:
+    for words, status in (
+        (("inspect", "nowhere"), 1), (("inspect", "nowhere", "--nothing"), 2), (("plan", "c", "--shard-size", "x"), 2)
+    ):  # fmt: skip
+        tiny(tmp_path / "c")
+        done = redirected(redirection, *words, "--json", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (status, "")
+        assert json.loads(done.stdout).keys() == {"error", "message", "findings"}
+
+
+def test_json_of_a_usage_error_is_one_object_too(cli: Cli) -> None:
+    status, out, err = cli("convert", "a", "--workers", "0", "--json")
+    result = json.loads(out)
+    assert (status, result["error"], result["findings"]) == (2, "BadParameter", [])
+    assert err.endswith(f"Error: {result['message']}\n")
+
+
+# --- Ctrl-C while modules are imported --------------------------------------------------------------------------
+
+
+def interrupted_by(module: str, directory: Path) -> dict[str, str]:
+    """An environment in which importing ``module`` is when Ctrl-C comes."""
+    (directory / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(Path(dcptools.__file__).parents[1])])}
+
+
+def hear_ctrl_c() -> None:  # a shell's background jobs ignore it, and so do their children
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def console_script(directory: Path) -> Path:
+    script = directory / "bin" / "dcptools"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom dcptools.__main__ import main\nsys.exit(main())\n")
+    return script
+
+
+@pytest.mark.parametrize("module", ["numpy", "click"])  # for the package, and for the command line
+@pytest.mark.parametrize("start", ["-m dcptools", "-m dcptools.convert", "script"])
+def test_ctrl_c_during_the_imports_is_one_line(module: str, start: str, tmp_path: Path) -> None:
+    words = [console_script(tmp_path)] if start == "script" else start.split()
+    environment = interrupted_by(module, tmp_path)
+    done = shell(*words, "plan", "x", env=environment, preexec_fn=hear_ctrl_c)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
+    done = shell(*words, "plan", "x", "--json", env=environment, preexec_fn=hear_ctrl_c)
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (130, "Interrupted")
+
+
+def test_ctrl_c_during_an_import_is_left_to_who_imports_the_package(tmp_path: Path) -> None:
+    code = "try:\n    import dcptools\nexcept KeyboardInterrupt:\n    print('mine')"
+    done = shell("-c", code, env=interrupted_by("numpy", tmp_path), preexec_fn=hear_ctrl_c)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", "")
+    code = "import signal, dcptools; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    assert shell("-c", code, preexec_fn=hear_ctrl_c).returncode == 0
+
+
+def test_ctrl_c_while_torch_is_imported_leaves_nothing(tmp_path: Path) -> None:
+    tiny(tmp_path / "c")
+    done = shell(
+        "-m", "dcptools", "convert", tmp_path / "c", "--save-dir", tmp_path / "out", "--quiet", "--json",
+        env=interrupted_by("torch", tmp_path), preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted; what was half-written is removed.")
+    assert json.loads(done.stdout)["error"] == "Interrupted"
+    assert not (tmp_path / "out").exists()

@@ -113,7 +113,7 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
     for output in outputs:
-        if output.name in ("__metadata__", ""):
+        if output.name in ("__metadata__", "") or not _is_text(output.name):
             would = f"would be named {output.name!r}, which safetensors cannot store"
             yield Finding("reserved-name", "error", output.sources[0].key, would, "rename or exclude it")
     by_name: dict[str, list[str]] = {}
@@ -124,6 +124,15 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
             yield Finding(
                 "collision", "error", name, f"{some(keys)} would get this one name", "rename or exclude one of them"
             )
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written as UTF-8; half a surrogate pair cannot, which bytes of a command line can become."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def about_assets(assets: Assets | None, outputs: Sequence[Output]) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ class Rename:
         try:
             re.compile(self.pattern)
             re.sub(self.pattern, self.replacement, "")
-        except (re.error, IndexError) as error:
+        except (re.error, IndexError, OverflowError, RecursionError) as error:
             raise UsageError(f"The rename rule {self} is not a valid regular expression: {error}.") from None
 
     @classmethod
