@@ -656,6 +656,16 @@ def tiny_with_b(directory: Path) -> Path:
     return saved.save(directory, {"model": {"model.b": torch.ones(4)}})
 
 
+def test_an_asset_of_a_name_that_has_no_room_for_a_temporary_one(cli: Cli, tmp_path: Path) -> None:
+    given = assets(tmp_path / "a")
+    (given / f"{LONG[:245]}.json").touch()
+    words = ("--save-dir", tmp_path / "out", "--model-assets-dir", given, "--quiet", "--dtype", "keep")
+    status, out, err = cli("convert", tiny(tmp_path / "c"), *words)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"Error: Writing to {tmp_path / 'out'} failed: File name too long: ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_somebody_elses_directory_does_not_hide_what_is_beside_it(cli: Cli, tmp_path: Path) -> None:
     tiny(tmp_path / "run" / "checkpoints" / "step_1")
     loop(tmp_path / "run" / "checkpoints")
