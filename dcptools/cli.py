@@ -283,6 +283,7 @@ def _status(command: click.Command, name: str | None) -> int:
         _print_error(error, error.format_message())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break into what is said here
         _tell("Interrupted; what was half-written is removed.")
         _print_error("Interrupted", "Interrupted; what was half-written is removed.")
         return 130

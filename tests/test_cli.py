@@ -46,7 +46,7 @@ Cli = Callable[..., Result]
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """``cli("plan", directory, "--json")`` as from a shell, in this process."""
     monkeypatch.setenv("COLUMNS", "100")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def call(*words: object, command: click.Command = main_group) -> Result:
         monkeypatch.setattr(sys, "argv", ["dcptools", *map(os.fsdecode, map(as_word, words))])
@@ -59,7 +59,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Result(caught.value.code, captured.out, captured.err)
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def as_word(word: object) -> str | bytes:
