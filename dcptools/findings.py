@@ -25,6 +25,7 @@ CODES: dict[str, str] = {
     "overlap": "Stored chunks overlap without being exact replicas, or reach outside of the tensor.",
     "no-storage": "The metadata lists a chunk but not where its bytes are.",
     "unsupported-encoding": "The bytes are stored with a transform or in a format that dcptools does not read.",
+    "newer-file": "A .distcp file was written long after .metadata, which a save writes last.",
     # the mapping
     "layout": "Which layout was chosen for the key names, and why.",
     "container": "The model was found in a container other than `model`.",

@@ -13,12 +13,20 @@ import stat
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dcptools.errors import BrokenCheckpoint
 
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
 MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
+
+
+class FileState(NamedTuple):
+    """What is known of a file without reading it."""
+
+    nbytes: int
+    modified_ns: int  # since the epoch
+    identity: str  # opaque: another one as soon as the file is written to or replaced
 
 
 class Source(Protocol):
@@ -28,8 +36,8 @@ class Source(Protocol):
     def location(self) -> str:
         """What a person calls it: a path or a URL."""
 
-    def size(self, name: str) -> int | None:
-        """Bytes in the file, or None if there is no such file."""
+    def state(self, name: str) -> FileState | None:
+        """The state of the file now, or None if there is no such file."""
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
@@ -63,14 +71,16 @@ class LocalSource:
     def location(self) -> str:
         return str(self.directory)
 
-    def size(self, name: str) -> int | None:
+    def state(self, name: str) -> FileState | None:
         try:
             found = os.stat(self.directory / name)
         except OSError as error:
             if error.errno in _NO_FILE:
                 return None
             raise
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return FileState(found.st_size, found.st_mtime_ns, f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}")
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         done, wanted = 0, out.nbytes

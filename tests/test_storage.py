@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import os
 import random
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -74,7 +75,28 @@ def test_sizes(source: LocalSource, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "__0_0.distcp")
     names = ("__0_0.distcp", "link", "absent", "folder", "__0_0.distcp/below")
-    assert [source.size(name) for name in names] == [5000, 5000, None, None, None]
+    states = [source.state(name) for name in names]
+    assert [state.nbytes if state else None for state in states] == [5000, 5000, None, None, None]
+
+
+def test_a_file_that_is_written_to_or_replaced_is_another(source: LocalSource, tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"0123456789")
+    seen = [source.state("b")]
+
+    def look() -> None:
+        state = source.state("b")
+        assert state and state.identity not in [other.identity for other in seen if other]
+        seen.append(state)
+
+    os.utime(tmp_path / "b", ns=(0, 1_000_000_000))
+    look()
+    assert seen[-1] and seen[-1].modified_ns == 1_000_000_000
+    (tmp_path / "b").write_bytes(b"9876543210")
+    look()
+    shutil.copy2(tmp_path / "b", tmp_path / "c")
+    (tmp_path / "c").replace(tmp_path / "b")
+    look()
+    assert source.state("b") == seen[-1]
 
 
 def test_it_is_called_by_its_path(source: LocalSource, tmp_path: Path) -> None:

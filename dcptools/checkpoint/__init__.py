@@ -7,6 +7,7 @@ to 2.13 wrote.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -25,10 +26,11 @@ from dcptools._table import counted, format_bytes, format_count, format_shape, h
 from dcptools.checkpoint._cover import Ints, check_cover
 from dcptools.checkpoint._lookalikes import METADATA, explain, is_file
 from dcptools.checkpoint._metadata import RawMetadata, RawTensor, parse
+from dcptools.checkpoint._times import newer_files
 from dcptools.dtypes import DType
 from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnknownKey, UnsafeMetadata, system_errors
 from dcptools.findings import Finding, HasFindings, summary_lines
-from dcptools.storage import LocalSource, Source
+from dcptools.storage import FileState, LocalSource, Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,6 +188,11 @@ class Checkpoint(HasFindings):
     metadata_nbytes: int  # bytes of the file .metadata
     digest: str  # SHA-256 of the file .metadata, hexadecimal
     source: Source = field(repr=False)
+    _identities: Mapping[str, str | None] = field(repr=False)  # of .metadata and all files; None: it was not there
+
+    def changed_files(self) -> tuple[str, ...]:
+        """The names of the files, also ``.metadata``, that were written to, replaced or removed since it was read."""
+        return tuple(name for name, identity in self._identities.items() if identity != _identity(self.source, name))
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -325,11 +332,12 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     >>> checkpoint["model.lm_head.weight"].dtype.name
     'float32'
     """
-    path = Path(load_dir)
+    path, source = Path(load_dir), LocalSource(load_dir)
     metadata = path / METADATA
     with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
         if not is_file(metadata):
             raise explain(path)
+        state = source.state(METADATA)  # before it is read: what is written to meanwhile counts as changed
         data = metadata.read_bytes()
     if not data:
         raise BrokenCheckpoint(f"{metadata} is empty: the save was interrupted.\n{_COPY_AGAIN}")
@@ -339,7 +347,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
         raise
     except BrokenCheckpoint as error:
         raise BrokenCheckpoint(f"{error}\n{_COPY_AGAIN}") from None
-    return _build(str(path), LocalSource(path), raw, len(data), hashlib.sha256(data).hexdigest())
+    return _build(str(path), source, raw, len(data), hashlib.sha256(data).hexdigest(), state)
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
@@ -371,7 +379,16 @@ def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
     return as_checkpoint(checkpoint).to_frame()
 
 
-def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, digest: str) -> Checkpoint:
+def _identity(source: Source, name: str) -> str | None:
+    with contextlib.suppress(OSError):
+        state = source.state(name)
+        return state.identity if state else None
+    return None
+
+
+def _build(
+    path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, digest: str, metadata: FileState | None
+) -> Checkpoint:
     columns = _Columns(
         source,
         tuple(raw.file_names),
@@ -382,7 +399,8 @@ def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, di
         raw.encoding,
     )
     with system_errors(BrokenCheckpoint, f"The files that {path}/{METADATA} names cannot be looked at"):
-        files = tuple(StoredFile(name, source.size(name)) for name in raw.file_names)
+        states = {name: source.state(name) for name in raw.file_names}
+    files = tuple(StoredFile(name, state.nbytes if (state := states[name]) else None) for name in raw.file_names)
     holes = {finding.key: finding for finding in _holes(raw.tensors)}
     tensors = {
         t.key: StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, t.key not in holes, t.first, columns)
@@ -395,10 +413,12 @@ def _build(path: str, source: Source, raw: RawMetadata, metadata_nbytes: int, di
         *_not_archives(tensors.values()),
         *holes.values(),
         *_storage_problems(rows, columns, files),
+        *newer_files(metadata, states),
     ]
+    identities = {name: state.identity if state else None for name, state in {METADATA: metadata, **states}.items()}
     return Checkpoint(
         path, MappingProxyType(tensors), MappingProxyType(objects), files, tuple(findings), raw.version,
-        metadata_nbytes, digest, source,
+        metadata_nbytes, digest, source, MappingProxyType(identities),
     )  # fmt: skip
 
 
