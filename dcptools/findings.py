@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     # the write
     "cast-overflow": "Finite values became Inf in the cast.",
     "no-checksum": "Items were stored without a checksum, so their bytes could not be verified.",
+    "stale-file": "A file of the old model could not be removed; the new model is complete.",
 }
 
 

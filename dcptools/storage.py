@@ -235,8 +235,9 @@ class LocalSink:
     def create(self, name: str, nbytes: int) -> None:
         path = self.directory / f"{TEMPORARY}{self._tag}-{name}.tmp"
         self._staged[name] = path
-        # the mode that open() gives: 0o666 less the umask
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
+        path.unlink(missing_ok=True)
+        # a file of our own, never one that a link leads to; the mode is that of open(): 0o666 less the umask
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         with self._lock:
             self._descriptors[name] = descriptor
         os.ftruncate(descriptor, nbytes)

@@ -236,6 +236,16 @@ def test_short_writes_are_continued(sink: LocalSink, tmp_path: Path, monkeypatch
     assert Path(sink.staged("a")).read_bytes() == content(0)
 
 
+@pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: path.hardlink_to(to)])
+def test_nothing_is_written_through_a_link(make: Callable[[Path, Path], None], sink: LocalSink, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"mine")
+    make(tmp_path / ".dcptools-0123abcd-a.bin.tmp", tmp_path / "victim")
+    put(sink, "a.bin", b"new")
+    sink.commit("a.bin")
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+    assert not (tmp_path / "a.bin").is_symlink()
+
+
 def test_a_file_has_its_size_from_the_start(sink: LocalSink) -> None:
     sink.create("a", 12345)
     assert os.stat(sink.staged("a")).st_size == 12345

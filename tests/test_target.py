@@ -92,7 +92,7 @@ def test_a_model_is_not_overwritten_unasked(name: str, plan: ShardPlan, tmp_path
     (tmp_path / "out" / name).write_bytes(b"precious")
     assert refusal(plan, tmp_path / "out", OutputExists, overwrite=False) == (
         f"{tmp_path / 'out'} already holds {name}.\nNothing was written. Give another directory, or overwrite "
-        "(--overwrite, overwrite=True)."
+        "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
     )
     assert read_files(tmp_path / "out") == {name: b"precious"}
 
@@ -305,3 +305,59 @@ def test_temporary_files_of_a_killed_run_go(plan: ShardPlan, tmp_path: Path) -> 
         (tmp_path / "out" / name).write_text("old")
     dcptools.write(plan, tmp_path / "out")
     assert sorted(read_files(tmp_path / "out")) == [".hidden", "a.tmp", *NAMES]
+
+
+# Links where our own files go
+
+
+def test_a_lock_that_is_a_link_is_refused(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK).symlink_to(tmp_path / "victim")
+    assert refusal(plan, tmp_path / "out") == (
+        f"{tmp_path / 'out' / LOCK} is a symlink, and a file of dcptools belongs there.\nRemove it, or give another "
+        "directory."
+    )
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_temporary_file_that_is_a_link_is_not_written_through(plan: ShardPlan, tmp_path: Path) -> None:
+    """Also not if it shows up after the old ones were removed."""
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("mine")
+    out.mkdir()
+    links = [out / f".dcptools-{plan.fingerprint[:12]}-{name}.tmp" for name in NAMES]
+    links[1].symlink_to(victim)
+
+    def progress(done: int, total: int, name: str) -> None:
+        for link in links[0], links[3]:
+            if not link.is_symlink():
+                link.symlink_to(victim)
+
+    dcptools.write(plan, out, progress=progress)
+    assert victim.read_text() == "mine"
+    assert sorted(os.listdir(out)) == NAMES
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_a_temporary_file_that_cannot_be_removed(
+    plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    stale = tmp_path / "out" / ".dcptools-x.tmp"
+    stale.touch()
+
+    unlink = os.unlink
+
+    def failing(path: Path) -> None:
+        if path == stale:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", failing)
+        with pytest.raises(TargetError) as caught:
+            dcptools.write(plan, tmp_path / "out")
+    assert str(caught.value) == (
+        f"{stale} of a run that was killed is in the way: Operation not permitted.\nRemove it, or give another "
+        "directory."
+    )

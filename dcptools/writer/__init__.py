@@ -20,7 +20,15 @@ from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.shards import INDEX, ShardPlan, refuse_errors
 from dcptools.storage import LocalSink
 from dcptools.tensors import Checksums
-from dcptools.writer._target import check_target, free_bytes, locked, publish, verify
+from dcptools.writer._swap import Swap
+from dcptools.writer._target import (
+    check_target,
+    free_bytes,
+    locked,
+    publish,
+    reason,
+    verify,
+)
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
 
@@ -52,8 +60,8 @@ class Report(HasFindings):
 
     @property
     def found_while_writing(self) -> tuple[Finding, ...]:
-        """The findings that the plan could not have: about values, not about names and sizes."""
-        return tuple(finding for finding in self.findings if finding.code in ("cast-overflow", "no-checksum"))
+        """The findings that the plan could not have: about values and the output directory, not names and sizes."""
+        return tuple(f for f in self.findings if f.code in ("cast-overflow", "no-checksum", "stale-file"))
 
     @property
     def bytes_per_second(self) -> float:
@@ -117,8 +125,8 @@ def write(
     """Write the planned model.
 
     Files are written under temporary names, checked, synced and renamed, the index last. When anything goes wrong,
-    Ctrl-C included, what was begun is removed. An existing model stays as it was until the new one is whole; what
-    fails while the files get their names leaves neither of the two, and never a mixture.
+    Ctrl-C included, what was begun is removed, and what was there is as it was. An existing model is put aside when the
+    new one is whole and its files get their names; there is never a mixture.
 
     Parameters
     ----------
@@ -127,7 +135,7 @@ def write(
     save_dir
         The output directory; made if need be. One that holds a model is refused without ``overwrite``.
     overwrite
-        Replace the model that is there. Its shards go when the new one is complete; other files stay.
+        Replace the model that is there. Its files go when the new one is complete; all others stay.
     fsync
         Wait until the bytes are on the disk. False is faster, for scratch file systems.
     workers
@@ -160,9 +168,10 @@ def write(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
     target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
-    check_target(plan, target, overwrite=overwrite)
+    checkpoint = plan.checkpoint
+    check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     with locked(target):
-        check_target(plan, target, overwrite=overwrite)  # again: another run may have finished meanwhile
+        check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
         sink = LocalSink(target, plan.fingerprint[:12])
         engine = Engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
         try:
@@ -173,18 +182,17 @@ def write(
                 refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
             for file in plan.files:
                 verify(file, sink.staged(file.filename))
-            assets = publish(plan, target, sink, sync=fsync)
+            found += tuple(_stale(publish(plan, target, sink, sync=fsync)))
         except Cancelled:
             raise Cancelled("Cancelled; what was half-written is removed.") from None
         except OSError as error:
             if isinstance(error, TargetError):
                 raise
-            what = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
-            raise TargetError(f"Writing to {target} failed: {what}.\nNothing was kept.") from error
+            raise TargetError(f"Writing to {target} failed: {reason(error)}.\nNothing was kept.") from error
         finally:
             sink.discard()
-            plan.checkpoint.source.close()
-    return _report(plan, target, engine.checksums, found, assets, count, time.perf_counter() - start)
+            checkpoint.source.close()
+    return _report(plan, target, engine.checksums, found, count, time.perf_counter() - start)
 
 
 def _report(
@@ -192,7 +200,6 @@ def _report(
     target: Path,
     sums: Checksums,
     found: tuple[Finding, ...],
-    assets: list[str],
     workers: int,
     seconds: float,
 ) -> Report:
@@ -200,7 +207,7 @@ def _report(
         save_dir=str(target),
         files=tuple((file.filename, file.nbytes) for file in plan.files),
         index=INDEX if plan.index is not None else "",
-        assets=tuple(assets),
+        assets=tuple(asset.name for asset in plan.mapping.assets.files) if plan.mapping.assets else (),
         tensors=sum(len(file.tensors) for file in plan.files),
         total_bytes=plan.total_bytes,
         total_parameters=plan.total_parameters,
@@ -225,6 +232,14 @@ def _found(engine: Engine) -> Iterator[Finding]:
         yield Finding(
             "no-checksum", "info", "", f"{engine.checksums.without:,} items were stored without a checksum",
             "torch computes them unless it is told not to",
+        )  # fmt: skip
+
+
+def _stale(left: list[tuple[str, OSError]]) -> Iterator[Finding]:
+    for name, error in left:
+        yield Finding(
+            "stale-file", "warning", name, f"a file of the old model could not be removed: {error.strerror or error}",
+            "the new model is complete; remove the file by hand",
         )  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from dcptools.assets import CONFIG
 from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardFile, ShardPlan
 from dcptools.storage import TEMPORARY, LocalSink
+from dcptools.writer._swap import Swap, is_file, old_model
 
 LOCK = f"{TEMPORARY}lock"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-_ENTRY_POINTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
 COPY_BYTES = 1 << 20  # of an asset at a time
 
@@ -45,21 +45,45 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
             )
     if plan.assets is not None and _same(save_dir, Path(plan.assets.directory)):
         raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
-    existing = existing_model(save_dir)
+    existing = existing_weights(save_dir)
     if existing and not overwrite:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
-            "(--overwrite, overwrite=True)."
+            "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
         )
+    _refuse_what_is_in_the_way(plan, save_dir)
     _check_space(plan, save_dir)
 
 
-def existing_model(save_dir: Path) -> list[str]:
-    """The names in the directory that are weights or an index of weights."""
+def existing_weights(save_dir: Path) -> list[str]:
+    """The names in the directory that are weights of any kind or an index of weights.
+
+    More than what is replaced (``old_model``): who names a directory with weights in it may mean another one.
+    """
     if not save_dir.is_dir():
         return []
-    names = sorted(entry.name for entry in save_dir.iterdir())
-    return [n for n in names if not n.startswith(TEMPORARY) and any(fnmatch(n, pattern) for pattern in _WEIGHTS)]
+    names = {entry.name for entry in save_dir.iterdir() if is_file(entry) and not entry.name.startswith(TEMPORARY)}
+    found = Swap(save_dir).after_recovery(names)
+    return sorted(name for name in found if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
+
+
+def _refuse_what_is_in_the_way(plan: ShardPlan, save_dir: Path) -> None:
+    swap = Swap(save_dir)
+    if os.path.lexists(swap.before) and not swap.begun:
+        raise TargetError(f"{swap.before} is in the way.\nNothing was written. Remove it, or give another directory.")
+    for path in (save_dir / name for name in _names(plan)):
+        if os.path.lexists(path) and not is_file(path):
+            raise TargetError(
+                f"{path} is a directory, and a file of that name is to be written.\nNothing was written. Remove it, or "
+                "give another directory."
+            )
+
+
+def _names(plan: ShardPlan) -> list[str]:
+    """The files that are written, in the order in which they get their names; the last one makes them a model."""
+    assets = plan.assets.files if plan.assets else ()
+    index = [INDEX] if plan.index is not None else []
+    return [asset.name for asset in assets] + [file.filename for file in plan.files] + index
 
 
 def free_bytes(save_dir: Path) -> int:
@@ -84,7 +108,7 @@ def _is_there(path: Path) -> bool:
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:
     assets = sum(file.nbytes for file in plan.assets.files) if plan.assets else 0
-    stale = sum(path.stat().st_blocks * 512 for path in _leftovers(save_dir))  # they go before anything is written
+    stale = sum(path.lstat().st_blocks * 512 for path in _leftovers(save_dir))  # they go before anything is written
     needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir) + stale
     if needed > free:
         raise TargetError(
@@ -95,28 +119,42 @@ def _check_space(plan: ShardPlan, save_dir: Path) -> None:
 
 def _leftovers(save_dir: Path) -> list[Path]:
     """Temporary files of a run that was killed; of a run that is going on if the lock is taken."""
-    return list(save_dir.glob(f"{TEMPORARY}*.tmp"))
+    return [path for path in save_dir.glob(f"{TEMPORARY}*.tmp") if is_file(path)]
 
 
 @contextmanager
 def locked(save_dir: Path) -> Iterator[None]:
-    """Create the directory and keep other runs out of it. Directories made here go again if they stay empty.
+    """Create the directory, keep other runs out of it, and put right what a killed run left there.
+
+    Directories made here go again if they stay empty.
 
     Raises
     ------
     TargetError
-        Another run writes there, or the directory cannot be created.
+        Another run writes there, or the directory cannot be created or put right.
     """
     missing = [path for path in (save_dir, *save_dir.parents) if not path.exists()]
     try:
         with _lock_file(save_dir):
-            for stale in _leftovers(save_dir):
-                stale.unlink(missing_ok=True)
+            _put_right(save_dir)
             yield
     finally:
         for directory in missing:
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+
+def _put_right(save_dir: Path) -> None:
+    path = save_dir
+    try:
+        Swap(save_dir).recover()
+        for path in _leftovers(save_dir):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TargetError(
+            f"{error.filename or path} of a run that was killed is in the way: {error.strerror}.\nRemove it, or give "
+            "another directory."
+        ) from None
 
 
 @contextmanager
@@ -131,7 +169,8 @@ def _lock_file(save_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (save_dir / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that stays is in nobody's way
+            (save_dir / LOCK).unlink()
         os.close(lock)
 
 
@@ -139,7 +178,11 @@ def _acquire(path: Path) -> int:
     import fcntl
 
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if path.is_symlink():
+            raise TargetError(
+                f"{path} is a symlink, and a file of dcptools belongs there.\nRemove it, or give another directory."
+            )
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -174,52 +217,58 @@ def verify(file: ShardFile, path: str) -> None:
         raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")
 
 
-def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[str]:
-    """Make the staged files a model, index last; returns the names of the assets.
+def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[tuple[str, OSError]]:
+    """Make the staged files a model, in place of an old one; returns what is left of that, and why.
 
-    The old model's entry point goes first, so that at no moment an old index names new shards; the old shards go
-    when the new model is complete. If a step fails, the new shards go too: they are no model without the rest.
+    At no moment does an old index name new shards. If a step fails, the old files are back.
     """
-    stale = existing_model(save_dir)
-    assets = _stage_assets(plan, sink, sync=sync)
-    index = [INDEX] if plan.index is not None else []
-    for name in index:
-        _stage(sink, name, plan.index or b"", sync=sync)
-    for name in _ENTRY_POINTS:
-        if name in stale:
-            (save_dir / name).unlink()
-    shards = [file.filename for file in plan.files]
-    done: list[str] = []
+    _stage_assets(plan, sink, sync=sync)
+    if plan.index is not None:
+        _stage(sink, INDEX, plan.index, sync=sync)
+    *others, last = _names(plan)
+    swap = Swap(save_dir)
     try:
-        for name in (*assets, *shards, *index):
+        swap.put_aside(old_model(save_dir), (*others, last))
+        for name in others:
             sink.commit(name)
-            done.append(name)
-            if name == shards[-1] and sync:
-                _sync_directory(save_dir)
-    except BaseException:
-        for name in done:
-            if name in shards:
-                (save_dir / name).unlink(missing_ok=True)
+        if sync:
+            _sync_directory(save_dir)
+        sink.commit(last)
+        if sync:
+            _sync_directory(save_dir)
+    except BaseException as error:
+        _undo(swap, error)
         raise
-    for name in stale:
-        if name not in (*shards, *index):
-            (save_dir / name).unlink(missing_ok=True)
-    if sync:
-        _sync_directory(save_dir)
-    return assets
+    return swap.clean()
 
 
-def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> list[str]:
+def _undo(swap: Swap, error: BaseException) -> None:
+    try:
+        swap.undo()
+    except OSError as second:
+        raise TargetError(
+            f"Writing to {swap.directory} failed: {reason(error)}.\nWhat was there before is in {swap.before}, and "
+            f"could not be put back: {reason(second)}.\nThe next run into this directory tries it again."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in the words of the system if it is its error, with the file concerned."""
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    return (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
+
+
+def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> None:
     assets = plan.assets
     if assets is None:
-        return []
+        return
     for file in assets.files:
         rewritten = assets.config_for(plan.written_dtype) if file.name == CONFIG else None
         if rewritten is not None:
             _stage(sink, file.name, rewritten, sync=sync)
         else:
             _copy(sink, file.name, Path(assets.directory) / file.name, sync=sync)
-    return [file.name for file in assets.files]
 
 
 def _copy(sink: LocalSink, name: str, path: Path, *, sync: bool) -> None:
