@@ -20,8 +20,9 @@ from checkpoints import saved
 from reference import read_files
 
 import dcptools
-from dcptools.errors import OutputExists, TargetError
+from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError
 from dcptools.shards import ShardPlan
+from dcptools.storage import LocalSink
 from dcptools.writer import _target
 from dcptools.writer._target import LOCK, SPARE_BYTES, free_bytes, locked
 
@@ -361,3 +362,97 @@ def test_a_temporary_file_that_cannot_be_removed(
         f"{stale} of a run that was killed is in the way: Operation not permitted.\nRemove it, or give another "
         "directory."
     )
+
+
+# A checkpoint that changes while it is converted
+
+
+def in_place(path: Path) -> None:
+    """Other values, as many bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def by_another(path: Path) -> None:
+    """The same content in another file, which says that it was written at the same time."""
+    times = path.stat()
+    shutil.copy(path, path.with_name("other"))
+    path.with_name("other").replace(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def shorter(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("change", [in_place, by_another, shorter, Path.unlink])
+def test_a_checkpoint_that_changes_meanwhile(
+    change: Callable[[Path], None], name: str, plan: ShardPlan, tmp_path: Path
+) -> None:
+    checkpoint, out = tmp_path / "step_10", tmp_path / "out"
+    dcptools.write(plan, out)
+    before, changed = read_files(out), []
+
+    def progress(done: int, total: int, tensor: str) -> None:
+        if done == total and not changed:
+            changed.append(change(checkpoint / name))
+
+    with pytest.raises(BrokenCheckpoint) as caught:
+        dcptools.write(plan, out, overwrite=True, progress=progress)
+    assert changed
+    assert str(caught.value) == (
+        f"The checkpoint {checkpoint} changed while it was converted: {name} was written to, replaced or removed.\n"
+        "Nothing was kept. Convert again when nothing writes there any more, or a copy."
+    )
+    assert read_files(out) == before
+
+
+def test_a_step_that_is_saved_over_the_one_that_is_converted(plan: ShardPlan, tmp_path: Path) -> None:
+    """What a trainer does that keeps one directory: other values in files of the same sizes."""
+    saved.trained(tmp_path / "step_20", {name: tensor + 1 for name, tensor in STATE.items()}, optimizer=False)
+
+    def progress(done: int, total: int, tensor: str) -> None:
+        if done == total:
+            shutil.copytree(tmp_path / "step_20", tmp_path / "step_10", dirs_exist_ok=True)
+
+    with pytest.raises(BrokenCheckpoint, match=r"changed .* converted: \.metadata, __0_0\.distcp were written to"):
+        dcptools.write(plan, tmp_path / "out", progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_because_the_checkpoint_changes_says_so(
+    plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that the file is truncated, which copying would not mend."""
+    create = LocalSink.create
+
+    def late(self: LocalSink, name: str, nbytes: int) -> None:
+        os.truncate(tmp_path / "step_10" / "__0_0.distcp", 100)
+        create(self, name, nbytes)
+
+    monkeypatch.setattr(LocalSink, "create", late)
+    with pytest.raises(BrokenCheckpoint, match=r"changed while it was converted: __0_0\.distcp was written to"):
+        dcptools.write(plan, tmp_path / "out")
+
+
+def test_a_checkpoint_that_changed_after_it_was_read(plan: ShardPlan, tmp_path: Path) -> None:
+    """Seen before hours are spent on it."""
+    in_place(tmp_path / "step_10" / "__0_0.distcp")
+    assert plan.mapping.checkpoint.changed_files() == ("__0_0.distcp",)
+    with pytest.raises(BrokenCheckpoint) as caught:
+        dcptools.write(plan, tmp_path / "out", progress=lambda *_: pytest.fail("it was begun"))
+    assert str(caught.value) == (
+        f"The checkpoint {tmp_path / 'step_10'} changed since it was read: __0_0.distcp was written to, replaced or "
+        "removed.\nNothing was written. Read it again when nothing writes there any more."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_not_changed_by_being_read(plan: ShardPlan, tmp_path: Path) -> None:
+    for path in (tmp_path / "step_10").iterdir():
+        times = path.stat()
+        os.utime(path, ns=(times.st_atime_ns + 10**12, times.st_mtime_ns))
+        os.chmod(path, 0o444)
+    (tmp_path / "step_10" / "notes.txt").write_text("beside it")
+    dcptools.write(plan, tmp_path / "out")

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
 from dcptools._table import counted, format_bytes, html_table, text_table
-from dcptools.errors import Cancelled, TargetError, UsageError
+from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError
 from dcptools.findings import Finding, HasFindings, summary_lines
 from dcptools.shards import INDEX, ShardPlan, refuse_errors
 from dcptools.storage import LocalSink
 from dcptools.tensors import Checksums
 from dcptools.writer._swap import Swap
 from dcptools.writer._target import (
+    DURING,
+    SINCE,
     check_target,
     free_bytes,
     locked,
     publish,
     reason,
+    refuse_changes,
     verify,
 )
 from dcptools.writer.cut import Sizes
@@ -153,7 +156,8 @@ def write(
     OutputExists, TargetError
         The directory cannot be used, or the disk is too small; nothing was written.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
-        A stored item is damaged, or in an encoding that is not read.
+        A stored item is damaged, or in an encoding that is not read; or a file of the checkpoint was written to,
+        replaced or removed since it was read. Nothing was kept.
     FindingsError
         The plan is strict, and values became Inf in a cast; nothing was kept.
     Cancelled
@@ -170,6 +174,7 @@ def write(
     target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
     checkpoint = plan.checkpoint
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
+    refuse_changes(checkpoint, *SINCE)
     with locked(target):
         check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
         sink = LocalSink(target, plan.fingerprint[:12])
@@ -185,6 +190,9 @@ def write(
             found += tuple(_stale(publish(plan, target, sink, sync=fsync)))
         except Cancelled:
             raise Cancelled("Cancelled; what was half-written is removed.") from None
+        except BrokenCheckpoint:
+            refuse_changes(checkpoint, *DURING)  # if that is why
+            raise
         except OSError as error:
             if isinstance(error, TargetError):
                 raise

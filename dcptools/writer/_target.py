@@ -13,6 +13,7 @@ from typing import Any
 
 from dcptools._table import format_bytes, some
 from dcptools.assets import CONFIG
+from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardFile, ShardPlan
 from dcptools.storage import TEMPORARY, LocalSink
@@ -22,6 +23,11 @@ LOCK = f"{TEMPORARY}lock"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
 COPY_BYTES = 1 << 20  # of an asset at a time
+SINCE = ("changed since it was read", "Nothing was written. Read it again when nothing writes there any more.")
+DURING = (
+    "changed while it was converted",
+    "Nothing was kept. Convert again when nothing writes there any more, or a copy.",
+)
 
 
 def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
@@ -217,6 +223,21 @@ def verify(file: ShardFile, path: str) -> None:
         raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")
 
 
+def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
+    """Hold the checkpoint's files against what was read.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        One was written to, replaced or removed: what is converted may be of two saves.
+    """
+    if changed := checkpoint.changed_files():
+        raise BrokenCheckpoint(
+            f"The checkpoint {checkpoint.path} {what}: {some(changed)} "
+            f"{'was' if len(changed) == 1 else 'were'} written to, replaced or removed.\n{advice}"
+        )
+
+
 def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[tuple[str, OSError]]:
     """Make the staged files a model, in place of an old one; returns what is left of that, and why.
 
@@ -225,6 +246,7 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
     _stage_assets(plan, sink, sync=sync)
     if plan.index is not None:
         _stage(sink, INDEX, plan.index, sync=sync)
+    refuse_changes(plan.mapping.checkpoint, *DURING)
     *others, last = _names(plan)
     swap = Swap(save_dir)
     try:
