@@ -431,7 +431,7 @@ def test_a_dry_run_refuses_what_a_run_refuses_with_the_same_words(case: str, cli
 
 
 def test_a_dry_run_refuses_a_disk_that_is_too_small(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcptools.writer._target.free_bytes", lambda save_dir: 1000)
+    monkeypatch.setattr("dcptools.writer.target.free_bytes", lambda save_dir: 1000)
     dry, real = cli("convert", tiny(tmp_path / "c"), "--dry-run"), cli("convert", tmp_path / "c")
     assert dry == real
     assert f"{tmp_path / 'c' / 'hf_ckpt'} has 1.00 kB free, and " in dry.err

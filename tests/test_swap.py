@@ -22,7 +22,7 @@ from dcptools.errors import OutputExists, TargetError
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.writer import Report
-from dcptools.writer._swap import BEFORE
+from dcptools.writer.swap import BEFORE
 
 STATE = {f"model.{name}": torch.arange(9.0) for name in "abcd"}
 OLD = {f"model.{name}": -torch.arange(9.0) for name in "abc"}

@@ -23,8 +23,10 @@ import dcptools
 from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
-from dcptools.writer import _target
-from dcptools.writer._target import LOCK, SPARE_BYTES, free_bytes, locked
+from dcptools.writer import lock
+from dcptools.writer import target as target_module
+from dcptools.writer.lock import LOCK, locked
+from dcptools.writer.target import SPARE_BYTES, free_bytes
 
 STATE = {f"model.{name}": torch.arange(8.0) for name in "abcd"}
 
@@ -144,7 +146,7 @@ def test_what_a_killed_run_left_does_not_count_as_used(
     stale.parent.mkdir()
     stale.write_bytes(bytes(1 << 16))
     needed = plan.file_bytes + len('{"model_type": "qwen3"}') + SPARE_BYTES
-    monkeypatch.setattr(_target, "free_bytes", lambda path: needed - (1 << 16) * stale.exists())
+    monkeypatch.setattr(target_module, "free_bytes", lambda path: needed - (1 << 16) * stale.exists())
     dcptools.write(plan, tmp_path / "out")
     assert sorted(read_files(tmp_path / "out")) == NAMES
 
@@ -198,7 +200,7 @@ def test_a_directory_of_somebody_else(public: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from dcptools.writer._target import locked
+from dcptools.writer.lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -271,13 +273,13 @@ def test_a_model_that_another_run_finished_meanwhile(
     plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen only once the lock is held."""
-    acquire = _target._acquire
+    acquire = lock._acquire
 
     def late(path: Path) -> int:
         (path.parent / "model.safetensors").write_bytes(b"of the other run")
         return acquire(path)
 
-    monkeypatch.setattr(_target, "_acquire", late)
+    monkeypatch.setattr(lock, "_acquire", late)
     with pytest.raises(OutputExists):
         dcptools.write(plan, tmp_path / "out")
     assert read_files(tmp_path / "out") == {"model.safetensors": b"of the other run"}

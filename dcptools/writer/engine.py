@@ -54,7 +54,7 @@ class Engine:
         sync: bool,
         sizes: Sizes | None = None,
     ) -> None:
-        self.files = plan.files if files is None else tuple(files)
+        self.plan, self.files = plan, plan.files if files is None else tuple(files)
         self.sink, self.workers, self.sync, self.sizes = sink, workers, sync, sizes or Sizes()
         self._stop = threading.Event()
         self.checksums = Checksums(self._stop)

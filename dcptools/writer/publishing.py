@@ -1,0 +1,135 @@
+"""The last step: files that are whole become a model, if the checkpoint is still the one that was read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from dcptools._table import some
+from dcptools.assets import CONFIG
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import BrokenCheckpoint, TargetError
+from dcptools.shards import INDEX, ShardFile, ShardPlan
+from dcptools.storage import LocalSink
+from dcptools.writer.swap import Swap, old_model
+from dcptools.writer.target import planned_names
+
+COPY_BYTES = 1 << 20  # of an asset at a time
+SINCE = ("changed since it was read", "Nothing was written. Read it again when nothing writes there any more.")
+DURING = (
+    "changed while it was converted",
+    "Nothing was kept. Convert again when nothing writes there any more, or a copy.",
+)
+
+
+def verify(file: ShardFile, path: str) -> None:
+    """Open a finished file with safetensors and compare what it says with the plan.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        They differ: a bug, or a disk that loses writes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Any] = {}
+    with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    wanted = {t.output.name: (t.dtype.code, t.output.shape) for t in file.tensors}
+    if found != wanted or os.path.getsize(path) != file.nbytes:
+        raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")
+
+
+def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
+    """Hold the checkpoint's files against what was read.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        One was written to, replaced or removed: what is converted may be of two saves.
+    """
+    if changed := checkpoint.changed_files():
+        raise BrokenCheckpoint(
+            f"The checkpoint {checkpoint.path} {what}: {some(changed)} "
+            f"{'was' if len(changed) == 1 else 'were'} written to, replaced or removed.\n{advice}"
+        )
+
+
+def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[tuple[str, OSError]]:
+    """Make the staged files a model, in place of an old one; returns what is left of that, and why.
+
+    At no moment does an old index name new shards. If a step fails, the old files are back.
+    """
+    _stage_assets(plan, sink, sync=sync)
+    if plan.index is not None:
+        _stage(sink, INDEX, plan.index, sync=sync)
+    refuse_changes(plan.checkpoint, *DURING)
+    *others, last = planned_names(plan)
+    swap = Swap(save_dir)
+    try:
+        swap.put_aside(old_model(save_dir), (*others, last))
+        for name in others:
+            sink.commit(name)
+        if sync:
+            _sync_directory(save_dir)
+        sink.commit(last)
+        if sync:
+            _sync_directory(save_dir)
+    except BaseException as error:
+        _undo(swap, error)
+        raise
+    return swap.clean()
+
+
+def _undo(swap: Swap, error: BaseException) -> None:
+    try:
+        swap.undo()
+    except OSError as second:
+        raise TargetError(
+            f"Writing to {swap.directory} failed: {reason(error)}.\nWhat was there before is in {swap.before}, and "
+            f"could not be put back: {reason(second)}.\nThe next run into this directory tries it again."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in the words of the system if it is its error, with the file concerned."""
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    return (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
+
+
+def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> None:
+    assets = plan.assets
+    if assets is None:
+        return
+    for file in assets.files:
+        rewritten = assets.config_for(plan.written_dtype) if file.name == CONFIG else None
+        if rewritten is not None:
+            _stage(sink, file.name, rewritten, sync=sync)
+        else:
+            _copy(sink, file.name, Path(assets.directory) / file.name, sync=sync)
+
+
+def _copy(sink: LocalSink, name: str, path: Path, *, sync: bool) -> None:
+    with open(path, "rb") as source:
+        sink.create(name, os.fstat(source.fileno()).st_size)
+        while piece := source.read(COPY_BYTES):
+            sink.write(name, source.tell() - len(piece), memoryview(piece))
+    sink.finish(name, sync=sync)
+
+
+def _stage(sink: LocalSink, name: str, content: bytes, *, sync: bool) -> None:
+    sink.create(name, len(content))
+    sink.write(name, 0, memoryview(content))
+    sink.finish(name, sync=sync)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""What was written, how fast, in how much memory."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcptools._display import Shown, Table
+from dcptools._table import counted, format_bytes
+from dcptools.findings import Finding, HasFindings
+from dcptools.shards import INDEX, ShardPlan
+from dcptools.tensors import Checksums
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Report(Shown, HasFindings):
+    """What was written, how fast, in how much memory."""
+
+    save_dir: str
+    files: tuple[tuple[str, int], ...]  # name and bytes of each weight file
+    index: str  # name of the index; "" for a single file
+    assets: tuple[str, ...]  # names of the copied files
+    tensors: int
+    total_bytes: int  # of values
+    total_parameters: int
+    seconds: float  # of the whole write
+    peak_bytes: int  # of the whole process so far; 0 where the system does not tell
+    items_checked: int  # stored items whose checksum was right
+    items_unchecked: int  # items of which only a part was read
+    items_without_checksum: int
+    workers: int
+    fingerprint: str  # of the plan
+    findings: tuple[Finding, ...]
+
+    @property
+    def found_while_writing(self) -> tuple[Finding, ...]:
+        """The findings that the plan could not have: about values and the output directory, not names and sizes."""
+        return tuple(f for f in self.findings if f.code in ("cast-overflow", "no-checksum", "stale-file"))
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.total_bytes / self.seconds if self.seconds else 0.0
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per weight file: file, nbytes."""
+        import pandas as pd
+
+        return pd.DataFrame(self.files, columns=["file", "nbytes"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "findings": [finding.to_json() for finding in self.findings]}
+
+    def headline(self) -> str:
+        return (
+            f"Wrote {counted(self.tensors, 'tensor')}, {format_bytes(self.total_bytes)} in "
+            f"{counted(len(self.files), 'file')}, to {self.save_dir} in {self.seconds:.2f} s "
+            f"({format_bytes(self.bytes_per_second)}/s)"
+        )
+
+    def _tables(self) -> list[Table]:
+        weights = [(name, format_bytes(nbytes)) for name, nbytes in self.files]
+        others = [(name, "") for name in ((self.index,) if self.index else ()) + self.assets]
+        return [Table(("file", "bytes"), weights + others)]
+
+    def _footer(self) -> str:
+        return self.facts()
+
+    def _shown_findings(self) -> tuple[Finding, ...]:
+        return self.found_while_writing
+
+    def facts(self) -> str:
+        parts = [f"checksums: {self.items_checked:,} stored items right"]
+        parts += [f"{self.items_unchecked:,} read in part"] if self.items_unchecked else []
+        parts += [f"{self.items_without_checksum:,} without"] if self.items_without_checksum else []
+        return ", ".join(parts) + f"; peak memory {format_bytes(self.peak_bytes)} with {self.workers} workers"
+
+
+def report_of(
+    plan: ShardPlan,
+    save_dir: Path,
+    sums: Checksums,
+    found: Iterable[Finding],
+    *,
+    workers: int,
+    seconds: float,
+) -> Report:
+    """The report of a plan that was written."""
+    return Report(
+        save_dir=str(save_dir),
+        files=tuple((file.filename, file.nbytes) for file in plan.files),
+        index=INDEX if plan.index is not None else "",
+        assets=tuple(asset.name for asset in plan.assets.files) if plan.assets else (),
+        tensors=sum(len(file.tensors) for file in plan.files),
+        total_bytes=plan.total_bytes,
+        total_parameters=plan.total_parameters,
+        seconds=seconds,
+        peak_bytes=_peak_bytes(),
+        items_checked=sums.checked,
+        items_unchecked=sums.unchecked,
+        items_without_checksum=sums.without,
+        workers=workers,
+        fingerprint=plan.fingerprint,
+        findings=(*plan.findings, *found),
+    )
+
+
+def _peak_bytes() -> int:
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii") as status:
+        # not what getrusage says: on Linux that includes what the process that started this one had in use
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,119 @@
+"""The output directory: what may be there, and whether there is room. Nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from dcptools._table import format_bytes, some
+from dcptools.errors import OutputExists, TargetError, system_errors
+from dcptools.shards import INDEX, ShardPlan
+from dcptools.storage import TEMPORARY
+from dcptools.writer.swap import Swap, is_file
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
+
+
+def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
+    """Refuse a directory that must not be written to. Nothing is created yet.
+
+    Raises
+    ------
+    OutputExists, TargetError
+    """
+    checkpoint = Path(plan.checkpoint.path)
+    there = _existing(save_dir)
+    if not there.is_dir():
+        what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
+        raise TargetError(f"The output {save_dir} {what}.\nGive a directory, new or without a model in it.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory of yours.")
+    for file in plan.checkpoint.files:
+        if _same(save_dir, (checkpoint / file.name).parent):
+            raise TargetError(
+                f"The output {save_dir} is where the checkpoint's own files are.\nGive another directory."
+            )
+    if plan.assets is not None and _same(save_dir, Path(plan.assets.directory)):
+        raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
+    existing = existing_weights(save_dir)
+    if existing and not overwrite:
+        raise OutputExists(
+            f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
+            "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
+        )
+    _refuse_what_is_in_the_way(plan, save_dir)
+    _check_space(plan, save_dir)
+
+
+def existing_weights(save_dir: Path) -> list[str]:
+    """The names in the directory that are weights of any kind or an index of weights.
+
+    More than what is replaced (``old_model``): who names a directory with weights in it may mean another one.
+    """
+    if not save_dir.is_dir():
+        return []
+    names = {entry.name for entry in save_dir.iterdir() if is_file(entry) and not entry.name.startswith(TEMPORARY)}
+    found = Swap(save_dir).after_recovery(names)
+    return sorted(name for name in found if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
+
+
+def _refuse_what_is_in_the_way(plan: ShardPlan, save_dir: Path) -> None:
+    swap = Swap(save_dir)
+    if os.path.lexists(swap.before) and not swap.begun:
+        raise TargetError(f"{swap.before} is in the way.\nNothing was written. Remove it, or give another directory.")
+    for path in (save_dir / name for name in planned_names(plan)):
+        if os.path.lexists(path) and not is_file(path):
+            raise TargetError(
+                f"{path} is a directory, and a file of that name is to be written.\nNothing was written. Remove it, or "
+                "give another directory."
+            )
+
+
+def planned_names(plan: ShardPlan) -> list[str]:
+    """The files that are written, in the order in which they get their names; the last one makes them a model."""
+    assets = plan.assets.files if plan.assets else ()
+    index = [INDEX] if plan.index is not None else []
+    return [asset.name for asset in assets] + [file.filename for file in plan.files] + index
+
+
+def free_bytes(save_dir: Path) -> int:
+    """Free bytes on the file system of a directory that need not exist yet."""
+    return shutil.disk_usage(_existing(save_dir)).free
+
+
+def _existing(save_dir: Path) -> Path:
+    """The directory itself, or the nearest above it that is there."""
+    with system_errors(TargetError, f"The output {save_dir} cannot be used"):
+        return next(path for path in (save_dir, *save_dir.absolute().parents) if _is_there(path))
+
+
+def _is_there(path: Path) -> bool:
+    """As ``Path.exists``, but with an OSError for a name that is too long, and for a symlink that leads to itself."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _check_space(plan: ShardPlan, save_dir: Path) -> None:
+    assets = sum(file.nbytes for file in plan.assets.files) if plan.assets else 0
+    stale = sum(path.lstat().st_blocks * 512 for path in remains(save_dir))  # they go before anything is written
+    needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir) + stale
+    if needed > free:
+        raise TargetError(
+            f"{save_dir} has {format_bytes(free)} free, and {format_bytes(needed)} are needed.\nNothing was written. "
+            "Free some space, or give a directory on another disk. (With overwrite, the old files go last.)"
+        )
+
+
+def remains(save_dir: Path) -> list[Path]:
+    """Temporary files of a run that was killed; of a run that is going on if the lock is taken."""
+    return [path for path in save_dir.glob(f"{TEMPORARY}*.tmp") if is_file(path)]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and os.path.samefile(one, other)

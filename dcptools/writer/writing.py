@@ -1,0 +1,158 @@
+"""``write``: fill a plan's files with values, then publish them. There is no second way to the disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dcptools._parallel import Progress, default_workers
+from dcptools._progress import bar
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError
+from dcptools.findings import Finding
+from dcptools.shards import ShardPlan, refuse_errors
+from dcptools.storage import LocalSink
+from dcptools.writer.cut import Sizes
+from dcptools.writer.engine import Engine
+from dcptools.writer.lock import clear_remains, locked
+from dcptools.writer.publishing import DURING, SINCE, publish, reason, refuse_changes, verify
+from dcptools.writer.report import Report, report_of
+from dcptools.writer.swap import Swap
+from dcptools.writer.target import check_target
+
+
+def write(
+    plan: ShardPlan,
+    save_dir: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    fsync: bool = True,
+    workers: int | None = None,
+    progress: Progress | bool | None = None,
+    cancel: threading.Event | None = None,
+    sizes: Sizes | None = None,
+) -> Report:
+    """Write the planned model.
+
+    Files are written under temporary names, checked, synced and renamed, the index last. When anything goes wrong,
+    Ctrl-C included, what was begun is removed, and what was there is as it was. An existing model is put aside when the
+    new one is whole and its files get their names; there is never a mixture.
+
+    Parameters
+    ----------
+    plan
+        What :func:`dcptools.plan` returned.
+    save_dir
+        The output directory; made if need be. One that holds a model is refused without ``overwrite``.
+    overwrite
+        Replace the model that is there. Its files go when the new one is complete; all others stay.
+    fsync
+        Wait until the bytes are on the disk. False is faster, for scratch file systems.
+    workers
+        Threads; by default the CPUs that this process may use, at least 2 and at most 8.
+    progress
+        Called as ``progress(done_bytes, total_bytes, tensor_name)`` in the calling thread, about 20 times a second.
+        True shows a tqdm bar.
+    cancel
+        An event; when it is set, the run stops within a second and raises ``Cancelled``.
+    sizes
+        How the work is cut, to measure; the result does not depend on it.
+
+    Raises
+    ------
+    OutputExists, TargetError
+        The directory cannot be used, or the disk is too small; nothing was written.
+    BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
+        A stored item is damaged, or in an encoding that is not read; or a file of the checkpoint was written to,
+        replaced or removed since it was read. Nothing was kept.
+    FindingsError
+        The plan is strict, and values became Inf in a cast; nothing was kept.
+    Cancelled
+        The event was set.
+
+    Examples
+    --------
+    >>> report = write(plan(demo.checkpoint), tmp_dir / "hf")
+    >>> report.files[0][0]
+    'model.safetensors'
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
+    target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
+    check_target(plan, target, overwrite=overwrite or Swap(target).begun)
+    refuse_changes(plan.checkpoint, *SINCE)
+    with locked(target):
+        check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
+        clear_remains(target)
+        sink = LocalSink(target, plan.fingerprint[:12])
+        engine = Engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
+        try:
+            with _explained(target, plan.checkpoint):
+                found = fill(engine, progress, cancel)
+                left = publish(plan, target, sink, sync=fsync)
+        finally:
+            sink.discard()
+            plan.checkpoint.source.close()
+    seconds = time.perf_counter() - start
+    return report_of(plan, target, engine.checksums, (*found, *_stale(left)), workers=count, seconds=seconds)
+
+
+def fill(
+    engine: Engine, progress: Progress | bool | None = None, cancel: threading.Event | None = None
+) -> tuple[Finding, ...]:
+    """Fill the engine's files under their temporary names, and check them; returns what was found.
+
+    Raises
+    ------
+    BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint, FindingsError, Cancelled
+        As :func:`write`.
+    """
+    with bar(progress, "writing") as report:
+        engine.run(report, cancel)
+    found = tuple(_found(engine))
+    if engine.plan.options.strict:
+        refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
+    for file in engine.files:
+        verify(file, engine.sink.staged(file.filename))
+    return found
+
+
+@contextmanager
+def _explained(target: Path, checkpoint: Checkpoint) -> Iterator[None]:
+    """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
+    try:
+        yield
+    except Cancelled:
+        raise Cancelled("Cancelled; what was half-written is removed.") from None
+    except BrokenCheckpoint:
+        refuse_changes(checkpoint, *DURING)
+        raise
+    except OSError as error:
+        if isinstance(error, TargetError):
+            raise
+        raise TargetError(f"Writing to {target} failed: {reason(error)}.\nNothing was kept.") from error
+
+
+def _found(engine: Engine) -> Iterator[Finding]:
+    for name, count in sorted(engine.tally.overflows.items()):
+        yield Finding(
+            "cast-overflow", "warning", name, f"{count:,} finite values became Inf in the cast",
+            "write it wider: dtype_for=, --dtype-for",
+        )  # fmt: skip
+    if engine.checksums.without:
+        yield Finding(
+            "no-checksum", "info", "", f"{engine.checksums.without:,} items were stored without a checksum",
+            "torch computes them unless it is told not to",
+        )  # fmt: skip
+
+
+def _stale(left: list[tuple[str, OSError]]) -> Iterator[Finding]:
+    for name, error in left:
+        yield Finding(
+            "stale-file", "warning", name, f"a file of the old model could not be removed: {error.strerror or error}",
+            "the new model is complete; remove the file by hand",
+        )  # fmt: skip
