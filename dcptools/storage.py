@@ -36,8 +36,23 @@ class Source(Protocol):
     def location(self) -> str:
         """What a person calls it: a path or a URL."""
 
+    def path(self, name: str) -> str:
+        """What a person calls a file in it."""
+
+    def kind(self, name: str = "") -> str | None:
+        """``file``, ``directory``, ``other``, or None if there is nothing; "" is the place itself.
+
+        Raises OSError where the system does not let one look.
+        """
+
+    def entries(self, name: str = "") -> list[str]:
+        """The names in a directory, sorted; raises OSError if it cannot be listed."""
+
     def state(self, name: str) -> FileState | None:
         """The state of the file now, or None if there is no such file."""
+
+    def content(self, name: str) -> bytes:
+        """The whole of a file; raises OSError if it cannot be read."""
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
@@ -67,9 +82,25 @@ class LocalSource:
         self._open: dict[str, OpenFile] = {}  # the one that was opened first comes first
         self._lock = threading.Lock()  # guards changes of it
 
+    def __reduce__(self) -> tuple[type[LocalSource], tuple[Path]]:
+        return type(self), (self.directory,)
+
     @property
     def location(self) -> str:
         return str(self.directory)
+
+    def path(self, name: str) -> str:
+        return str(self.directory / name)
+
+    def kind(self, name: str = "") -> str | None:
+        try:
+            mode = os.stat(self.directory / name).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
+
+    def entries(self, name: str = "") -> list[str]:
+        return sorted(os.listdir(self.directory / name))
 
     def state(self, name: str) -> FileState | None:
         try:
@@ -113,11 +144,8 @@ class LocalSource:
             return False
         return True
 
-    def read(self, name: str, start: int, nbytes: int) -> bytearray:
-        """``nbytes`` bytes from ``start`` on."""
-        out = bytearray(nbytes)
-        self.read_into(name, start, memoryview(out))
-        return out
+    def content(self, name: str) -> bytes:
+        return (self.directory / name).read_bytes()
 
     def close(self) -> None:
         """Close the files; those that are being read just now when that is done. The next read opens them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import inspect
 import json
@@ -29,10 +30,12 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
-from dcptools.checkpoint import Checkpoint, Chunk, StoredFile, _metadata
+from dcptools.checkpoint import Checkpoint, Chunk, StoredFile
+from dcptools.checkpoint import metadata as metadata_module
 from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
+from dcptools.tensors import read_region
 
 COPY_AGAIN = "Copy or download the checkpoint again, use another one, or save again."
 
@@ -457,7 +460,7 @@ def test_one_list_of_chunks_cannot_stand_for_those_of_all_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list of a million chunks that thousands of tensors refer to takes few bytes, and would be a billion chunks."""
-    monkeypatch.setattr(_metadata, "MOST_UNSTORED", 0)
+    monkeypatch.setattr(metadata_module, "MOST_UNSTORED", 0)
     with edit.editing(broken.whole(tmp_path)) as metadata:
         for number in range(3):
             metadata.state_dict_metadata[f"model.copy{number}"] = metadata.state_dict_metadata[W]
@@ -726,3 +729,39 @@ def test_inspect_takes_linear_time(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_inspect_of_100_000_keys(tmp_path: Path) -> None:
     assert _seconds(_many(tmp_path / "many", 100_000), 100_000) < 20
+
+
+# --- a value that keeps its promise
+
+
+def test_nothing_of_it_can_be_changed(whole: Checkpoint) -> None:
+    tensor = whole[W]
+    for array in (tensor.offsets, tensor.sizes, *(getattr(tensor.columns, n) for n in ("file", "start", "nbytes"))):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 99
+    with pytest.raises(TypeError):
+        whole.tensors["another"] = tensor  # type: ignore[index]
+    with pytest.raises(FrozenInstanceError):
+        tensor.key = "another"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("again", [lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy])
+def test_it_can_be_sent_to_another_process(again: Any, whole: Checkpoint) -> None:
+    other = again(whole)
+    assert other == whole and hash(other) == hash(whole) and other is not whole
+    assert str(other) == str(whole)
+    assert other[W].chunks == whole[W].chunks
+    assert (
+        read_region(other[W], [(0, n) for n in other[W].shape]).tobytes()
+        == read_region(whole[W], [(0, n) for n in whole[W].shape]).tobytes()
+    )
+    test_nothing_of_it_can_be_changed(other)
+
+
+def test_another_save_is_another_checkpoint(tmp_path: Path) -> None:
+    first = dcptools.read(broken.whole(tmp_path / "a"))
+    assert first == dcptools.read(tmp_path / "a")
+    assert first != dcptools.read(broken.whole(tmp_path / "b"))
+    assert first != "a"
+    os.utime(tmp_path / "a" / "__0_0.distcp", (0, 0))
+    assert first != dcptools.read(tmp_path / "a")

@@ -538,7 +538,7 @@ def test_a_signal_cleans_up(
         reached.append(sorted(path.name for path in (tmp_path / "out").iterdir()))
         signal.raise_signal(number)
 
-    monkeypatch.setattr("dcptools.writer.verify", stop)
+    monkeypatch.setattr("dcptools.writer.writing.verify", stop)
     tiny(tmp_path / "c")
     before = tree(tmp_path)
     try:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcptools.checkpoint._cover import MAX_SPLIT_DIMS, check_cover
+from dcptools.checkpoint.cover import MAX_SPLIT_DIMS, check_cover
 
 Shape = tuple[int, ...]
 Box = tuple[Shape, Shape]  # offsets, sizes

@@ -29,15 +29,19 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from dcptools import _pickle
-from dcptools.checkpoint import _metadata, _runs
+from dcptools.checkpoint import metadata as metadata_module
+from dcptools.checkpoint import runs as runs_module
+from dcptools.checkpoint.metadata import RawMetadata
 from dcptools.errors import BrokenCheckpoint
 
 WHAT = "The pickle"
 
 
-def read(data: bytes, *, in_steps: bool) -> _metadata.RawMetadata:
-    shortcuts = _runs.shortcuts if in_steps else None
-    return _metadata._checked(*_pickle.loads(data, what=WHAT, allowed=_metadata._NAMES, shortcuts=shortcuts), WHAT)
+def read(data: bytes, *, in_steps: bool) -> RawMetadata:
+    shortcuts = runs_module.shortcuts if in_steps else None
+    return metadata_module._checked(
+        *_pickle.loads(data, what=WHAT, allowed=metadata_module._NAMES, shortcuts=shortcuts), WHAT
+    )
 
 
 def same(data: bytes) -> bool:
@@ -160,7 +164,7 @@ def rows(metadata: Metadata) -> Iterator[tuple[Any, ...]]:
                 yield key, tuple(chunk.offsets), tuple(chunk.sizes), info.relative_path, info.offset, info.length
 
 
-def rows_read(raw: _metadata.RawMetadata) -> Iterator[tuple[Any, ...]]:
+def rows_read(raw: metadata_module.RawMetadata) -> Iterator[tuple[Any, ...]]:
     for tensor in raw.tensors:
         for row, (offsets, sizes) in enumerate(zip(tensor.offsets.tolist(), tensor.sizes.tolist(), strict=True)):
             at = tensor.first + row
@@ -260,7 +264,7 @@ def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
     metadata = four_tensors()
     change(metadata)
     data = pickle.dumps(metadata, protocol=4)
-    raw = _metadata.parse(data, WHAT)
+    raw = metadata_module.parse(data, WHAT)
     assert list(rows_read(raw)) == list(rows(metadata))
     assert repr(raw) == repr(read(data, in_steps=False))
 
@@ -268,14 +272,16 @@ def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
 def test_a_record_of_a_run_may_be_changed_afterwards() -> None:
     """BUILD on one of them, by its number in the memo: what is read is the later state."""
     data = pickle.dumps(four_tensors(), protocol=4)
-    machine = _pickle._Machine(data, WHAT, _metadata._NAMES, None, None)
+    machine = _pickle._Machine(data, WHAT, metadata_module._NAMES, None, None)
     machine.run()
-    last = max(n for n, value in enumerate(machine._memo) if getattr(value, "kind", None) is _runs.STORED)
+    last = max(n for n, value in enumerate(machine._memo) if getattr(value, "kind", None) is runs_module.STORED)
     state = b"}(" + text("relative_path") + text("g") + text("offset") + b"K\x05" + text("length") + b"K\x06ub"
     assert data.endswith(b"ub.")
     changed = data[:-3] + text("more") + b"j" + last.to_bytes(4, "little") + state + b"ub."
     start = changed.index(b"\x95")
-    raw = _metadata.parse(changed[:start] + changed[start + 9 :], WHAT)  # without its FRAME, whose length is wrong now
+    raw = metadata_module.parse(
+        changed[:start] + changed[start + 9 :], WHAT
+    )  # without its FRAME, whose length is wrong now
     assert list(rows_read(raw))[-1] == ("d", (4,), (2,), "g", 5, 6)
 
 
@@ -284,7 +290,7 @@ def test_nothing_waits_for_the_garbage_collector() -> None:
     gc.collect()
     gc.disable()
     try:
-        _metadata.parse(pickle.dumps(four_tensors(), protocol=4), WHAT)
-        assert not [each for each in gc.get_objects() if isinstance(each, (_runs._Pieces, _pickle._Machine))]
+        metadata_module.parse(pickle.dumps(four_tensors(), protocol=4), WHAT)
+        assert not [each for each in gc.get_objects() if isinstance(each, (runs_module._Pieces, _pickle._Machine))]
     finally:
         gc.enable()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from checkpoints import lookalikes, saved
 from checkpoints.edit import editing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import read_files
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
@@ -544,3 +547,15 @@ def test_what_the_plan_says_is_what_is_written(tmp_path: Path) -> None:
         content = (tmp_path / "out" / file.filename).read_bytes()
         assert (content[: len(file.header)], len(content)) == (file.header, file.nbytes)
     assert (tmp_path / "out" / "model.safetensors.index.json").read_bytes() == planned.index
+
+
+@pytest.mark.parametrize("again", [lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy])
+def test_a_plan_can_be_sent_to_another_process(again: Any, tmp_path: Path) -> None:
+    planned = plan(saved.trained(tmp_path / "c"), 1000)
+    other = again(planned)
+    assert other == planned and other is not planned and other.mapping == planned.mapping
+    assert (other.fingerprint, str(other)) == (planned.fingerprint, str(planned))
+    assert other != plan(planned.mapping, 500)
+    write(other, tmp_path / "a", fsync=False)
+    write(planned, tmp_path / "b", fsync=False)
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")

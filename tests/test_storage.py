@@ -23,6 +23,12 @@ from dcptools.errors import BrokenCheckpoint
 from dcptools.storage import TEMPORARY, LocalSink, LocalSource
 
 
+def read(source: LocalSource, name: str, start: int, nbytes: int) -> bytes:
+    out = bytearray(nbytes)
+    source.read_into(name, start, memoryview(out))
+    return bytes(out)
+
+
 def content(number: int, nbytes: int = 5000) -> bytes:
     return random.Random(number).randbytes(nbytes)
 
@@ -55,7 +61,7 @@ proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files
 
 def test_any_range_is_read(source: LocalSource) -> None:
     for start, nbytes in ((0, 5000), (0, 1), (4999, 1), (1234, 777), (17, 0), (5000, 0)):
-        assert source.read("__3_0.distcp", start, nbytes) == content(3)[start : start + nbytes]
+        assert read(source, "__3_0.distcp", start, nbytes) == content(3)[start : start + nbytes]
 
 
 def test_reading_fills_the_given_buffer_and_no_more(source: LocalSource) -> None:
@@ -68,7 +74,7 @@ def test_short_reads_are_continued(source: LocalSource, monkeypatch: pytest.Monk
     """A system may give less than was asked for: on Linux at most 2 GiB at a time."""
     whole: Any = storage._read_at
     monkeypatch.setattr(storage, "_read_at", lambda descriptor, start, out: whole(descriptor, start, out[:7]))
-    assert source.read("__2_0.distcp", 10, 100) == content(2)[10:110]
+    assert read(source, "__2_0.distcp", 10, 100) == content(2)[10:110]
 
 
 def test_sizes(source: LocalSource, tmp_path: Path) -> None:
@@ -105,7 +111,7 @@ def test_it_is_called_by_its_path(source: LocalSource, tmp_path: Path) -> None:
 
 def test_a_file_that_ends_too_early(source: LocalSource, tmp_path: Path) -> None:
     with pytest.raises(BrokenCheckpoint) as caught:
-        source.read("__0_0.distcp", 4000, 2500)
+        read(source, "__0_0.distcp", 4000, 2500)
     assert str(caught.value) == (
         f"{tmp_path}/__0_0.distcp ends at byte 5,000, 1,500 bytes too early.\n"
         "The file is truncated, or it is being written. Copy the checkpoint again."
@@ -116,7 +122,7 @@ def test_a_file_that_ends_too_early(source: LocalSource, tmp_path: Path) -> None
 def test_a_file_that_cannot_be_read(name: str, why: str, source: LocalSource, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(BrokenCheckpoint) as caught:
-        source.read(name, 0, 1)
+        read(source, name, 0, 1)
     assert str(caught.value) == (
         f"{tmp_path}/{name} cannot be read: {why}.\nLook whether it is there and may be read; otherwise copy it again."
     )
@@ -128,9 +134,9 @@ def test_few_files_are_open_at_once_and_the_last_ones_stay(
 ) -> None:
     monkeypatch.setattr(storage, "MAX_OPEN_FILES", 3)
     for number in [*range(10), 8]:
-        assert source.read(f"__{number}_0.distcp", 0, 5000) == content(number)
+        assert read(source, f"__{number}_0.distcp", 0, 5000) == content(number)
     assert open_below(tmp_path) == ["__7_0.distcp", "__8_0.distcp", "__9_0.distcp"]
-    source.read("__0_0.distcp", 0, 1)  # instead of 7, which was used the longest ago
+    read(source, "__0_0.distcp", 0, 1)  # instead of 7, which was used the longest ago
     assert open_below(tmp_path) == ["__0_0.distcp", "__8_0.distcp", "__9_0.distcp"]
 
 
@@ -138,29 +144,29 @@ def test_threads_share_more_files_than_may_be_open(source: LocalSource, monkeypa
     """A file that is being read is not closed under the reader."""
     monkeypatch.setattr(storage, "MAX_OPEN_FILES", 2)
 
-    def read(seed: int) -> bool:
+    def is_right(seed: int) -> bool:
         chosen = random.Random(seed)
         number, start = chosen.randrange(10), chosen.randrange(4000)
-        return source.read(f"__{number}_0.distcp", start, 1000) == content(number)[start : start + 1000]
+        return read(source, f"__{number}_0.distcp", start, 1000) == content(number)[start : start + 1000]
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(500)))
+        assert all(pool.map(is_right, range(500)))
 
 
 @proc
 def test_closed_files_are_opened_again(source: LocalSource, tmp_path: Path) -> None:
-    source.read("__0_0.distcp", 0, 1)
+    read(source, "__0_0.distcp", 0, 1)
     assert open_below(tmp_path) == ["__0_0.distcp"]
     source.close()
     assert open_below(tmp_path) == []
-    assert source.read("__0_0.distcp", 0, 9) == content(0)[:9]
+    assert read(source, "__0_0.distcp", 0, 9) == content(0)[:9]
 
 
 @proc
 def test_nothing_stays_open_when_the_source_is_gone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     source = LocalSource(tmp_path)
-    source.read("file", 0, 1)
+    read(source, "file", 0, 1)
     del source
     assert open_below(tmp_path) == []
 
@@ -178,8 +184,8 @@ def _without_preadv(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_systems_without_preadv(source: LocalSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = _without_preadv(monkeypatch).LocalSource(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        read = pool.map(lambda start: other.read("__0_0.distcp", start, 100), range(0, 4900, 100))
-        assert b"".join(read) == content(0)[:4900]
+        parts = pool.map(lambda start: read(other, "__0_0.distcp", start, 100), range(0, 4900, 100))
+        assert b"".join(parts) == content(0)[:4900]
 
 
 # --- sink -------------------------------------------------------------------------------------------------------

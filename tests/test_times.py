@@ -13,7 +13,7 @@ import torch
 from checkpoints import saved
 
 import dcptools
-from dcptools.checkpoint._times import newer_files
+from dcptools.checkpoint.times import about_times
 from dcptools.findings import Finding
 from dcptools.storage import FileState
 
@@ -25,7 +25,7 @@ RANKS = [f"__{rank}_0.distcp" for rank in range(8)]
 def found(metadata: float, files: dict[str, float], nbytes: int = 5 * GB) -> list[Finding]:
     """What is said of times in seconds."""
     states = {name: FileState(nbytes, int(time * 1e9), "") for name, time in files.items()}
-    return list(newer_files(FileState(1000, int(metadata * 1e9), ""), states))
+    return list(about_times(FileState(1000, int(metadata * 1e9), ""), states))
 
 
 def test_a_file_that_was_written_by_a_later_save(tmp_path: Path) -> None:
@@ -82,5 +82,5 @@ def test_a_real_copy_of_an_old_checkpoint(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there() -> None:
-    assert not list(newer_files(None, {}))
-    assert not list(newer_files(FileState(1, 0, ""), {"__0_0.distcp": None}))
+    assert not list(about_times(None, {}))
+    assert not list(about_times(FileState(1, 0, ""), {"__0_0.distcp": None}))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dcptools.checkpoint import Chunk, StoredTensor, check_cover
+from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors._checksums import Checksums
 from dcptools.tensors._item import Item, Unpacked, open_item
@@ -43,9 +43,7 @@ class TensorReader:
         self, tensor: StoredTensor, checksums: Checksums | None = None, *, scratch_bytes: int = SCRATCH_BYTES
     ) -> None:
         if not tensor.covered:
-            problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
-            what = problem[1] if problem else "its chunks do not cover it"
-            raise BrokenCheckpoint(f"{tensor.key!r}: {what}.\nUse another checkpoint, or save again.")
+            raise BrokenCheckpoint(f"{tensor.key!r}: {tensor.problem}.\nUse another checkpoint, or save again.")
         self.tensor, self.chunks = tensor, Chunks(tensor)
         self._checksums, self._scratch_bytes = checksums, scratch_bytes
         self._items: dict[int, Item] = {}

@@ -10,8 +10,7 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools._table import format_bytes, format_count, printable, some
-from dcptools.checkpoint import Checkpoint, read
-from dcptools.checkpoint._lookalikes import METADATA
+from dcptools.checkpoint import METADATA, Checkpoint, read
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
 
 MAX_FOLDERS = 500

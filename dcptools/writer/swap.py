@@ -61,7 +61,7 @@ class Swap:
 
     @property
     def begun(self) -> bool:
-        return self.before.is_dir() and not self.before.is_symlink()
+        return os.path.isdir(self.before) and not os.path.islink(self.before)
 
     @property
     def complete(self) -> bool:

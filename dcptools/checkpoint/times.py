@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from dcptools._table import some
-from dcptools.checkpoint._lookalikes import METADATA
+from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.findings import Finding
 from dcptools.storage import FileState
 
@@ -19,7 +19,7 @@ MIN_SECONDS = 300  # clocks that differ, a copy that waits for a while
 SLOW = 10_000_000  # bytes a second: a file may come later than the one before by what copying it takes at this rate
 
 
-def newer_files(metadata: FileState | None, files: Mapping[str, FileState | None]) -> Iterator[Finding]:
+def about_times(metadata: FileState | None, files: Mapping[str, FileState | None]) -> Iterator[Finding]:
     """A warning if the files newer than ``.metadata`` begin with a gap in which each of the two saves would fit."""
     if metadata is None:
         return

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
-from dcptools.checkpoint._cover import Ints
-from dcptools.checkpoint._runs import CHUNK, INDEX, PROPERTIES, STORED, TAKEN, TENSOR, Run, shortcuts
+from dcptools.checkpoint.cover import Ints
+from dcptools.checkpoint.runs import CHUNK, INDEX, PROPERTIES, STORED, TAKEN, TENSOR, Run, shortcuts
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
 
@@ -31,6 +31,7 @@ MOST_DIMS = 64  # of a tensor; torch has no larger ones
 MOST_UNSTORED = 1 << 20  # chunks of which the metadata does not say where they are stored
 MOST_PARTS = 1000  # of a path in the state dict
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
+READABLE = frozenset(ENCODINGS.values())
 
 
 @dataclass(slots=True)
@@ -364,7 +365,7 @@ class _EncodingIds(dict["tuple[str, ...] | None", int]):
         if len(self) > 100:
             raise _Wrong(".transform_descriptors", "more than 100 different ones")
         number = self[transforms] = len(self.names)
-        self.names.append(ENCODINGS.get(transforms, "unsupported: " + ", ".join(transforms)))
+        self.names.append(ENCODINGS.get(transforms, "transform " + ", ".join(transforms)))
         return number
 
 

@@ -1,0 +1,86 @@
+"""What is wrong with a checkpoint, as its metadata and the sizes of its files show it: one finding per key and kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from dcptools._table import some
+from dcptools.checkpoint.cover import check_cover
+from dcptools.checkpoint.metadata import READABLE, RawTensor
+from dcptools.checkpoint.times import about_times
+from dcptools.checkpoint.values import Columns, StoredFile, StoredTensor
+from dcptools.findings import Finding
+
+__all__ = ["about_encoding", "about_foreign", "about_holes", "about_storage", "about_times"]
+
+_SAVE_AGAIN = "use another checkpoint, or save again"
+
+
+def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
+    """Classes that nobody here knows."""
+    if names:
+        yield Finding(
+            "foreign-class", "warning", "", f".metadata names {some(names)}; nothing of it was imported",
+            "harmless unless keys are missing",
+        )  # fmt: skip
+
+
+def about_encoding(tensors: Iterable[StoredTensor]) -> Iterator[Finding]:
+    """An item of exactly the values' bytes has no archive around it: SerializationFormat.SAFETENSORS."""
+    tensor = next((t for t in tensors if t.numel and len(t.offsets)), None)
+    if tensor is None:
+        return
+    chunk = tensor.chunk(0)
+    if chunk.encoding == "torch" and chunk.nbytes == math.prod(chunk.shape) * tensor.dtype.itemsize > 0:
+        yield Finding(
+            "unsupported-encoding", "error", "", "the .distcp files are not archives of torch.save; they were written "
+            "with SerializationFormat.SAFETENSORS, which torch itself cannot load either", "save in the default format",
+        )  # fmt: skip
+
+
+def about_holes(tensors: Iterable[RawTensor]) -> Iterator[Finding]:
+    """Tensors that their chunks do not cover exactly."""
+    for tensor in tensors:
+        if len(tensor.offsets) == 1 and not tensor.offsets.any() and tuple(tensor.sizes[0].tolist()) == tensor.shape:
+            continue  # by far the most tensors; keeps 100,000 keys fast
+        problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
+        if problem:
+            yield Finding(problem[0], "error", tensor.key, problem[1], _SAVE_AGAIN)
+
+
+def about_storage(
+    rows: list[tuple[str, int, int]], columns: Columns, files: tuple[StoredFile, ...]
+) -> Iterator[Finding]:
+    """Chunks whose bytes are not where the metadata says, one finding a key and kind of problem."""
+    length = np.array([-1 if file.nbytes is None else file.nbytes for file in files] + [0], dtype=np.int64)
+    of_chunk = length[columns.file]  # index -1, no storage info, takes the last
+    no_storage = columns.file < 0
+    missing = ~no_storage & (of_chunk < 0)
+    truncated = ~no_storage & ~missing & (columns.start + columns.nbytes > of_chunk)
+    encodings = np.array([name not in READABLE for name in columns.encodings] or [False])
+    unsupported = encodings[columns.encoding] if len(columns.encoding) else no_storage
+    if not (no_storage | missing | truncated | unsupported).any():
+        return
+    for key, first, count in rows:
+        span = slice(first, first + count)
+        if no_storage[span].any():
+            lost = f"{no_storage[span].sum()} of its {count} chunks are" if count > 1 else "it is"
+            yield Finding("no-storage", "error", key, f"storage_data does not say where {lost} stored", _SAVE_AGAIN)
+        if missing[span].any():
+            names = dict.fromkeys(files[i].name for i in columns.file[span][missing[span]].tolist())
+            yield Finding("missing-file", "error", key, f"there is no file {some(names)}", "copy the missing files")
+        if truncated[span].any():
+            ends: dict[int, int] = {}  # of the cut file, where its last item here should end
+            for row in (np.flatnonzero(truncated[span]) + first).tolist():
+                file, end = int(columns.file[row]), int(columns.start[row] + columns.nbytes[row])
+                ends[file] = max(end, ends.get(file, 0))
+            short = some(f"{files[i].name} has {files[i].nbytes:,} bytes and needs {end:,}" for i, end in ends.items())
+            yield Finding("truncated-file", "error", key, short, "copy the file again")
+        if unsupported[span].any():
+            names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
+            transforms = some(name.removeprefix("transform ") for name in names)
+            undone = f"dcptools cannot undo the transform {transforms}"
+            yield Finding("unsupported-encoding", "error", key, undone, "save without it")

@@ -1,0 +1,127 @@
+"""``read``: a directory becomes a checked, frozen :class:`Checkpoint`. No tensor data is read, no torch imported."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from dcptools.checkpoint.checks import about_encoding, about_foreign, about_holes, about_storage, about_times
+from dcptools.checkpoint.lookalikes import METADATA, explain
+from dcptools.checkpoint.metadata import RawMetadata, parse
+from dcptools.checkpoint.values import Checkpoint, Columns, StoredFile, StoredObject, StoredTensor
+from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, system_errors
+from dcptools.storage import FileState, LocalSource, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COPY_AGAIN = "Copy or download the checkpoint again, use another one, or save again."
+
+
+def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint's metadata; no tensor data, no torch.
+
+    Parameters
+    ----------
+    load_dir
+        The directory that holds ``.metadata``.
+
+    Raises
+    ------
+    NotACheckpoint
+        The path does not exist or is something else; the message says what.
+    UnsupportedCheckpoint
+        It is a checkpoint without ``.metadata`` that dcptools does not read.
+    BrokenCheckpoint
+        ``.metadata`` is damaged. What is wrong with single keys is not raised: see ``Checkpoint.findings``.
+    UnsafeMetadata
+        ``.metadata`` asks to run code. It was not run.
+
+    Examples
+    --------
+    >>> checkpoint = read(demo.checkpoint)
+    >>> checkpoint["model.lm_head.weight"].dtype.name
+    'float32'
+    """
+    source = LocalSource(load_dir)
+    metadata = source.path(METADATA)
+    with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
+        state = source.state(METADATA)  # before it is read: what is written to meanwhile counts as changed
+        if state is None:
+            raise explain(source)
+        data = source.content(METADATA)
+    if not data:
+        raise BrokenCheckpoint(f"{metadata} is empty: the save was interrupted.\n{_COPY_AGAIN}")
+    try:
+        raw = parse(data, metadata)
+    except UnsafeMetadata:
+        raise
+    except BrokenCheckpoint as error:
+        raise BrokenCheckpoint(f"{error}\n{_COPY_AGAIN}") from None
+    return _build(source, raw, data, state)
+
+
+def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint itself, or the one at that path."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else read(checkpoint)
+
+
+def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
+    """What is in a checkpoint: one row a key, sorted, with key, kind, root, shape, dtype, numel, nbytes, chunks, files.
+
+    ``nbytes`` counts the values of a tensor, and the stored bytes of an object. ``root`` is the container in the state
+    dict that was saved, where the metadata says so.
+
+    Parameters
+    ----------
+    checkpoint
+        What :func:`read` returned, or a path.
+
+    Raises
+    ------
+    DcptoolsError
+        What :func:`read` raises for a path.
+
+    Examples
+    --------
+    >>> inspect(demo.checkpoint).query("root == 'model'")["dtype"].unique().tolist()
+    ['float32']
+    """
+    return as_checkpoint(checkpoint).to_frame()
+
+
+def _build(source: Source, raw: RawMetadata, data: bytes, metadata: FileState) -> Checkpoint:
+    columns = Columns(
+        source, tuple(raw.file_names), tuple(raw.encodings), raw.file, raw.start, raw.nbytes, raw.encoding
+    )
+    with system_errors(BrokenCheckpoint, f"The files that {source.path(METADATA)} names cannot be looked at"):
+        states = {name: source.state(name) for name in raw.file_names}
+    files = tuple(StoredFile(name, state.nbytes if state else None) for name, state in states.items())
+    holes = {finding.key: finding for finding in about_holes(raw.tensors)}
+    tensors = {}
+    for t in raw.tensors:
+        problem = holes[t.key].message if t.key in holes else ""
+        tensors[t.key] = StoredTensor(t.key, t.shape, t.dtype, t.path, t.offsets, t.sizes, problem, t.first, columns)
+    objects = {key: _stored_object(key, path, row, columns) for key, path, row in raw.objects}
+    rows = [(t.key, t.first, len(t.offsets)) for t in raw.tensors] + [(key, row, 1) for key, _, row in raw.objects]
+    findings = (
+        *about_foreign(raw.foreign),
+        *about_encoding(tensors.values()),
+        *holes.values(),
+        *about_storage(rows, columns, files),
+        *about_times(metadata, states),
+    )
+    identities = {name: state.identity if state else None for name, state in {METADATA: metadata, **states}.items()}
+    return Checkpoint(
+        source.location, MappingProxyType(tensors), MappingProxyType(objects), files, findings, raw.version,
+        len(data), hashlib.sha256(data).hexdigest(), source, MappingProxyType(identities),
+    )  # fmt: skip
+
+
+def _stored_object(key: str, path: tuple[str, ...], row: int, columns: Columns) -> StoredObject:
+    file = int(columns.file[row])
+    if file < 0:
+        return StoredObject(key, path, "", None)
+    return StoredObject(key, path, columns.file_names[file], int(columns.nbytes[row]))

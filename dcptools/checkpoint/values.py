@@ -1,0 +1,340 @@
+"""What a checkpoint is: its tensors and their chunks, its objects, its files, and what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dcptools._display import Shown, Table
+from dcptools._table import counted, format_bytes, format_count, format_shape, some, text_table
+from dcptools.checkpoint.cover import Ints
+from dcptools.dtypes import DType
+from dcptools.errors import UnknownKey
+from dcptools.findings import Finding, HasFindings
+from dcptools.storage import Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_ROOT = "(top level)"
+
+
+def _read_only(*arrays: npt.NDArray[Any]) -> None:
+    for array in arrays:
+        array.flags.writeable = False
+
+
+class Chunk(NamedTuple):
+    """A stored piece of a tensor: where it lies in the tensor, and where its bytes are."""
+
+    offsets: tuple[int, ...]  # elements, one per dimension
+    shape: tuple[int, ...]  # elements
+    file: str  # name in the checkpoint's directory; "" if the metadata does not say
+    start: int  # bytes from the start of the file
+    nbytes: int  # bytes as stored: a torch.save archive, or what a transform made of it
+    encoding: str  # "torch", "zstd", or "transform ..." for what dcptools cannot undo
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    name: str
+    nbytes: int | None  # None: the file is not there
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """One row per chunk, for all tensors of a checkpoint; 25 bytes per chunk instead of a million small objects."""
+
+    source: Source
+    file_names: tuple[str, ...]
+    encodings: tuple[str, ...]
+    file: npt.NDArray[np.int32]  # index in file_names; -1: none
+    start: npt.NDArray[np.int64]  # bytes
+    nbytes: npt.NDArray[np.int64]  # bytes
+    encoding: npt.NDArray[np.int8]  # index in encodings
+
+    def __post_init__(self) -> None:
+        _read_only(self.file, self.start, self.nbytes, self.encoding)
+
+    def __getstate__(self) -> list[Any]:
+        return [getattr(self, name) for name in self.__slots__]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        for name, value in zip(self.__slots__, state, strict=True):
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor of the checkpoint as the metadata describes it.
+
+    ``path`` is the tensor's path in the state dict that was saved (``("model", "model.norm.weight")``), ``()`` where
+    the metadata does not say. Chunks are kept as columns: ``offsets`` and ``sizes`` have the shape (chunks,
+    dimensions), and :attr:`chunks` makes objects of them.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: DType
+    path: tuple[str, ...]
+    offsets: Ints = field(repr=False)
+    sizes: Ints = field(repr=False)
+    problem: str  # how the chunks fail to cover it exactly; "" if they do
+    first: int = field(repr=False)  # row of its first chunk in the columns
+    columns: Columns = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _read_only(self.offsets, self.sizes)
+
+    def __getstate__(self) -> list[Any]:
+        return [getattr(self, name) for name in self.__slots__]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        for name, value in zip(self.__slots__, state, strict=True):
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    @property
+    def covered(self) -> bool:
+        """Whether the chunks cover it exactly; if not, it cannot be read."""
+        return not self.problem
+
+    @property
+    def root(self) -> str | None:
+        """The container in the saved state dict (``model``, ``optimizer``); None for a key at its top level."""
+        return self.path[0] if len(self.path) > 1 else None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, without the overhead of the archive."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def rows(self) -> slice:
+        """The rows of this tensor's chunks in the columns."""
+        return slice(self.first, self.first + len(self.offsets))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that hold its chunks."""
+        indices = self.columns.file[self.rows].tolist()
+        return tuple(self.columns.file_names[i] for i in dict.fromkeys(indices) if i >= 0)
+
+    @property
+    def source(self) -> Source:
+        """Where the bytes of its chunks are read from."""
+        return self.columns.source
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        return tuple(self._chunks(0, len(self.offsets)))
+
+    def chunk(self, index: int) -> Chunk:
+        """The chunk of that number, from 0 on; raises IndexError if there is none."""
+        if not 0 <= index < len(self.offsets):
+            raise IndexError(f"{self.key!r} has {len(self.offsets)} chunks and none of number {index}.")
+        return next(self._chunks(index, index + 1))
+
+    def _chunks(self, first: int, last: int) -> Iterator[Chunk]:
+        columns, rows = self.columns, slice(self.first + first, self.first + last)
+        for offsets, sizes, file, start, nbytes, encoding in zip(
+            self.offsets[first:last].tolist(),
+            self.sizes[first:last].tolist(),
+            columns.file[rows].tolist(),
+            columns.start[rows].tolist(),
+            columns.nbytes[rows].tolist(),
+            columns.encoding[rows].tolist(),
+            strict=True,
+        ):
+            name = columns.file_names[file] if file >= 0 else ""
+            yield Chunk(tuple(offsets), tuple(sizes), name, start, nbytes, columns.encodings[encoding])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A pickled Python object of the checkpoint. It is listed, and never unpickled."""
+
+    key: str
+    path: tuple[str, ...]
+    file: str
+    nbytes: int | None  # bytes as stored; None if the metadata does not say
+
+    @property
+    def root(self) -> str | None:
+        return self.path[0] if len(self.path) > 1 else None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Shown, HasFindings):
+    """The content of a distributed checkpoint, from its metadata and file sizes alone.
+
+    ``tensors`` and ``objects`` map keys to what is stored under them. ``findings`` holds what is wrong with
+    single keys (a hole, a missing file): such a checkpoint can still be looked at, and a conversion that needs one
+    of those keys is refused.
+    """
+
+    path: str
+    tensors: Mapping[str, StoredTensor]
+    objects: Mapping[str, StoredObject]
+    files: tuple[StoredFile, ...]
+    findings: tuple[Finding, ...]
+    version: str  # of the metadata, as torch wrote it; "" if it did not
+    metadata_nbytes: int  # bytes of the file .metadata
+    digest: str  # SHA-256 of the file .metadata, hexadecimal
+    source: Source
+    identities: Mapping[str, str | None]  # of .metadata and all files; None: it was not there
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same save at the same place, as it was read."""
+        if not isinstance(other, Checkpoint):
+            return NotImplemented
+        return (self.path, self.digest, self.identities) == (other.path, other.digest, other.identities)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.digest))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in vars(self).items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: MappingProxyType(v) if isinstance(v, dict) else v for name, v in state.items()})
+
+    def changed_files(self) -> tuple[str, ...]:
+        """The names of the files, also ``.metadata``, that were written to, replaced or removed since it was read."""
+        return tuple(name for name, identity in self.identities.items() if identity != _identity(self.source, name))
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that wrote, by the names of the files (``__<rank>_<n>.distcp``)."""
+        found = (re.fullmatch(r"__(\d+)_\d+\.distcp", file.name.rpartition("/")[2]) for file in self.files)
+        return tuple(sorted({int(match[1]) for match in found if match}))
+
+    @cached_property
+    def chunk_count(self) -> int:
+        return sum(len(tensor.offsets) for tensor in self.tensors.values())
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors' values."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def __getitem__(self, key: str) -> StoredTensor:
+        try:
+            return self.tensors[key]
+        except KeyError:
+            raise UnknownKey(_unknown_key(self, key)) from None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per key: key, kind, root, shape, dtype, numel, nbytes, chunks, files."""
+        import pandas as pd
+
+        tensors, objects = self.tensors.values(), self.objects.values()
+        columns: dict[str, list[Any]] = {
+            "key": [*self.tensors, *self.objects],
+            "kind": ["tensor"] * len(tensors) + ["object"] * len(objects),
+            "root": [t.root for t in tensors] + [o.root for o in objects],
+            "shape": [t.shape for t in tensors] + [None] * len(objects),
+            "dtype": [t.dtype.name for t in tensors] + [None] * len(objects),
+            "numel": [t.numel for t in tensors] + [None] * len(objects),
+            "nbytes": [t.nbytes for t in tensors] + [o.nbytes for o in objects],
+            "chunks": [len(t.offsets) for t in tensors] + [1] * len(objects),
+            "files": [len(t.files) for t in tensors] + [int(bool(o.file)) for o in objects],
+        }
+        types = {"numel": "Int64", "nbytes": "Int64", "chunks": "int64", "files": "int64"}
+        frame = pd.DataFrame({n: pd.Series(v, dtype=types.get(n, "object")) for n, v in columns.items()})
+        return frame.sort_values("key", ignore_index=True)
+
+    def summary(self) -> list[tuple[str, int, int, int, str]]:
+        """One row per container: root, keys, parameters, bytes, dtypes."""
+        rows: dict[str, list[Any]] = {}
+        for tensor in self.tensors.values():
+            row = rows.setdefault(tensor.root or NO_ROOT, [0, 0, 0, {}])
+            row[0] += 1
+            row[1] += tensor.numel
+            row[2] += tensor.nbytes
+            row[3][tensor.dtype.name] = None
+        for entry in self.objects.values():
+            row = rows.setdefault(entry.root or NO_ROOT, [0, 0, 0, {}])
+            row[0] += 1
+            row[2] += entry.nbytes or 0
+            row[3]["object"] = None
+        return [(root, row[0], row[1], row[2], ", ".join(row[3])) for root, row in sorted(rows.items())]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "tensors": [
+                {"key": t.key, "root": t.root, "shape": t.shape, "dtype": t.dtype.name, "chunks": len(t.offsets)}
+                for t in self.tensors.values()
+            ],
+            "objects": [{"key": o.key, "root": o.root, "nbytes": o.nbytes} for o in self.objects.values()],
+            "files": [{"name": f.name, "nbytes": f.nbytes} for f in self.files],
+            "findings": [f.to_json() for f in self.findings],
+        }
+
+    def headline(self) -> str:
+        parameters = sum(tensor.numel for tensor in self.tensors.values())
+        return (
+            f"{self.path}: {counted(len(self.tensors), 'tensor')} with {format_count(parameters)} elements in "
+            f"{format_bytes(self.nbytes)}, {counted(len(self.objects), 'object')}, "
+            f"{counted(self.chunk_count, 'chunk')} in {counted(len(self.files), 'file')}"
+        )
+
+    def _tables(self) -> list[Table]:
+        rows = [(root, f"{n:,}", format_count(e), format_bytes(b), dtypes) for root, n, e, b, dtypes in self.summary()]
+        return [Table(("root", "keys", "elements", "bytes", "dtypes"), rows)]
+
+    def _shown_findings(self) -> tuple[Finding, ...]:
+        return self.findings
+
+    def keys_table(self, most: int | None = 20) -> str:
+        """The keys as a text table, at most ``most`` of each container (None: all)."""
+        groups: dict[str, list[tuple[Any, ...]]] = {}
+        for tensor in self.tensors.values():
+            row = (
+                tensor.key,
+                format_shape(tensor.shape),
+                tensor.dtype.name,
+                format_bytes(tensor.nbytes),
+                len(tensor.offsets),
+            )
+            groups.setdefault(tensor.root or NO_ROOT, []).append(row)
+        for entry in self.objects.values():
+            row = (entry.key, "", "object", format_bytes(entry.nbytes or 0), 1)
+            groups.setdefault(entry.root or NO_ROOT, []).append(row)
+        header = ("key", "shape", "dtype", "bytes", "chunks")
+        tables = (text_table(header, sorted(rows), most=most or len(rows)) for _, rows in sorted(groups.items()))
+        return "\n\n".join(tables)
+
+
+def _identity(source: Source, name: str) -> str | None:
+    with contextlib.suppress(OSError):
+        state = source.state(name)
+        return state.identity if state else None
+    return None
+
+
+def _unknown_key(checkpoint: Checkpoint, key: str) -> str:
+    import difflib
+
+    if key in checkpoint.objects:
+        return f"{key!r} is a pickled object, not a tensor. dcptools lists objects and never unpickles them."
+    close = difflib.get_close_matches(key, list(checkpoint.tensors)[:20_000], n=3)
+    hint = f"Did you mean {some(close)}?" if close else "inspect() lists all keys."
+    return f"{checkpoint.path} has no tensor {key!r}.\n{hint}"
