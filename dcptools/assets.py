@@ -96,7 +96,7 @@ def _look_through(path: Path) -> Assets:
     entries = [entry for entry in sorted(path.iterdir()) if not _NOT_ASSETS.fullmatch(entry.name)]
     files = tuple(Asset(entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
     dangling = [
-        Finding("assets-missing", "warning", entry.name, "is a symlink to nothing", "download the file again")
+        Finding("assets-missing", entry.name, "is a symlink to nothing", "download the file again")
         for entry in entries
         if entry.is_symlink() and not entry.exists()
     ]
@@ -119,18 +119,17 @@ def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:
     if CONFIG not in names:
         yield Finding(
             "assets-missing",
-            "warning",
             CONFIG,
             f"{path} has no {CONFIG}",
             "transformers cannot load the result without it",
         )
     elif (parsed := _parse(config)) is None:
-        yield Finding("config-unreadable", "warning", CONFIG, "it is not a JSON object in UTF-8; it is copied as it is")
+        yield Finding("config-unreadable", CONFIG, "it is not a JSON object in UTF-8; it is copied as it is")
     else:
         yield from _check_config(parsed)
     if not names.intersection(TOKENIZER_FILES):
         yield Finding(
-            "assets-missing", "warning", "tokenizer", f"{path} has none of {some(TOKENIZER_FILES, 3)}",
+            "assets-missing", "tokenizer", f"{path} has none of {some(TOKENIZER_FILES, 3)}",
             "copy the tokenizer's files there, or beside the result later",
         )  # fmt: skip
 
@@ -138,17 +137,15 @@ def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:
 def _check_config(config: dict[str, Any]) -> Iterator[Finding]:
     if not config.get("architectures"):
         yield Finding(
-            "config-no-architectures", "warning", CONFIG, "it names no architectures",
+            "config-no-architectures", CONFIG, "it names no architectures",
             "AutoModelForCausalLM works by model_type; serving programs often need architectures",
         )  # fmt: skip
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        yield Finding(
-            "config-unknown-model-type", "warning", CONFIG, "it has no model_type", "AutoConfig cannot load it"
-        )
+        yield Finding("config-unknown-model-type", CONFIG, "it has no model_type", "AutoConfig cannot load it")
     elif "auto_map" not in config and _is_known(model_type) is False:
         unknown = f"the installed transformers has no model_type {model_type!r}"
-        yield Finding("config-unknown-model-type", "warning", CONFIG, unknown, "load it with a version that has it")
+        yield Finding("config-unknown-model-type", CONFIG, unknown, "load it with a version that has it")
 
 
 def _is_known(model_type: str) -> bool | None:

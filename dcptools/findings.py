@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 from dcptools._table import printable
 
@@ -16,46 +16,72 @@ Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 SHOWN_PER_CODE = 20  # findings; a terminal shows so many of one code and counts the rest
 
-CODES: dict[str, str] = {
+
+class Code(NamedTuple):
+    """What all findings of a kind have in common."""
+
+    severity: Severity
+    meaning: str
+
+
+CODES: dict[str, Code] = {
     # the checkpoint
-    "foreign-class": "The metadata names a class that dcptools does not know; it was replaced by an inert stand-in.",
-    "missing-file": "A .distcp file that the metadata names is not in the directory.",
-    "truncated-file": "A .distcp file ends before the bytes that the metadata promises.",
-    "hole": "The stored chunks do not cover the whole tensor; torch would leave the hole unfilled, silently.",
-    "overlap": "Stored chunks overlap without being exact replicas, or reach outside of the tensor.",
-    "no-storage": "The metadata lists a chunk but not where its bytes are.",
-    "unsupported-encoding": "The bytes are stored with a transform or in a format that dcptools does not read.",
-    "newer-file": "A .distcp file was written long after .metadata, which a save writes last.",
+    "foreign-class": Code(
+        "warning", "The metadata names a class that dcptools does not know; it was replaced by an inert stand-in."
+    ),
+    "missing-file": Code("error", "A .distcp file that the metadata names is not in the directory."),
+    "truncated-file": Code("error", "A .distcp file ends before the bytes that the metadata promises."),
+    "hole": Code(
+        "error", "The stored chunks do not cover the whole tensor; torch would leave the hole unfilled, silently."
+    ),
+    "overlap": Code("error", "Stored chunks overlap without being exact replicas, or reach outside of the tensor."),
+    "no-storage": Code("error", "The metadata lists a chunk but not where its bytes are."),
+    "unsupported-encoding": Code(
+        "error", "The bytes are stored with a transform or in a format that dcptools does not read."
+    ),
+    "newer-file": Code("warning", "A .distcp file was written long after .metadata, which a save writes last."),
     # the mapping
-    "layout": "Which layout was chosen for the key names, and why.",
-    "container": "The model was found in a container other than `model`.",
-    "wrapper-removed": "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key.",
-    "unusual-key": "A key under the container is neither `model.*` nor `lm_head.*`; it lost the container's prefix.",
-    "flat-parameter": "FSDP1 flat parameters: names and shapes of the tensors are gone; they cannot be converted.",
-    "lora": "Keys of a PEFT adapter: `transformers` does not load them as a model.",
-    "collision": "Two checkpoint keys would get the same output name.",
-    "reserved-name": "An output name that safetensors cannot store.",
-    "rename-unused": "A rename rule matched no name.",
-    "pattern-unused": "An include, exclude or dtype pattern matched no key.",
-    "no-model-weights": "No key is a model weight under the chosen layout.",
-    "left-out-tensor": "Tensors that are neither the model's nor training state, and are not converted.",
-    "left-out": "Keys that are not converted, counted by reason.",
+    "layout": Code("info", "Which layout was chosen for the key names, and why."),
+    "container": Code("warning", "The model was found in a container other than `model`."),
+    "wrapper-removed": Code(
+        "info", "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key."
+    ),
+    "unusual-key": Code(
+        "warning", "A key under the container is neither `model.*` nor `lm_head.*`; it lost the container's prefix."
+    ),
+    "flat-parameter": Code(
+        "error", "FSDP1 flat parameters: names and shapes of the tensors are gone; they cannot be converted."
+    ),
+    "lora": Code("warning", "Keys of a PEFT adapter: `transformers` does not load them as a model."),
+    "collision": Code("error", "Two checkpoint keys would get the same output name."),
+    "reserved-name": Code("error", "An output name that safetensors cannot store."),
+    "rename-unused": Code("warning", "A rename rule matched no name."),
+    "pattern-unused": Code("warning", "An include, exclude or dtype pattern matched no key."),
+    "no-model-weights": Code("error", "No key is a model weight under the chosen layout."),
+    "left-out-tensor": Code(
+        "warning", "Tensors that are neither the model's nor training state, and are not converted."
+    ),
+    "left-out": Code("info", "Keys that are not converted, counted by reason."),
     # the assets
-    "assets-missing": "An expected file (config.json, tokenizer) is not in the assets directory.",
-    "assets-none": "No assets directory was given; the output has weights only.",
-    "config-unreadable": "config.json is not a JSON object in UTF-8.",
-    "config-no-architectures": "config.json names no `architectures`; AutoModel classes cannot choose a class.",
-    "config-unknown-model-type": "config.json has no `model_type`, or one that the installed transformers lacks.",
-    "config-dtype": "config.json says another dtype than is written; the copy gets the written one.",
-    "tied-weights": "config.json ties the embeddings, and the checkpoint stores both tensors.",
+    "assets-missing": Code("warning", "An expected file (config.json, tokenizer) is not in the assets directory."),
+    "assets-none": Code("warning", "No assets directory was given; the output has weights only."),
+    "config-unreadable": Code("warning", "config.json is not a JSON object in UTF-8."),
+    "config-no-architectures": Code(
+        "warning", "config.json names no `architectures`; AutoModel classes cannot choose a class."
+    ),
+    "config-unknown-model-type": Code(
+        "warning", "config.json has no `model_type`, or one that the installed transformers lacks."
+    ),
+    "config-dtype": Code("info", "config.json says another dtype than is written; the copy gets the written one."),
+    "tied-weights": Code("warning", "config.json ties the embeddings, and the checkpoint stores both tensors."),
     # the plan
-    "float8": "fp8 tensors are passed through uncast: without their scales the numbers mean nothing.",
-    "dtype-unsupported": "safetensors has no type for this tensor's dtype.",
-    "large-tensor": "One tensor is larger than the shard size and gets a file of its own.",
+    "float8": Code("warning", "fp8 tensors are passed through uncast: without their scales the numbers mean nothing."),
+    "dtype-unsupported": Code("error", "safetensors has no type for this tensor's dtype."),
+    "large-tensor": Code("info", "One tensor is larger than the shard size and gets a file of its own."),
     # the write
-    "cast-overflow": "Finite values became Inf in the cast.",
-    "no-checksum": "Items were stored without a checksum, so their bytes could not be verified.",
-    "stale-file": "A file of the old model could not be removed; the new model is complete.",
+    "cast-overflow": Code("warning", "Finite values became Inf in the cast."),
+    "no-checksum": Code("info", "Items were stored without a checksum, so their bytes could not be verified."),
+    "stale-file": Code("warning", "A file of the old model could not be removed; the new model is complete."),
 }
 
 
@@ -63,22 +89,24 @@ CODES: dict[str, str] = {
 class Finding:
     """One thing that was noticed.
 
-    ``hint`` says what to do, and names options as the command line does; ``key`` is the checkpoint key or output name
-    concerned, or ``""``.
+    ``key`` is the checkpoint key or output name concerned, or ``""``; ``hint`` says what to do, and names options as
+    the command line does. The severity is that of the code, unless it is another one here.
 
-    >>> print(Finding("hole", "error", "model.w", "rows 2 to 4 are missing", "save again"))
+    >>> print(Finding("hole", "model.w", "rows 2 to 4 are missing", "save again"))
     error[hole] model.w: rows 2 to 4 are missing (save again)
     """
 
     code: str
-    severity: Severity
     key: str
     message: str
     hint: str = ""
+    severity: Severity = cast(Severity, "")  # noqa: RUF009  (filled in from the code)
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise KeyError(f"undocumented finding code {self.code!r}")
+        if self.severity not in SEVERITIES:
+            object.__setattr__(self, "severity", CODES[self.code].severity)
 
     def __str__(self) -> str:
         where = f" {self.key}:" if self.key else ":"
@@ -90,7 +118,7 @@ class Finding:
         return replace(self, severity="error")
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in ("code", "severity", "key", "message", "hint")}
 
 
 class HasFindings:

@@ -314,7 +314,6 @@ def test_foreign_classes_are_a_finding_and_the_rest_is_read(tmp_path: Path) -> N
     assert checkpoint.warnings == (
         Finding(
             "foreign-class",
-            "warning",
             "",
             ".metadata names megatron.core.dist_checkpointing.core.MCoreMetadata, "
             f"{checkpoint_module}.filesystem._StoragePrefix, {checkpoint_module}.planner.SavePlan, "

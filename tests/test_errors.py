@@ -53,7 +53,7 @@ def test_an_error_can_be_sent_from_another_process(name: str) -> None:
 
 
 def test_findings_travel_with_their_error() -> None:
-    finding = Finding("hole", "error", "w", "rows are missing")
+    finding = Finding("hole", "w", "rows are missing")
     error = NoModelWeights("none", [finding])
     assert error.findings == (finding,)
     assert pickle.loads(pickle.dumps(error)).findings == (finding,)

@@ -29,7 +29,6 @@ from dcptools.tensors import View
 NAMES = sorted(saved.model_state())
 NO_ASSETS = Finding(
     "assets-none",
-    "warning",
     "",
     "no assets directory was given, so config and tokenizer will be missing",
     "give the directory that holds config.json: model_assets_dir=, --model-assets-dir",
@@ -97,7 +96,6 @@ def test_the_chosen_layout_is_a_finding(tmp_path: Path) -> None:
     assert found(mapping, "layout") == [
         Finding(
             "layout",
-            "info",
             "",
             "layout 'bare': 'lm_head.weight' stands beside 'model.embed_tokens.weight', so the keys are HuggingFace "
             "names already",
@@ -129,8 +127,8 @@ def test_every_unusual_key_is_warned_about(tmp_path: Path) -> None:
     hint = "--layout bare keeps it as it is, --rename gives another name"
     form = "is neither model.model.* nor model.lm_head.weight; it is named {!r}"
     assert found(mapping, "unusual-key") == [
-        Finding("unusual-key", "warning", "model.visual.w", form.format("visual.w"), hint),
-        Finding("unusual-key", "warning", "model.lm_head.bias", form.format("lm_head.bias"), hint),
+        Finding("unusual-key", "model.visual.w", form.format("visual.w"), hint),
+        Finding("unusual-key", "model.lm_head.bias", form.format("lm_head.bias"), hint),
     ]
 
 
@@ -244,7 +242,6 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
     assert mapping.errors == (
         Finding(
             "no-model-weights",
-            "error",
             "",
             "No model weights found!",
             f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "

@@ -23,7 +23,7 @@ def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
     """Classes that nobody here knows."""
     if names:
         yield Finding(
-            "foreign-class", "warning", "", f".metadata names {some(names)}; nothing of it was imported",
+            "foreign-class", "", f".metadata names {some(names)}; nothing of it was imported",
             "harmless unless keys are missing",
         )  # fmt: skip
 
@@ -36,7 +36,7 @@ def about_encoding(tensors: Iterable[StoredTensor]) -> Iterator[Finding]:
     chunk = tensor.chunk(0)
     if chunk.encoding == "torch" and chunk.nbytes == math.prod(chunk.shape) * tensor.dtype.itemsize > 0:
         yield Finding(
-            "unsupported-encoding", "error", "", "the .distcp files are not archives of torch.save; they were written "
+            "unsupported-encoding", "", "the .distcp files are not archives of torch.save; they were written "
             "with SerializationFormat.SAFETENSORS, which torch itself cannot load either", "save in the default format",
         )  # fmt: skip
 
@@ -48,7 +48,7 @@ def about_holes(tensors: Iterable[RawTensor]) -> Iterator[Finding]:
             continue  # by far the most tensors; keeps 100,000 keys fast
         problem = check_cover(tensor.shape, tensor.offsets, tensor.sizes)
         if problem:
-            yield Finding(problem[0], "error", tensor.key, problem[1], _SAVE_AGAIN)
+            yield Finding(problem[0], tensor.key, problem[1], _SAVE_AGAIN)
 
 
 def about_storage(
@@ -68,19 +68,19 @@ def about_storage(
         span = slice(first, first + count)
         if no_storage[span].any():
             lost = f"{no_storage[span].sum()} of its {count} chunks are" if count > 1 else "it is"
-            yield Finding("no-storage", "error", key, f"storage_data does not say where {lost} stored", _SAVE_AGAIN)
+            yield Finding("no-storage", key, f"storage_data does not say where {lost} stored", _SAVE_AGAIN)
         if missing[span].any():
             names = dict.fromkeys(files[i].name for i in columns.file[span][missing[span]].tolist())
-            yield Finding("missing-file", "error", key, f"there is no file {some(names)}", "copy the missing files")
+            yield Finding("missing-file", key, f"there is no file {some(names)}", "copy the missing files")
         if truncated[span].any():
             ends: dict[int, int] = {}  # of the cut file, where its last item here should end
             for row in (np.flatnonzero(truncated[span]) + first).tolist():
                 file, end = int(columns.file[row]), int(columns.start[row] + columns.nbytes[row])
                 ends[file] = max(end, ends.get(file, 0))
             short = some(f"{files[i].name} has {files[i].nbytes:,} bytes and needs {end:,}" for i, end in ends.items())
-            yield Finding("truncated-file", "error", key, short, "copy the file again")
+            yield Finding("truncated-file", key, short, "copy the file again")
         if unsupported[span].any():
             names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
             transforms = some(name.removeprefix("transform ") for name in names)
             undone = f"dcptools cannot undo the transform {transforms}"
-            yield Finding("unsupported-encoding", "error", key, undone, "save without it")
+            yield Finding("unsupported-encoding", key, undone, "save without it")

@@ -31,7 +31,7 @@ def about_times(metadata: FileState | None, files: Mapping[str, FileState | None
         if after > saved and after - before > taken:
             newer = some(name for time, _, name in times if time >= after)
             yield Finding(
-                "newer-file", "warning", "", f"written {(after - saved) / 60:,.0f} minutes after {METADATA}, which a "
+                "newer-file", "", f"written {(after - saved) / 60:,.0f} minutes after {METADATA}, which a "
                 f"save writes last: {newer}", "look whether files of two saves are mixed, or a save is going on there",
             )  # fmt: skip
             return

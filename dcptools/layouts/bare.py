@@ -40,7 +40,7 @@ class Bare:
 
     def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
         outputs, leftovers = [], []
-        findings = [Finding("layout", "info", "", f"layout 'bare': {self.reason}", "--layout overrules it")]
+        findings = [Finding("layout", "", f"layout 'bare': {self.reason}", "--layout overrules it")]
         for stored, tensor in checkpoint.tensors.items():
             key = keys[stored]
             is_model = self.is_model(key)
@@ -50,7 +50,7 @@ class Bare:
             outputs.append(Output(key.name, (View.whole(tensor),), tensor.shape, tensor.dtype, "kept"))
             wrappers = strip_wrappers(key.stored)[1]
             if wrappers:
-                findings.append(Finding("wrapper-removed", "info", stored, f"took out {some(dict.fromkeys(wrappers))}"))
+                findings.append(Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}"))
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
 
     def is_model(self, key: Key) -> bool:

@@ -70,18 +70,18 @@ class Container:
         return Leftover(tensor.key, "tensor", reason, tensor.nbytes, "" if expected else part)
 
     def _about_itself(self) -> Iterator[Finding]:
-        yield Finding("layout", "info", "", f"layout 'container': {self.reason}", "--layout overrules it")
+        yield Finding("layout", "", f"layout 'container': {self.reason}", "--layout overrules it")
         if self.unusual:
-            yield Finding("container", "warning", "", f"the model is read from {self.root!r}", "--root names another")
+            yield Finding("container", "", f"the model is read from {self.root!r}", "--root names another")
 
     def _about_key(self, stored: str, key: Key, name: str) -> Iterator[Finding]:
         wrappers = self.wrappers_in(key)
         if wrappers:
-            yield Finding("wrapper-removed", "info", stored, f"took out {some(dict.fromkeys(wrappers))}")
+            yield Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}")
         if not _is_usual(name):
             found = f"is neither {self.root}.model.* nor {self.root}.lm_head.weight; it is named {name!r}"
             hint = "--layout bare keeps it as it is, --rename gives another name"
-            yield Finding("unusual-key", "warning", stored, found, hint)
+            yield Finding("unusual-key", stored, found, hint)
 
 
 def _is_usual(name: str) -> bool:

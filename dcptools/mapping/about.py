@@ -27,7 +27,7 @@ def about_reading(
         return
     tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
-        "no-model-weights", "error", "", "No model weights found!",
+        "no-model-weights", "", "No model weights found!",
         f"{counted(len(reading.outputs), 'key')} of the model, and all left out: look at --include and --exclude"
         if reading.outputs else
         f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
@@ -64,12 +64,12 @@ def _about_kind(key: str, name: str) -> Finding | None:
     """A name of something else than a weight of a model."""
     if name.rpartition(".")[2] in _FLAT:
         return Finding(
-            "flat-parameter", "error", key, "a flat parameter of FSDP1 holds many tensors without names and shapes",
+            "flat-parameter", key, "a flat parameter of FSDP1 holds many tensors without names and shapes",
             "save with FSDP.set_state_dict_type(SHARDED_STATE_DICT) or with get_model_state_dict",
         )  # fmt: skip
     if _ADAPTER.search(name):
         return Finding(
-            "lora", "warning", key, "a key of a PEFT adapter; transformers will not load it as part of a model",
+            "lora", key, "a key of a PEFT adapter; transformers will not load it as part of a model",
             "merge the adapter in the training script (merge_and_unload) and save again",
         )  # fmt: skip
     return None
@@ -99,15 +99,15 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
         hint = f"--root {root} converts it instead; {hint}"
     elif not nested:  # the model's keys are at the top as well
         hint = f"--layout bare keeps all keys as they are; {hint}"
-    return Finding("left-out-tensor", "warning", part, found, hint)
+    return Finding("left-out-tensor", part, found, hint)
 
 
 def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Finding]:
     """Rules that did nothing are likely misspelt."""
     for rule in renames:
-        yield Finding("rename-unused", "warning", "", f"the rule {rule} matched no name")
+        yield Finding("rename-unused", "", f"the rule {rule} matched no name")
     for glob in globs:
-        yield Finding("pattern-unused", "warning", "", f"{glob!r} matched no tensor's key")
+        yield Finding("pattern-unused", "", f"{glob!r} matched no tensor's key")
 
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
@@ -115,15 +115,13 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     for output in outputs:
         if output.name in ("__metadata__", "") or not _is_text(output.name):
             would = f"would be named {output.name!r}, which safetensors cannot store"
-            yield Finding("reserved-name", "error", output.sources[0].key, would, "rename or exclude it")
+            yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     by_name: dict[str, list[str]] = {}
     for output in outputs:
         by_name.setdefault(output.name, []).append(output.sources[0].key)
     for name, keys in by_name.items():
         if len(keys) > 1:
-            yield Finding(
-                "collision", "error", name, f"{some(keys)} would get this one name", "rename or exclude one of them"
-            )
+            yield Finding("collision", name, f"{some(keys)} would get this one name", "rename or exclude one of them")
 
 
 def _is_text(name: str) -> bool:
@@ -139,7 +137,7 @@ def about_assets(assets: Assets | None, outputs: Sequence[Output]) -> Iterator[F
     """What is missing or odd beside the weights."""
     if assets is None:
         yield Finding(
-            "assets-none", "warning", "", "no assets directory was given, so config and tokenizer will be missing",
+            "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
             "give the directory that holds config.json: model_assets_dir=, --model-assets-dir",
         )  # fmt: skip
         return
@@ -147,7 +145,7 @@ def about_assets(assets: Assets | None, outputs: Sequence[Output]) -> Iterator[F
     names = {output.name for output in outputs}
     if assets.says("tie_word_embeddings") is True and {"lm_head.weight", "model.embed_tokens.weight"} <= names:
         yield Finding(
-            "tied-weights", "warning", "lm_head.weight", "config.json ties it to the embedding; both are written",
+            "tied-weights", "lm_head.weight", "config.json ties it to the embedding; both are written",
             "transformers uses the embedding for both; exclude one if they are equal",
         )  # fmt: skip
 
@@ -157,7 +155,7 @@ def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:
     if leftovers:
         counts = Counter(left.reason for left in leftovers)
         text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
-        yield Finding("left-out", "info", "", f"{counted(len(leftovers), 'key')}: {text}")
+        yield Finding("left-out", "", f"{counted(len(leftovers), 'key')}: {text}")
 
 
 def _used(outputs: Iterable[Output]) -> set[str]:

@@ -63,16 +63,16 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
         target = written[output.name]
         if target.code is None:
             yield Finding(
-                "dtype-unsupported", "error", output.name, f"safetensors has no type for {target.name}",
+                "dtype-unsupported", output.name, f"safetensors has no type for {target.name}",
                 "leave it out with --exclude",
             )  # fmt: skip
         elif target.kind == "float8":
             yield Finding(
-                "float8", "warning", output.name, f"{target.name} is written as it is; its scale must be beside it",
+                "float8", output.name, f"{target.name} is written as it is; its scale must be beside it",
                 "cast it with --dtype-for if there is none",
             )  # fmt: skip
     config = mapping.assets.dtype if mapping.assets else None
     names = {target.name for target in written.values() if target.kind == "float"}
     if config and names and names != {config}:
         says = f"says {config}, and {', '.join(sorted(names))} is written"
-        yield Finding("config-dtype", "info", "config.json", says, "the copy says so")
+        yield Finding("config-dtype", "config.json", says, "the copy says so")

@@ -60,4 +60,4 @@ def about_sizes(outputs: Sequence[Output], written: dict[str, DType], size: int)
         nbytes = output.numel * written[output.name].itemsize
         if nbytes > size:
             larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}"
-            yield Finding("large-tensor", "info", output.name, larger, "it gets a file of its own")
+            yield Finding("large-tensor", output.name, larger, "it gets a file of its own")

@@ -60,7 +60,7 @@ def plan(
     written, unused = written_dtypes(mapping, dtype, exceptions)
     found = [
         *mapping.findings,
-        *(Finding("pattern-unused", "warning", "", f"{glob!r} of --dtype-for matched no name") for glob in unused),
+        *(Finding("pattern-unused", "", f"{glob!r} of --dtype-for matched no name") for glob in unused),
         *about_dtypes(mapping, written),
         *about_sizes(mapping.outputs, written, size),
     ]

@@ -140,12 +140,12 @@ def _explained(target: Path, checkpoint: Checkpoint) -> Iterator[None]:
 def _found(engine: Engine) -> Iterator[Finding]:
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
-            "cast-overflow", "warning", name, f"{count:,} finite values became Inf in the cast",
+            "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
             "write it wider: dtype_for=, --dtype-for",
         )  # fmt: skip
     if engine.checksums.without:
         yield Finding(
-            "no-checksum", "info", "", f"{engine.checksums.without:,} items were stored without a checksum",
+            "no-checksum", "", f"{engine.checksums.without:,} items were stored without a checksum",
             "torch computes them unless it is told not to",
         )  # fmt: skip
 
@@ -153,6 +153,6 @@ def _found(engine: Engine) -> Iterator[Finding]:
 def _stale(left: list[tuple[str, OSError]]) -> Iterator[Finding]:
     for name, error in left:
         yield Finding(
-            "stale-file", "warning", name, f"a file of the old model could not be removed: {error.strerror or error}",
+            "stale-file", name, f"a file of the old model could not be removed: {error.strerror or error}",
             "the new model is complete; remove the file by hand",
         )  # fmt: skip
