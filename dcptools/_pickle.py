@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from dcptools._table import printable
+from dcptools._text import printable
 from dcptools.errors import BrokenCheckpoint, UnsafeMetadata
 
 MAX_DEPTH = 8  # of tuples in tuples; a checkpoint has two

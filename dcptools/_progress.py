@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dcptools._table import printable
+from dcptools._text import printable
 
 LOG_SECONDS = 30.0  # between lines where stderr is a batch job's log
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.findings import Finding
 

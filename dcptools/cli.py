@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import click
 
 from dcptools import _start
-from dcptools._table import counted, printable_lines
+from dcptools._text import counted, printable_lines
 from dcptools.errors import DcptoolsError, FindingsError, UsageError, system_errors
 from dcptools.findings import Finding, summary_lines
 from dcptools.layouts import LAYOUTS

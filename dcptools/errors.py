@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dcptools._text import printable_lines
+
 if TYPE_CHECKING:
     from dcptools.findings import Finding
 
@@ -19,7 +21,7 @@ class DcptoolsError(Exception):
     """Base of all errors of this package; ``str(error)`` is meant to be read by a person, in a terminal too."""
 
     def __str__(self) -> str:
-        return _printable(super().__str__())
+        return printable_lines(super().__str__())
 
 
 class UsageError(DcptoolsError, ValueError):
@@ -30,7 +32,7 @@ class UnknownKey(DcptoolsError, KeyError):
     """The checkpoint has no entry of that name."""
 
     def __str__(self) -> str:  # KeyError would show the repr
-        return _printable(str(self.args[0]))
+        return printable_lines(str(self.args[0]))
 
 
 class NotACheckpoint(DcptoolsError, FileNotFoundError):
@@ -112,9 +114,3 @@ def system_errors(kind: type[DcptoolsError], what: str) -> Iterator[None]:
         where = f" ({other})" if isinstance(other, str) and other not in what else ""
         advice = _ADVICE.get(number, "Check the path.")
         raise kind(f"{what}: {reason or error}{where}.\n{advice}") from None
-
-
-def _printable(text: str) -> str:
-    from dcptools._table import printable_lines  # which imports this module
-
-    return printable_lines(text)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dcptools._table import format_bytes, format_count, format_shape, printable
+from dcptools._text import format_bytes, format_count, format_shape, printable
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 
 __all__ = ["Node", "Tree", "tree"]

@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcptools._table import (
-    clip,
-    counted,
-    format_bytes,
-    format_count,
-    html_table,
-    parse_bytes,
-    printable,
-    printable_lines,
-    some,
-    text_table,
-)
+from dcptools._sizes import parse_bytes
+from dcptools._table import clip, html_table, text_table
+from dcptools._text import counted, format_bytes, format_count, printable, printable_lines, some
 from dcptools.errors import UsageError
 
 # --- numbers ----------------------------------------------------------------------------------------------------

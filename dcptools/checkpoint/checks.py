@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.checkpoint.cover import check_cover
 from dcptools.checkpoint.metadata import READABLE, RawTensor
 from dcptools.checkpoint.times import about_times

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from dcptools._table import some
+from dcptools._text import some
 
 Ints = npt.NDArray[np.int64]
 FEW_CHUNKS = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.errors import DcptoolsError, NotACheckpoint, UnsupportedCheckpoint
 from dcptools.storage import Source
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.findings import Finding
 from dcptools.storage import FileState

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dcptools._display import Shown, Table
-from dcptools._table import counted, format_bytes, format_count, format_shape, some, text_table
+from dcptools._table import text_table
+from dcptools._text import counted, format_bytes, format_count, format_shape, some
 from dcptools.checkpoint.cover import Ints
 from dcptools.dtypes import DType
 from dcptools.errors import UnknownKey

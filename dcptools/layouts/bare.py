@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
 from dcptools.layouts.huggingface import BODY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.errors import UsageError
 from dcptools.layouts.bare import Bare
 from dcptools.layouts.container import CONTAINER, Container

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
 from dcptools.layouts.keys import Key, strip_wrappers

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from dcptools._table import counted, format_bytes, some
+from dcptools._text import counted, format_bytes, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import SHOWN_ROWS, counted, format_bytes, format_count, format_shape
+from dcptools._table import SHOWN_ROWS
+from dcptools._text import counted, format_bytes, format_count, format_shape
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.errors import UsageError

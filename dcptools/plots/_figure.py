@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dcptools._table import printable
+from dcptools._text import printable
 from dcptools.errors import UsageError
 
 INK: Final = "#1a1a1a"

@@ -15,7 +15,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dcptools._table import format_bytes
+from dcptools._text import format_bytes
 from dcptools.errors import UsageError
 from dcptools.plots import _figure as page
 from dcptools.shards import ShardFile, ShardPlan

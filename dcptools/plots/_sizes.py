@@ -8,7 +8,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from dcptools._table import format_bytes
+from dcptools._text import format_bytes
 from dcptools.checkpoint import NO_ROOT, Checkpoint, StoredObject, StoredTensor, as_checkpoint
 from dcptools.errors import UsageError
 from dcptools.plots import _figure as page

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dcptools._table import format_bytes
+from dcptools._text import format_bytes
 from dcptools.dtypes import DType
 from dcptools.findings import Finding
 from dcptools.mapping import Output

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from dcptools._table import counted, parse_bytes
+from dcptools._sizes import parse_bytes
+from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import FindingsError, NoModelWeights
 from dcptools.findings import Finding, of_severity, summary_lines

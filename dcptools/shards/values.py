@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
 from dcptools._parallel import default_workers
-from dcptools._table import counted, format_bytes, format_count
+from dcptools._text import counted, format_bytes, format_count
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType

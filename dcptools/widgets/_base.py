@@ -13,7 +13,8 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools import plots
-from dcptools._table import SHOWN_ROWS, html_table, printable
+from dcptools._table import SHOWN_ROWS, html_table
+from dcptools._text import printable
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary

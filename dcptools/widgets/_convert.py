@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._table import counted, format_bytes
+from dcptools._text import counted, format_bytes
 from dcptools.assets import find_assets
 from dcptools.convert import default_save_dir
 from dcptools.mapping import preview

@@ -12,7 +12,7 @@ import pandas as pd
 import traitlets as T
 
 from dcptools import plots
-from dcptools._table import counted, format_bytes, format_shape, printable, some
+from dcptools._text import counted, format_bytes, format_shape, printable, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.mapping import KeyMapping, preview

@@ -14,7 +14,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._table import format_bytes
+from dcptools._text import format_bytes
 from dcptools.errors import Cancelled
 
 UPDATE_SECONDS = 0.1

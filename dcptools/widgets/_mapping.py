@@ -8,7 +8,7 @@ import ipywidgets as W
 import pandas as pd
 import traitlets as T
 
-from dcptools._table import counted, format_shape
+from dcptools._text import counted, format_shape
 from dcptools.checkpoint import Checkpoint
 from dcptools.findings import SHOWN_PER_CODE
 from dcptools.layouts import LAYOUTS

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._table import format_bytes, format_count, printable, some
+from dcptools._text import format_bytes, format_count, printable, some
 from dcptools.checkpoint import METADATA, Checkpoint, read
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
 

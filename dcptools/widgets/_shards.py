@@ -10,7 +10,8 @@ import traitlets as T
 
 from dcptools import plots
 from dcptools._parallel import default_workers
-from dcptools._table import format_bytes, parse_bytes
+from dcptools._sizes import parse_bytes
+from dcptools._text import format_bytes
 from dcptools.convert import default_save_dir
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan

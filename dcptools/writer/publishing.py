@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dcptools._table import some
+from dcptools._text import some
 from dcptools.assets import CONFIG
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, TargetError

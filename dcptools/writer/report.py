@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import counted, format_bytes
+from dcptools._text import counted, format_bytes
 from dcptools.findings import Finding, HasFindings
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.tensors import Checksums

@@ -7,7 +7,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from dcptools._table import format_bytes, some
+from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import TEMPORARY
