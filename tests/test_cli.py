@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 import dcptools
-from dcptools.cli import convert_command, inspect_command, main_group, plan_command, preview_command, run
+from dcptools.cli.commands import convert_command, inspect_command, main_group, plan_command, preview_command
+from dcptools.cli.running import run
 from dcptools.convert import default_save_dir
 
 COMMANDS = ("inspect", "preview", "plan", "convert")

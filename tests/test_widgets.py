@@ -29,9 +29,10 @@ from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.widgets import _convert, _job
 from dcptools.widgets._base import Step, alert, handler
-from dcptools.widgets._inspect import KEYS, SIZES, TREE, TREE_ROWS, TreeView
+from dcptools.widgets._inspect import KEYS, SIZES, TREE
 from dcptools.widgets._job import Job
 from dcptools.widgets._table import PAGE_ROWS, PagedTable
+from dcptools.widgets._tree import TREE_ROWS, TreeView
 from dcptools.writer import Report, write
 
 SCRIPT = "<script>window.__xss=1</script>"

@@ -1,0 +1,8 @@
+"""The command line: ``commands`` with their ``options``, what they say (``output``), and how they end (``running``)."""
+
+from __future__ import annotations
+
+from dcptools.cli.commands import convert_command, main_group
+from dcptools.cli.running import run
+
+__all__ = ["convert_command", "main_group", "run"]

@@ -1,0 +1,151 @@
+"""The commands: the same four functions, with click."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dcptools._text import counted
+from dcptools.cli.options import (
+    HELP,
+    PATH,
+    leftover_option,
+    mapping_options,
+    output_options,
+    plan_of,
+    plan_options,
+    preview_of,
+    source_options,
+    the_load_dir,
+)
+from dcptools.cli.output import print_json, print_lines, tell, tell_findings
+from dcptools.errors import DcptoolsError
+
+
+@click.command(name="inspect", context_settings=HELP)
+@source_options
+@click.option("--all", "show_all", is_flag=True, help="Print every key; otherwise the first 20 of each container.")
+@click.option("--tree", "show_tree", is_flag=True, help="Print the modules as a tree, layers that are alike as one.")
+@output_options
+def inspect_command(
+    directory: Path | None, load_dir: Path | None, show_all: bool, show_tree: bool, as_json: bool, quiet: bool
+) -> None:
+    """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads metadata only."""
+    from dcptools.checkpoint import read
+    from dcptools.tree import tree
+
+    checkpoint = read(the_load_dir(directory, load_dir))
+    if as_json:
+        print_json(checkpoint.to_json())
+    elif not quiet:
+        print_lines(
+            f"{checkpoint}\n\n{tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20)}"
+        )
+
+
+@click.command(
+    name="preview", short_help="Show which name every key gets, and what looks wrong.", context_settings=HELP
+)
+@source_options
+@mapping_options
+@leftover_option
+@output_options
+def preview_command(
+    directory: Path | None, load_dir: Path | None, list_leftovers: bool, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Show which name every key gets, what is left out, and what looks wrong. Writes nothing."""
+    mapping = preview_of(the_load_dir(directory, load_dir), options)
+    if as_json:
+        print_json(mapping.to_json())
+    elif not quiet:
+        print_lines(f"{mapping}{_leftovers(mapping, list_leftovers)}")
+    if mapping.errors:  # shown above unless quiet; --json promises one object
+        tell_findings(mapping.errors if quiet else ())
+        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted so.")
+        raise click.exceptions.Exit(1)
+
+
+@click.command(name="plan", short_help="Show the files of the result and the memory needed.", context_settings=HELP)
+@source_options
+@mapping_options
+@plan_options
+@output_options
+def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Show the files of the result, their sizes, and the memory needed. Writes nothing."""
+    planned = plan_of(the_load_dir(directory, load_dir), options)
+    if as_json:
+        print_json(planned.to_json())
+    elif not quiet:
+        tell_findings(planned.findings)
+        print_lines(str(planned))
+
+
+@click.command(name="convert", context_settings=HELP)
+@source_options
+@click.option("--save-dir", type=PATH, help="Output directory.  [default: <load-dir>/hf_ckpt]")
+@mapping_options
+@plan_options
+@click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
+@click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
+@click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
+@leftover_option
+@output_options
+def convert_command(
+    directory: Path | None,
+    load_dir: Path | None,
+    save_dir: Path | None,
+    dry_run: bool,
+    list_leftovers: bool,
+    as_json: bool,
+    quiet: bool,
+    overwrite: bool,
+    no_fsync: bool,
+    workers: int | None,
+    **options: Any,
+) -> None:
+    """Convert a PyTorch distributed checkpoint to a HuggingFace model.
+
+    Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
+    tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
+    """
+    from dcptools.convert import default_save_dir
+    from dcptools.writer import check_target, write
+
+    source = the_load_dir(directory, load_dir)
+    target = save_dir or default_save_dir(source)
+    planned = plan_of(source, options)
+    if not quiet:
+        tell_findings(planned.findings)
+    if dry_run:
+        check_target(planned, target, overwrite=overwrite)
+        if as_json:
+            print_json({"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)})
+        elif not quiet:
+            text = f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}."
+            print_lines(text + _leftovers(planned.mapping, list_leftovers))
+        return
+    report = write(planned, target, overwrite=overwrite, fsync=not no_fsync, workers=workers, progress=not quiet)
+    try:
+        if as_json:
+            print_json(report.to_json())
+        elif not quiet:
+            print_lines(f"{report}{_leftovers(planned.mapping, list_leftovers)}")
+    except DcptoolsError as error:
+        raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+
+
+@click.group(name="dcptools", context_settings=HELP)
+@click.version_option(package_name="dcptools")
+def main_group() -> None:
+    """PyTorch distributed checkpoints (DCP): look into them, review the conversion, convert to HuggingFace."""
+
+
+for _command in (inspect_command, preview_command, plan_command, convert_command):
+    main_group.add_command(_command)
+
+
+def _leftovers(mapping: Any, wanted: bool) -> str:
+    return "".join(f"\nleft out: {left.key} ({left.reason})" for left in mapping.leftovers) if wanted else ""

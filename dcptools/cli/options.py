@@ -1,0 +1,154 @@
+"""The options of the commands, and the values that they stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dcptools.errors import UsageError, system_errors
+from dcptools.layouts import LAYOUTS
+from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, PlanOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+class _Path(click.Path):
+    """A path; an empty word, which a shell makes of a variable that is not set, does not mean the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value else self.fail("The path is empty.", param, ctx)
+
+
+class _Text(click.types.StringParamType):
+    """A name or pattern, which is compared with names in UTF-8 whatever the locale is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # bytes that are no text in this locale
+            try:
+                return os.fsencode(value).decode()
+            except UnicodeError:
+                self.fail(f"{value!r} is not UTF-8.", param, ctx)
+        return value
+
+
+PATH, TEXT = _Path(path_type=Path), _Text()
+source_options = _options(
+    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PATH),
+    click.option("--load-dir", type=PATH, help="Directory of the checkpoint, the one that holds .metadata."),
+)
+mapping_options = _options(
+    click.option(
+        "--model-assets-dir",
+        type=PATH,
+        help="Directory with config.json and the tokenizer; they are copied to the result.",
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        default="auto",
+        show_default=True,
+        help="How HuggingFace names are found in the keys: container takes the leading 'model.' away, bare keeps them.",
+    ),
+    click.option(
+        "--root", type=TEXT, metavar="NAME", help="Convert this container instead of 'model', for example ema."
+    ),
+    click.option(
+        "--include",
+        type=TEXT,
+        multiple=True,
+        metavar="GLOB",
+        help="Convert only checkpoint keys that match; repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        type=TEXT,
+        multiple=True,
+        metavar="GLOB",
+        help="Leave out checkpoint keys that match; repeatable.",
+    ),
+    click.option(
+        "--rename",
+        type=TEXT,
+        multiple=True,
+        metavar="REGEX=REPLACEMENT",
+        help="Rename HuggingFace names that match as a whole; the first rule wins; repeatable.",
+    ),
+    click.option(
+        "--rename-file",
+        type=PATH,
+        help="A file of such rules, one a line; empty lines and lines that start with # do not count.",
+    ),
+)
+plan_options = _options(
+    click.option(
+        "--shard-size",
+        default=str(DEFAULT_SHARD_SIZE),
+        show_default=True,
+        metavar="BYTES",
+        help="Bytes of values a file, in the written dtype; also 5GB, 500MB.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="bfloat16",
+        show_default=True,
+        help="Floating tensors are written as this; integers and booleans never change.",
+    ),
+    click.option(
+        "--dtype-for",
+        type=TEXT,
+        multiple=True,
+        metavar="GLOB=DTYPE",
+        help="An exception for HuggingFace names that match; the first wins; repeatable.",
+    ),
+    click.option("--strict", is_flag=True, help="Treat warnings as errors."),
+)
+output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for programs."),
+    click.option("--quiet", is_flag=True, help="Print errors only."),
+)
+leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
+
+
+def the_load_dir(directory: Path | None, load_dir: Path | None) -> Path:
+    if (directory is None) == (load_dir is None):
+        what = "Give only one of LOAD_DIR and --load-dir." if directory else "Missing option '--load-dir'."
+        raise click.UsageError(what, click.get_current_context())
+    return load_dir or directory or Path()
+
+
+def preview_of(load_dir: Path, options: dict[str, Any]) -> Any:
+    from dcptools.mapping import preview
+
+    names = ("model_assets_dir", "layout", "root", "include", "exclude")
+    rules = [*options["rename"], *(_read_rules(options["rename_file"]) if options["rename_file"] else ())]
+    return preview(load_dir, rename=rules, **{name: options[name] for name in names})
+
+
+def plan_of(load_dir: Path, options: dict[str, Any]) -> Any:
+    from dcptools.shards import plan
+
+    return plan(preview_of(load_dir, options), **{field.name: options[field.name] for field in fields(PlanOptions)})
+
+
+def _read_rules(path: Path) -> list[str]:
+    with system_errors(UsageError, f"The file of rename rules {path} cannot be read"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -1,0 +1,81 @@
+"""Runs a command: every problem ends in a message of a few lines and an exit status.
+
+0, 1 for a problem, 2 for usage, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from typing import Any, NoReturn, TextIO, cast
+
+import click
+
+from dcptools import _start
+from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
+from dcptools.errors import DcptoolsError, FindingsError, UsageError
+
+
+def run(command: click.Command, name: str | None = None) -> NoReturn:
+    """Run a command; every problem ends in a message of a few lines and an exit status."""
+    signal.signal(signal.SIGTERM, _terminate)  # a batch system's stop: clean up as for Ctrl-C
+    if signal.getsignal(signal.SIGINT) is _start.leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_closed_streams()
+    with contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
+        status = _status(command, name)
+    sys.exit(status)
+
+
+def _status(command: click.Command, name: str | None) -> int:
+    try:
+        status: int | None = command.main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return status or 0
+    except click.ClickException as error:
+        shown = io.StringIO()
+        error.show(shown)
+        tell(shown.getvalue().rstrip("\n"))
+        print_error(error, error.format_message())
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break into what is said here
+        tell("Interrupted; what was half-written is removed.")
+        print_error("Interrupted", "Interrupted; what was half-written is removed.")
+        return 130
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        let_go(sys.stdout)
+        return 0
+    except _Stopped as stop:
+        print_error("Stopped", "Stopped by a signal; what was half-written is removed.")
+        return int(str(stop.code))
+    except SystemExit as stop:
+        if stop.code != 1:
+            raise
+        return 0  # of its own accord click exits in this mode for a closed pipe only
+    except DcptoolsError as error:
+        if isinstance(error, FindingsError) and "--quiet" not in sys.argv:  # a pattern that matched nothing says why
+            tell_findings(finding for finding in error.findings if finding.severity == "warning")
+        tell(f"Error: {error}")
+        print_error(error, str(error), error.findings if isinstance(error, FindingsError) else ())
+        return 2 if isinstance(error, UsageError) else 1
+    except Exception as error:
+        if os.environ.get("DCPTOOLS_TRACEBACK"):
+            raise
+        text = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+        tell(f"Error: {text}\nDCPTOOLS_TRACEBACK=1 shows where this happened.")
+        print_error(error, text)
+        return 1
+
+
+class _Stopped(SystemExit):
+    """A signal of a batch system; its code is the exit status."""
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # some batch systems send it again and again; cleaning up goes on
+    tell("Stopped by a signal; what was half-written is removed.")
+    raise _Stopped(128 + signum)

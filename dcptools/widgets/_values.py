@@ -1,0 +1,133 @@
+"""Looks at values: statistics of many tensors, and one tensor at a time."""
+
+from __future__ import annotations
+
+import glob
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as W
+import pandas as pd
+import traitlets as T
+
+from dcptools import plots
+from dcptools._text import counted, format_bytes, format_shape, some
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import UsageError
+from dcptools.mapping import KeyMapping, preview
+from dcptools.values import load_tensor, stats
+from dcptools.widgets._base import alert, escape, figure_html
+from dcptools.widgets._job import Job
+from dcptools.widgets._table import PagedTable
+
+STATISTICS = ["key", "dtype", "numel", "min", "max", "mean", "std", "norm", "zeros", "nan", "inf"]
+
+
+class Values(W.VBox):  # type: ignore[misc]
+    """Statistics of the values of many tensors, on a worker thread."""
+
+    checkpoint = T.Any(None, allow_none=True)
+    mapping = T.Any(None, allow_none=True)  # what is converted; None: what a conversion without options does
+
+    def __init__(self, done: Callable[[pd.DataFrame], None], failed: Callable[[BaseException], None]) -> None:
+        self._tell = done
+        self.globs = W.Text(
+            description="Keys", placeholder="all that is converted; or globs, with spaces between",
+            layout={"width": "420px"},
+        )  # fmt: skip
+        self.job = Job("Check values", self._run, self._done, failed)
+        self.note = W.HTML()
+        self.table = PagedTable(
+            pd.DataFrame(columns=STATISTICS),
+            search=["key"],
+            flags={"only NaN or Inf": lambda frame: (frame["nan"] > 0) | (frame["inf"] > 0)},
+            formats={**dict.fromkeys(("min", "max", "mean", "std", "norm"), "{:.4g}".format), "numel": "{:,}".format},
+            numeric=["numel", "min", "max", "mean", "std", "norm", "zeros", "nan", "inf"],
+        )
+        about = W.HTML(
+            "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
+        )
+        super().__init__([about, self.globs, self.job, self.note, self.table])
+        self._reading: Checkpoint | None = None
+        self.observe(self._new, "checkpoint")
+
+    def _new(self, _: Any) -> None:
+        self.job.forget()
+        self.note.value, self.table.frame = "", pd.DataFrame(columns=STATISTICS)
+
+    def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> pd.DataFrame:
+        self._reading = self.checkpoint
+        if self._reading is None:
+            raise UsageError("Read a checkpoint first.")
+        keys = self.globs.value.split() or self._converted(self._reading)
+        return stats(self._reading, keys, progress=progress, cancel=cancel)
+
+    def _converted(self, checkpoint: Checkpoint) -> list[str] | None:
+        """The keys that are converted; None, which is all, if there are none."""
+        mapping: KeyMapping = self.mapping if self.mapping is not None else preview(checkpoint)
+        keys = {view.key for output in mapping.outputs for view in output.sources}
+        return [glob.escape(key) for key in sorted(keys)] or None
+
+    def _done(self, frame: pd.DataFrame) -> None:
+        if self._reading is None or self._reading is not self.checkpoint:
+            return
+        bad = frame[(frame["nan"] > 0) | (frame["inf"] > 0)]
+        if len(bad):
+            found = f"{len(bad):,} of {len(frame):,} tensors have NaN or Inf: {some(bad['key'])}."
+        else:
+            found = f"No NaN and no Inf in {counted(len(frame), 'tensor')}."
+        looked_at = (
+            f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')} were looked at."
+        )
+        self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at}")
+        self.table.frame = frame
+        self._tell(frame)
+
+
+class OneTensor(W.VBox):  # type: ignore[misc]
+    """Where a tensor's chunks lie, how its values are distributed, and the first of them."""
+
+    checkpoint = T.Any(None, allow_none=True)
+
+    def __init__(self, failed: Callable[[BaseException], None]) -> None:
+        self._failed = failed
+        self.key = W.Combobox(
+            description="Key", placeholder="type a part of a key", ensure_option=False, continuous_update=False,
+            layout={"width": "640px"},
+        )  # fmt: skip
+        self.body = W.HTML()
+        super().__init__([self.key, self.body])
+        self.key.observe(self._show, "value")
+        self.observe(self._new, "checkpoint")
+
+    def _new(self, _: Any) -> None:
+        self.body.value = ""
+        names = list(self.checkpoint.tensors) if self.checkpoint is not None else []
+        self.key.options = names[:200]  # suggestions only; any key can be typed
+        self.key.value = ""
+
+    def _show(self, _: Any) -> None:
+        try:
+            self.body.value = self._describe() if self.key.value else ""
+        except Exception as error:
+            self.body.value = alert("error", str(error))
+
+    def _describe(self) -> str:
+        key = self.key.value
+        tensor = self.checkpoint[key]
+        first = tuple(slice(0, 6) for _ in tensor.shape)
+        size = f"{format_bytes(tensor.nbytes)}, {counted(len(tensor.offsets), 'chunk')}"
+        facts = f"{format_shape(tensor.shape)} {tensor.dtype.name}, {size}"
+        parts = [f"<p><strong>{escape(key)}</strong>: {escape(facts)}</p>"]
+        parts.append(figure_html(plots.chunks(self.checkpoint, key)))
+        if tensor.numel and tensor.dtype.kind != "opaque":
+            parts.append(figure_html(plots.histogram(self.checkpoint, key)))
+        if tensor.dtype.kind != "opaque":
+            values = load_tensor(self.checkpoint, key, first)
+            parts.append(f"<p>First values</p><pre class='dcp'>{escape_lines(str(values))}</pre>")
+        return "".join(parts)
+
+
+def escape_lines(text: str) -> str:
+    return "\n".join(escape(line) for line in text.splitlines())
