@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from dcptools import storage
 from dcptools.errors import BrokenCheckpoint
 from dcptools.storage import TEMPORARY, LocalSink, LocalSource
+from dcptools.storage import sink as sink_module
+from dcptools.storage import source as source_module
 
 
 def read(source: LocalSource, name: str, start: int, nbytes: int) -> bytes:
@@ -72,8 +73,8 @@ def test_reading_fills_the_given_buffer_and_no_more(source: LocalSource) -> None
 
 def test_short_reads_are_continued(source: LocalSource, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system may give less than was asked for: on Linux at most 2 GiB at a time."""
-    whole: Any = storage._read_at
-    monkeypatch.setattr(storage, "_read_at", lambda descriptor, start, out: whole(descriptor, start, out[:7]))
+    whole: Any = source_module._read_at
+    monkeypatch.setattr(source_module, "_read_at", lambda descriptor, start, out: whole(descriptor, start, out[:7]))
     assert read(source, "__2_0.distcp", 10, 100) == content(2)[10:110]
 
 
@@ -132,7 +133,7 @@ def test_a_file_that_cannot_be_read(name: str, why: str, source: LocalSource, tm
 def test_few_files_are_open_at_once_and_the_last_ones_stay(
     source: LocalSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 3)
+    monkeypatch.setattr(source_module, "MAX_OPEN_FILES", 3)
     for number in [*range(10), 8]:
         assert read(source, f"__{number}_0.distcp", 0, 5000) == content(number)
     assert open_below(tmp_path) == ["__7_0.distcp", "__8_0.distcp", "__9_0.distcp"]
@@ -142,7 +143,7 @@ def test_few_files_are_open_at_once_and_the_last_ones_stay(
 
 def test_threads_share_more_files_than_may_be_open(source: LocalSource, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is being read is not closed under the reader."""
-    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(source_module, "MAX_OPEN_FILES", 2)
 
     def is_right(seed: int) -> bool:
         chosen = random.Random(seed)
@@ -173,7 +174,7 @@ def test_nothing_stays_open_when_the_source_is_gone(tmp_path: Path) -> None:
 
 def _without_preadv(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.delattr(os, "preadv", raising=False)
-    spec = importlib.util.spec_from_file_location("storage_without_preadv", storage.__file__)
+    spec = importlib.util.spec_from_file_location("storage_without_preadv", source_module.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -258,7 +259,7 @@ def test_a_file_has_its_size_from_the_start(sink: LocalSink) -> None:
     sink.discard()
 
 
-@pytest.mark.skipif(storage._fallocate is None, reason="only Linux can reserve space")
+@pytest.mark.skipif(sink_module._fallocate is None, reason="only Linux can reserve space")
 def test_the_space_of_a_file_is_reserved(sink: LocalSink) -> None:
     sink.create("a", 1 << 20)
     reserved = os.stat(sink.staged("a")).st_blocks * 512
@@ -276,7 +277,7 @@ def can_reserve(directory: Path) -> bool:
 def test_a_full_disk_shows_when_a_file_is_created(
     number: int, sink: LocalSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_fallocate", failing(number))
+    monkeypatch.setattr(sink_module, "_fallocate", failing(number))
     with pytest.raises(OSError, match=os.strerror(number)):
         sink.create("a", 100)
     sink.discard()
@@ -287,7 +288,7 @@ def test_a_full_disk_shows_when_a_file_is_created(
 def test_a_file_system_that_cannot_reserve_space_will_do(
     number: int, sink: LocalSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_fallocate", failing(number))
+    monkeypatch.setattr(sink_module, "_fallocate", failing(number))
     put(sink, "a", content(0))
     assert Path(sink.staged("a")).read_bytes() == content(0)
 

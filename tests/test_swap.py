@@ -17,10 +17,10 @@ from reference import read_files
 from safetensors.torch import load_file
 
 import dcptools
-from dcptools import storage
 from dcptools.errors import OutputExists, TargetError
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import LocalSink
+from dcptools.storage import sink as sink_module
 from dcptools.writer import Report
 from dcptools.writer.swap import BEFORE
 
@@ -32,7 +32,7 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(storage, "_sync_data", lambda descriptor: None)
+    monkeypatch.setattr(sink_module, "_sync_data", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import raw
 
-from dcptools import storage
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata, UnsupportedCheckpoint, UsageError
 from dcptools.storage import LocalSource, Source
+from dcptools.storage import source as source_module
 from dcptools.tensors import (
     Checksums,
     Region,
@@ -271,7 +271,7 @@ def test_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_file_that_is_read_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads push each other's files out all the time."""
-    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(source_module, "MAX_OPEN_FILES", 1)
     chunks = [((row,), torch.tensor([float(row)])) for row in range(64)]
     tensor = read(saved.save_chunks(tmp_path, {"a": chunks}, files=64))["a"]
 
@@ -284,7 +284,7 @@ def test_a_file_that_is_read_is_not_closed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 3)
+    monkeypatch.setattr(source_module, "MAX_OPEN_FILES", 3)
     chunks = [((row,), torch.tensor([float(row)])) for row in range(40)]
     tensor = read(saved.save_chunks(tmp_path, {"a": chunks}, files=40))["a"]
     before = open_files()

@@ -29,7 +29,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dcptools
-from dcptools import storage
 from dcptools.errors import (
     BrokenCheckpoint,
     Cancelled,
@@ -42,6 +41,7 @@ from dcptools.errors import (
 from dcptools.mapping import KeyMapping, Output
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
+from dcptools.storage import sink as sink_module
 from dcptools.tensors import View
 from dcptools.tensors import reader as reader_module
 from dcptools.writer import engine
@@ -60,7 +60,7 @@ def planned(directory: Path, assets: Path | None = None, **options: Any) -> Shar
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing waits for the disk; tests of that put their own functions in these places."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(storage, "_sync_data", lambda descriptor: None)
+    monkeypatch.setattr(sink_module, "_sync_data", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -622,7 +622,7 @@ def fail_flush(monkeypatch: pytest.MonkeyPatch, plan: ShardPlan, assets: Path) -
     def failing(descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(storage, "_sync_data", failing)
+    monkeypatch.setattr(sink_module, "_sync_data", failing)
     monkeypatch.setattr(engine, "FLUSH_SECONDS", 0)
     slow_down(monkeypatch, 0.02)
 
@@ -803,7 +803,7 @@ def test_files_are_on_the_disk_before_they_get_their_names(
 
 
 def test_without_fsync_nothing_is_synced(tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, name in ((os, "fsync"), (storage, "_sync_data")):
+    for place, name in ((os, "fsync"), (sink_module, "_sync_data")):
         monkeypatch.setattr(place, name, lambda descriptor: pytest.fail("it was synced"))
     dcptools.write(new_plan(tmp_path, assets), tmp_path / "out", fsync=False)
     assert is_new(model(tmp_path / "out"))

@@ -1,0 +1,11 @@
+"""Where bytes come from and where they go, the same for a local directory and for an object store.
+
+``Source``: positional reads of named files. ``Sink``: writes at any place of files that show up when they are whole.
+"""
+
+from __future__ import annotations
+
+from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
+from dcptools.storage.source import FileState, LocalSource, OpenFile, Source
+
+__all__ = ["TEMPORARY", "FileState", "LocalSink", "LocalSource", "OpenFile", "Sink", "Source"]
