@@ -42,9 +42,9 @@ from dcptools.tensors import (
     tiles,
 )
 from dcptools.tensors import reader as reader_module
-from dcptools.tensors._archive import HEAD_BYTES, TAIL_BYTES, Archive, Frame
-from dcptools.tensors._item import parse_layout
+from dcptools.tensors.archive import HEAD_BYTES, TAIL_BYTES, Archive, Frame
 from dcptools.tensors.geometry import is_row_major
+from dcptools.tensors.item import parse_layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 

@@ -10,8 +10,8 @@ for one chunk; ``checksums`` their CRC-32; ``reader`` puts them together; ``view
 
 from __future__ import annotations
 
-from dcptools.tensors._checksums import Checksums
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits
+from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.geometry import Region, boxes, pieces, ranges, row_elements, row_major, run_elements, tiles
 from dcptools.tensors.reader import TensorReader, read_region
 from dcptools.tensors.view import View, read_elements, read_view

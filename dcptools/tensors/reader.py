@@ -14,11 +14,11 @@ import numpy as np
 
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.errors import BrokenCheckpoint
-from dcptools.tensors._checksums import Checksums
-from dcptools.tensors._item import Item, Unpacked, open_item
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resolve
+from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.chunks import Chunks, ElementRange
 from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
+from dcptools.tensors.item import Item, Unpacked, open_item
 
 
 class TensorReader:

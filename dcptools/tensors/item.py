@@ -22,7 +22,7 @@ from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
 from dcptools.storage import LocalSource, OpenFile, Source
-from dcptools.tensors._archive import Archive, Entry, Frame
+from dcptools.tensors.archive import Archive, Entry, Frame
 from dcptools.tensors.geometry import is_row_major
 
 

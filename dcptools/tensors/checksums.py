@@ -12,7 +12,7 @@ import threading
 from isal import isal_zlib
 
 from dcptools.errors import Cancelled, ChecksumError
-from dcptools.tensors._item import Item
+from dcptools.tensors.item import Item
 
 PIECE_BYTES = 1 << 20
 MAX_PIECES = 1 << 16  # of one item; beyond that, remembering them costs more memory than reading it again costs time
