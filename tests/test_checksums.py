@@ -22,7 +22,7 @@ import dcptools
 from dcptools.checkpoint import StoredTensor, read
 from dcptools.errors import Cancelled, ChecksumError
 from dcptools.storage import LocalSource
-from dcptools.tensors import Checksums, Region, TensorReader, View, _checksums, read_view
+from dcptools.tensors import Checksums, Region, TensorReader, View, checksums, read_view
 
 
 def read_regions(tensor: StoredTensor, regions: Sequence[Region], sums: Checksums) -> None:
@@ -147,7 +147,7 @@ def test_a_dense_item_that_is_wanted_in_another_order(tmp_path: Path) -> None:
 
 
 def test_the_memory_for_pieces_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_checksums, "MAX_PIECES", 5)
+    monkeypatch.setattr(checksums, "MAX_PIECES", 5)
     directory = saved.save_chunks(tmp_path, {"a": [((0,), torch.arange(100.0))]})
     sums = Checksums()
     read_regions(read(directory)["a"], [[(n, n + 1)] for n in range(5)], sums)
