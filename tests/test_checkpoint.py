@@ -764,3 +764,12 @@ def test_another_save_is_another_checkpoint(tmp_path: Path) -> None:
     assert first != "a"
     os.utime(tmp_path / "a" / "__0_0.distcp", (0, 0))
     assert first != dcptools.read(tmp_path / "a")
+
+
+def test_a_metadata_file_of_holes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / ".metadata").open("wb") as file:
+        file.truncate(100_000_000_000)
+    with pytest.raises(
+        BrokenCheckpoint, match=r"\.metadata has 100 GB; that of 100 million chunks has less than 20.00 GB"
+    ):
+        dcptools.read(tmp_path)

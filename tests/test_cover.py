@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcptools.checkpoint.cover import MAX_SPLIT_DIMS, check_cover
+from dcptools.checkpoint.cover import check_cover
 
 Shape = tuple[int, ...]
 Box = tuple[Shape, Shape]  # offsets, sizes
@@ -178,8 +178,6 @@ def test_cuts_along_too_many_dimensions_are_refused_rather_than_expanded() -> No
         return [(corner, (1,) * dims) for corner in itertools.product((0, 1), repeat=dims)]
 
     assert code((2,) * 6, halves(6)) == "fine"
-    dims = MAX_SPLIT_DIMS + 1
-    assert check((2,) * dims, halves(dims)) == (
-        "overlap",
-        "its chunks are cut along 13 dimensions, more than the 12 supported",
-    )
+    assert code((2,) * 16, halves(16)) == "fine"
+    shifted = [((1, *[0] * 12), (1,) * 13), *halves(13)[1:]]
+    assert check((2,) * 13, shifted) == ("overlap", "its 8,191 chunks are cut along 13 dimensions, and not as a grid")

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from dcptools import _pickle
+from dcptools._pickle import machine as machine_module
 from dcptools.checkpoint import metadata as metadata_module
 from dcptools.checkpoint import runs as runs_module
 from dcptools.checkpoint.metadata import RawMetadata
@@ -39,9 +40,8 @@ WHAT = "The pickle"
 
 def read(data: bytes, *, in_steps: bool) -> RawMetadata:
     shortcuts = runs_module.shortcuts if in_steps else None
-    return metadata_module._checked(
-        *_pickle.loads(data, what=WHAT, allowed=metadata_module._NAMES, shortcuts=shortcuts), WHAT
-    )
+    found = _pickle.loads(data, what=WHAT, allowed=metadata_module._allowed(data), shortcuts=shortcuts)
+    return metadata_module._checked(*found, WHAT, len(data))
 
 
 def same(data: bytes) -> bool:
@@ -55,7 +55,7 @@ class Counted:
         self.count = 0
 
     def __enter__(self) -> Counted:
-        handlers, build = _pickle._HANDLERS, _pickle._HANDLERS[ord("b")]
+        handlers, build = machine_module._HANDLERS, machine_module._HANDLERS[ord("b")]
 
         def counting(machine: Any, at: int) -> int:
             self.count += 1
@@ -272,9 +272,9 @@ def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
 def test_a_record_of_a_run_may_be_changed_afterwards() -> None:
     """BUILD on one of them, by its number in the memo: what is read is the later state."""
     data = pickle.dumps(four_tensors(), protocol=4)
-    machine = _pickle._Machine(data, WHAT, metadata_module._NAMES, None, None)
+    machine = machine_module._Machine(data, WHAT, metadata_module._allowed(data), None, None)
     machine.run()
-    last = max(n for n, value in enumerate(machine._memo) if getattr(value, "kind", None) is runs_module.STORED)
+    last = max(n for n, value in enumerate(machine.memo) if getattr(value, "kind", None) is runs_module.STORED)
     state = b"}(" + text("relative_path") + text("g") + text("offset") + b"K\x05" + text("length") + b"K\x06ub"
     assert data.endswith(b"ub.")
     changed = data[:-3] + text("more") + b"j" + last.to_bytes(4, "little") + state + b"ub."
@@ -291,6 +291,20 @@ def test_nothing_waits_for_the_garbage_collector() -> None:
     gc.disable()
     try:
         metadata_module.parse(pickle.dumps(four_tensors(), protocol=4), WHAT)
-        assert not [each for each in gc.get_objects() if isinstance(each, (runs_module._Pieces, _pickle._Machine))]
+        assert not [
+            each for each in gc.get_objects() if isinstance(each, (runs_module._Pieces, machine_module._Machine))
+        ]
     finally:
         gc.enable()
+
+
+def test_a_record_that_was_read_with_others_cannot_hide_in_a_tuple() -> None:
+    """One by one it is a tuple where a record belongs, which is damage; so it is when they are read in one step."""
+    data = pickle.dumps(four_tensors(), protocol=4)
+    at = data.rindex(b"ubu")  # the last record is built, and the items are set in storage_data
+    changed = data[: at + 2] + b"\x85" + data[at + 2 :]  # TUPLE1
+    start = changed.index(b"\x95")
+    changed = changed[:start] + changed[start + 9 :]  # FRAME has a wrong length now
+    for in_steps in (True, False):
+        with pytest.raises(BrokenCheckpoint):
+            read(changed, in_steps=in_steps)

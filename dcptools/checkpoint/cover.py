@@ -11,7 +11,7 @@ from dcptools._text import some
 
 Ints = npt.NDArray[np.int64]
 FEW_CHUNKS = 16
-MAX_SPLIT_DIMS = 12  # dimensions along which one tensor is cut; each doubles the number of corners
+MAX_CORNERS = 1 << 21  # coordinates of the corners of all chunks of one tensor; each dimension doubles them
 
 
 def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Literal["hole", "overlap"], str] | None:
@@ -43,9 +43,12 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     if split.sum() == 1:
         (dim,) = np.flatnonzero(split)
         return _check_line(shape, int(dim), offsets[:, dim], sizes[:, dim])
-    if split.sum() > MAX_SPLIT_DIMS:
-        return "overlap", f"its chunks are cut along {split.sum()} dimensions, more than the {MAX_SPLIT_DIMS} supported"
-    return _check_boxes(shape, offsets[:, split], sizes[:, split], full[split])
+    offsets, sizes, full = offsets[:, split], sizes[:, split], full[split]
+    if _is_grid(offsets, sizes, full):
+        return None
+    if len(boxes) * 2 ** len(full) * len(full) > MAX_CORNERS:
+        return "overlap", f"its {len(boxes):,} chunks are cut along {len(full)} dimensions, and not as a grid"
+    return _check_boxes(shape, offsets, sizes, full)
 
 
 def _is_short_sequence(shape: tuple[int, ...], offsets: list[list[int]], sizes: list[list[int]]) -> bool:
@@ -68,6 +71,18 @@ def _is_sequence(full: Ints, offsets: Ints, sizes: Ints) -> bool:
     dim = int(split[0])
     starts, stops = offsets[:, dim], offsets[:, dim] + sizes[:, dim]
     return bool(starts[0] == 0 and stops[-1] == full[dim] and (starts[1:] == stops[:-1]).all())
+
+
+def _is_grid(offsets: Ints, sizes: Ints, full: Ints) -> bool:
+    """Whether distinct boxes are all the cells of a grid, as whoever cuts along several dimensions mostly has them."""
+    cells = 1
+    for dim, size in enumerate(full.tolist()):
+        intervals = np.unique(np.stack([offsets[:, dim], sizes[:, dim]], axis=1), axis=0)
+        starts, stops = intervals[:, 0], intervals.sum(axis=1)
+        if starts[0] != 0 or stops[-1] != size or (starts[1:] != stops[:-1]).any():
+            return False
+        cells *= len(intervals)
+    return cells == len(offsets)
 
 
 def _check_line(

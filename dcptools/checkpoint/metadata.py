@@ -26,10 +26,13 @@ from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
 
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
-LONGEST_PATH = 1 << 15  # characters; Windows has the longest
+LONGEST_PATH = 4096  # characters of a file's name; Linux has no longer ones
+LONGEST_KEY = 4096  # characters, of a path in the state dict too
+LONGEST_TRANSFORMS = 1000  # characters
+MANY_HASHES = 8192
 MOST_DIMS = 64  # of a tensor; torch has no larger ones
 MOST_UNSTORED = 1 << 20  # chunks of which the metadata does not say where they are stored
-MOST_PARTS = 1000  # of a path in the state dict
+MOST_PARTS = 100  # of a path in the state dict
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
 READABLE = frozenset(ENCODINGS.values())
 
@@ -82,7 +85,8 @@ def _no_field(where: str, error: KeyError) -> _Wrong:
 
 
 _REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlevel = 2
 _SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
 
 
@@ -96,12 +100,18 @@ def _fields(record: Any) -> dict[str, Any]:
     return record.state if type(record) is Record and type(record.state) is dict else {}
 
 
-def _path(*parts: str) -> str:
-    """Stands for the classes of pathlib."""
-    path = "/".join(parts)
-    if len(path) > LONGEST_PATH:  # a path of the same path twice, and so on, would eat the memory
-        raise ValueError(f"a path of {len(path):,} characters")
-    return path
+class _Paths:
+    """Stands for the classes of pathlib. Parts may occur again and again, so what is joined is counted."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most  # characters
+
+    def __call__(self, *parts: str) -> str:
+        path = "/".join(parts)
+        self._left -= len(path)
+        if len(path) > LONGEST_PATH or self._left < 0:
+            raise ValueError(f"a path of {len(path):,} characters" if self._left >= 0 else "paths of the same parts")
+        return path
 
 
 def _same(value: Any) -> Any:
@@ -112,7 +122,7 @@ def _member(owner: Any, name: Any) -> Any:
     """``getattr(cls, name)`` is how Python 3.11.0 to 3.11.3 pickled a member of an enumeration."""
     if owner is _same:
         return name
-    if type(owner) is Class and owner not in _CLASSES and str(name).isupper():
+    if type(owner) is Class and owner not in _CLASSES and type(name) is str and name.isupper():
         return Record(owner)
     raise Refused(
         "asks for an attribute with builtins.getattr, which no checkpoint needs.\n"
@@ -135,12 +145,12 @@ _NAMES: Mapping[str, Any] = {
         for name in ("_MEM_FORMAT_ENCODING", "MEM_FORMAT_ENCODING")
     },
     **{f"torch.{name}": name for name in (*TABLE, *ALIASES)},
-    **{
-        f"{module}.{name}": _path
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-    },
 }
+_PATH_NAMES = tuple(
+    f"{module}.{name}"
+    for module in ("pathlib", "pathlib._local")
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
+)
 
 
 def parse(data: bytes, what: str) -> RawMetadata:
@@ -159,33 +169,37 @@ def parse(data: bytes, what: str) -> RawMetadata:
     gc.disable()  # millions of small objects and no cycle: collections would only triple the time
     try:
         with contextlib.suppress(BrokenCheckpoint):
-            return _checked(*loads(data, what=what, allowed=_NAMES, shortcuts=shortcuts), what)
+            return _checked(*loads(data, what=what, allowed=_allowed(data), shortcuts=shortcuts), what, len(data))
         # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
-        return _checked(*loads(data, what=what, allowed=_NAMES), what)
+        return _checked(*loads(data, what=what, allowed=_allowed(data)), what, len(data))
     finally:
         if collecting:
             gc.enable()
 
 
-def _checked(top: Any, foreign: tuple[str, ...], what: str) -> RawMetadata:
+def _allowed(data: bytes) -> Mapping[str, Any]:
+    return {**_NAMES, **dict.fromkeys(_PATH_NAMES, _Paths(len(data)))}
+
+
+def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawMetadata:
     if type(top) is not Record or top.kind is not _TOP:
         raise BrokenCheckpoint(
             f"{what} is a pickle of {type_name(top)}, and not of the Metadata of a distributed checkpoint."
         )
     try:
-        return _content(top, foreign)
+        return _content(top, foreign, nbytes)
     except _Wrong as wrong:
         raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.") from None
 
 
-def _content(top: Record, foreign: tuple[str, ...]) -> RawMetadata:
+def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
     fields = _fields(top)
     version = fields.get("version")
     tensors: list[RawTensor] = []
     objects: list[tuple[str, tuple[str, ...], int]] = []
     entries = _dict(fields, "state_dict_metadata")
     paths = _paths(fields.get("planner_data"))
-    stored = _Stored(_dict(fields, "storage_data"))
+    stored = _Stored(_dict(fields, "storage_data"), MOST_UNSTORED + nbytes)
     for key, entry in entries.items():
         try:
             _text(key, ", a key")
@@ -221,11 +235,12 @@ def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: _St
         raise _expected(".size", "a tuple of sizes below 2**62", shape)
     if known is None:
         raise _expected(".properties.dtype", "a dtype of torch", dtype)
-    if math.prod(shape) * known.itemsize >= TOO_LARGE:
+    if math.prod(max(1, n) for n in shape) * known.itemsize >= TOO_LARGE:
         raise _expected(".size", "less than 2**62 bytes", shape)
     if type(chunks) is not list:
         raise _expected(".chunks", "a list", chunks)
     offsets, sizes = _boxes(chunks)
+    stored.count(len(offsets) * len(shape))
     starts, extents = _columns([*offsets, *sizes], len(shape))
     return RawTensor(key, shape, known, path, starts, extents, stored.pick(key, offsets))
 
@@ -272,7 +287,9 @@ def _is_box(row: Any, dims: int) -> bool:
 class _Stored:
     """The checked ``storage_data``, one row an item; read in the order of the pickle, in which it lies in memory."""
 
-    def __init__(self, storage: dict[Any, Any]) -> None:
+    def __init__(self, storage: dict[Any, Any], most_numbers: int) -> None:
+        self._numbers_left = most_numbers  # of offsets and sizes; one chunk may occur again and again
+        self._hashes: list[int] = []  # of the places of items that were added last
         self.file_ids, self.encoding_ids = _FileIds(), _EncodingIds()
         self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
         self.file, self.start, self.nbytes, self.encoding = array("i"), array("q"), array("q"), array("b")
@@ -322,6 +339,7 @@ class _Stored:
 
         What is wrong with one of a run is said when it is read again, one by one.
         """
+        self._watch(keys, offsets)
         if not 0 <= min(starts) <= max(starts) < TOO_LARGE or not 0 <= min(nbytes) <= max(nbytes) < TOO_LARGE:
             raise _Wrong("storage_data", "a place that cannot be")
         rows_of = self._rows
@@ -335,6 +353,22 @@ class _Stored:
         self.start.extend(starts)
         self.nbytes.extend(nbytes)
         self.encoding.extend(map(self.encoding_ids.__getitem__, transforms))
+
+    def _watch(self, keys: list[str], offsets: list[tuple[int, ...] | None]) -> None:
+        """Tuples of integers can be made to have the same hash, and then looking one up is comparing it with all."""
+        for first in range(0, len(keys), MANY_HASHES):
+            last = first + MANY_HASHES
+            self._hashes += map(hash, zip(keys[first:last], offsets[first:last], strict=True))
+            if len(self._hashes) >= MANY_HASHES:
+                if len(set(self._hashes)) < 0.9 * len(self._hashes):
+                    raise _Wrong("storage_data", "offsets that were made to collide in Python's hash")
+                self._hashes.clear()
+
+    def count(self, numbers: int) -> None:
+        """Refuse offsets and sizes that are far more than the pickle has bytes for."""
+        self._numbers_left -= numbers
+        if self._numbers_left < 0:
+            raise _Wrong(".chunks", "the same chunks occur again and again")
 
     def pick(self, key: str, offsets: list[Any]) -> int:
         """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
@@ -374,7 +408,10 @@ def _transforms(value: Any) -> tuple[str, ...] | None:
         return None
     if type(value) not in (list, tuple) or len(value) > 100:
         raise _expected(".transform_descriptors", "a list of names", value)
-    return tuple(_text(name, ".transform_descriptors") for name in value)
+    names = tuple(_text(name, ".transform_descriptors") for name in value)
+    if sum(map(len, names)) > LONGEST_TRANSFORMS:
+        raise _Wrong(".transform_descriptors", "names of more than a thousand characters")
+    return names
 
 
 def _is_integers(value: Any) -> bool:
@@ -400,7 +437,10 @@ def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     return {
         key: tuple(map(str, path))
         for key, path in planner_data.items()
-        if type(path) is tuple and len(path) <= MOST_PARTS and all(type(part) in (str, int) for part in path)
+        if type(path) is tuple
+        and len(path) <= MOST_PARTS
+        and all(type(part) in (str, int) for part in path)
+        and sum(len(part) for part in path if type(part) is str) <= LONGEST_KEY
     }
 
 
@@ -420,4 +460,6 @@ def _text(value: Any, field: str) -> str:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, which no file can hold
         raise _expected(field, "a string of Unicode", value) from None
+    if len(value) > LONGEST_KEY:
+        raise _expected(field, f"a string of at most {LONGEST_KEY:,} characters", value)
     return value

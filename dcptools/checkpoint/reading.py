@@ -7,6 +7,7 @@ import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from dcptools._text import format_bytes
 from dcptools.checkpoint.checks import about_encoding, about_foreign, about_holes, about_storage, about_times
 from dcptools.checkpoint.lookalikes import METADATA, explain
 from dcptools.checkpoint.metadata import RawMetadata, parse
@@ -17,6 +18,7 @@ from dcptools.storage import FileState, LocalSource, Source
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_BYTES = 20_000_000_000  # of .metadata
 _COPY_AGAIN = "Copy or download the checkpoint again, use another one, or save again."
 
 
@@ -51,6 +53,11 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
         state = source.state(METADATA)  # before it is read: what is written to meanwhile counts as changed
         if state is None:
             raise explain(source)
+        if state.nbytes > MOST_BYTES:
+            raise BrokenCheckpoint(
+                f"{metadata} has {format_bytes(state.nbytes)}; that of 100 million chunks has less than "
+                f"{format_bytes(MOST_BYTES)}.\n{_COPY_AGAIN}"
+            )
         data = source.content(METADATA)
     if not data:
         raise BrokenCheckpoint(f"{metadata} is empty: the save was interrupted.\n{_COPY_AGAIN}")

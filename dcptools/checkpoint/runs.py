@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from dcptools._pickle import HIDDEN, Class, Record, Shortcut, size
+from dcptools._pickle import HIDDEN, Class, Placeholder, Record, Shortcut, size
 
 CHUNK: Final = Class("torch.distributed.checkpoint.metadata.ChunkStorageMetadata")
 INDEX: Final = Class("torch.distributed.checkpoint.metadata.MetadataIndex")
@@ -66,7 +66,7 @@ _LENGTH_PARTS = _compiled(
 _INTS = _compiled(_INT)
 
 
-class Run:
+class Run(Placeholder):
     """Stands for many records: their class, and their fields as columns. See :func:`shortcuts`."""
 
     __slots__ = ("columns", "kind")
@@ -76,7 +76,7 @@ class Run:
         self.columns: Final = columns
 
 
-class _Taken:
+class _Taken(Placeholder):
     __slots__ = ()
 
 

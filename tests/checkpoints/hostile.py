@@ -14,8 +14,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch  # noqa: F401  (the modules that the pickles name must exist)
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from .edit import METADATA, load_metadata
 from .saved import trained
@@ -239,13 +248,187 @@ def persistent_id() -> bytes:
     return b"\x80\x02" + text("storage") + b"Q" + STOP
 
 
+def getattr_chain(width: int = 30, depth: int = 7) -> bytes:
+    """``getattr(cls, name)`` with a name that is 30**7 empty tuples: whoever makes a text of it has no end."""
+    name = b")q\x00" + b"".join(b"(" + width * (b"h%c" % n) + b"tq%c" % (n + 1) for n in range(depth))
+    getattr_ = _reduce(stack_global("builtins", "getattr"), stack_global("mine", "Kind"), b"h%c" % depth)
+    return _proto4(name + getattr_)
+
+
+def equal_sets(depth: int = 40) -> bytes:
+    """Opcodes for a dict with two keys that are equal sets of sets. To compare them takes 2**40 steps."""
+
+    def nested(first: int) -> bytes:  # each has the one before in it twice, as (it, 0) and (it, 1)
+        steps = (b"(h%cK\x00\x86h%cK\x01\x86\x91q%c" % (n, n, n + 1) for n in range(first, first + depth))
+        return b"(\x91q%c" % first + b"".join(steps)
+
+    return nested(0) + nested(depth + 1) + b"}(h%cNh%cNu" % (depth, 2 * depth + 1)
+
+
+def sets_in_sets() -> bytes:
+    """:func:`equal_sets` and nothing else."""
+    return _proto4(equal_sets())
+
+
+def colliding_keys(count: int = 20_000) -> bytes:
+    """Integers that are equal modulo 2**61 - 1 have the same hash: each is compared with all that came before."""
+    return b"\x80\x02}(" + b"".join(_long(n * (2**61 - 1)) + b"N" for n in range(1, count)) + b"u."
+
+
+def colliding_tuples(count: int = 20_000) -> bytes:
+    """The hash of a tuple has no secret in it either."""
+    pairs = _colliding_pairs(count)
+    return b"\x80\x02}(" + b"".join(_long(a) + _long(b) + b"\x86N" for a, b in pairs) + b"u."
+
+
+def long_key(characters: int = 1_000_000, times: int = 200_000) -> bytes:
+    """Two equal texts of a million characters, compared each time one of them is looked up."""
+    both = b"}" + text("x" * characters) + b"q\x00N" + b"s" + text("x" * characters) + b"q\x01Ns"
+    return b"\x80\x02" + both + times * b"h\x01Ns" + STOP
+
+
+def many_names(texts: int = 250, characters: int = 10_000) -> bytes:
+    """Classes of all modules and all names: 62,500 times 20,000 characters."""
+    words = b"".join(text(f"{n}." + characters * "x") + b"q%c" % n for n in range(texts))
+    return b"\x80\x04(" + words + b"".join(b"h%ch%c\x93" % (m, n) for m in range(texts) for n in range(texts)) + b"t."
+
+
+def many_paths(characters: int = 30_000, times: int = 100_000) -> bytes:
+    """A long path and another part, joined again and again."""
+    begin = b"cpathlib\nPosixPath\nq\x00" + text("x" * characters) + b"q\x01" + text("y") + b"q\x02"
+    return b"\x80\x02(" + begin + times * b"h\x00h\x01h\x02\x86R" + b"t."
+
+
+def large_record(fields: int = 5000, times: int = 5000) -> bytes:
+    """Opcodes that give a state of many fields to one instance after the other."""
+    begin = b"}q\x00(" + b"".join(text(f"field {n}") + b"N" for n in range(fields)) + b"u"
+    kind = stack_global("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata") + b"q\x01"
+    return _proto4(begin + kind + b"(" + times * b"h\x01)\x81h\x00b" + b"t")
+
+
+def _long(number: int) -> bytes:
+    raw = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a%c" % len(raw) + raw
+
+
+def _colliding_pairs(count: int) -> list[tuple[int, int]]:
+    """Pairs of integers whose tuples have the same hash, which CPython's ``tupleobject.c`` computes from theirs."""
+    one, two, bits = 11400714785074694791, 14029467366897019727, 2**64 - 1
+    aim, pairs, first = 12345, list[tuple[int, int]](), 0
+    while len(pairs) < count:
+        first += 1
+        state = (2870177450012600261 + first * two) & bits
+        state = (state << 31 | state >> 33) * one & bits
+        second = (aim - state) * pow(two, -1, 2**64) & bits
+        if second < 2**61 - 1:
+            pairs.append((first, second))
+    return pairs
+
+
 EATERS: dict[str, Callable[[], bytes]] = {
     maker.__name__: maker
     for maker in (
         long_binput, text_put, binbytes8, bytearray8, frame, nested_value, nested_key, doubling_key, doubling_value,
-        doubling_path, wide_key, wide_keys_in_keys, cycle, persistent_id,
+        doubling_path, wide_key, wide_keys_in_keys, cycle, persistent_id, getattr_chain, sets_in_sets, colliding_keys,
+        colliding_tuples, long_key, many_names, many_paths, large_record,
     )
 }  # fmt: skip
+
+
+# --- they stand for much more than they are ----------------------------------------------------------------------
+
+
+def repeated_root() -> object:
+    """Each key is said to lie in a container whose name has 100,000 characters."""
+    return _sound(2000, paths=lambda key, long="r" * 100_000: (long, key))
+
+
+def repeated_path() -> object:
+    """Each key has the same path, of a thousand parts."""
+    path = ("p" * 200,) * 1000
+    return _sound(2000, paths=lambda _key: path)
+
+
+def joined_transforms() -> object:
+    """Each item has a hundred transforms of a long name; all their names are to be named."""
+    names = ["t" * 20_000] * 99
+    return _sound(90, transforms=lambda n: [*names, f"{n}"])
+
+
+def many_corners(chunks: int = 300, dims: int = 12) -> object:
+    """Chunks that are cut along 12 dimensions: each has 4096 corners."""
+    corners = [torch.Size([n, n, *[n % 2] * (dims - 2)]) for n in range(chunks)]
+    found = [ChunkStorageMetadata(corner, torch.Size([1] * dims)) for corner in corners]
+    shape = torch.Size([1000, 1000, *[2] * (dims - 2)])
+    return Metadata({"w": TensorStorageMetadata(TensorProperties(torch.float32), shape, found)}, {"w": ("w",)}, {})
+
+
+def shared_chunk(times: int = 50_000, dims: int = 64) -> object:
+    """One chunk that stands in a list many times, with 64 dimensions."""
+    chunk = ChunkStorageMetadata(torch.Size([0] * dims), torch.Size([1] * dims))
+    tensor = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([1] * dims), [chunk] * times)
+    return Metadata({"w": tensor}, {"w": ("w",)}, {})
+
+
+def shared_chunks(times: int = 200) -> object:
+    """One list of chunks that many tensors have."""
+    chunks = [ChunkStorageMetadata(torch.Size([n]), torch.Size([1])) for n in range(1000)]
+    shape, properties = torch.Size([1000]), TensorProperties(torch.float32)
+    return Metadata({f"w{n}": TensorStorageMetadata(properties, shape, chunks) for n in range(times)}, {}, {})
+
+
+def colliding_offsets(count: int = 9_000) -> object:
+    """The offsets of stored items, by which they are looked up, have the same hash."""
+    metadata = _sound(1)
+    for pair in _colliding_pairs(count):
+        metadata.storage_data[MetadataIndex("w0", torch.Size(pair))] = _StorageInfo("__0_0.distcp", 0, 1)
+    return metadata
+
+
+def unallocatable() -> object:
+    """A tensor without elements of a shape that neither torch nor numpy can make."""
+    entry = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([2**40, 2**40, 0]), [])
+    return Metadata({"model.w": entry}, {"model.w": ("model", "w")}, {})
+
+
+def long_message(width: int = 6, depth: int = 6) -> object:
+    """Where a size belongs is a tuple of tuples of tuples, and so on, of texts, all of which a message may show."""
+    value: Any = "x" * 30
+    for _ in range(depth):
+        value = (value,) * width
+    metadata = _sound(1)
+    metadata.state_dict_metadata["w0"].size = value
+    return metadata
+
+
+def _sound(keys: int, *, paths: Any = lambda key: (key,), transforms: Any = lambda _n: None) -> Any:
+    """So many tensors of one element, as torch saves them."""
+    metadata = Metadata({}, {}, {})
+    for n in range(keys):
+        key = f"w{n}"
+        chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([1]))
+        metadata.state_dict_metadata[key] = TensorStorageMetadata(
+            TensorProperties(torch.float32), torch.Size([1]), [chunk]
+        )
+        metadata.planner_data[key] = paths(key)
+        info = metadata.storage_data[MetadataIndex(key, torch.Size([0]))] = _StorageInfo("__0_0.distcp", 0, 1)
+        if (found := transforms(n)) is not None:
+            info.transform_descriptors = found
+    return metadata
+
+
+def _pickled(maker: Callable[[], object]) -> Callable[[], bytes]:
+    return lambda: pickle.dumps(maker(), protocol=4)
+
+
+MULTIPLIERS: dict[str, Callable[[], bytes]] = {
+    maker.__name__: _pickled(maker)
+    for maker in (
+        repeated_root, repeated_path, joined_transforms, many_corners, shared_chunk, shared_chunks, colliding_offsets,
+        unallocatable, long_message,
+    )
+}  # fmt: skip
+"""Sound in form, unlike the :data:`EATERS`; what is derived from them is far larger than they are."""
 
 
 # --- they would change a class ----------------------------------------------------------------------------------
