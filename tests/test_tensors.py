@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import broken, saved
+from checkpoints import broken, hostile_items, saved
 from checkpoints.edit import item_bytes, item_parts, location, replace_item, torch_item, zip_item
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,7 @@ from dcptools.tensors import (
     row_major,
     tiles,
 )
+from dcptools.tensors import item as item_module
 from dcptools.tensors import reader as reader_module
 from dcptools.tensors.archive import HEAD_BYTES, TAIL_BYTES, Archive, Frame
 from dcptools.tensors.geometry import is_row_major
@@ -556,6 +558,77 @@ def test_a_chunk_that_looks_like_another_is_read_as_what_it_is(tmp_path: Path) -
     parts = [((60 * n, 0), part) for n, part in enumerate((values, values.t().contiguous().t(), values.neg()))]
     tensor = read(saved.save_chunks(tmp_path, {"a": parts}))["a"]
     assert read_region(tensor, [(0, 180), (0, 60)]).tobytes() == raw(torch.cat([values, values, values.neg()]))
+
+
+def with_items(directory: Path, *payloads: bytes) -> Checkpoint:
+    """A tensor ``a`` that is made of these items, one below the other."""
+    side = hostile_items.SIDE
+    chunks = [((side * number, 0), torch.zeros(hostile_items.SHAPE)) for number in range(len(payloads))]
+    saved.save_chunks(directory, {"a": chunks})
+    for number, payload in enumerate(payloads):
+        replace_item(directory, "a", payload, number)
+    return read(directory)
+
+
+STRIDES = [hostile_items.ROWS, hostile_items.COLUMNS]
+
+
+@pytest.mark.parametrize("order", [STRIDES, STRIDES[::-1]])
+def test_an_item_never_has_the_strides_of_another(order: list[tuple[int, int]], tmp_path: Path) -> None:
+    """Around the values they are equal in every byte, and what tells them apart lies behind the values."""
+    payloads = [hostile_items.pickle_behind_the_values(strides) for strides in order]
+    expected = torch.cat([torch.load(io.BytesIO(payload)) for payload in payloads])
+    assert not torch.equal(expected[:8], expected[8:])
+    assert whole(with_items(tmp_path, *payloads), "a") == raw(expected)
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(["data.pkl", "byteorder", "data/0"])))
+def test_an_item_is_read_as_what_it_is_whatever_was_read_before(names: tuple[str, ...], tmp_path: Path) -> None:
+    kinds = list(itertools.product(STRIDES, (b"little", b"middle")))
+
+    def look(number: int) -> bytes | str:
+        try:
+            return read_region(checkpoint["a"], [(number * 8, number * 8 + 8), (0, 8)]).tobytes()
+        except UnsupportedCheckpoint as error:
+            return str(error).partition("\n")[2]
+
+    checkpoint = with_items(tmp_path, *[hostile_items.in_order(names, *kind) for kind in kinds])
+    alone = []
+    for number in range(len(kinds)):
+        item_module._parsed.clear()
+        alone.append(look(number))
+    assert len(set(alone)) == 3  # two tensors, and one error that both of the others have
+    for first, second in itertools.permutations(range(len(kinds)), 2):
+        item_module._parsed.clear()
+        assert (look(first), look(second)) == (alone[first], alone[second])
+
+
+@pytest.mark.parametrize("order", [STRIDES, STRIDES[::-1]])
+def test_a_directory_behind_its_end_record_is_refused(order: list[tuple[int, int]], tmp_path: Path) -> None:
+    """An end record among the values would not be compared either."""
+    checkpoint = with_items(tmp_path, *map(hostile_items.directory_in_the_values, order))
+    with pytest.raises(BrokenCheckpoint, match="its central directory is damaged"):
+        whole(checkpoint, "a")
+
+
+def test_an_item_never_has_the_byte_order_of_another(tmp_path: Path) -> None:
+    checkpoint = with_items(tmp_path, *map(hostile_items.byteorder_behind_the_values, (b"little", b"middle")))
+    with pytest.raises(UnsupportedCheckpoint, match=r"^'a', chunk at \(8, 0\)"):
+        whole(checkpoint, "a")
+
+
+def test_a_directory_that_reaches_into_its_end_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BrokenCheckpoint, match="its central directory is damaged"):
+        whole(with_items(tmp_path, hostile_items.directory_over_its_end()), "a")
+
+
+@pytest.mark.parametrize(
+    "names", [("data.pkl",), ("byteorder",), ("data/0",), ("data.pkl", "DATA.PKL"), ("data/0", "Data/0")]
+)
+def test_two_entries_of_one_name_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    """torch takes the first one, and does not tell capitals from small letters."""
+    with pytest.raises(BrokenCheckpoint, match=f"it has two entries {names[-1]}\\."):
+        whole(with_items(tmp_path, hostile_items.twice(*names)), "a")
 
 
 # data.pkl

@@ -78,19 +78,28 @@ class Archive:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """By their names below the archive's own name."""
-        return {
-            name: self._entry(name, fields, extra)
-            for name, _, fields, extra in self._directory
-            if name in PARSED or name.startswith("data/")
-        }
+        found, seen = {}, set()
+        for name, _, fields, extra in self._directory:
+            folded = name.lower()  # torch does not tell capitals from small letters
+            if folded not in PARSED and not folded.startswith("data/"):
+                continue
+            if folded in seen:
+                raise self.broken(f"it has two entries {name}")
+            seen.add(folded)
+            found[name] = self._entry(name, fields, extra)
+        return found
 
     @property
     def where(self) -> str:
         return f"{self.source.location}/{self.file}, bytes {self.start:,} to {self.start + self.nbytes:,}"
 
     def frame(self, values: Entry) -> Frame | None:
-        """The frame around that entry; None if it is more than what is read at once."""
+        """The frame around that entry; None if it is more than what is read at once, or if something that was parsed
+        lies neither in front of the values nor in the directory or behind it."""
         start = self.content_start(values)
+        parsed = [entry for name in PARSED if (entry := self.entries.get(name)) is not None]
+        if any(self.content_start(entry) + entry.nbytes > start for entry in parsed):
+            return None
         directory_start, _, _ = self._directory_place()
         end_nbytes = self.nbytes - directory_start
         if start > len(self._parts[0][2]) or end_nbytes > len(self._tail):
@@ -132,7 +141,7 @@ class Archive:
                 "Expected torch's default, SerializationFormat.TORCH_SAVE, or a damaged file."
             )
         start, nbytes, count = self._directory_place()
-        if nbytes > MAX_DIRECTORY_BYTES or start + nbytes > self.nbytes or count * _ENTRY.size > nbytes:
+        if nbytes > MAX_DIRECTORY_BYTES or count * _ENTRY.size > nbytes:
             raise self.broken("its central directory is damaged")
         directory, found, at = self._bytes(start, nbytes), [], 0
         for _ in range(count):
@@ -161,9 +170,12 @@ class Archive:
         if locator_at >= 0:
             signature, _, end64_at, _ = self._unpack(_END64_LOCATOR, locator_at)
             if signature == b"PK\x06\x07":
-                if end64_at + _END64.size > self.nbytes:
+                if end64_at + _END64.size > locator_at:
                     raise self.broken("its end record is damaged")
                 *_, count, nbytes, start = self._unpack(_END64, end64_at)
+                end_at = end64_at
+        if start + nbytes > end_at:  # one behind the other, or there were bytes of two meanings
+            raise self.broken("its central directory is damaged")
         return start, nbytes, count
 
     def _entry(self, name: str, fields: tuple[Any, ...], extra: bytes) -> Entry:
