@@ -37,6 +37,25 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Current(threading.local):
+    stop: threading.Event | None = None  # of the run that this thread works for
+
+
+_current = _Current()
+
+
+def check_stopped() -> None:
+    """To be called in work that takes long, by whoever does it, however far it is from the call of ``run``.
+
+    Raises
+    ------
+    Cancelled
+        The run that this thread works for was stopped.
+    """
+    if _current.stop is not None and _current.stop.is_set():
+        raise Cancelled("Cancelled.")
+
+
 class _Stream(Generic[Work]):
     """Pieces of work that are taken one after the other, by one thread at a time."""
 
@@ -87,7 +106,8 @@ def run(
     A thread keeps to one of the ``streams``, whose pieces lie close together, as long as it lasts.
 
     ``report`` is called in the calling thread, every ``TICK_SECONDS`` and at the end. After an error, a
-    cancellation or Ctrl-C ``stop`` is set, and no piece is begun any more; those under way are waited for.
+    cancellation or Ctrl-C ``stop`` is set, and no piece is begun any more; those under way are waited for, and may end
+    early with ``check_stopped``.
 
     Raises
     ------
@@ -97,6 +117,7 @@ def run(
     stopped, shared = stop or threading.Event(), _Streams(streams)
 
     def loop() -> None:
+        _current.stop = stopped
         do = make_worker()
         while not stopped.is_set() and (stream := shared.pick()) is not None:
             while not stopped.is_set() and (piece := stream.next()) is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import math
 import os
+import tempfile
+import threading
 import time
 import zipfile
 import zlib
@@ -23,9 +26,19 @@ from checkpoints.edit import item_bytes, item_parts, location, replace_item, tor
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import raw
+from torch.utils.serialization.config import save as save_config
 
+import dcptools
 from dcptools.checkpoint import Checkpoint, read
-from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsafeMetadata, UnsupportedCheckpoint, UsageError
+from dcptools.errors import (
+    BrokenCheckpoint,
+    Cancelled,
+    DcptoolsError,
+    TargetError,
+    UnsafeMetadata,
+    UnsupportedCheckpoint,
+    UsageError,
+)
 from dcptools.storage import LocalSource, Source
 from dcptools.storage import source as source_module
 from dcptools.tensors import (
@@ -419,13 +432,75 @@ def test_a_damaged_zstd_item(tmp_path: Path) -> None:
         whole(read(directory), "model.model.norm.weight")
 
 
-def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_zstd_bomb_is_not_unpacked(tail: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than the values and what torch writes around them, even if it is a valid item with the right values."""
     import zstandard
 
-    directory = saved.zstd(tmp_path, {"model.norm.weight": torch.arange(4.0)})
-    replace_item(directory, "model.model.norm.weight", zstandard.compress(bytes(1 << 24)))
+    values = torch.zeros(1 << 20, dtype=torch.uint8)
+    directory = saved.zstd(tmp_path, {"model.norm.weight": values})
+    bomb = zip_item(item_parts(torch_item(values)) | {"archive/x": bytes(8 << 20)}) if tail else bytes(8 << 20)
+    replace_item(directory, "model.model.norm.weight", zstandard.compress(bomb))
+    written: list[int] = []
+    monkeypatch.setattr(item_module.Unpacked, "write", lambda _, __, data: written.append(len(data)))
     with pytest.raises(BrokenCheckpoint, match=r"unpacks to more than such a tensor can have"):
         whole(read(directory), "model.model.norm.weight")
+    assert sum(written) <= values.nbytes + (1 << 16)
+
+
+@pytest.mark.parametrize("alignment", [64, 4096])
+def test_a_zstd_item_has_room_for_what_torch_writes_around_it(alignment: int, tmp_path: Path) -> None:
+    state = {f"model.{key}": value for key, value in (saved.shape_state() | saved.strided_state()).items()}
+    state |= {
+        "model.deep": torch.arange(4.0).reshape(2, *[1] * 61, 2).transpose(0, -1),
+        "model." + "long" * 900: torch.ones(3),
+    }
+    before = save_config.storage_alignment
+    save_config.storage_alignment = alignment
+    try:
+        checkpoint = read(saved.zstd(tmp_path, state))
+    finally:
+        save_config.storage_alignment = before
+    assert {key: whole(checkpoint, f"model.{key}") for key in state} == {key: raw(t) for key, t in state.items()}
+
+
+@pytest.mark.parametrize("look", [dcptools.stats, lambda path, cancel: dcptools.convert(path, cancel=cancel)])
+def test_unpacking_stops_when_it_is_cancelled(look: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = saved.zstd(tmp_path, {"model.norm.weight": torch.zeros(6 << 20)})
+    cancel, parts, write = threading.Event(), [], item_module.Unpacked.write
+
+    def slow(self: item_module.Unpacked, start: int, data: bytes) -> None:
+        cancel.set()
+        parts.append(len(data))
+        time.sleep(0.05)
+        write(self, start, data)
+
+    monkeypatch.setattr(item_module.Unpacked, "write", slow)
+    with pytest.raises(Cancelled):
+        look(directory, cancel=cancel)
+    assert len(parts) < 12  # of 24
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_zstd_item_without_a_place_to_unpack_it(made: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No directory for temporary files at all, or one that has gone since."""
+    checkpoint = read(saved.zstd(tmp_path / "a", {"model.norm.weight": torch.arange(4.0)}))
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", (lambda: str(tmp_path / "gone")) if made else none)
+    with pytest.raises(TargetError) as caught:
+        whole(checkpoint, "model.model.norm.weight")
+    first, second, third, last = str(caught.value).splitlines()
+    assert first == "'model.model.norm.weight', chunk at (0,) of (4,) in __0_0.distcp:"
+    assert second == (
+        f"Unpacking into {tmp_path / 'gone'} failed: No such file or directory."
+        if made
+        else "There is no directory for temporary files: No usable temporary directory found in ['/tmp']."
+    )
+    assert third == "It is compressed with zstd, and has to be unpacked to be read."
+    assert last.startswith("Set the environment variable TMPDIR to a directory ")
 
 
 def test_a_changed_byte_in_an_item_is_noticed_or_harmless(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, cast
 
+from dcptools._parallel import check_stopped
 from dcptools._pickle import loads, ordered_dict, size
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
@@ -86,10 +87,12 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Call
     BrokenCheckpoint
         The item is damaged, or is not what the metadata announces.
     TargetError
-        There is no space to unpack it.
+        There is no space to unpack it, or no directory for it.
     """
     try:
-        return _like_another(source, tensor, chunk) or _open(_archive(source, chunk, unpacked), tensor, chunk)
+        return _like_another(source, tensor, chunk) or _open(
+            _archive(source, tensor.dtype, chunk, unpacked), tensor, chunk
+        )
     except DcptoolsError as error:
         raise type(error)(f"{_label(tensor.key, chunk)}:\n{error}") from None
 
@@ -98,12 +101,13 @@ def _label(key: str, chunk: Chunk) -> str:
     return f"{key!r}, chunk at {chunk.offsets} of {chunk.shape} in {chunk.file or 'no file'}"
 
 
-def _archive(source: Source, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Archive:
+def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Archive:
     if not chunk.file:
         raise BrokenCheckpoint("The metadata does not say where it is stored.")
     if chunk.encoding == "zstd":
         target = unpacked()
-        return Archive(target, UNPACKED, *_decompress(source, chunk, target))
+        most = math.prod(chunk.shape) * dtype.itemsize + ARCHIVE_BYTES
+        return Archive(target, UNPACKED, *_decompress(source, chunk, most, target))
     if chunk.encoding != "torch":
         raise UnsupportedCheckpoint(f"The encoding {chunk.encoding} is not one that dcptools reads.")
     return Archive(source, chunk.file, chunk.start, chunk.nbytes)
@@ -246,8 +250,8 @@ def _layout(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, fla
     )  # fmt: skip
 
 
-def _decompress(source: Source, chunk: Chunk, unpacked: Unpacked) -> tuple[int, int]:
-    """Unpack a zstd item; returns the place of its archive in ``unpacked``."""
+def _decompress(source: Source, chunk: Chunk, most: int, unpacked: Unpacked) -> tuple[int, int]:
+    """Unpack a zstd item of at most so many bytes; returns the place of its archive in ``unpacked``."""
     try:
         import zstandard
     except ImportError:
@@ -255,12 +259,12 @@ def _decompress(source: Source, chunk: Chunk, unpacked: Unpacked) -> tuple[int, 
             "It is compressed with zstd, and the package zstandard is not installed.\n"
             "Install it: pip install 'dcptools[zstd]'."
         ) from None
-    most = 2 * math.prod(chunk.shape) * 16 + (1 << 20)  # the widest dtype has 16 bytes; a bomb has more
     start, nbytes = unpacked.reserve(most), 0
     try:
         packed = cast(IO[bytes], _Range(source, chunk))
         stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
         while part := stream.read(1 << 20):
+            check_stopped()
             if nbytes + len(part) > most:
                 raise BrokenCheckpoint("its zstd stream unpacks to more than such a tensor can have.")
             unpacked.write(start + nbytes, part)
@@ -286,6 +290,9 @@ class _Range(io.RawIOBase):
         return len(part)
 
 
+# Of an archive without its values: torch writes 1.5 KB, or seven records that each begin at a page of 4 KiB. Its
+# storage has no more than the values, because DCP saves a clone of a tensor with a larger one.
+ARCHIVE_BYTES = 1 << 16
 UNPACKED = "(unpacked)"
 
 
@@ -293,15 +300,21 @@ class Unpacked(LocalSource):
     """Unpacked items of one tensor, in one unnamed temporary file: a file for each would be too many open ones."""
 
     def __init__(self) -> None:
-        super().__init__(tempfile.gettempdir())
+        try:
+            super().__init__(tempfile.gettempdir())
+        except OSError as error:
+            raise _no_room("There is no directory for temporary files", error) from None
         self._end = 0  # bytes; reserved regions reach up to here, and the file is sparse
 
     def reserve(self, nbytes: int) -> int:
         """A region that nobody else writes to; returns its start."""
         with self._lock:
             if UNPACKED not in self._open:
-                with tempfile.TemporaryFile(prefix="dcptools-") as file:
-                    self._open[UNPACKED] = OpenFile(os.dup(file.fileno()))  # it lives as long as this object
+                try:
+                    with tempfile.TemporaryFile(prefix="dcptools-", dir=self.directory) as file:
+                        self._open[UNPACKED] = OpenFile(os.dup(file.fileno()))  # it lives as long as this object
+                except OSError as error:
+                    raise _no_room(f"Unpacking into {self.directory} failed", error) from None
             start = self._end
             self._end += nbytes
             return start
@@ -312,7 +325,12 @@ class Unpacked(LocalSource):
             while done < len(data):
                 done += os.pwrite(descriptor, data[done:], start + done)
         except OSError as error:
-            raise TargetError(
-                f"Unpacking into {tempfile.gettempdir()} failed: {error.strerror}.\n"
-                "Set the environment variable TMPDIR to a directory with more space."
-            ) from None
+            raise _no_room(f"Unpacking into {self.directory} failed", error) from None
+
+
+def _no_room(what: str, error: OSError) -> TargetError:
+    return TargetError(
+        f"{what}: {error.strerror}.\n"
+        "It is compressed with zstd, and has to be unpacked to be read.\n"
+        "Set the environment variable TMPDIR to a directory that can be written to and has enough space."
+    )
