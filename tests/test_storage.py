@@ -7,9 +7,12 @@ import errno
 import importlib.util
 import os
 import random
+import resource
 import shutil
 import stat
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +20,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from checkpoints import broken, saved
+from safetensors.torch import load_file
 
+import dcptools
 from dcptools.errors import BrokenCheckpoint
 from dcptools.storage import TEMPORARY, LocalSink, LocalSource
 from dcptools.storage import sink as sink_module
@@ -127,6 +134,91 @@ def test_a_file_that_cannot_be_read(name: str, why: str, source: LocalSource, tm
     assert str(caught.value) == (
         f"{tmp_path}/{name} cannot be read: {why}.\nLook whether it is there and may be read; otherwise copy it again."
     )
+
+
+def without_waiting(do: Callable[[], Any], pipe: Path) -> Exception | None:
+    """What it raises, if it does not wait for somebody who writes into the pipe."""
+    raised: list[Exception | None] = []
+
+    def run() -> None:
+        try:
+            do()
+        except Exception as error:
+            raised.append(error)
+        else:
+            raised.append(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    waits = thread.is_alive()
+    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # lets it go on
+    thread.join()
+    os.close(writer)
+    assert not waits
+    return raised[0]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_refused_and_not_waited_for(linked: bool, source: LocalSource, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    name = "link" if linked else "pipe"
+    error = without_waiting(lambda: read(source, name, 0, 1), tmp_path / "pipe")
+    assert isinstance(error, BrokenCheckpoint)
+    assert str(error) == (
+        f"{tmp_path}/{name} cannot be read: It is a pipe, a device or the like, and not a file.\n"
+        "Look whether it is there and may be read; otherwise copy it again."
+    )
+    assert open_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("look", [lambda path: dcptools.load_tensor(path, broken.W), dcptools.stats])
+def test_a_pipe_instead_of_a_file_of_a_checkpoint(look: Callable[[Path], Any], tmp_path: Path) -> None:
+    pipe = broken.whole(tmp_path) / "__0_0.distcp"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    error = without_waiting(lambda: look(tmp_path), pipe)
+    assert isinstance(error, BrokenCheckpoint) and "It is a pipe, a device or the like" in str(error)
+
+
+@proc
+def test_what_is_kept_open_is_closed_when_there_are_too_many_files(
+    source: LocalSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else in the process has nearly all of its descriptors."""
+    open_file = os.open
+
+    def few(path: Any, *arguments: Any) -> int:
+        if len(open_below(tmp_path)) >= most:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_file(path, *arguments)
+
+    most = 3
+    monkeypatch.setattr(os, "open", few)
+    for number in [*range(10), *range(10)]:
+        assert read(source, f"__{number}_0.distcp", 0, 5000) == content(number)
+    source.close()
+    most = 0
+    with pytest.raises(BrokenCheckpoint) as caught:
+        read(source, "__0_0.distcp", 0, 1)
+    assert str(caught.value) == (
+        f"{tmp_path}/__0_0.distcp cannot be read: Too many open files.\n"
+        "This process may not have so many files open. Allow it more: ulimit -n 4096."
+    )
+
+
+def test_three_hundred_ranks_and_few_descriptors(tmp_path: Path) -> None:
+    chunks = [((row,), torch.tensor([float(row)])) for row in range(300)]
+    directory = saved.save_chunks(tmp_path / "a", {"model.model.w": chunks}, files=300)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    command = [sys.executable, "-m", "dcptools.convert", "--load-dir", directory, "--save-dir", tmp_path / "out"]
+    found = subprocess.run([*command, "--dtype", "keep"], capture_output=True, text=True, preexec_fn=limit)
+    assert found.returncode == 0, found.stderr
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.w"].tolist() == list(range(300))
 
 
 @proc

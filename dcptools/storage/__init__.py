@@ -6,6 +6,16 @@
 from __future__ import annotations
 
 from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
-from dcptools.storage.source import FileState, LocalSource, OpenFile, Source
+from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, OpenFile, Source
 
-__all__ = ["TEMPORARY", "FileState", "LocalSink", "LocalSource", "OpenFile", "Sink", "Source"]
+__all__ = [
+    "MORE_DESCRIPTORS",
+    "NO_DESCRIPTOR",
+    "TEMPORARY",
+    "FileState",
+    "LocalSink",
+    "LocalSource",
+    "OpenFile",
+    "Sink",
+    "Source",
+]

@@ -11,6 +11,13 @@ from typing import NamedTuple, Protocol
 
 from dcptools.errors import BrokenCheckpoint
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+MORE_DESCRIPTORS = "This process may not have so many files open. Allow it more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
 MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
 
@@ -69,7 +76,7 @@ class OpenFile:
 
 
 class LocalSource:
-    """A directory. Files are opened when first read and kept open, at most ``MAX_OPEN_FILES`` of them."""
+    """A directory. Files are opened when first read and kept open, as many as the process may well have."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -114,9 +121,10 @@ class LocalSource:
             while done < wanted and (count := _read_at(file.descriptor, start + done, out[done:] if done else out)):
                 done += count
         except OSError as error:
+            advice = "Look whether it is there and may be read; otherwise copy it again."
             raise BrokenCheckpoint(
                 f"{self.directory / name} cannot be read: {error.strerror or error}.\n"
-                "Look whether it is there and may be read; otherwise copy it again."
+                f"{MORE_DESCRIPTORS if error.errno in NO_DESCRIPTOR else advice}"
             ) from error
         if done < wanted:
             raise BrokenCheckpoint(
@@ -149,10 +157,38 @@ class LocalSource:
     def _open_now(self, name: str) -> OpenFile:
         with self._lock:
             if name not in self._open:
-                if len(self._open) >= MAX_OPEN_FILES:
+                while len(self._open) >= _most_open():
                     del self._open[next(iter(self._open))]
-                self._open[name] = OpenFile(os.open(self.directory / name, os.O_RDONLY | BINARY))
+                self._open[name] = OpenFile(self._descriptor(name))
             return self._open[name]
+
+    def _descriptor(self, name: str) -> int:
+        """Open the file; if the process has too many open, at the expense of all others of this source."""
+        try:
+            return _open_regular(self.directory / name)
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTOR or not self._open:
+                raise
+        self._open.clear()
+        return _open_regular(self.directory / name)
+
+
+def _most_open() -> int:
+    """How many files a source keeps open: a quarter of those that the process may have, for it has others to open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    return min(MAX_OPEN_FILES, max(1, soft // 4)) if soft >= 0 else MAX_OPEN_FILES
+
+
+def _open_regular(path: Path) -> int:
+    """Open a file for reading, if it is one: a pipe or a device can keep who opens it waiting for ever."""
+    descriptor = os.open(path, os.O_RDONLY | BINARY | _NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "It is a pipe, a device or the like, and not a file")
 
 
 _CAN_READ_AHEAD = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")  # Linux
@@ -168,7 +204,7 @@ def _is_cached(descriptor: int, at: int) -> bool:
 
 # a name that is too long for the file system, or a symlink that leads to itself, is no file either
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-BINARY = getattr(os, "O_BINARY", 0)
+BINARY, _NONBLOCK = getattr(os, "O_BINARY", 0), getattr(os, "O_NONBLOCK", 0)
 
 if hasattr(os, "preadv"):
 

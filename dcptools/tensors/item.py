@@ -22,7 +22,7 @@ from dcptools._pickle import loads, ordered_dict, size
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, UnsupportedCheckpoint
-from dcptools.storage import LocalSource, OpenFile, Source
+from dcptools.storage import MORE_DESCRIPTORS, NO_DESCRIPTOR, LocalSource, OpenFile, Source
 from dcptools.tensors.archive import Archive, Entry, Frame
 from dcptools.tensors.geometry import is_row_major
 
@@ -259,7 +259,12 @@ def _decompress(source: Source, chunk: Chunk, most: int, unpacked: Unpacked) -> 
             "It is compressed with zstd, and the package zstandard is not installed.\n"
             "Install it: pip install 'dcptools[zstd]'."
         ) from None
-    start, nbytes = unpacked.reserve(most), 0
+    try:
+        start = unpacked.reserve(most)
+    except TargetError:
+        source.close()  # it may keep open so many files that there was no descriptor left
+        start = unpacked.reserve(most)
+    nbytes = 0
     try:
         packed = cast(IO[bytes], _Range(source, chunk))
         stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
@@ -329,8 +334,9 @@ class Unpacked(LocalSource):
 
 
 def _no_room(what: str, error: OSError) -> TargetError:
+    advice = "Set the environment variable TMPDIR to a directory that can be written to and has enough space."
     return TargetError(
         f"{what}: {error.strerror}.\n"
         "It is compressed with zstd, and has to be unpacked to be read.\n"
-        "Set the environment variable TMPDIR to a directory that can be written to and has enough space."
+        f"{MORE_DESCRIPTORS if error.errno in NO_DESCRIPTOR else advice}"
     )
