@@ -15,6 +15,7 @@ import numpy as np
 
 from dcptools._parallel import Progress, default_workers, one_thread_each, run
 from dcptools._progress import bar
+from dcptools._table import counted, format_bytes
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UnsupportedCheckpoint, UsageError
@@ -48,7 +49,7 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     UnknownKey
         There is no such tensor.
     UsageError
-        The index does not fit the shape, or is of another kind.
+        The index does not fit the shape, or is of another kind, or there is no memory for what it takes.
     BrokenCheckpoint
         What is stored is damaged.
 
@@ -60,10 +61,29 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     tensor = as_checkpoint(checkpoint)[key]
     region, picks = region_of(tensor.shape, index)
     reader = TensorReader(tensor)
-    values = np.empty([stop - start for start, stop in region], reader.bits)
-    reader.read_region(region, values)
-    picked = values[(*picks, ...)]
-    return _as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
+    shape = [stop - start for start, stop in region]
+    try:
+        values = np.empty(shape, reader.bits)
+        reader.read_region(region, values)
+        picked = values[(*picks, ...)]
+        return _as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
+    except MemoryError:
+        raise UsageError(
+            f"{key!r}: {_size(math.prod(shape), tensor.dtype)} do not fit into memory{_memory()}.\n"
+            "Take a slice of it, with an index such as np.s_[:1000]."
+        ) from None
+
+
+def _size(numel: int, dtype: DType) -> str:
+    return f"{counted(numel, 'value')} of {dtype.name}, {format_bytes(numel * dtype.itemsize)},"
+
+
+def _memory() -> str:
+    """The memory of this machine, where that can be known."""
+    try:
+        return f" (this machine has {format_bytes(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))})"
+    except (AttributeError, OSError, ValueError):  # no POSIX system, or one without that number
+        return ""
 
 
 def region_of(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:

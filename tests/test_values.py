@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from reference import full_load, raw
 
 from dcptools import values
+from dcptools._table import format_bytes
 from dcptools.checkpoint import read
 from dcptools.errors import BrokenCheckpoint, Cancelled, NotACheckpoint, UnknownKey, UnsupportedCheckpoint, UsageError
 from dcptools.storage import LocalSource
@@ -119,6 +121,19 @@ def test_unknown_keys_and_paths_are_said(chunked: tuple[Path, torch.Tensor], tmp
         load_tensor(chunked[0], "model.v")
     with pytest.raises(NotACheckpoint):
         load_tensor(tmp_path, KEY)
+
+
+def test_a_tensor_that_does_not_fit_into_memory_is_said(tmp_path: Path) -> None:
+    with saved.editing(saved.save(tmp_path, {"a": torch.zeros(4)})) as metadata:
+        entry = metadata.state_dict_metadata["a"]
+        entry.size = entry.chunks[0].sizes = torch.Size([1 << 45])
+    memory = format_bytes(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with pytest.raises(UsageError) as caught:
+        load_tensor(tmp_path, "a")
+    assert str(caught.value) == (
+        f"'a': 35,184,372,088,832 values of float32, {format_bytes(1 << 47)}, do not fit into memory (this machine has "
+        f"{memory}).\nTake a slice of it, with an index such as np.s_[:1000]."
+    )
 
 
 def test_only_the_bytes_under_a_slice_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
