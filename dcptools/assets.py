@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,17 +95,29 @@ def _look_through(path: Path) -> Assets:
             f"The assets directory {path} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
         )
     entries = [entry for entry in sorted(path.iterdir()) if not _NOT_ASSETS.fullmatch(entry.name)]
-    files = tuple(Asset(entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
-    dangling = [
-        Finding("assets-missing", entry.name, "is a symlink to nothing", "download the file again")
-        for entry in entries
-        if entry.is_symlink() and not entry.exists()
-    ]
+    files, others = _regular(entries)
     names = {file.name: file.nbytes for file in files}
     config = ""
     if CONFIG in names and names[CONFIG] <= MAX_CONFIG_BYTES:
         config = _text(path / CONFIG)
-    return Assets(str(path), files, config, (*_check(path, set(names), config), *dangling))
+    return Assets(str(path), files, config, (*_check(path, set(names), config), *others))
+
+
+def _regular(entries: list[Path]) -> tuple[tuple[Asset, ...], list[Finding]]:
+    """The files that can be copied, and findings about what only looks like one."""
+    kernel = {os.stat(mount).st_dev for mount in ("/proc", "/sys") if os.path.ismount(mount)}
+    files, others = [], []
+    for entry in entries:
+        if not entry.exists():
+            others.append(Finding("assets-missing", entry.name, "is a symlink to nothing", "download the file again"))
+            continue
+        found = entry.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_dev not in kernel:
+            files.append(Asset(entry.name, found.st_size))
+        elif not stat.S_ISDIR(found.st_mode):  # a pipe, a device, or a file that the kernel makes up: reading may wait
+            what, advice = "is not an ordinary file, and is not copied", "put the file itself there"
+            others.append(Finding("assets-missing", entry.name, what, advice))
+    return tuple(files), others
 
 
 def _text(path: Path) -> str:

@@ -75,6 +75,26 @@ def test_directories_and_dangling_links_are_not_copied(tmp_path: Path) -> None:
     assert lines(directory) == ["warning[assets-missing] vocab.json: is a symlink to nothing (download the file again)"]
 
 
+@pytest.mark.parametrize(
+    "target", ["/dev/zero", "/proc/kmsg", "/proc/self/status", "/sys/kernel/uevent_seqnum", "pipe"]
+)
+@pytest.mark.parametrize("name", ["config.json", "merges.txt"])
+def test_what_is_not_an_ordinary_file_is_not_read(name: str, target: str, tmp_path: Path) -> None:
+    """It may have no end, or wait for somebody who writes into it."""
+    if target.startswith("/") and not Path(target).exists():
+        pytest.skip(f"there is no {target} here")
+    os.mkfifo(tmp_path / "pipe")
+    directory = make(tmp_path / "a")
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(tmp_path / target)
+    convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=directory)
+    assert not (tmp_path / "out" / name).exists()
+    assert (
+        f"warning[assets-missing] {name}: is not an ordinary file, and is not copied (put the file itself there)"
+        in lines(directory)
+    )
+
+
 def test_a_config_that_is_no_unicode_is_copied_all_the_same(tmp_path: Path) -> None:
     text = json.dumps({**CONFIG, "pad_token": "\ud800"})
     written = find_assets(make(tmp_path / "a", text)).config_for("bfloat16")
