@@ -63,7 +63,9 @@ CODES: dict[str, Code] = {
     ),
     "left-out": Code("info", "Keys that are not converted, counted by reason."),
     # the assets
-    "assets-missing": Code("warning", "An expected file (config.json, tokenizer) is not in the assets directory."),
+    "assets-missing": Code(
+        "warning", "An expected file (config.json, tokenizer) is not among the assets, or is no ordinary file."
+    ),
     "assets-none": Code("warning", "No assets directory was given; the output has weights only."),
     "config-unreadable": Code("warning", "config.json is not a JSON object in UTF-8."),
     "config-no-architectures": Code(

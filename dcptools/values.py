@@ -15,7 +15,7 @@ import numpy as np
 
 from dcptools._parallel import Progress, default_workers, one_thread_each, run
 from dcptools._progress import bar
-from dcptools._table import counted, format_bytes
+from dcptools._text import counted, format_bytes
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UnsupportedCheckpoint, UsageError
