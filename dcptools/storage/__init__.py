@@ -6,7 +6,15 @@
 from __future__ import annotations
 
 from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
-from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, OpenFile, Source
+from dcptools.storage.source import (
+    MORE_DESCRIPTORS,
+    NO_DESCRIPTOR,
+    FileState,
+    LocalSource,
+    OpenFile,
+    Source,
+    open_regular,
+)
 
 __all__ = [
     "MORE_DESCRIPTORS",
@@ -18,4 +26,5 @@ __all__ = [
     "OpenFile",
     "Sink",
     "Source",
+    "open_regular",
 ]

@@ -165,12 +165,12 @@ class LocalSource:
     def _descriptor(self, name: str) -> int:
         """Open the file; if the process has too many open, at the expense of all others of this source."""
         try:
-            return _open_regular(self.directory / name)
+            return open_regular(self.directory / name)
         except OSError as error:
             if error.errno not in NO_DESCRIPTOR or not self._open:
                 raise
         self._open.clear()
-        return _open_regular(self.directory / name)
+        return open_regular(self.directory / name)
 
 
 def _most_open() -> int:
@@ -179,7 +179,7 @@ def _most_open() -> int:
     return min(MAX_OPEN_FILES, max(1, soft // 4)) if soft >= 0 else MAX_OPEN_FILES
 
 
-def _open_regular(path: Path) -> int:
+def open_regular(path: Path) -> int:
     """Open a file for reading, if it is one: a pipe or a device can keep who opens it waiting for ever."""
     descriptor = os.open(path, os.O_RDONLY | BINARY | _NONBLOCK)
     mode = os.fstat(descriptor).st_mode

@@ -12,7 +12,7 @@ from dcptools.assets import CONFIG
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, TargetError
 from dcptools.shards import INDEX, ShardFile, ShardPlan
-from dcptools.storage import LocalSink
+from dcptools.storage import LocalSink, open_regular
 from dcptools.writer.swap import Swap, old_model
 from dcptools.writer.target import planned_names
 
@@ -114,7 +114,7 @@ def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> None:
 
 
 def _copy(sink: LocalSink, name: str, path: Path, *, sync: bool) -> None:
-    with open(path, "rb") as source:
+    with open(open_regular(path), "rb") as source:
         sink.create(name, os.fstat(source.fileno()).st_size)
         while piece := source.read(COPY_BYTES):
             sink.write(name, source.tell() - len(piece), memoryview(piece))
