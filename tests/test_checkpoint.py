@@ -36,6 +36,7 @@ from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
 from dcptools.tensors import read_region
+from tests.bench import many_chunks
 
 COPY_AGAIN = "Copy or download the checkpoint again, use another one, or save again."
 
@@ -773,3 +774,17 @@ def test_a_metadata_file_of_holes_is_not_read(tmp_path: Path) -> None:
         BrokenCheckpoint, match=r"\.metadata has 100 GB; that of 100 million chunks has less than 20.00 GB"
     ):
         dcptools.read(tmp_path)
+
+
+def test_metadata_that_is_read_one_by_one_says_so(tmp_path: Path) -> None:
+    """As protocol 2 writes it, for example: the same content, in other opcodes."""
+    many_chunks.save(tmp_path / "a", 2000)
+    quick = dcptools.read(tmp_path / "a")
+    assert "metadata-slow" not in {finding.code for finding in quick.findings}
+    (tmp_path / "a" / ".metadata").write_bytes(pickle.dumps(edit.load_metadata(tmp_path / "a"), protocol=2))
+    slow = dcptools.read(tmp_path / "a")
+    assert [str(f) for f in slow.findings if f.code == "metadata-slow"] == [
+        "info[metadata-slow]: .metadata has 1,920 records in a form that is read one by one "
+        "(it is right, and takes up to ten times as long; please tell which program wrote it)"
+    ]
+    assert slow.tensors.keys() == quick.tensors.keys()

@@ -103,6 +103,27 @@ def test_nearly_all_records_are_read_in_steps(tmp_path: Path) -> None:
         assert in_steps.count < one_by_one.count - 5 * tensors + 3 * others + 12
 
 
+SAMPLES = sorted((Path(__file__).parent / "data" / "metadata").iterdir())
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=[path.name for path in SAMPLES])
+def test_what_versions_of_torch_wrote_is_read_in_steps(path: Path) -> None:
+    """A change of the order in which torch pickles fields would cost a factor of eight, and no error would tell."""
+    data = path.read_bytes()
+    with Counted() as in_steps:
+        raw = read(data, in_steps=True)
+    with Counted() as one_by_one:
+        read(data, in_steps=False)
+    assert same(data)
+    assert (len(raw.tensors), len(raw.start)) == (24, 50)
+    assert in_steps.count < 10 < 190 < one_by_one.count
+    assert raw.one_by_one < 5
+
+
+def test_the_samples_are_of_several_versions() -> None:
+    assert [path.name for path in SAMPLES] == ["2.10.0", "2.13.0", "2.2.2", "2.6.0"]
+
+
 @pytest.mark.parametrize("nbytes", [1, 20, 77, 300])
 def test_a_frame_may_begin_anywhere(nbytes: int, tmp_path: Path) -> None:
     metadata = load_metadata(saved.trained(tmp_path, saved.model_state(layers=1)))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from reference import full_load, raw
 
 from dcptools import values
-from dcptools._table import format_bytes
+from dcptools._text import format_bytes
 from dcptools.checkpoint import read
 from dcptools.errors import BrokenCheckpoint, Cancelled, NotACheckpoint, UnknownKey, UnsupportedCheckpoint, UsageError
 from dcptools.storage import LocalSource

@@ -9,13 +9,14 @@ import numpy as np
 
 from dcptools._text import some
 from dcptools.checkpoint.cover import check_cover
-from dcptools.checkpoint.metadata import READABLE, RawTensor
+from dcptools.checkpoint.metadata import READABLE, RawMetadata, RawTensor
 from dcptools.checkpoint.times import about_times
 from dcptools.checkpoint.values import Columns, StoredFile, StoredTensor
 from dcptools.findings import Finding
 
-__all__ = ["about_encoding", "about_foreign", "about_holes", "about_storage", "about_times"]
+__all__ = ["about_encoding", "about_foreign", "about_holes", "about_speed", "about_storage", "about_times"]
 
+MANY = 1000  # records; so many take no time to speak of
 _SAVE_AGAIN = "use another checkpoint, or save again"
 
 
@@ -25,6 +26,15 @@ def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "foreign-class", "", f".metadata names {some(names)}; nothing of it was imported",
             "harmless unless keys are missing",
+        )  # fmt: skip
+
+
+def about_speed(raw: RawMetadata) -> Iterator[Finding]:
+    """Metadata whose records are not as torch writes them today, so that they are read one by one."""
+    if raw.one_by_one > MANY and raw.one_by_one > len(raw.start) / 2:
+        yield Finding(
+            "metadata-slow", "", f".metadata has {raw.one_by_one:,} records in a form that is read one by one",
+            "it is right, and takes up to ten times as long; please tell which program wrote it",
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import math
 import reprlib
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
@@ -62,6 +62,7 @@ class RawMetadata:
     encodings: list[str]
     foreign: tuple[str, ...]
     version: str
+    one_by_one: int = field(default=0, repr=False)  # items that were not read in steps
 
 
 class _Wrong(Exception):
@@ -225,6 +226,7 @@ def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
         stored.encoding_ids.names,
         foreign,
         version if type(version) is str else "",
+        stored.one_by_one,
     )
 
 
@@ -289,6 +291,7 @@ class _Stored:
 
     def __init__(self, storage: dict[Any, Any], most_numbers: int) -> None:
         self._numbers_left = most_numbers  # of offsets and sizes; one chunk may occur again and again
+        self.one_by_one = 0
         self._hashes: list[int] = []  # of the places of items that were added last
         self.file_ids, self.encoding_ids = _FileIds(), _EncodingIds()
         self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
@@ -305,6 +308,7 @@ class _Stored:
             if type(index) is Run and index.kind is INDEX:
                 self._add(*index.columns)
             elif index is not TAKEN:
+                self.one_by_one += 1
                 self._add_one(_fields(index), _fields(info))
 
     def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:

@@ -8,7 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dcptools._text import format_bytes
-from dcptools.checkpoint.checks import about_encoding, about_foreign, about_holes, about_storage, about_times
+from dcptools.checkpoint.checks import (
+    about_encoding,
+    about_foreign,
+    about_holes,
+    about_speed,
+    about_storage,
+    about_times,
+)
 from dcptools.checkpoint.lookalikes import METADATA, explain
 from dcptools.checkpoint.metadata import RawMetadata, parse
 from dcptools.checkpoint.values import Checkpoint, Columns, StoredFile, StoredObject, StoredTensor
@@ -115,6 +122,7 @@ def _build(source: Source, raw: RawMetadata, data: bytes, metadata: FileState) -
     rows = [(t.key, t.first, len(t.offsets)) for t in raw.tensors] + [(key, row, 1) for key, _, row in raw.objects]
     findings = (
         *about_foreign(raw.foreign),
+        *about_speed(raw),
         *about_encoding(tensors.values()),
         *holes.values(),
         *about_storage(rows, columns, files),
