@@ -30,8 +30,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
-from dcptools.checkpoint import Checkpoint, Chunk, StoredFile
-from dcptools.checkpoint import metadata as metadata_module
+from dcptools.checkpoint import Checkpoint, Chunk, StoredFile, storage_data
 from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
@@ -460,7 +459,7 @@ def test_one_list_of_chunks_cannot_stand_for_those_of_all_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list of a million chunks that thousands of tensors refer to takes few bytes, and would be a billion chunks."""
-    monkeypatch.setattr(metadata_module, "MOST_UNSTORED", 0)
+    monkeypatch.setattr(storage_data, "MOST_UNSTORED", 0)
     with edit.editing(broken.whole(tmp_path)) as metadata:
         for number in range(3):
             metadata.state_dict_metadata[f"model.copy{number}"] = metadata.state_dict_metadata[W]

@@ -54,12 +54,13 @@ from dcptools.tensors import (
     read_view,
     row_major,
     tiles,
+    unpacked,
 )
 from dcptools.tensors import item as item_module
 from dcptools.tensors import reader as reader_module
 from dcptools.tensors.archive import HEAD_BYTES, TAIL_BYTES, Archive, Frame
+from dcptools.tensors.arrangement import parse_arrangement
 from dcptools.tensors.geometry import is_row_major
-from dcptools.tensors.item import parse_layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
@@ -442,7 +443,7 @@ def test_a_zstd_bomb_is_not_unpacked(tail: bool, tmp_path: Path, monkeypatch: py
     bomb = zip_item(item_parts(torch_item(values)) | {"archive/x": bytes(8 << 20)}) if tail else bytes(8 << 20)
     replace_item(directory, "model.model.norm.weight", zstandard.compress(bomb))
     written: list[int] = []
-    monkeypatch.setattr(item_module.Unpacked, "write", lambda _, __, data: written.append(len(data)))
+    monkeypatch.setattr(unpacked.Unpacked, "write", lambda _, __, data: written.append(len(data)))
     with pytest.raises(BrokenCheckpoint, match=r"unpacks to more than such a tensor can have"):
         whole(read(directory), "model.model.norm.weight")
     assert sum(written) <= values.nbytes + (1 << 16)
@@ -467,15 +468,15 @@ def test_a_zstd_item_has_room_for_what_torch_writes_around_it(alignment: int, tm
 @pytest.mark.parametrize("look", [dcptools.stats, lambda path, cancel: dcptools.convert(path, cancel=cancel)])
 def test_unpacking_stops_when_it_is_cancelled(look: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = saved.zstd(tmp_path, {"model.norm.weight": torch.zeros(6 << 20)})
-    cancel, parts, write = threading.Event(), [], item_module.Unpacked.write
+    cancel, parts, write = threading.Event(), [], unpacked.Unpacked.write
 
-    def slow(self: item_module.Unpacked, start: int, data: bytes) -> None:
+    def slow(self: unpacked.Unpacked, start: int, data: bytes) -> None:
         cancel.set()
         parts.append(len(data))
         time.sleep(0.05)
         write(self, start, data)
 
-    monkeypatch.setattr(item_module.Unpacked, "write", slow)
+    monkeypatch.setattr(unpacked.Unpacked, "write", slow)
     with pytest.raises(Cancelled):
         look(directory, cancel=cancel)
     assert len(parts) < 12  # of 24
@@ -711,7 +712,7 @@ def test_two_entries_of_one_name_are_refused(names: tuple[str, ...], tmp_path: P
 
 def layout_of(value: object) -> Any:
     parts = item_parts(torch_item(value))
-    return parse_layout(next(content for name, content in parts.items() if name.endswith("data.pkl")))
+    return parse_arrangement(next(content for name, content in parts.items() if name.endswith("data.pkl")))
 
 
 def test_layout_of_a_view() -> None:

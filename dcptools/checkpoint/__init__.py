@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.checkpoint.reading import as_checkpoint, inspect, read
-from dcptools.checkpoint.values import NO_ROOT, Checkpoint, Chunk, StoredFile, StoredObject, StoredTensor
+from dcptools.checkpoint.stored import Chunk, StoredFile, StoredObject, StoredTensor
+from dcptools.checkpoint.values import NO_ROOT, Checkpoint
 
 __all__ = [
     "METADATA",

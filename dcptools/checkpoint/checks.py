@@ -9,9 +9,10 @@ import numpy as np
 
 from dcptools._text import some
 from dcptools.checkpoint.cover import check_cover
-from dcptools.checkpoint.metadata import READABLE, RawMetadata, RawTensor
+from dcptools.checkpoint.metadata import RawMetadata, RawTensor
+from dcptools.checkpoint.storage_data import READABLE
+from dcptools.checkpoint.stored import Columns, StoredFile, StoredTensor
 from dcptools.checkpoint.times import about_times
-from dcptools.checkpoint.values import Columns, StoredFile, StoredTensor
 from dcptools.findings import Finding
 
 __all__ = ["about_encoding", "about_foreign", "about_holes", "about_speed", "about_storage", "about_times"]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import reprlib
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,20 +19,25 @@ import numpy.typing as npt
 
 from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
 from dcptools.checkpoint.cover import Ints
+from dcptools.checkpoint.fields import (
+    LONGEST_KEY,
+    REPR,
+    TOO_LARGE,
+    Wrong,
+    dict_of,
+    expected,
+    fields_of,
+    is_integers,
+    no_field,
+    text_of,
+)
 from dcptools.checkpoint.runs import CHUNK, INDEX, PROPERTIES, STORED, TAKEN, TENSOR, Run, shortcuts
+from dcptools.checkpoint.storage_data import MOST_UNSTORED, StorageData
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
 
-TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
 LONGEST_PATH = 4096  # characters of a file's name; Linux has no longer ones
-LONGEST_KEY = 4096  # characters, of a path in the state dict too
-LONGEST_TRANSFORMS = 1000  # characters
-MANY_HASHES = 8192
-MOST_DIMS = 64  # of a tensor; torch has no larger ones
-MOST_UNSTORED = 1 << 20  # chunks of which the metadata does not say where they are stored
 MOST_PARTS = 100  # of a path in the state dict
-ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
-READABLE = frozenset(ENCODINGS.values())
 
 
 @dataclass(slots=True)
@@ -65,40 +68,9 @@ class RawMetadata:
     one_by_one: int = field(default=0, repr=False)  # items that were not read in steps
 
 
-class _Wrong(Exception):
-    """A field that is not as it must be. Each layer puts its own part before the field's name."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        self.field, self.problem = field, problem
-
-    def inside(self, outer: str) -> _Wrong:
-        return _Wrong(outer + self.field, self.problem)
-
-
-def _expected(field: str, expected: str, found: Any) -> _Wrong:
-    """``found`` is untrusted: it is shown only where that is short."""
-    shown = _REPR.repr(found) if type(found) in _SHOWN else f"a {type_name(found)}"
-    return _Wrong(field, f"expected {expected}, found {shown}")
-
-
-def _no_field(where: str, error: KeyError) -> _Wrong:
-    return _Wrong(where, f"expected a field {error.args[0]}, found none")
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
-_REPR.maxlevel = 2
-_SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
-
-
 _METADATA = "torch.distributed.checkpoint.metadata"
 _TOP = Class(f"{_METADATA}.Metadata")
 _OBJECT = Class(f"{_METADATA}.BytesStorageMetadata")
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """The fields of a record; none of anything else."""
-    return record.state if type(record) is Record and type(record.state) is dict else {}
 
 
 class _Paths:
@@ -189,31 +161,31 @@ def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawM
         )
     try:
         return _content(top, foreign, nbytes)
-    except _Wrong as wrong:
+    except Wrong as wrong:
         raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.") from None
 
 
 def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
-    fields = _fields(top)
+    fields = fields_of(top)
     version = fields.get("version")
     tensors: list[RawTensor] = []
     objects: list[tuple[str, tuple[str, ...], int]] = []
-    entries = _dict(fields, "state_dict_metadata")
+    entries = dict_of(fields, "state_dict_metadata")
     paths = _paths(fields.get("planner_data"))
-    stored = _Stored(_dict(fields, "storage_data"), MOST_UNSTORED + nbytes)
+    stored = StorageData(dict_of(fields, "storage_data"), MOST_UNSTORED + nbytes)
     for key, entry in entries.items():
         try:
-            _text(key, ", a key")
+            text_of(key, ", a key")
             if type(entry) is Record and entry.kind is TENSOR:
-                tensors.append(_tensor(key, _fields(entry), paths.get(key, ()), stored))
+                tensors.append(_tensor(key, fields_of(entry), paths.get(key, ()), stored))
             elif type(entry) is Record and entry.kind is _OBJECT:
                 objects.append((key, paths.get(key, ()), stored.pick(key, [None])))
             else:
-                raise _expected("", "tensor or bytes metadata", entry)
-        except _Wrong as wrong:
-            raise wrong.inside(f"state_dict_metadata[{_REPR.repr(key)}]") from None
+                raise expected("", "tensor or bytes metadata", entry)
+        except Wrong as wrong:
+            raise wrong.inside(f"state_dict_metadata[{REPR.repr(key)}]") from None
         except KeyError as error:
-            raise _no_field(f"state_dict_metadata[{_REPR.repr(key)}]", error) from None
+            raise no_field(f"state_dict_metadata[{REPR.repr(key)}]", error) from None
     picked = np.frombuffer(stored.picked, dtype=np.int64)
     return RawMetadata(
         tensors,
@@ -230,17 +202,17 @@ def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
     )
 
 
-def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: _Stored) -> RawTensor:
+def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: StorageData) -> RawTensor:
     shape, dtype, chunks = fields["size"], _dtype(fields["properties"]), fields["chunks"]
     known = by_name(dtype) if type(dtype) is str else None
-    if not _is_integers(shape) or not all(0 <= n < TOO_LARGE for n in shape):
-        raise _expected(".size", "a tuple of sizes below 2**62", shape)
+    if not is_integers(shape) or not all(0 <= n < TOO_LARGE for n in shape):
+        raise expected(".size", "a tuple of sizes below 2**62", shape)
     if known is None:
-        raise _expected(".properties.dtype", "a dtype of torch", dtype)
+        raise expected(".properties.dtype", "a dtype of torch", dtype)
     if math.prod(max(1, n) for n in shape) * known.itemsize >= TOO_LARGE:
-        raise _expected(".size", "less than 2**62 bytes", shape)
+        raise expected(".size", "less than 2**62 bytes", shape)
     if type(chunks) is not list:
-        raise _expected(".chunks", "a list", chunks)
+        raise expected(".chunks", "a list", chunks)
     offsets, sizes = _boxes(chunks)
     stored.count(len(offsets) * len(shape))
     starts, extents = _columns([*offsets, *sizes], len(shape))
@@ -264,7 +236,7 @@ def _boxes(chunks: list[Any]) -> tuple[list[Any], list[Any]]:
             offsets += chunk.columns[0]
             sizes += chunk.columns[1]
         elif chunk is not TAKEN:
-            fields = _fields(chunk)
+            fields = fields_of(chunk)
             offsets.append(fields.get("offsets"))
             sizes.append(fields.get("sizes"))
     return offsets, sizes
@@ -279,159 +251,11 @@ def _columns(rows: list[Any], dims: int) -> Ints:
                 return np.array(numbers, dtype=np.int64).reshape(2, len(rows) // 2, dims)
     at = next(n for n, row in enumerate(rows) if not _is_box(row, dims))
     name, number = ("offsets", "sizes")[at // (len(rows) // 2)], at % (len(rows) // 2)
-    raise _expected(f".chunks[{number}].{name}", f"{dims} integers of 64 bits", rows[at])
+    raise expected(f".chunks[{number}].{name}", f"{dims} integers of 64 bits", rows[at])
 
 
 def _is_box(row: Any, dims: int) -> bool:
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
-
-
-class _Stored:
-    """The checked ``storage_data``, one row an item; read in the order of the pickle, in which it lies in memory."""
-
-    def __init__(self, storage: dict[Any, Any], most_numbers: int) -> None:
-        self._numbers_left = most_numbers  # of offsets and sizes; one chunk may occur again and again
-        self.one_by_one = 0
-        self._hashes: list[int] = []  # of the places of items that were added last
-        self.file_ids, self.encoding_ids = _FileIds(), _EncodingIds()
-        self._rows: dict[str, dict[tuple[int, ...] | None, int]] = {}  # by key and offsets; None: an object
-        self.file, self.start, self.nbytes, self.encoding = array("i"), array("q"), array("q"), array("b")
-        self.picked = array("q")
-        self._read(storage)
-        for column in (self.file, self.start, self.nbytes):
-            column.append(-1)  # the last row, -1: no storage info
-        self.encoding.append(0)
-
-    def _read(self, storage: dict[Any, Any]) -> None:
-        """A row for each item."""
-        for index, info in storage.items():
-            if type(index) is Run and index.kind is INDEX:
-                self._add(*index.columns)
-            elif index is not TAKEN:
-                self.one_by_one += 1
-                self._add_one(_fields(index), _fields(info))
-
-    def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:
-        key, offsets = index.get("fqn"), index.get("offset")
-        if type(key) is not str:
-            raise _expected("storage_data, a key", "a MetadataIndex with a name", key)
-        if offsets is not None and not _is_integers(offsets):
-            raise _expected(f"storage_data, an offset of {_REPR.repr(key)}", "a tuple of integers", offsets)
-        try:
-            name, start, nbytes = info["relative_path"], info["offset"], info["length"]
-            if type(start) is not int or not 0 <= start < TOO_LARGE:
-                raise _expected(".offset", "a number of bytes below 2**62", start)
-            if type(nbytes) is not int or not 0 <= nbytes < TOO_LARGE:
-                raise _expected(".length", "a number of bytes below 2**62", nbytes)
-            transforms = _transforms(info.get("transform_descriptors"))
-            self._add([key], [offsets], [_text(name, ".relative_path")], [start], [nbytes], [transforms])
-        except _Wrong as wrong:
-            raise wrong.inside(f"storage_data[{_REPR.repr(key)}]") from None
-        except KeyError as error:
-            raise _no_field(f"storage_data[{_REPR.repr(key)}]", error) from None
-
-    def _add(
-        self,
-        keys: list[str],
-        offsets: list[tuple[int, ...] | None],
-        names: list[str],
-        starts: list[int],
-        nbytes: list[int],
-        transforms: list[tuple[str, ...] | None],
-    ) -> None:
-        """A row for each of many items, column by column: their types are known.
-
-        What is wrong with one of a run is said when it is read again, one by one.
-        """
-        self._watch(keys, offsets)
-        if not 0 <= min(starts) <= max(starts) < TOO_LARGE or not 0 <= min(nbytes) <= max(nbytes) < TOO_LARGE:
-            raise _Wrong("storage_data", "a place that cannot be")
-        rows_of = self._rows
-        for row, (key, offset) in enumerate(zip(keys, offsets, strict=True), len(self.start)):
-            rows = rows_of.get(key)
-            if rows is None:
-                rows = rows_of[key] = {}
-            if rows.setdefault(offset, row) != row:
-                raise _Wrong("", f"there are two items for the offset {offset!r}")
-        self.file.extend(map(self.file_ids.__getitem__, names))
-        self.start.extend(starts)
-        self.nbytes.extend(nbytes)
-        self.encoding.extend(map(self.encoding_ids.__getitem__, transforms))
-
-    def _watch(self, keys: list[str], offsets: list[tuple[int, ...] | None]) -> None:
-        """Tuples of integers can be made to have the same hash, and then looking one up is comparing it with all."""
-        for first in range(0, len(keys), MANY_HASHES):
-            last = first + MANY_HASHES
-            self._hashes += map(hash, zip(keys[first:last], offsets[first:last], strict=True))
-            if len(self._hashes) >= MANY_HASHES:
-                if len(set(self._hashes)) < 0.9 * len(self._hashes):
-                    raise _Wrong("storage_data", "offsets that were made to collide in Python's hash")
-                self._hashes.clear()
-
-    def count(self, numbers: int) -> None:
-        """Refuse offsets and sizes that are far more than the pickle has bytes for."""
-        self._numbers_left -= numbers
-        if self._numbers_left < 0:
-            raise _Wrong(".chunks", "the same chunks occur again and again")
-
-    def pick(self, key: str, offsets: list[Any]) -> int:
-        """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
-        rows, first = self._rows.get(key, {}), len(self.picked)
-        if first + len(offsets) > MOST_UNSTORED + 2 * len(self.file):  # one list of a million chunks for all tensors
-            raise _Wrong(".chunks", f"there are far more chunks than the {len(self.file) - 1:,} that are stored")
-        # mostly in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
-        self.picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
-        return first
-
-
-class _FileIds(dict[str, int]):
-    """Numbers for the names of files, each of which is checked once."""
-
-    def __missing__(self, name: str) -> int:
-        number = self[_file_name(name)] = len(self)
-        return number
-
-
-class _EncodingIds(dict["tuple[str, ...] | None", int]):
-    """Numbers for the transforms of an item, and our name of each encoding; 0 is the plain one."""
-
-    def __init__(self) -> None:
-        super().__init__({None: 0, (): 0})
-        self.names = [ENCODINGS[()]]
-
-    def __missing__(self, transforms: tuple[str, ...]) -> int:
-        if len(self) > 100:
-            raise _Wrong(".transform_descriptors", "more than 100 different ones")
-        number = self[transforms] = len(self.names)
-        self.names.append(ENCODINGS.get(transforms, "transform " + ", ".join(transforms)))
-        return number
-
-
-def _transforms(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if type(value) not in (list, tuple) or len(value) > 100:
-        raise _expected(".transform_descriptors", "a list of names", value)
-    names = tuple(_text(name, ".transform_descriptors") for name in value)
-    if sum(map(len, names)) > LONGEST_TRANSFORMS:
-        raise _Wrong(".transform_descriptors", "names of more than a thousand characters")
-    return names
-
-
-def _is_integers(value: Any) -> bool:
-    """Whether it is a tuple of integers, and no more than a tensor has dimensions: fast to hash and to multiply."""
-    return type(value) is tuple and len(value) <= MOST_DIMS and _INTEGERS.issuperset(map(type, value))
-
-
-_INTEGERS = {int}
-
-
-def _file_name(name: Any) -> str:
-    """A relative path that stays in the checkpoint's directory."""
-    parts = _text(name, ".relative_path").replace("\\", "/").split("/")
-    if not name or ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
-        raise _expected(".relative_path", "the name of a file in the checkpoint's directory", name)
-    return str(name)
 
 
 def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
@@ -446,24 +270,3 @@ def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
         and all(type(part) in (str, int) for part in path)
         and sum(len(part) for part in path if type(part) is str) <= LONGEST_KEY
     }
-
-
-def _dict(fields: dict[str, Any], name: str) -> dict[Any, Any]:
-    if name not in fields:
-        raise _Wrong(name, "expected a dict, found nothing")
-    value = fields[name]
-    if not isinstance(value, dict):
-        raise _expected(name, "a dict", value)
-    return value
-
-
-def _text(value: Any, field: str) -> str:
-    if type(value) is not str:
-        raise _expected(field, "a string", value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which no file can hold
-        raise _expected(field, "a string of Unicode", value) from None
-    if len(value) > LONGEST_KEY:
-        raise _expected(field, f"a string of at most {LONGEST_KEY:,} characters", value)
-    return value

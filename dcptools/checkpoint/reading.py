@@ -18,7 +18,8 @@ from dcptools.checkpoint.checks import (
 )
 from dcptools.checkpoint.lookalikes import METADATA, explain
 from dcptools.checkpoint.metadata import RawMetadata, parse
-from dcptools.checkpoint.values import Checkpoint, Columns, StoredFile, StoredObject, StoredTensor
+from dcptools.checkpoint.stored import Columns, StoredFile, StoredObject, StoredTensor
+from dcptools.checkpoint.values import Checkpoint
 from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, system_errors
 from dcptools.storage import FileState, LocalSource, Source
 

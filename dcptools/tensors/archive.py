@@ -1,7 +1,7 @@
 """The zip archive that ``torch.save`` writes, as far as a stored tensor needs it.
 
 An item of a ``.distcp`` file is such an archive: entries ``<name>/data.pkl``, ``<name>/byteorder``,
-``<name>/data/0`` and a few more, all uncompressed. Layout: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to
+``<name>/data/0`` and a few more, all uncompressed. Arrangement: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to
 16); torch writes through a stream, so sizes stand in the central directory and not in the local headers. The
 archive lies somewhere inside a larger file, which is why the standard library's ``zipfile`` would need a file
 object around it, and it takes ten times as long for each of a million items.
@@ -209,8 +209,8 @@ class Archive:
         data, at = self._find(start, nbytes)
         return bytes(data[at : at + nbytes])
 
-    def _unpack(self, layout: struct.Struct, start: int) -> tuple[Any, ...]:
-        return layout.unpack_from(*self._find(start, layout.size))
+    def _unpack(self, arrangement: struct.Struct, start: int) -> tuple[Any, ...]:
+        return arrangement.unpack_from(*self._find(start, arrangement.size))
 
 
 def _zip64(extra: bytes, *fields: int) -> list[int]:

@@ -18,7 +18,8 @@ from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resol
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.chunks import Chunks, ElementRange
 from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
-from dcptools.tensors.item import Item, Unpacked, open_item
+from dcptools.tensors.item import Item, open_item
+from dcptools.tensors.unpacked import Unpacked
 
 
 class TensorReader:
@@ -65,8 +66,8 @@ class TensorReader:
         """The strides of the first chunk, in elements, if its values lie in another order than row-major."""
         if not self.tensor.numel:
             return None
-        layout = self._item(self.chunks.boxes[0].number).layout
-        return None if layout.row_major else layout.strides
+        arrangement = self._item(self.chunks.boxes[0].number).arrangement
+        return None if arrangement.row_major else arrangement.strides
 
     def regions(self, most: int) -> Iterator[Region]:
         """The tensor in regions of at most about ``most`` elements, as it is read best.
@@ -107,16 +108,16 @@ class TensorReader:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""
         if self.chunks.ranges is not None:
             for item, first, count in self._range_parts(self.chunks.ranges, start, stop):
-                if item.layout.plain:
-                    itemsize = item.layout.dtype.itemsize
-                    yield item, (item.layout.offset + first) * itemsize, count * itemsize
+                if item.arrangement.plain:
+                    itemsize = item.arrangement.dtype.itemsize
+                    yield item, (item.arrangement.offset + first) * itemsize, count * itemsize
             return
         for region in boxes(self.tensor.shape, start, stop):
             for item, low, high, _ in self._parts(region):
-                shape, strides = [b - a for a, b in zip(low, high, strict=True)], item.layout.strides
-                elements, itemsize = span(shape, strides), item.layout.dtype.itemsize
+                shape, strides = [b - a for a, b in zip(low, high, strict=True)], item.arrangement.strides
+                elements, itemsize = span(shape, strides), item.arrangement.dtype.itemsize
                 if elements <= 2 * math.prod(shape):
-                    yield item, (item.layout.offset + sum(map(mul, low, strides))) * itemsize, elements * itemsize
+                    yield item, (item.arrangement.offset + sum(map(mul, low, strides))) * itemsize, elements * itemsize
 
     def read_range(self, start: int, stop: int, out: Bits) -> None:
         """Fill ``out`` with the elements ``start`` to ``stop`` of the tensor in row-major order.
@@ -142,12 +143,12 @@ class TensorReader:
             return
         done = 0
         for item, first, count in self._range_parts(self.chunks.ranges, start, stop):
-            layout, part = item.layout, out[done : done + count]
-            if layout.plain:
-                self._read_bytes(item, (layout.offset + first) * layout.dtype.itemsize, part.data.cast("B"))
+            arrangement, part = item.arrangement, out[done : done + count]
+            if arrangement.plain:
+                self._read_bytes(item, (arrangement.offset + first) * arrangement.dtype.itemsize, part.data.cast("B"))
             else:
                 read = functools.partial(self._read_item, item)
-                fill(list(boxes(layout.shape, first, first + count)), part, read)
+                fill(list(boxes(arrangement.shape, first, first + count)), part, read)
             done += count
 
     def read_region(self, region: Region, out: Bits) -> None:
@@ -218,15 +219,17 @@ class TensorReader:
 
     def _read_item(self, item: Item, region: Region, out: Bits) -> None:
         """Read a region of one item, as the values that its bits and flags stand for."""
-        layout = item.layout
+        arrangement = item.arrangement
 
         def read(first: int, target: Bits) -> None:
-            self._read_bytes(item, first * layout.dtype.itemsize, target.data.cast("B"))
+            self._read_bytes(item, first * arrangement.dtype.itemsize, target.data.cast("B"))
 
-        offset = layout.offset + sum(start * stride for (start, _), stride in zip(region, layout.strides, strict=True))
-        gather(read, [stop - start for start, stop in region], layout.strides, offset, out, self._scratch_bytes)
-        if layout.conjugate or layout.negative:
-            resolve(out, layout.dtype, conjugate=layout.conjugate, negative=layout.negative)
+        offset = arrangement.offset + sum(
+            start * stride for (start, _), stride in zip(region, arrangement.strides, strict=True)
+        )
+        gather(read, [stop - start for start, stop in region], arrangement.strides, offset, out, self._scratch_bytes)
+        if arrangement.conjugate or arrangement.negative:
+            resolve(out, arrangement.dtype, conjugate=arrangement.conjugate, negative=arrangement.negative)
 
     def _read_bytes(self, item: Item, start: int, out: memoryview) -> None:
         item.source.read_into(item.file, item.start + start, out)

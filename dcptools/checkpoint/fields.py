@@ -1,0 +1,78 @@
+"""Checks of single fields of ``.metadata``, which is untrusted; each says the path to the field that is wrong."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from dcptools._pickle import Record, type_name
+
+TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
+LONGEST_KEY = 4096  # characters, of a path in the state dict too
+MOST_DIMS = 64  # of a tensor; torch has no larger ones
+
+
+class Wrong(Exception):
+    """A field that is not as it must be. Each layer puts its own part before the field's name."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field, self.problem = field, problem
+
+    def inside(self, outer: str) -> Wrong:
+        return Wrong(outer + self.field, self.problem)
+
+
+def expected(field: str, expected: str, found: Any) -> Wrong:
+    """``found`` is untrusted: it is shown only where that is short."""
+    shown = REPR.repr(found) if type(found) in _SHOWN else f"a {type_name(found)}"
+    return Wrong(field, f"expected {expected}, found {shown}")
+
+
+def no_field(where: str, error: KeyError) -> Wrong:
+    return Wrong(where, f"expected a field {error.args[0]}, found none")
+
+
+REPR = reprlib.Repr()
+REPR.maxstring = REPR.maxother = REPR.maxlong = 200
+REPR.maxlevel = 2
+_SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a record; none of anything else."""
+    return record.state if type(record) is Record and type(record.state) is dict else {}
+
+
+def dict_of(fields: dict[str, Any], name: str) -> dict[Any, Any]:
+    if name not in fields:
+        raise Wrong(name, "expected a dict, found nothing")
+    value = fields[name]
+    if not isinstance(value, dict):
+        raise expected(name, "a dict", value)
+    return value
+
+
+def text_of(value: Any, field: str) -> str:
+    if type(value) is not str:
+        raise expected(field, "a string", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which no file can hold
+        raise expected(field, "a string of Unicode", value) from None
+    if len(value) > LONGEST_KEY:
+        raise expected(field, f"a string of at most {LONGEST_KEY:,} characters", value)
+    return value
+
+
+def number_of(value: Any, field: str) -> int:
+    if type(value) is not int or not 0 <= value < TOO_LARGE:
+        raise expected(field, "a number of bytes below 2**62", value)
+    return value
+
+
+def is_integers(value: Any) -> bool:
+    """Whether it is a tuple of integers, and no more than a tensor has dimensions: fast to hash and to multiply."""
+    return type(value) is tuple and len(value) <= MOST_DIMS and _INTEGERS.issuperset(map(type, value))
+
+
+_INTEGERS = {int}
