@@ -129,7 +129,7 @@ def stats(
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
 ) -> pd.DataFrame:
-    """Statistics of stored values, one row a tensor: key, dtype, numel, min, max, mean, std, norm, zeros, nan, inf.
+    """Statistics of stored values, one row per tensor: key, dtype, numel, min, max, mean, std, norm, zeros, nan, inf.
 
     ``min`` to ``norm`` are of the finite values, in float64 (of magnitudes, for complex dtypes); ``std`` divides by the
     number of values, not one less. ``zeros``, ``nan`` and ``inf`` are counts. Tensors are streamed: memory is a few MiB

@@ -53,7 +53,7 @@ class RawTensor:
 
 @dataclass(slots=True)
 class RawMetadata:
-    """The checked content; the columns have one row a chunk."""
+    """The checked content; the columns have one row per chunk."""
 
     tensors: list[RawTensor]
     objects: list[tuple[str, tuple[str, ...], int]]  # key, path, row
@@ -127,7 +127,7 @@ _PATH_NAMES = tuple(
 
 
 def parse(data: bytes, what: str) -> RawMetadata:
-    """Unpickle and check. A million chunks take some seconds and, while it runs, about 300 bytes a chunk.
+    """Unpickle and check. A million chunks take some seconds and, while it runs, about 300 bytes per chunk.
 
     ``what`` is how errors call it.
 

@@ -84,7 +84,7 @@ def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint
 
 
 def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
-    """What is in a checkpoint: one row a key, sorted, with key, kind, root, shape, dtype, numel, nbytes, chunks, files.
+    """What is in a checkpoint, one row per key: key, kind, root, shape, dtype, numel, nbytes, chunks, files.
 
     ``nbytes`` counts the values of a tensor, and the stored bytes of an object. ``root`` is the container in the state
     dict that was saved, where the metadata says so.

@@ -16,7 +16,7 @@ from dcptools.findings import Finding
 from dcptools.storage import FileState
 
 MIN_SECONDS = 300  # clocks that differ, a copy that waits for a while
-SLOW = 10_000_000  # bytes a second: a file may come later than the one before by what copying it takes at this rate
+SLOW = 10_000_000  # bytes per second: a file may come later than the one before by what copying it takes at this rate
 
 
 def about_times(metadata: FileState | None, files: Mapping[str, FileState | None]) -> Iterator[Finding]:

@@ -93,7 +93,7 @@ mapping_options = _options(
     click.option(
         "--rename-file",
         type=PATH,
-        help="A file of such rules, one a line; empty lines and lines that start with # do not count.",
+        help="A file of such rules, one per line; empty lines and lines that start with # do not count.",
     ),
 )
 plan_options = _options(
@@ -102,7 +102,7 @@ plan_options = _options(
         default=str(DEFAULT_SHARD_SIZE),
         show_default=True,
         metavar="BYTES",
-        help="Bytes of values a file, in the written dtype; also 5GB, 500MB.",
+        help="Bytes of values per file, in the written dtype; also 5GB, 500MB.",
     ),
     click.option(
         "--dtype",

@@ -52,7 +52,7 @@ class Mapping(Step):
         self.include = W.Text(description="Include", placeholder="globs on keys", continuous_update=False, layout=wide)
         self.exclude = W.Text(description="Exclude", placeholder="globs on keys", continuous_update=False, layout=wide)
         self.rename = W.Textarea(
-            description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one a line; the first match wins",
+            description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one per line; the first match wins",
             continuous_update=False, rows=3, layout={"width": "640px"},
         )  # fmt: skip
         self.assets = W.Text(
