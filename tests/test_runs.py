@@ -319,6 +319,18 @@ def test_nothing_waits_for_the_garbage_collector() -> None:
         gc.enable()
 
 
+def test_a_record_that_was_read_with_others_cannot_be_memoized() -> None:
+    """What comes back from the memo would be nothing, where one by one it is the record."""
+    data = pickle.dumps(four_tensors(), protocol=4)
+    at = data.rindex(b"ubu") + 2
+    changed = data[:at] + b"\x94" + data[at:]
+    start = changed.index(b"\x95")
+    changed = changed[:start] + changed[start + 9 :]  # FRAME has a wrong length now
+    with pytest.raises(BrokenCheckpoint, match="is memoized"):
+        read(changed, in_steps=True)
+    assert metadata_module.parse(changed, WHAT)
+
+
 def test_a_record_that_was_read_with_others_cannot_hide_in_a_tuple() -> None:
     """One by one it is a tuple where a record belongs, which is damage; so it is when they are read in one step."""
     data = pickle.dumps(four_tensors(), protocol=4)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dcptools._pickle.plain import utf8
 from dcptools._pickle.stack import Stack
-from dcptools._pickle.values import Class, Record, type_name
+from dcptools._pickle.values import Class, Placeholder, Record, type_name
 from dcptools._text import printable
 from dcptools.errors import UnsafeMetadata
 
@@ -91,6 +91,8 @@ class ClassOpcodes(Stack):
             raise ValueError(f"{type_name(made)} is no class")
         shortcut = self.shortcuts.get(made)
         if shortcut is not None and (taken := shortcut(self.data, at)) is not None:
+            if isinstance(taken[0][-1], Placeholder) and self.data[taken[1] : taken[1] + 1] in (b"\x94", b"q", b"r"):
+                raise ValueError("a record that was read in one step with others is memoized")
             self.stack += taken[0]
             return taken[1]
         self.stack.append(Record(made))
