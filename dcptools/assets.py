@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
+from dcptools.expected import is_known
 from dcptools.findings import Finding
 
 CONFIG = "config.json"
@@ -156,23 +156,9 @@ def _check_config(config: dict[str, Any]) -> Iterator[Finding]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         yield Finding("config-unknown-model-type", CONFIG, "it has no model_type", "AutoConfig cannot load it")
-    elif "auto_map" not in config and _is_known(model_type) is False:
+    elif "auto_map" not in config and is_known(model_type) is False:
         unknown = f"the installed transformers has no model_type {model_type!r}"
         yield Finding("config-unknown-model-type", CONFIG, unknown, "load it with a version that has it")
-
-
-def _is_known(model_type: str) -> bool | None:
-    """Whether the installed transformers has that model_type, without importing it; None if it is not installed.
-
-    The names stand as quoted strings in ``transformers/models/auto``.
-    """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    tables = sorted(Path(next(iter(spec.submodule_search_locations)), "models", "auto").glob("*.py"))
-    wanted = (f'"{model_type}"', f"'{model_type}'")
-    texts = (table.read_text(encoding="utf-8", errors="replace") for table in tables)
-    return any(quoted in text for text in texts for quoted in wanted) if tables else None
 
 
 def _parse(config: str) -> dict[str, Any] | None:

@@ -76,7 +76,20 @@ CODES: dict[str, Code] = {
         "warning", "config.json has no `model_type`, or one that the installed transformers lacks."
     ),
     "config-dtype": Code("info", "config.json says another dtype than is written; the copy gets the written one."),
-    "tied-weights": Code("warning", "config.json ties the embeddings, and the checkpoint stores both tensors."),
+    "foreign-names": Code("error", "A trainer's own names, whose values lie otherwise than in the HuggingFace model."),
+    # the model that config.json or a reference names
+    "model-fits": Code("info", "Every weight of the model is there, in the shape that it expects."),
+    "model-mismatch": Code("error", "The result is not the model that config.json or the reference names."),
+    "model-unknown": Code("info", "Nothing is known about the model of config.json, so names are found by rules."),
+    "model-not-built": Code("warning", "transformers cannot build the model that config.json describes."),
+    "weight-missing": Code("error", "A weight that the model needs is not in the checkpoint, or was left out."),
+    "weight-shape": Code("error", "A weight has another shape than the model expects."),
+    "weight-unexpected": Code("warning", "A tensor that the model has no weight for is written."),
+    "names": Code("info", "The live model and its published files name weights differently; which names are written."),
+    "tied-weights": Code("info", "Weights that the model ties have the same values; one is written."),
+    "tied-kept": Code("warning", "Weights that the model ties are all written; their values were not compared."),
+    "tied-dropped": Code("warning", "One of several weights that the model ties is written; values were not compared."),
+    "tied-differ": Code("warning", "Weights that the model ties have different values; all are written."),
     # the plan
     "float8": Code("warning", "fp8 tensors are passed through uncast: without their scales the numbers mean nothing."),
     "dtype-unsupported": Code("error", "safetensors has no type for this tensor's dtype."),

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
+from dcptools.mapping import MappingOptions
 from dcptools.shards import PlanOptions, ShardPlan
 
 __all__ = ["command_line", "python_call"]
@@ -44,18 +45,15 @@ def _rule(pattern: str, replacement: str) -> str:
 
 def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:
     options = plan.mapping.options
-    given: dict[str, Any] = {
-        "model_assets_dir": options.model_assets_dir,
-        "layout": options.layout if options.layout != "auto" else None,
-        "root": options.root,
-        "include": list(options.include),
-        "exclude": list(options.exclude),
-        "rename": [(rule.pattern, rule.replacement) for rule in options.rename],
-        **{
-            field.name: list(value) if isinstance(value, tuple) else value
-            for field in fields(PlanOptions)
-            if (value := getattr(plan.options, field.name)) != field.default
-        },
-        "overwrite": overwrite,
-    }
+    given = {**_not_default(options), **_not_default(plan.options), "overwrite": overwrite}
+    if options.rename:
+        given["rename"] = [(rule.pattern, rule.replacement) for rule in options.rename]
     return {name: value for name, value in given.items() if value}
+
+
+def _not_default(options: MappingOptions | PlanOptions) -> dict[str, Any]:
+    return {
+        field.name: list(value) if isinstance(value, tuple) else value
+        for field in fields(options)
+        if (value := getattr(options, field.name)) != field.default
+    }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import saved
+from checkpoints import models, saved
 
 from dcptools.assets import find_assets
 from dcptools.convert import convert
@@ -17,7 +17,7 @@ from dcptools.errors import UsageError
 from dcptools.mapping import preview
 from dcptools.shards import plan
 
-CONFIG = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float32"}
+CONFIG = {**json.loads(models.UNKNOWN_CONFIG), "torch_dtype": "float32"}
 
 COPIED = (
     "config.json", "generation_config.json",
@@ -206,7 +206,8 @@ def test_a_model_type_that_nobody_knows_is_a_warning(
     changes: dict[str, Any], expected: str | None, tmp_path: Path
 ) -> None:
     text = f"warning[config-unknown-model-type] config.json: {expected}"
-    assert lines(make(tmp_path / "a", {**CONFIG, **changes})) == ([text] if expected else [])
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **changes}
+    assert lines(make(tmp_path / "a", config)) == ([text] if expected else [])
 
 
 @pytest.mark.parametrize("what", ["does not exist", "is not a directory"])
@@ -233,7 +234,7 @@ def test_another_dtype_in_the_config_is_an_info(tmp_path: Path) -> None:
 def test_tied_weights_that_are_both_stored_are_a_warning(ties: bool, lm_head: bool, count: int, tmp_path: Path) -> None:
     directory = make(tmp_path / "a", {**CONFIG, "tie_word_embeddings": ties})
     checkpoint = saved.trained(tmp_path / "c", saved.model_state(lm_head=lm_head), optimizer=False)
-    found = [f for f in preview(checkpoint, model_assets_dir=directory).warnings if f.code == "tied-weights"]
+    found = [f for f in preview(checkpoint, model_assets_dir=directory).warnings if f.code == "tied-kept"]
     assert [f.key for f in found] == ["lm_head.weight"] * count
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 import torch
-from checkpoints import broken, hostile, lookalikes, saved
+from checkpoints import broken, hostile, lookalikes, models, saved
 from checkpoints.edit import data_pickle, editing, indices, item_bytes, item_parts, replace_item, zip_item
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
@@ -76,7 +76,7 @@ def tiny(directory: Path) -> Path:
 
 def assets(directory: Path) -> Path:
     directory.mkdir()
-    (directory / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}')
+    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
     (directory / "tokenizer.json").write_text("{}")
     return directory
 

@@ -95,7 +95,7 @@ class TestPython:
 
     @pytest.mark.parametrize("path", PAGES, ids=page_id)
     def test_every_block_says_what_it_is_in(self, path: Path) -> None:
-        assert {block.language for block in blocks_of(path)} <= {"python", "sh", "text", "pycon"}
+        assert {block.language for block in blocks_of(path)} <= {"python", "sh", "text", "pycon", "toml"}
 
 
 def commands_of(path: Path) -> Iterator[list[str]]:

@@ -233,9 +233,8 @@ def test_a_container_may_be_called_module(options: dict[str, Any], tmp_path: Pat
         (saved.no_model, "optimizer, step"),
         (saved.empty_state, "none"),
         (saved.megatron_like, "decoder, embedding"),
-        (lookalikes.torchtitan, "layers, norm, optimizer, output, tok_embeddings, train_state"),
     ],
-    ids=["optimizer", "empty", "megatron", "torchtitan"],
+    ids=["optimizer", "empty", "megatron"],
 )
 def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops: str, tmp_path: Path) -> None:
     mapping = preview(make(tmp_path / "c"))

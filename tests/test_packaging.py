@@ -255,7 +255,8 @@ class TestWheel:
         with zipfile.ZipFile(wheel) as archive:
             packed = {name for name in archive.namelist() if name.startswith("dcptools/")}
         sources = {str(path.relative_to(ROOT)) for path in files_under(ROOT / "dcptools")}
-        assert packed == sources | {"dcptools/py.typed"}
+        data = {"dcptools/py.typed", *(str(path.relative_to(ROOT)) for path in (ROOT / "dcptools").rglob("*.toml"))}
+        assert packed == sources | data
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:

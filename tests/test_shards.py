@@ -389,7 +389,7 @@ def test_the_memory_of_a_worker_is_that_of_its_buffers() -> None:
 def test_strict_is_content_without_warnings(tmp_path: Path) -> None:
     assets = lookalikes.huggingface(tmp_path / "assets")
     (assets / "tokenizer.json").write_text("{}")
-    mapping = preview(checkpoint(tmp_path / "c", floats(a=1)), model_assets_dir=assets)
+    mapping = preview(saved.trained(tmp_path / "c"), model_assets_dir=assets)
     assert plan(mapping, strict=True).warnings == ()
 
 

@@ -17,7 +17,7 @@ import ipywidgets as W
 import pandas as pd
 import pytest
 import torch
-from checkpoints import broken, saved
+from checkpoints import broken, models, saved
 from pandas.testing import assert_frame_equal
 
 import dcptools
@@ -56,8 +56,7 @@ def mapping(checkpoint: Checkpoint, assets: str) -> KeyMapping:
 def make_assets(directory: Path) -> Path:
     """A config and a tokenizer that nothing is wrong with."""
     directory.mkdir()
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
     (directory / "tokenizer.json").write_text("{}")
     return directory
 

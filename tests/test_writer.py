@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
-from checkpoints import broken, saved
+from checkpoints import broken, models, saved
 from checkpoints.edit import editing
 from reference import full_load, raw, read_files, saved_files
 from safetensors import safe_open
@@ -67,7 +67,7 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 def assets(tmp_path: Path) -> Path:
     directory = tmp_path / "assets"
     directory.mkdir()
-    (directory / "config.json").write_text(json.dumps({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}))
+    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
     (directory / "tokenizer.json").write_bytes(bytes(range(256)) * 20)
     return directory
 

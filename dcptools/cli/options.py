@@ -12,6 +12,7 @@ import click
 
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
+from dcptools.mapping import CHOICES, MappingOptions
 from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, PlanOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -60,6 +61,14 @@ mapping_options = _options(
         help="Directory with config.json and the tokenizer; they are copied to the result.",
     ),
     click.option(
+        "--reference",
+        type=PATH,
+        help="A HuggingFace model whose names and shapes the result must have, instead of those of config.json.",
+    ),
+    click.option(
+        "--family", type=PATH, metavar="FILE", help="A TOML file with a trainer's own names and how its values lie."
+    ),
+    click.option(
         "--layout",
         type=click.Choice(LAYOUTS),
         default="auto",
@@ -82,6 +91,32 @@ mapping_options = _options(
         multiple=True,
         metavar="GLOB",
         help="Leave out checkpoint keys that match; repeatable.",
+    ),
+    click.option(
+        "--names",
+        type=click.Choice(CHOICES["names"]),
+        default="stored",
+        show_default=True,
+        help="Write the names of the live model, or those that save_pretrained publishes (experts one by one).",
+    ),
+    click.option(
+        "--tied",
+        type=click.Choice(CHOICES["tied"]),
+        default="auto",
+        show_default=True,
+        help="Weights that the model ties: auto writes one if they are equal, keep writes all, drop writes one.",
+    ),
+    click.option(
+        "--unexpected",
+        type=click.Choice(CHOICES["unexpected"]),
+        default="keep",
+        show_default=True,
+        help="Tensors that the model has no weight for.",
+    ),
+    click.option(
+        "--allow-mismatch",
+        is_flag=True,
+        help="Write the result though weights of the model are missing or have another shape.",
     ),
     click.option(
         "--rename",
@@ -137,9 +172,10 @@ def the_load_dir(directory: Path | None, load_dir: Path | None) -> Path:
 def preview_of(load_dir: Path, options: dict[str, Any]) -> Any:
     from dcptools.mapping import preview
 
-    names = ("model_assets_dir", "layout", "root", "include", "exclude")
     rules = [*options["rename"], *(_read_rules(options["rename_file"]) if options["rename_file"] else ())]
-    return preview(load_dir, rename=rules, **{name: options[name] for name in names})
+    return preview(
+        load_dir, **{field.name: options[field.name] for field in fields(MappingOptions)} | {"rename": rules}
+    )
 
 
 def plan_of(load_dir: Path, options: dict[str, Any]) -> Any:

@@ -30,10 +30,16 @@ def convert(
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     dtype: str = "bfloat16",
     dtype_for: Iterable[str | tuple[str, str]] = (),
+    reference: str | os.PathLike[str] | None = None,
+    family: str | os.PathLike[str] | None = None,
     layout: str = "auto",
     root: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    names: str = "stored",
+    tied: str = "auto",
+    unexpected: str = "keep",
+    allow_mismatch: bool = False,
     rename: Iterable[str | tuple[str, str] | Rename] = (),
     strict: bool = False,
     overwrite: bool = False,
@@ -50,7 +56,7 @@ def convert(
         The directory that holds ``.metadata``.
     save_dir
         The output directory; by default ``<load_dir>/hf_ckpt``.
-    model_assets_dir, layout, root, include, exclude, rename
+    model_assets_dir, reference, family, layout, root, include, exclude, names, tied, unexpected, allow_mismatch, rename
         As in :func:`dcptools.preview`.
     shard_size, dtype, dtype_for, strict
         As in :func:`dcptools.plan`.
@@ -72,10 +78,16 @@ def convert(
     mapping = preview(
         checkpoint,
         model_assets_dir=model_assets_dir,
+        reference=reference,
+        family=family,
         layout=layout,
         root=root,
         include=include,
         exclude=exclude,
+        names=names,
+        tied=tied,
+        unexpected=unexpected,
+        allow_mismatch=allow_mismatch,
         rename=rename,
     )
     planned = plan(mapping, shard_size, dtype, dtype_for=dtype_for, strict=strict)

@@ -1,23 +1,37 @@
 """How a model lies in a checkpoint, and what each of its tensors is called: a file for each layout.
 
-``choose`` finds the layout, by names alone. A layout takes the checkpoint and gives outputs and leftovers.
+``candidates`` tries the readings of a checkpoint and holds each against the model that is expected; ``choose`` finds
+the layout by names alone. A layout takes the checkpoint and gives outputs and leftovers.
 """
 
 from __future__ import annotations
 
 from dcptools.layouts.choose import LAYOUTS, choose
+from dcptools.layouts.family import Family, FamilyLayout, families, read_family
+from dcptools.layouts.fit import Difference, Fit, fit
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
+from dcptools.layouts.readings import Candidate, candidates, family_roots
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
     "LAYOUTS",
+    "Candidate",
+    "Difference",
+    "Family",
+    "FamilyLayout",
+    "Fit",
     "Key",
     "Layout",
     "Leftover",
     "Output",
     "Reading",
+    "candidates",
     "choose",
+    "families",
+    "family_roots",
+    "fit",
     "keys_of",
+    "read_family",
     "strip_wrappers",
     "top_level",
 ]

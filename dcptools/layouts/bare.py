@@ -21,14 +21,16 @@ class Bare:
 
     reason: str
     copies: frozenset[str] = frozenset()  # first segments under which names of the model occur again
+    known: frozenset[str] = frozenset()  # names that are the model's for sure
+    prefix: str = ""  # what the names of a base model lack
 
     @classmethod
-    def of(cls, keys: Sequence[Key], reason: str) -> Bare:
+    def of(cls, keys: Sequence[Key], reason: str, known: frozenset[str] = frozenset(), prefix: str = "") -> Bare:
         """With what repeats the model's names below a segment of its own, as an ``ema`` does."""
         names = {key.name for key in keys if len(key.path) <= 1}
         split = [(first, rest) for first, _, rest in (name.partition(".") for name in names)]
         again = {first for first, rest in split if first in COPIES or (rest in names and BODY.match(rest))}
-        return cls(reason, frozenset(again))
+        return cls(reason, frozenset(again), known, prefix)
 
     @property
     def name(self) -> str:
@@ -47,7 +49,8 @@ class Bare:
             if not is_model or is_extra_state(stored):
                 leftovers.append(_leftover(key, tensor, is_model=is_model))
                 continue
-            outputs.append(Output(key.name, (View.whole(tensor),), tensor.shape, tensor.dtype, "kept"))
+            name, rule = self.prefix + key.name, f"with {self.prefix!r} in front" if self.prefix else "kept"
+            outputs.append(Output(name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
             wrappers = strip_wrappers(key.stored)[1]
             if wrappers:
                 findings.append(Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}"))
@@ -55,6 +58,8 @@ class Bare:
 
     def is_model(self, key: Key) -> bool:
         """Whether a key is a name of the model."""
+        if key.name in self.known:
+            return True
         return len(key.path) <= 1 and key.first not in self.copies and not TRAINING_STATE.fullmatch(key.first)
 
 

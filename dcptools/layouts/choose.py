@@ -8,6 +8,7 @@ from dcptools._text import some
 from dcptools.errors import UsageError
 from dcptools.layouts.bare import Bare
 from dcptools.layouts.container import CONTAINER, Container
+from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
 from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
 from dcptools.layouts.unknown import Unknown
@@ -16,8 +17,8 @@ from dcptools.layouts.values import Layout
 LAYOUTS = ("auto", "container", "bare")
 
 
-def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -> Layout:
-    """Choose the layout; ``Unknown`` if no rule finds a model.
+def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, family: Family | None = None) -> Layout:
+    """Choose the layout; ``Unknown`` if no rule finds a model. A ``family`` that is given is used.
 
     The rules are tried in this order: names that only a container gives; a container ``model`` in ``planner_data``;
     names of a HuggingFace model at the top level; another container that holds a model (after the bare names, so that
@@ -30,6 +31,8 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None) -
     """
     if layout not in LAYOUTS:
         raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
+    if family is not None:
+        return FamilyLayout(family, root or "", "the family was asked for")
     if root is not None and layout == "bare":
         raise UsageError("Bare names have no root.\nLeave out --root or --layout bare.")
     if root is not None:

@@ -23,6 +23,7 @@ class Container:
     root: str
     reason: str
     unusual: bool = False  # found in another container than usual
+    prefix: str = ""  # what the names of a base model lack
 
     @property
     def name(self) -> str:
@@ -31,13 +32,14 @@ class Container:
     def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
         outputs, leftovers = [], []
         findings, rule = list(self._about_itself()), f"without {self.root + '.'!r}"
+        rule += f", with {self.prefix!r} in front" if self.prefix else ""
         for stored, tensor in checkpoint.tensors.items():
             key = keys[stored]
             name = self.name_of(key)
             if name is None or is_extra_state(stored):
                 leftovers.append(self._leftover(key, tensor, is_model=name is not None))
                 continue
-            outputs.append(Output(name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
+            outputs.append(Output(self.prefix + name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
             findings += self._about_key(stored, key, name)
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
 

@@ -5,6 +5,6 @@ from __future__ import annotations
 from dcptools.layouts import Leftover, Output
 from dcptools.mapping.previewing import preview
 from dcptools.mapping.rename import Rename
-from dcptools.mapping.values import KeyMapping, MappingOptions
+from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
-__all__ = ["KeyMapping", "Leftover", "MappingOptions", "Output", "Rename", "preview"]
+__all__ = ["CHOICES", "KeyMapping", "Leftover", "MappingOptions", "Output", "Rename", "preview"]

@@ -11,8 +11,21 @@ from dcptools._text import counted, format_bytes, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
-from dcptools.layouts import Key, Leftover, Output, Reading, top_level
+from dcptools.layouts import (
+    Family,
+    FamilyLayout,
+    Fit,
+    Key,
+    Layout,
+    Leftover,
+    Output,
+    Reading,
+    families,
+    family_roots,
+    top_level,
+)
 from dcptools.mapping.rename import Rename
+from dcptools.mapping.values import MappingOptions
 
 _FLAT = ("_flat_param", "flat_param")
 _ADAPTER = re.compile(r"(^|\.)(base_model\.model\.|lora_[AB]\b|lora_embedding_[AB]\b|modules_to_save\.)")
@@ -75,6 +88,28 @@ def _about_kind(key: str, name: str) -> Finding | None:
     return None
 
 
+def about_foreign(
+    chosen: Layout, keys: Collection[Key], found: Fit | None, options: MappingOptions
+) -> Iterator[Finding]:
+    """A trainer's own names that are taken for those of the model: renaming alone would give a wrong model."""
+    if isinstance(chosen, FamilyLayout) or (found is not None and found.complete):
+        return
+    trainers: dict[str, list[Family]] = {}
+    for family in families():
+        if family_roots(family, keys):
+            trainers.setdefault(family.trainer, []).append(family)
+    asked = options.allow_mismatch or options.layout != "auto" or options.root is not None
+    for trainer, known in trainers.items():
+        refused = next((family.refused for family in known if family.refused), "")
+        models = some([family.model for family in known])
+        hint = refused or f"give --model-assets-dir with the config.json of a model that is known: {models}"
+        yield Finding(
+            "foreign-names", "", f"these are names of {trainer}, whose values lie otherwise than HuggingFace's",
+            f"{hint}; --layout bare keeps names and values as they are",
+            "warning" if asked else "error",
+        )  # fmt: skip
+
+
 def about_lost(
     leftovers: Iterable[Leftover], outputs: Sequence[Output], checkpoint: Checkpoint, layout: str
 ) -> Iterator[Finding]:
@@ -133,8 +168,8 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def about_assets(assets: Assets | None, outputs: Sequence[Output]) -> Iterator[Finding]:
-    """What is missing or odd beside the weights."""
+def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: bool) -> Iterator[Finding]:
+    """What is missing or odd beside the weights; what a ``known`` model ties was looked at already."""
     if assets is None:
         yield Finding(
             "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
@@ -143,9 +178,13 @@ def about_assets(assets: Assets | None, outputs: Sequence[Output]) -> Iterator[F
         return
     yield from assets.findings
     names = {output.name for output in outputs}
-    if assets.says("tie_word_embeddings") is True and {"lm_head.weight", "model.embed_tokens.weight"} <= names:
+    if (
+        not known
+        and assets.says("tie_word_embeddings") is True
+        and {"lm_head.weight", "model.embed_tokens.weight"} <= names
+    ):
         yield Finding(
-            "tied-weights", "lm_head.weight", "config.json ties it to the embedding; both are written",
+            "tied-kept", "lm_head.weight", "config.json ties it to the embedding; both are written",
             "transformers uses the embedding for both; exclude one if they are equal",
         )  # fmt: skip
 

@@ -11,10 +11,12 @@ from dataclasses import replace
 
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
-from dcptools.layouts import Leftover, Output, Reading, choose, keys_of
+from dcptools.errors import UsageError
+from dcptools.layouts import Leftover, Output, Reading, candidates, choose, keys_of, read_family
 from dcptools.mapping.about import (
     about_assets,
     about_checkpoint,
+    about_foreign,
     about_keys,
     about_leftovers,
     about_lost,
@@ -22,19 +24,27 @@ from dcptools.mapping.about import (
     about_reading,
     about_rules,
 )
+from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
+from dcptools.mapping.holding import Held, hold
 from dcptools.mapping.rename import Rename, Renames
-from dcptools.mapping.values import KeyMapping, MappingOptions
+from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
 
 def preview(
     checkpoint: Checkpoint | str | os.PathLike[str],
     *,
     model_assets_dir: str | os.PathLike[str] | None = None,
+    reference: str | os.PathLike[str] | None = None,
+    family: str | os.PathLike[str] | None = None,
     layout: str = "auto",
     root: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    names: str = "stored",
+    tied: str = "auto",
+    unexpected: str = "keep",
+    allow_mismatch: bool = False,
     rename: Iterable[str | tuple[str, str] | Rename] = (),
 ) -> KeyMapping:
     """Say which key becomes which HuggingFace name, what is left out, and what looks wrong. Writes nothing.
@@ -44,13 +54,28 @@ def preview(
     checkpoint
         What :func:`dcptools.read` returned, or a path.
     model_assets_dir
-        The directory with config and tokenizer; its files are checked and will be copied.
+        The directory with config and tokenizer; its files are checked and will be copied. The architecture that
+        ``config.json`` names decides how the checkpoint is read, and what a whole model is.
+    reference
+        Another HuggingFace model whose names and shapes decide instead: its directory, index or safetensors file.
+    family
+        A TOML file that says how a trainer's own names and values become those of the model; it is used instead of
+        the families that come with dcptools.
     layout
         How names are found: ``auto``, ``container`` or ``bare`` (see :mod:`dcptools.layouts`).
     root
         The container to convert, where it is not ``model``: ``ema``, ``app.model``.
     include, exclude
         Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too). Without ``include`` all keys are meant.
+    names
+        ``stored``: the names that the live model has; ``published``: those that ``save_pretrained`` writes.
+    tied
+        What becomes of weights that the model ties: ``auto`` writes one if their values are the same, ``keep`` writes
+        all, ``drop`` one.
+    unexpected
+        ``keep`` or ``drop`` tensors that the model has no weight for.
+    allow_mismatch
+        Make warnings of what is missing, or of another shape than the model expects.
     rename
         Rules for HuggingFace names, ``REGEX=REPLACEMENT`` or pairs. The first that matches a whole name wins.
 
@@ -66,28 +91,72 @@ def preview(
     ('lm_head.weight', 'model.lm_head.weight')
     """
     checkpoint = as_checkpoint(checkpoint)
-    rules = tuple(Rename.parse(rule) for rule in rename)
-    assets_dir = None if model_assets_dir is None else os.fspath(model_assets_dir)
-    options = MappingOptions(assets_dir, layout, root, tuple(include), tuple(exclude), rules)
-    assets = find_assets(assets_dir) if assets_dir is not None else None
+    options = MappingOptions(
+        _path(model_assets_dir),
+        _path(reference),
+        _path(family),
+        layout,
+        root,
+        tuple(include),
+        tuple(exclude),
+        _chosen("names", names),
+        _chosen("tied", tied),
+        _chosen("unexpected", unexpected),
+        allow_mismatch,
+        tuple(Rename.parse(rule) for rule in rename),
+    )
+    assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
+    expected, about_expectation = expectation(assets, options.reference)
     keys = keys_of(checkpoint)
-    chosen = choose(list(keys.values()), layout, root)
+    own = read_family(options.family) if options.family is not None else None
+    tried = candidates(checkpoint, keys, expected, layout, root, own) if expected else []
+    chosen = tried[0].layout if tried else choose(list(keys.values()), layout, root, own)
     reading = chosen.read(checkpoint, keys)
-    globs, renames = Globs(include, exclude), Renames(rules)
+    globs, renames = Globs(include, exclude), Renames(options.rename)
     kept, left = _wanted(reading, checkpoint, globs)
-    outputs = sorted(map(renames.apply, kept), key=lambda output: output.name)
-    leftovers = sorted((*left, *_objects(checkpoint)), key=lambda left: left.key)
+    held = Held(tuple(kept))
+    if expected:
+        excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
+        held = hold(kept, expected, tried[0] if tried else None, checkpoint, options, renames, excluded)
+    outputs = sorted(map(renames.apply, held.outputs), key=lambda output: output.name)
+    leftovers = sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key)
     findings = (
         *about_reading(reading, outputs, checkpoint, keys),
+        *about_expectation,
+        *held.findings,
         *about_checkpoint(checkpoint, outputs),
-        *about_keys(reading, outputs, renames.renamed),
+        *about_keys(reading, outputs, renames.renamed | held.known),
+        *about_foreign(chosen, keys.values(), held.fit, options),
         *about_lost(leftovers, outputs, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
         *about_names(outputs),
-        *about_assets(assets, outputs),
+        *about_assets(assets, outputs, known=expected is not None),
         *about_leftovers(leftovers),
     )
-    return KeyMapping(checkpoint, tuple(outputs), tuple(leftovers), findings, chosen.name, chosen.root, assets, options)
+    return KeyMapping(
+        checkpoint,
+        tuple(outputs),
+        tuple(leftovers),
+        findings,
+        chosen.name,
+        chosen.root,
+        assets,
+        options,
+        expected,
+        held.fit,
+        tuple(candidate.fit for candidate in tried),
+    )
+
+
+def _path(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _chosen(option: str, value: str) -> str:
+    """The value itself; raises UsageError if the option does not have it."""
+    if value not in CHOICES[option]:
+        raise UsageError(f"{option} cannot be {value!r}.\nExpected one of {', '.join(CHOICES[option])}.")
+    return value
 
 
 def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[list[Output], list[Leftover]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from dcptools.errors import UsageError
@@ -56,17 +56,23 @@ class Renames:
     def __init__(self, rules: Sequence[Rename]) -> None:
         self._rules = rules
         self._used: set[Rename] = set()
+        self._done: set[Output] = set()
         self.renamed: set[str] = set()  # keys of the outputs that a rule matched
 
     @property
     def unused(self) -> list[Rename]:
         return [rule for rule in self._rules if rule not in self._used]
 
-    def apply(self, output: Output) -> Output:
-        """The output with the name that the rules give it."""
+    def apply(self, output: Output, only_to: Container[str] | None = None) -> Output:
+        """The output with the name that the rules give it, if that is one of ``only_to``; once renamed, it stays so."""
         rule = next((rule for rule in self._rules if rule.apply(output.name) is not None), None)
-        if rule is None:
+        if rule is None or output in self._done:
+            return output
+        name = rule.apply(output.name) or ""
+        if only_to is not None and name not in only_to:
             return output
         self._used.add(rule)
         self.renamed.update(view.key for view in output.sources)
-        return replace(output, name=rule.apply(output.name) or "", rule=f"{output.rule}, then {rule}")
+        renamed = replace(output, name=name, rule=f"{output.rule}, then {rule}")
+        self._done.add(renamed)
+        return renamed

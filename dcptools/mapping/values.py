@@ -13,8 +13,9 @@ from dcptools._text import counted, format_bytes, format_count, format_shape
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.errors import UsageError
+from dcptools.expected import Expected
 from dcptools.findings import Finding, HasFindings
-from dcptools.layouts import Leftover, Output
+from dcptools.layouts import Fit, Leftover, Output
 from dcptools.mapping.rename import Rename
 from dcptools.tensors import View
 
@@ -22,15 +23,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# What an option can be; the first is its default.
+CHOICES = {"names": ("stored", "published"), "tied": ("auto", "keep", "drop"), "unexpected": ("keep", "drop")}
+
+
 @dataclass(frozen=True, slots=True)
 class MappingOptions:
     """What ``preview`` was asked, to do the same again."""
 
     model_assets_dir: str | None = None
+    reference: str | None = None
+    family: str | None = None
     layout: str = "auto"
     root: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    names: str = "stored"
+    tied: str = "auto"
+    unexpected: str = "keep"
+    allow_mismatch: bool = False
     rename: tuple[Rename, ...] = ()
 
     def arguments(self) -> dict[str, Any]:
@@ -50,6 +61,9 @@ class KeyMapping(Shown, HasFindings):
     root: str  # the container
     assets: Assets | None
     options: MappingOptions
+    expected: Expected | None = None  # the model that it must be; None if nothing is known of it
+    fit: Fit | None = None  # how well it is that model
+    readings: tuple[Fit, ...] = ()  # those that were tried, the chosen one first
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits
 from dcptools.tensors.checksums import Checksums
+from dcptools.tensors.composed import Composed, NotViews
 from dcptools.tensors.geometry import Region, boxes, pieces, ranges, row_elements, row_major, run_elements, tiles
 from dcptools.tensors.reader import TensorReader, read_region
+from dcptools.tensors.same import same_values
 from dcptools.tensors.view import View, read_elements, read_view
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "SCRATCH_BYTES",
     "Bits",
     "Checksums",
+    "Composed",
+    "NotViews",
     "Region",
     "TensorReader",
     "View",
@@ -33,5 +37,6 @@ __all__ = [
     "row_elements",
     "row_major",
     "run_elements",
+    "same_values",
     "tiles",
 ]

@@ -93,6 +93,13 @@ class TensorReader:
         for index, _, _ in self.chunks.boxes:
             self._item(index)  # waits for those that another thread had begun to open
 
+    def checksums(self) -> dict[tuple[tuple[int, int], ...], int] | None:
+        """The CRC-32 of each chunk's values, by its box; None if one was saved without, or lies in another order."""
+        items = {tuple(zip(low, high, strict=True)): self._item(number) for number, low, high in self.chunks.boxes}
+        if not all(item.crc and item.dense for item in items.values()):
+            return None
+        return {box: item.crc for box, item in items.items()}
+
     def will_read(self, start: int, stop: int) -> bool:
         """Tell the source that the elements ``start`` to ``stop`` in row-major order are read soon.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from .models import QWEN3_CONFIG
 from .saved import State, model_state, optimizer_state, save, trained
 
 
@@ -95,8 +96,7 @@ def torchtitan(directory: Path) -> Path:
 def huggingface(directory: Path, state: State | None = None) -> Path:
     """A HuggingFace model already: ``config.json`` and ``model.safetensors``."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float32"}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps({**QWEN3_CONFIG, "torch_dtype": "float32"}))
     save_file(model_state() if state is None else state, directory / "model.safetensors", {"format": "pt"})
     return directory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,18 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER),
 }  # fmt: skip
 """A class of transformers, its config's class, and what makes it tiny."""
+
+
+# What model_state() of ``saved`` gives is this model.
+QWEN3_CONFIG: dict[str, Any] = {
+    **{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 16, "hidden_size": 8},
+    **{"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    **{"head_dim": 4, "tie_word_embeddings": False},
+}
+# The model's own code would be needed to know what it expects, so nothing is known of it, and nothing is wrong either.
+UNKNOWN_CONFIG = json.dumps(
+    {"architectures": ["MineForCausalLM"], "model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.Mine"}}
+)
 
 
 @functools.cache

@@ -1,0 +1,85 @@
+"""Asks ``transformers`` about an architecture, in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dcptools.expected.values import Expected, NotExpected
+
+TIMEOUT = 300  # seconds; the largest known model takes a tenth of it
+# No network, no GPU, and nothing printed but the answer.
+_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "critical",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TQDM_DISABLE": "1",
+}
+
+
+@functools.lru_cache(maxsize=16)
+def expect(config: str) -> Expected:
+    """What the model of a ``config.json`` expects; ``config`` is its text.
+
+    transformers takes some seconds to build it; the answer is kept for the next time.
+
+    Raises
+    ------
+    NotExpected
+        transformers is missing, does not know the architecture, needs remote code for it, or cannot build it.
+    """
+    try:
+        said = json.loads(config)
+        if not said.get("architectures"):
+            raise NotExpected("config.json names no architecture")
+    except (ValueError, RecursionError, AttributeError):
+        raise NotExpected("config.json is not a JSON object", broken=True) from None
+    if is_known(said.get("model_type")) is False:
+        without = " without the code that comes with it" if "auto_map" in said else ""
+        raise NotExpected(
+            f"the installed transformers does not know the model_type {said.get('model_type')!r}{without}"
+        )
+    # -P: no module of the current directory is imported in place of an installed one
+    command = [sys.executable, "-P", "-m", "dcptools.expected.building"]
+    found_at = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, (found_at, os.environ.get("PYTHONPATH"))))
+    try:
+        done = subprocess.run(
+            command,
+            input=config.encode(),
+            capture_output=True,
+            timeout=TIMEOUT,
+            env={**os.environ, **_SETTINGS, "PYTHONPATH": paths},
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise NotExpected(f"building the model took more than {TIMEOUT} seconds", broken=True) from None
+    except (OSError, ValueError) as error:
+        raise NotExpected(f"no process could build the model: {_last_line(error, locals().get('done'))}") from None
+    if "architecture" not in answer:
+        raise NotExpected(answer.get("unknown") or answer["broken"], broken="broken" in answer)
+    return Expected.from_json(answer)
+
+
+def is_known(model_type: object) -> bool | None:
+    """Whether the installed transformers has that model_type, without importing it; None if it is not installed.
+
+    The names stand as quoted strings in ``transformers/models/auto``.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    tables = sorted(Path(next(iter(spec.submodule_search_locations)), "models", "auto").glob("*.py"))
+    wanted = (f'"{model_type}"', f"'{model_type}'")
+    texts = (table.read_text(encoding="utf-8", errors="replace") for table in tables)
+    return any(quoted in text for text in texts for quoted in wanted) if tables else None
+
+
+def _last_line(error: Exception, done: subprocess.CompletedProcess[bytes] | None) -> str:
+    said = done.stderr.decode(errors="replace").strip().splitlines() if done else []
+    return said[-1] if said else str(error)

@@ -1,0 +1,173 @@
+"""The architecture of a ``config.json``, built by ``transformers`` on the meta device: names and shapes, no weights.
+
+Run as a process of its own, ``python -m dcptools.expected.building``: the config comes on stdin as JSON, the answer
+goes to stdout as JSON. So neither the memory that the libraries take nor what a strange config makes them do stays with
+whoever asks. No remote code is run and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dcptools.expected.tracing import Traced
+from dcptools.tensors import Composed, NotViews
+
+MAX_BYTES = 4 << 30  # that building may take beside the libraries; a model of 671 B parameters takes a tenth of it
+
+
+class Unknown(Exception):
+    """``transformers`` cannot build this architecture; the text says why."""
+
+
+def main() -> None:
+    """Answer one question."""
+    config = json.load(sys.stdin)
+    try:
+        _bound_memory()
+        answer = describe(build(config))
+    except Unknown as error:
+        answer = {"unknown": str(error)}
+    except MemoryError:
+        answer = {"broken": "it takes too much memory"}
+    except Exception as error:  # whatever a model's own code raises for sizes that make no sense
+        answer = {"broken": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+    json.dump(answer, sys.stdout)
+
+
+def _bound_memory() -> None:
+    """A billion layers must not take all memory of the machine."""
+    try:
+        import resource
+
+        import transformers  # noqa: F401  (what the libraries take does not count)
+
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            taken = int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + MAX_BYTES, resource.RLIM_INFINITY))
+    except (ImportError, OSError, ValueError):  # not Linux, or a lower limit is set already
+        return
+
+
+def build(config: dict[str, Any]) -> Any:
+    """The model on the meta device, with its weights tied as the config says. Raises Unknown."""
+    try:
+        import torch
+        import transformers
+        from transformers import CONFIG_MAPPING
+    except ImportError as error:
+        raise Unknown(f"transformers is not installed here ({error})") from None
+
+    name, model_type = next(iter(config.get("architectures") or [None])), config.get("model_type")
+    if not isinstance(name, str):
+        raise Unknown("config.json names no architecture")
+    remote = " without the code that comes with it" if config.get("auto_map") else ""
+    version = f"transformers {transformers.__version__}"
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise Unknown(f"{version} does not know the model_type {model_type!r}{remote}")
+    made = getattr(transformers, name, None)
+    if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
+        raise Unknown(f"{version} does not know the architecture {name!r}{remote}")
+    plain = {field: value for field, value in config.items() if field not in ("quantization_config", "auto_map")}
+    with torch.device("meta"):
+        model = made(CONFIG_MAPPING[model_type].from_dict(plain))
+    model.tie_weights()
+    return model
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """All that is asked about a model, as plain data."""
+    state = model.state_dict()
+    ties = list(_ties(model, state))
+    unsaved = _unsaved(model, state)
+    shapes = {name: list(tensor.shape) for name, tensor in state.items() if name not in unsaved}
+    return {
+        "architecture": type(model).__name__,
+        "base": model.base_model_prefix,
+        "stored": shapes,
+        "published": _published(model, shapes),
+        "ties": ties,
+        "unsaved": sorted(unsaved),
+        "optional": _matching(getattr(model, "_keys_to_ignore_on_load_missing", None), shapes),
+        "ignored": _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None)),
+        "float32": {dtype: _kept_in_float32(model, dtype) for dtype in ("bfloat16", "float16")},
+        "sizes": _sizes(model.config),
+    }
+
+
+def _ties(model: Any, state: dict[str, Any]) -> Iterator[list[str]]:
+    """Names of one and the same weight; the one that is saved comes first."""
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    groups: dict[int, list[str]] = {}
+    for name in state:
+        groups.setdefault(id(model.get_parameter_or_buffer(name)), []).append(name)
+    kept = remove_tied_weights_from_state_dict(dict(state), model)
+    for names in groups.values():
+        if len(names) > 1:
+            yield sorted(names, key=lambda name: name not in kept)
+
+
+def _published(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
+    """What ``save_pretrained`` writes: by name, the shape and the views; the answer says why if that is unknown."""
+    traced: dict[str, Any] = {name: Traced(Composed.whole(name, tuple(shape))) for name, shape in shapes.items()}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before transformers 5 the names of the live model were the published ones
+        converted = traced
+    else:
+        try:
+            converted = revert_weight_conversion(model, traced)
+        except NotViews as error:
+            return {"unknown": str(error)}
+        except Exception as error:  # what an operation of theirs raises of its own
+            return {"unknown": f"{type(error).__name__}: {error}"}
+    return {
+        "weights": {
+            name: [tensor.composed.shape, [[v.key, v.shape, v.strides, v.offset] for v in tensor.composed.views]]
+            for name, tensor in converted.items()
+        }
+    }
+
+
+def _unsaved(model: Any, state: dict[str, Any]) -> set[str]:
+    """Buffers that no state dict has, and what ``save_pretrained`` leaves out."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} - state.keys()
+    return buffers | (set(getattr(model, "_keys_to_ignore_on_save", None) or ()) & state.keys())
+
+
+def _kept_in_float32(model: Any, dtype: str) -> list[str]:
+    """The weights that stay float32 when the model is loaded in a narrower dtype."""
+    import torch
+
+    try:
+        parts = [part for part, kept in model._get_dtype_plan(getattr(torch, dtype)).items() if kept == torch.float32]
+    except AttributeError:  # transformers 4
+        names = ("_keep_in_fp32_modules_strict", *(("_keep_in_fp32_modules",) if dtype == "float16" else ()))
+        parts = [part for name in names for part in getattr(model, name, None) or ()]
+    patterns = [re.compile(rf"(?:^|\.){part.replace('.*.', '.[^.]+.')}(?:$|\.)") for part in parts]
+    return [name for name in model.state_dict() if any(pattern.search(name) for pattern in patterns)]
+
+
+def _patterns(patterns: Iterable[str] | None) -> list[str]:
+    return sorted(patterns or ())
+
+
+def _matching(patterns: Iterable[str] | None, names: Iterable[str]) -> list[str]:
+    """The names that a pattern of transformers finds something in."""
+    regexes = [re.compile(pattern) for pattern in _patterns(patterns)]
+    return [name for name in names if any(regex.search(name) for regex in regexes)]
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """The integers of the config, with its class's defaults; those of the text model before those around it."""
+    text = config.get_text_config()
+    both = {**config.to_dict(), **text.to_dict()}
+    return {name: value for name, value in both.items() if isinstance(value, int) and not isinstance(value, bool)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""How well names and shapes give the model that is expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dcptools._text import counted
+from dcptools.expected import Naming, Shape
+
+
+class Difference(NamedTuple):
+    """A weight that is not as the model expects it."""
+
+    name: str
+    found: Shape | None  # None: it is missing
+    expected: Shape | None  # None: the model has no such weight
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a reading gives of a model's weights; tied weights count once."""
+
+    title: str  # of the model
+    reading: str  # how the checkpoint was read, in words
+    weights: int  # that the model needs
+    fitting: int  # of them, with the shape that is expected
+    differences: tuple[Difference, ...]
+
+    @property
+    def missing(self) -> tuple[Difference, ...]:
+        return tuple(each for each in self.differences if each.found is None)
+
+    @property
+    def misshapen(self) -> tuple[Difference, ...]:
+        return tuple(each for each in self.differences if each.found is not None and each.expected is not None)
+
+    @property
+    def unexpected(self) -> tuple[Difference, ...]:
+        return tuple(each for each in self.differences if each.found is not None and each.expected is None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is the model, whatever stands beside it."""
+        return all(each.expected is None for each in self.differences)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one line."""
+        if self.complete:
+            beside = f", and {counted(len(self.unexpected), 'tensor')} beside it" if self.unexpected else ""
+            return (
+                f"This is {self.title}: {self.weights:,} of {counted(self.weights, 'weight')}, every shape fits{beside}"
+            )
+        wrong = ((len(self.missing), "missing"), (len(self.misshapen), "of another shape"))
+        said = ", ".join(f"{count:,} {what}" for count, what in (*wrong, (len(self.unexpected), "unexpected")) if count)
+        return f"This is not {self.title}: {self.fitting:,} of {counted(self.weights, 'weight')} fit, {said}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.title,
+            "reading": self.reading,
+            "weights": self.weights,
+            "fitting": self.fitting,
+            "complete": self.complete,
+            "differences": [each._asdict() for each in self.differences],
+        }
+
+
+def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -> Fit:
+    """Hold names and shapes against a naming of the model's weights."""
+    written, wanted = naming.written, naming.shapes
+    right: set[str] = set()
+    wrong: dict[str, Difference] = {}
+    unexpected = []
+    for name, shape in shapes.items():
+        if name not in written:
+            unexpected.append(Difference(name, shape, None))
+        elif wanted[name] in (None, shape):
+            right.add(written[name])
+        else:
+            wrong[written[name]] = Difference(name, shape, wanted[name])
+    missing = [
+        Difference(name, None, wanted[name]) for name in naming.needed if name not in right and name not in wrong
+    ]
+    misshapen = [each for name, each in wrong.items() if name not in right]
+    needed = naming.needed
+    fitting = sum(name in right for name in needed)
+    return Fit(title, reading, len(needed), fitting, (*missing, *misshapen, *unexpected))

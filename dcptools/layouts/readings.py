@@ -1,0 +1,136 @@
+"""The ways in which a checkpoint can be read, and how well each gives the model that is expected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container as Names
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dcptools.checkpoint import Checkpoint
+from dcptools.expected import Expected, Naming, Shape
+from dcptools.layouts.bare import Bare
+from dcptools.layouts.choose import choose
+from dcptools.layouts.container import CONTAINER, Container
+from dcptools.layouts.family import Family, FamilyLayout, families, pattern_of
+from dcptools.layouts.fit import Fit, fit
+from dcptools.layouts.keys import Key
+from dcptools.layouts.training import COPIES, TRAINING_STATE
+from dcptools.layouts.values import Layout
+
+MAX_ROOTS = 8  # containers that are tried, those with the most names of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to read the checkpoint, and what it gives."""
+
+    layout: Layout
+    fit: Fit
+    naming: str  # what its outputs are called: "stored" or "published" names
+
+
+def candidates(
+    checkpoint: Checkpoint,
+    keys: Mapping[str, Key],
+    expected: Expected,
+    layout: str = "auto",
+    root: str | None = None,
+    family: Family | None = None,
+) -> list[Candidate]:
+    """The readings that give some weights of the model, by names and shapes; the best one first.
+
+    Each container is tried with each naming: that of the live model, that of its files, that of its base model alone;
+    and those of trainers, unless a layout is asked for. With a ``family`` only that one is tried.
+    """
+    by_rules = choose(list(keys.values()), layout, root).root
+    shapes = {key: checkpoint.tensors[stored].shape for stored, key in keys.items()}
+    tried: list[Candidate] = []
+    if family is not None:
+        tried += _in_family(family, checkpoint, keys, expected, root)
+    else:
+        for place in _roots(keys.values(), expected, layout, root):
+            tried += _at(place, shapes, expected)
+        for each in families() if layout == "auto" else ():
+            if expected.title in each.architectures:
+                tried += _in_family(each, checkpoint, keys, expected, root)
+
+    def rank(candidate: Candidate) -> tuple[bool, int, bool, bool, int]:
+        place = candidate.layout.root
+        copy = any(segment in COPIES for segment in place.split("."))
+        return candidate.fit.complete, candidate.fit.fitting, not copy, place == by_rules, -len(place)
+
+    return sorted((each for each in tried if each.fit.fitting or family), key=rank, reverse=True)
+
+
+def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[Candidate]:
+    """The readings of one container under HuggingFace's names."""
+    name_of = Container(root, "").name_of
+    below = {name: shape for key, shape in shapes.items() if (name := name_of(key) if root else key.name) is not None}
+    place = f"below {root + '.'!r}" if root else "at the top level"
+    tried = [("stored", expected.stored, "", "the names of the live model")]
+    if expected.differ:
+        tried.append(("published", expected.published, "", "the published names"))
+    if expected.base:
+        base = f"{expected.base}."
+        tried.append(("stored", expected.stored.without(base), base, f"the base model's names, without {base!r}"))
+    for naming, names, prefix, said in tried:
+        known = {prefix + name: shape for name, shape in below.items() if name in names.shapes}
+        whole = expected.stored if naming == "stored" else expected.published
+        measured = fit(expected.title, f"{place}, {said}", known, whole)
+        yield Candidate(_layout(root, measured, names, prefix, list(shapes)), measured, naming)
+
+
+def _layout(root: str, measured: Fit, names: Naming, prefix: str, keys: Sequence[Key]) -> Layout:
+    reason = f"{measured.fitting:,} of {measured.weights:,} weights of {measured.title} are {measured.reading}"
+    if root:
+        return Container(root, reason, prefix=prefix)
+    return Bare.of(keys, reason, frozenset(names.shapes), prefix)
+
+
+def _in_family(
+    family: Family, checkpoint: Checkpoint, keys: Mapping[str, Key], expected: Expected, root: str | None
+) -> Iterator[Candidate]:
+    """The readings under a trainer's own names."""
+    for place in family_roots(family, keys.values()) if root is None else [root]:
+        layout = FamilyLayout(family, place, "", expected.sizes)
+        shapes = {output.name: output.shape for output in layout.read(checkpoint, keys).outputs}
+        said = f"names of {family.title}" + (f", below {place + '.'!r}" if place else "")
+        measured = fit(expected.title, said, shapes, expected.published)
+        reason = f"they make {measured.fitting:,} of {measured.weights:,} weights of {measured.title}"
+        yield Candidate(replace(layout, reason=reason), measured, "published")
+
+
+def family_roots(family: Family, keys: Iterable[Key]) -> list[str]:
+    """The containers below which a trainer's own names of layers stand."""
+    return _most(place for key in keys for place in _places(pattern_of(key.name), family.telling))
+
+
+def _roots(keys: Iterable[Key], expected: Expected, layout: str, root: str | None) -> list[str]:
+    """The containers below which names of the model stand; "" is the top level."""
+    if root is not None:
+        return [root]
+    if layout != "auto":
+        return [CONTAINER if layout == "container" else ""]
+    names = {*expected.stored.shapes, *expected.published.shapes}
+    if expected.base:
+        names.update(expected.stored.without(f"{expected.base}.").shapes)
+    return _most(place for key in keys for place in _places(key.name, names))
+
+
+def _most(places: Iterable[str]) -> list[str]:
+    """Those that occur most often, without what holds training state."""
+    counted = Counter(places).most_common()
+    wanted = (place for place, _ in counted if not any(map(TRAINING_STATE.fullmatch, place.split("."))))
+    return [place for place, _ in zip(wanted, range(MAX_ROOTS), strict=False)]
+
+
+def _places(key: str, names: Names[str]) -> Iterator[str]:
+    """What stands before one of these names, wherever the key ends with one."""
+    at = 0
+    while True:
+        if key[at:] in names:
+            yield key[: at - 1] if at else ""
+        at = key.find(".", at) + 1
+        if not at:
+            return

@@ -1,0 +1,110 @@
+"""The notation in which a family says how values lie, that of einops: ``(heads half two) in -> (heads two half) in``.
+
+Names are axes, and parentheses make several of them one dimension, the last one running fastest. An axis in braces on
+the right side is no dimension of the result: each index of it is a tensor of its own, as ``expert out in -> {expert}
+out in`` cuts a stack of experts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from dcptools.errors import UsageError
+from dcptools.tensors import Composed
+
+_TOKENS = re.compile(r"\s*(\(|\)|\{\w+\}|\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrangement:
+    """What becomes of the dimensions of a tensor.
+
+    >>> turn = Rearrangement.parse("expert in out -> {expert} out in")
+    >>> [(indices, part.shape) for indices, part in turn.apply(Composed.whole("w", (2, 3, 4)), {})]
+    [({'expert': 0}, (4, 3)), ({'expert': 1}, (4, 3))]
+    """
+
+    text: str
+    before: tuple[tuple[str, ...], ...]  # axes of each dimension
+    after: tuple[tuple[str, ...], ...]
+    split: tuple[str, ...]  # axes of which each index is a tensor
+
+    @classmethod
+    def parse(cls, text: str) -> Rearrangement:
+        """Raises UsageError for what is no such notation."""
+        left, arrow, right = text.partition("->")
+        before, none = _side(left, text)
+        after, split = _side(right, text)
+        axes = [axis for dimension in before for axis in dimension]
+        if not arrow or none or sorted(axes) != sorted([*split, *(axis for group in after for axis in group)]):
+            raise _not_one(text)
+        if len(set(axes)) != len(axes):
+            raise _not_one(text)
+        return cls(text, before, after, split)
+
+    def apply(self, tensor: Composed, sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, int], Composed]]:
+        """The tensors that it makes, each with the indices of the axes in braces.
+
+        ``sizes`` are those of axes that the shape does not give. Raises ValueError where the shape does not fit.
+        """
+        known = self._sizes(tensor.shape, sizes)
+        axes = [axis for dimension in self.before for axis in dimension]
+        order = [*self.split, *(axis for dimension in self.after for axis in dimension)]
+        turned = tensor.reshape(*(known[axis] for axis in axes)).permute(*(axes.index(axis) for axis in order))
+        shape = [math.prod(known[axis] for axis in dimension) for dimension in self.after]
+        for at in product(*(range(known[axis]) for axis in self.split)):
+            part = turned
+            for index in at:
+                part = part.select(0, index)
+            yield dict(zip(self.split, at, strict=True)), part.reshape(*shape)
+
+    def _sizes(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
+        """The size of each axis: as told, or what the others leave of its dimension."""
+        if len(shape) != len(self.before):
+            raise ValueError(f"{self.text!r} needs {len(self.before)} dimensions, and there are {len(shape)}")
+        found: dict[str, int] = {}
+        for whole, dimension in zip(shape, self.before, strict=True):
+            told = {axis: sizes[axis] for axis in dimension if axis in sizes and len(dimension) > 1}
+            open_axes = [axis for axis in dimension if axis not in told]
+            rest, odd = divmod(whole, math.prod(told.values()) or 1)
+            if odd or len(open_axes) > 1 or (not open_axes and rest != 1):
+                raise ValueError(f"a dimension of {whole} is not ({' '.join(dimension)}) with {told}")
+            found |= told | dict.fromkeys(open_axes, rest)
+        return found
+
+
+def _side(text: str, whole: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The dimensions of one side, and the axes in braces."""
+    dimensions: list[tuple[str, ...]] = []
+    split: list[str] = []
+    group: list[str] | None = None
+    at, text = 0, text.strip()
+    while at < len(text):
+        match = _TOKENS.match(text, at)
+        if match is None:
+            raise _not_one(whole)
+        at, token = match.end(), match[1]
+        if token == "(" and group is None:
+            group = []
+        elif token == ")" and group:
+            dimensions.append(tuple(group))
+            group = None
+        elif token in "()" or (token[0] == "{" and group is not None):
+            raise _not_one(whole)
+        elif token[0] == "{":
+            split.append(token[1:-1])
+        elif group is not None:
+            group.append(token)
+        else:
+            dimensions.append((token,))
+    if group is not None:
+        raise _not_one(whole)
+    return tuple(dimensions), tuple(split)
+
+
+def _not_one(text: str) -> UsageError:
+    return UsageError(f"{text!r} is no rearrangement.\nExpected one like '(heads half two) in -> (heads two half) in'.")

@@ -1,0 +1,128 @@
+"""What is wrong with a result that is not the model: a verdict, and a finding per weight with its likely cause."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from dcptools._text import counted, format_shape, some
+from dcptools.expected import Expected
+from dcptools.findings import Finding
+from dcptools.layouts import Difference, Fit
+
+_VOCABULARY = re.compile(
+    r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|shared|embed_in|embed_out|decoder)\.(weight|bias)$"
+)
+_LAYER = re.compile(r"(.*?\.(?:layers|layer|h|blocks?))\.(\d+)\.")
+_EXPERTS = re.compile(r"\.experts\.")
+ALLOW = "--allow-mismatch writes it all the same"
+
+
+def about_model(
+    found: Fit, expected: Expected, excluded: Collection[str], *, allow_mismatch: bool
+) -> Iterator[Finding]:
+    """The verdict, then what is missing, of another shape, or unexpected.
+
+    What the user left out is no error, and neither is anything with ``allow_mismatch``.
+    """
+    knowingly = [each for each in found.missing if each.name in excluded]
+    missing = [each for each in found.missing if each.name not in excluded]
+    wrong = bool(missing or found.misshapen)
+    findings = [_verdict(found, expected, wrong=wrong)]
+    findings += [Finding("weight-missing", each.name, _missing(each), "") for each in missing]
+    findings += [
+        Finding("weight-shape", each.name, _shapes(each), _why_shape(each, expected)) for each in found.misshapen
+    ]
+    for finding in findings:
+        yield replace(finding, severity="warning") if allow_mismatch and finding.severity == "error" else finding
+    for each in knowingly:
+        yield Finding("weight-missing", each.name, "left out by --include or --exclude", severity="warning")
+    for each in found.unexpected:
+        what = f"{found.title} has no weight of this name; it is written all the same"
+        yield Finding("weight-unexpected", each.name, what, "--unexpected drop leaves such tensors out")
+
+
+def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:
+    if not wrong:
+        return Finding("model-fits", "", f"{found.sentence} ({found.reading})")
+    causes = list(_causes(found, expected))
+    return Finding(
+        "model-mismatch", "", f"{found.sentence} ({found.reading})",
+        "; ".join([*causes, f"look at config.json and at the layout; {ALLOW}"]),
+    )  # fmt: skip
+
+
+def _causes(found: Fit, expected: Expected) -> Iterator[str]:
+    """What many differences have in common."""
+    missing, unexpected = found.missing, found.unexpected
+    if not found.fitting:
+        yield "no weight fits: this is the checkpoint of another model, or config.json is"
+        return
+    layers = _layer_counts([each.name for each in missing]), _layer_counts([each.name for each in unexpected])
+    for stem, first in layers[0].items():
+        if first:
+            yield f"{stem} ends before layer {first}, and config.json has more: another number of layers"
+    for stem, first in layers[1].items():
+        yield f"{stem} goes on from layer {first}, where config.json ends: another number of layers"
+    heads = [each for each in missing if not _LAYER.match(each.name) and not _of_base(each.name, expected)]
+    if heads and len(heads) == len(missing):
+        yield f"the base model without its head: {some([each.name for each in heads])}"
+    extra = [each for each in unexpected if _shares_no_module(each.name, expected)]
+    if extra and not missing:
+        yield f"a head that the model does not have: {some([each.name for each in extra])}"
+    if any(_is_vocabulary(each) for each in found.misshapen):
+        yield "another vocabulary size"
+
+
+def _of_base(name: str, expected: Expected) -> bool:
+    return bool(expected.base) and name.startswith(f"{expected.base}.")
+
+
+def _shares_no_module(name: str, expected: Expected) -> bool:
+    first = name.partition(".")[0]
+    return not any(other.startswith(f"{first}.") for other in expected.stored.shapes)
+
+
+def _layer_counts(names: Sequence[str]) -> dict[str, int]:
+    """For each stack of layers, the first of which a weight is among the names."""
+    first: dict[str, int] = {}
+    for name in names:
+        if match := _LAYER.match(name):
+            first[match[1]] = min(int(match[2]), first.get(match[1], int(match[2])))
+    return first
+
+
+def _missing(each: Difference) -> str:
+    return f"the checkpoint has no such weight of the shape {format_shape(each.expected or ())}"
+
+
+def _shapes(each: Difference) -> str:
+    return f"{format_shape(each.found or ())} is stored, and the model expects {format_shape(each.expected or ())}"
+
+
+def _is_vocabulary(each: Difference) -> bool:
+    found, expected = each.found or (), each.expected or ()
+    return bool(_VOCABULARY.search(each.name)) and found[:1] != expected[:1] and found[1:] == expected[1:]
+
+
+def _why_shape(each: Difference, expected: Expected) -> str:
+    """The likely cause of a shape that is not the expected one."""
+    found, wanted = each.found or (), each.expected or ()
+    if _is_vocabulary(each):
+        more = found[0] - wanted[0]
+        if more > 0:
+            return f"a vocabulary with {counted(more, 'row')} of padding: set vocab_size to {found[0]} in config.json"
+        return f"a smaller vocabulary: set vocab_size to {found[0]} in config.json"
+    if len(found) == len(wanted) and found[1:] == wanted[1:] and _EXPERTS.search(each.name) and found[0]:
+        if wanted[0] % found[0] == 0:
+            return f"{found[0]} of {wanted[0]} experts: what one of {wanted[0] // found[0]} expert-parallel ranks holds"
+        return f"another number of experts: {found[0]}"
+    if sorted(found) == sorted(wanted):
+        return "the dimensions are in another order: transposed"
+    if len(found) != len(wanted) and [n for n in found if n != 1] == [n for n in wanted if n != 1]:
+        return "only dimensions of size 1 differ"
+    factors = [w // f for f, w in zip(found, wanted, strict=False) if f and w % f == 0 and f != w]
+    if len(found) == len(wanted) and len(factors) == sum(f != w for f, w in zip(found, wanted, strict=True)) == 1:
+        return f"one of {factors[0]} equal parts: what one rank of {factors[0]} holds"
+    return "another size than config.json says"

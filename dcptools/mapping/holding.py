@@ -1,0 +1,73 @@
+"""Holds what was read against the model that is expected: what is which weight, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from dcptools.checkpoint import Checkpoint
+from dcptools.expected import Expected
+from dcptools.findings import Finding
+from dcptools.layouts import Candidate, Fit, Leftover, Output, fit
+from dcptools.mapping.about_model import about_model
+from dcptools.mapping.rename import Renames
+from dcptools.mapping.settling import Settled, names_differ, publish, tie, without_buffers, without_unexpected
+from dcptools.mapping.values import MappingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Outputs as the model calls them, and what was noticed."""
+
+    outputs: tuple[Output, ...]
+    leftovers: tuple[Leftover, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    fit: Fit | None = None
+    known: frozenset[str] = frozenset()  # keys of which the model says what they are
+
+
+def hold(
+    outputs: Sequence[Output],
+    expected: Expected,
+    candidate: Candidate | None,
+    checkpoint: Checkpoint,
+    options: MappingOptions,
+    renames: Renames,
+    excluded: Collection[str],
+) -> Held:
+    """Let the model say what each output is, what of it is missing, and what is written.
+
+    ``candidate`` is the reading that was chosen (None: by rules), ``excluded`` are names that the user left out.
+    """
+    naming = candidate.naming if candidate else "stored"
+    names = expected.stored if naming == "stored" else expected.published
+    settled = [Settled(tuple(renames.apply(each, names.shapes) for each in outputs))]
+
+    def latest() -> tuple[Output, ...]:
+        return settled[-1].outputs
+
+    settled.append(without_buffers(latest(), expected, names))
+    settled.append(tie(latest(), names, checkpoint, options.tied))
+    if options.unexpected == "drop":
+        settled.append(without_unexpected(latest(), expected, names))
+    reading = candidate.fit.reading if candidate else "by rules"
+    found = fit(expected.title, reading, {output.name: output.shape for output in latest()}, names)
+    about = tuple(about_model(found, expected, excluded, allow_mismatch=options.allow_mismatch))
+    if options.names == "published" and naming == "stored" and expected.differ:
+        settled.append(publish(latest(), expected))
+        if found.complete:
+            shapes = {output.name: output.shape for output in latest()}
+            found = fit(expected.title, reading, shapes, expected.published)
+    differ = names_differ(expected, naming, options.names)
+    return Held(
+        latest(),
+        tuple(left for each in settled for left in each.leftovers),
+        (*about, *(finding for each in settled for finding in each.findings), *([differ] if differ else [])),
+        found,
+        _known(latest(), expected),
+    )
+
+
+def _known(outputs: Sequence[Output], expected: Expected) -> frozenset[str]:
+    names = expected.stored.shapes.keys() | expected.published.shapes.keys()
+    return frozenset(view.key for output in outputs if output.name in names for view in output.sources)

@@ -1,0 +1,171 @@
+"""What the model itself says about outputs: which are no weights, which are one weight, and what they are published as.
+
+Each step takes outputs and gives outputs, leftovers and findings. Nothing that was found is lost: a key that no output
+is made of any more becomes a leftover with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from dcptools._text import counted, some
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import DcptoolsError
+from dcptools.expected import Expected, Naming
+from dcptools.findings import Finding
+from dcptools.layouts import Leftover, Output
+from dcptools.tensors import Composed, View, same_values
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The outputs that remain, and what became of the others."""
+
+    outputs: tuple[Output, ...]
+    leftovers: tuple[Leftover, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def without_buffers(outputs: Sequence[Output], expected: Expected, naming: Naming) -> Settled:
+    """Leave out what a live model computes anew and saves in no file, such as the frequencies of its positions."""
+    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in expected.ignored) or r"(?!)")
+    left = [
+        output
+        for output in outputs
+        if output.name not in naming.shapes and (output.name in expected.unsaved or ignored.search(output.name))
+    ]
+    return _leave_out(outputs, left, f"{expected.title} does not save it")
+
+
+def without_unexpected(outputs: Sequence[Output], expected: Expected, naming: Naming) -> Settled:
+    """Leave out what the model has no weight of that name for."""
+    left = [output for output in outputs if output.name not in naming.shapes]
+    return _leave_out(outputs, left, f"no weight of {expected.title}")
+
+
+def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: str) -> Settled:
+    """Write one of several weights that the model ties, under the name that ``save_pretrained`` gives it.
+
+    ``how`` is "auto" (if they have the same values), "drop" (whatever their values are) or "keep" (write all).
+    """
+    by_name = {output.name: output for output in outputs}
+    gone: list[Output] = []
+    renamed: dict[Output, Output] = {}
+    findings = []
+    for names in naming.ties:
+        tied = [by_name[name] for name in names if name in by_name]
+        if not tied:
+            continue
+        first, *others = tied
+        dropped, finding = _tied(first, others, checkpoint, how)
+        gone += dropped
+        findings += [finding] if finding else []
+        if len(dropped) == len(others) and first.name != names[0]:
+            renamed[first] = replace(first, name=names[0], rule=f"{first.rule}, tied to {first.name}")
+    settled = _leave_out(outputs, gone, "tied, and written under another name")
+    return Settled(tuple(renamed.get(each, each) for each in settled.outputs), settled.leftovers, tuple(findings))
+
+
+def _tied(
+    first: Output, others: Sequence[Output], checkpoint: Checkpoint, how: str
+) -> tuple[list[Output], Finding | None]:
+    """Which of the others are not written, and what to say about it."""
+    names = some([other.name for other in others])
+    if not others:
+        return [], None
+    if how == "keep":
+        return [], Finding("tied-kept", first.name, f"the model ties it to {names}; all are written", "--tied auto")
+    if how == "drop":
+        return list(others), Finding("tied-dropped", first.name, f"written once; {names} is not looked at")
+    try:
+        different = [other for other in others if not _same(first, other, checkpoint)]
+    except DcptoolsError as error:
+        why = f"whether it is the same as {names} is not known: {str(error).splitlines()[0]}"
+        return [], Finding("tied-differ", first.name, why, "all are written; --tied drop writes this one alone")
+    if different:
+        names = some([other.name for other in different])
+        return [other for other in others if other not in different], Finding(
+            "tied-differ", first.name, f"the model ties it to {names}, and the checkpoint has other values there",
+            "all are written; transformers uses one for all, unless config.json says \"tie_word_embeddings\": false; "
+            "--tied drop writes this one alone",
+        )  # fmt: skip
+    return list(others), Finding("tied-weights", first.name, f"tied to {names}, with the same values; written once")
+
+
+def _same(first: Output, other: Output, checkpoint: Checkpoint) -> bool:
+    tensors = [[checkpoint.tensors[view.key] for view in output.sources] for output in (first, other)]
+    if any(
+        len(output.sources) != 1 or not output.sources[0].is_whole(t[0].shape)
+        for output, t in zip((first, other), tensors, strict=True)
+    ):
+        return first.sources == other.sources
+    return same_values(tensors[0][0], tensors[1][0])
+
+
+def publish(outputs: Sequence[Output], expected: Expected) -> Settled:
+    """Make the tensors that ``save_pretrained`` writes out of those of the live model."""
+    stored = {output.name: output for output in outputs}
+    if len(stored) < len(outputs):  # two of one name: an error that is told of them
+        return Settled(tuple(outputs))
+    made: list[Output] = []
+    used: set[str] = set()
+    for name, composed in expected.conversion.items():
+        names = dict.fromkeys(view.key for view in composed.views)
+        sources = [stored[each] for each in names if each in stored]
+        if len(sources) == len(names) and (output := _published(name, composed, sources, expected)):
+            made.append(output)
+            used.update(names)
+    others = [output for output in outputs if output.name not in used and output.name not in expected.stored.shapes]
+    kept = {view.key for output in (*made, *others) for view in output.sources}
+    left = [output for output in outputs if not kept.issuperset(view.key for view in output.sources)]
+    leftovers = _leave_out(outputs, left, "a part of what would be published is missing").leftovers
+    return Settled((*made, *others), leftovers)
+
+
+def _published(name: str, composed: Composed, sources: Sequence[Output], expected: Expected) -> Output | None:
+    """One published tensor; None where a source has not the shape or the dtype that the conversion needs."""
+    first = sources[0]
+    if composed.views == Composed.whole(first.name, composed.shape).views:  # renamed, whatever its shape is
+        rule = first.rule if name == first.name else f"{first.rule}, published as {name}"
+        return replace(first, name=name, rule=rule)
+    views = []
+    for view in composed.views:
+        (source,) = [each for each in sources if each.name == view.key]
+        whole = source.sources[0]
+        if source.shape != expected.stored.shapes[source.name] or len(source.sources) != 1 or not whole.contiguous:
+            return None
+        views.append(View(whole.key, view.shape, view.strides, whole.offset + view.offset))
+    if len({source.dtype for source in sources}) != 1:
+        return None
+    return Output(name, tuple(views), composed.shape, first.dtype, f"{first.rule}, a part of what is published")
+
+
+def _leave_out(outputs: Sequence[Output], left: Iterable[Output], reason: str) -> Settled:
+    """Without some outputs; their keys are leftovers, if nothing else is made of them."""
+    gone = set(left)
+    kept = tuple(output for output in outputs if output not in gone)
+    used = {view.key for output in kept for view in output.sources}
+    keys = {view.key: output for output in gone for view in output.sources if view.key not in used}
+    return Settled(kept, tuple(Leftover(key, "tensor", reason, _nbytes(output)) for key, output in keys.items()))
+
+
+def _nbytes(output: Output) -> int:
+    return output.numel * output.dtype.itemsize
+
+
+def names_differ(expected: Expected, naming: str, names: str) -> Finding | None:
+    """Who reads the names that are written, where stored and published ones are not the same."""
+    if expected.unpublished and names == "published":
+        return Finding("names", "", f"the published names are not known: {expected.unpublished}")
+    if not expected.differ:
+        return None
+    count = counted(len(expected.published.shapes.keys() - expected.stored.shapes.keys()), "published name")
+    if naming == "published":
+        return Finding("names", "", f"the checkpoint has the published names already ({count}); they are written")
+    if names == "published":
+        return Finding("names", "", f"{count} are written, which all programs read")
+    who = f"transformers 5 reads them; vLLM, SGLang and older transformers read the {count}"
+    hint = "--names published writes those, as save_pretrained does"
+    return Finding("names", "", f"the names of the live model are written: {who}", hint)

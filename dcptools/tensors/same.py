@@ -1,0 +1,40 @@
+"""Whether two stored tensors have the same values, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dcptools.checkpoint import StoredTensor
+from dcptools.tensors.bits import Bits
+from dcptools.tensors.geometry import Region
+from dcptools.tensors.reader import TensorReader
+
+REGION_ELEMENTS = 1 << 20  # compared at once
+
+
+def same_values(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether both have one shape, one dtype and the same bits.
+
+    Where both are cut into the same chunks, and each was saved with its CRC-32, these are compared and no value is
+    read; otherwise the values are, a few MiB at a time.
+
+    Raises
+    ------
+    BrokenCheckpoint, UnsupportedCheckpoint
+        One of them cannot be read.
+    """
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    readers = TensorReader(first), TensorReader(second)
+    checksums = [reader.checksums() for reader in readers]
+    if checksums[0] and checksums[1] and checksums[0].keys() == checksums[1].keys():
+        return checksums[0] == checksums[1]
+    return all(_equal(readers, region) for region in readers[0].regions(REGION_ELEMENTS))
+
+
+def _equal(readers: tuple[TensorReader, TensorReader], region: Region) -> bool:
+    values: list[Bits] = []
+    for reader in readers:
+        values.append(np.empty([stop - start for start, stop in region], reader.bits))
+        reader.read_region(region, values[-1])
+    return bool((values[0] == values[1]).all())
