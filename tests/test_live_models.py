@@ -1,0 +1,127 @@
+"""Live models of transformers, sharded by FSDP2 over two processes: the result is what ``save_pretrained`` writes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import live_models
+from reference import raw
+from safetensors.torch import load_file
+
+import dcptools
+from dcptools.expected import Expected, building
+from dcptools.mapping import expectation
+
+FUSED = {"qwen3-moe", "mixtral", "deepseek-v3", "olmoe", "glm4-moe"}  # experts in one tensor, published one by one
+RENAMED = {"qwen2.5-vl", "llava"}  # towers with other names
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return live_models.save_models(tmp_path_factory.mktemp("live") / "models")
+
+
+@functools.cache
+def in_process(config: str) -> Expected:
+    """The question and the answer of ``expect``, without a process for each of so many models."""
+    answer = building.describe(building.build(json.loads(config)))
+    return Expected.from_json(json.loads(json.dumps(answer)))
+
+
+@functools.cache
+def live(name: str) -> Any:
+    """The very model, built once more: what it says depends on the number of threads too."""
+    return live_models.build(live_models.config_of(name))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expectation, "expect", in_process)
+
+
+def weights(directory: Path) -> dict[str, Any]:
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    """Names, dtypes, shapes, bits."""
+    got, want = weights(found), weights(wanted)
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert (got[name].dtype, got[name].shape) == (tensor.dtype, tensor.shape), name
+        assert raw(got[name]) == raw(tensor), name
+
+
+@pytest.mark.parametrize("name", live_models.LIVE)
+@pytest.mark.parametrize("names", ["stored", "published"])
+def test_names_shapes_dtypes_and_bits_are_those_of_save_pretrained(
+    name: str, names: str, saved: Path, tmp_path: Path
+) -> None:
+    report = dcptools.convert(
+        saved / name,
+        tmp_path / "out",
+        model_assets_dir=saved / f"{name}.config",
+        names=names,
+        dtype="keep",
+        fsync=False,
+    )
+    assert_same(tmp_path / "out", saved / f"{name}.{names}")
+    assert not report.warnings
+
+
+@pytest.mark.parametrize("name", live_models.LIVE)
+@pytest.mark.parametrize("names", ["stored", "published"])
+def test_the_result_loads_and_says_what_the_live_model_said(name: str, names: str, saved: Path, tmp_path: Path) -> None:
+    import transformers
+
+    assets = saved / f"{name}.config"
+    dcptools.convert(
+        saved / name, tmp_path / "out", model_assets_dir=assets, names=names, dtype="keep", shard_size=4000, fsync=False
+    )
+    made: Any = getattr(transformers, live_models.LIVE[name][0])
+    model, info = made.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    for parameter in model.parameters():  # kernels of experts round by how their memory is aligned, here in a file
+        parameter.data = parameter.data.clone()
+    assert torch.equal(live_models.logits_of(model.eval()), live_models.logits_of(live(name)))
+
+
+@pytest.mark.parametrize("name", live_models.LIVE)
+def test_the_preview_says_which_model_it_is_and_whether_names_differ(name: str, saved: Path) -> None:
+    mapping = dcptools.preview(saved / name, model_assets_dir=saved / f"{name}.config")
+    architecture, *_, root = live_models.LIVE[name]
+    assert mapping.fit is not None
+    assert mapping.fit.complete
+    assert mapping.fit.sentence.startswith(f"This is {architecture}: ")
+    assert mapping.root == root
+    assert ("names" in {f.code for f in mapping.findings}) == (name in FUSED | RENAMED)
+    assert not mapping.warnings
+
+
+@pytest.mark.parametrize("name", [*FUSED])
+def test_published_experts_are_views_of_the_stored_ones(name: str, saved: Path) -> None:
+    mapping = dcptools.preview(saved / name, model_assets_dir=saved / f"{name}.config", names="published")
+    split = [output for output in mapping.outputs if ".experts.3." in output.name]
+    assert split
+    assert all(output.numel < mapping.checkpoint[output.sources[0].key].numel for output in split)
+    assert len({view.key for output in mapping.outputs for view in output.sources}) == len(mapping.checkpoint.tensors)
+
+
+def test_a_checkpoint_under_published_names_needs_nothing(saved: Path, tmp_path: Path) -> None:
+    """As an older transformers' model, or one that a trainer keeps unfused, was saved."""
+    from checkpoints.saved import save
+
+    published = weights(saved / "qwen3-moe.published")
+    checkpoint = save(tmp_path / "c", {"model": published})
+    for names in ("stored", "published"):
+        mapping = dcptools.preview(checkpoint, model_assets_dir=saved / "qwen3-moe.config", names=names)
+        assert [output.name for output in mapping.outputs] == sorted(published)
+        assert not mapping.warnings
+        assert [f.message for f in mapping.findings if f.code == "names"] == [
+            "the checkpoint has the published names already (24 published names); they are written"
+        ]
