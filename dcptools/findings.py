@@ -91,6 +91,9 @@ CODES: dict[str, Code] = {
     "tied-dropped": Code("warning", "One of several weights that the model ties is written; values were not compared."),
     "tied-differ": Code("warning", "Weights that the model ties have different values; all are written."),
     # the plan
+    "kept-float32": Code(
+        "info", "Parts that the model keeps in float32 when it is loaded in a narrower dtype stay so."
+    ),
     "float8": Code("warning", "fp8 tensors are passed through uncast: without their scales the numbers mean nothing."),
     "dtype-unsupported": Code("error", "safetensors has no type for this tensor's dtype."),
     "large-tensor": Code("info", "One tensor is larger than the shard size and gets a file of its own."),

@@ -91,6 +91,26 @@ def test_the_result_loads_and_says_what_the_live_model_said(name: str, names: st
     assert torch.equal(live_models.logits_of(model.eval()), live_models.logits_of(live(name)))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek-v3", "glm4-moe", "t5"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_a_narrower_dtype_it_is_what_a_model_loaded_so_writes(
+    name: str, dtype: str, saved: Path, tmp_path: Path
+) -> None:
+    """Also what such a model keeps in float32."""
+    import transformers
+
+    made: Any = getattr(transformers, live_models.LIVE[name][0])
+    narrow = made.from_pretrained(saved / f"{name}.published", dtype=getattr(torch, dtype))
+    narrow.save_pretrained(tmp_path / "wanted")
+    assets = saved / f"{name}.config"
+    report = dcptools.convert(
+        saved / name, tmp_path / "out", model_assets_dir=assets, names="published", dtype=dtype, fsync=False
+    )
+    assert_same(tmp_path / "out", tmp_path / "wanted")
+    kept = {tensor.dtype for tensor in weights(tmp_path / "wanted").values()} == {torch.float32, getattr(torch, dtype)}
+    assert ("kept-float32" in {finding.code for finding in report.findings}) == kept
+
+
 @pytest.mark.parametrize("name", live_models.LIVE)
 def test_the_preview_says_which_model_it_is_and_whether_names_differ(name: str, saved: Path) -> None:
     mapping = dcptools.preview(saved / name, model_assets_dir=saved / f"{name}.config")

@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from dcptools._text import counted, some
 from dcptools.dtypes import TABLE, DType
 from dcptools.errors import UsageError
 from dcptools.findings import Finding
@@ -40,9 +41,12 @@ def written_dtypes(
 ) -> tuple[dict[str, DType], list[str]]:
     """The dtype that each output is written in, by name, and the globs of the exceptions that matched nothing.
 
+    What the model keeps in float32 when it is loaded in a narrower dtype stays float32, if it is stored so.
+
     Raises UsageError for a dtype that cannot be written.
     """
     default = checked_dtype(dtype)
+    kept = mapping.expected.float32.get(dtype, frozenset()) if mapping.expected else frozenset()
     rules = [(glob, re.compile(fnmatch.translate(glob)), checked_dtype(name)) for glob, name in exceptions]
     unused = dict.fromkeys(glob for glob, _ in exceptions)
     written = {}
@@ -52,7 +56,7 @@ def written_dtypes(
             unused.pop(glob, None)
         asked = matching[0][1] if matching else None
         castable = output.dtype.kind == "float" or (output.dtype.kind == "float8" and asked is not None)
-        name = asked or default
+        name = asked or ("float32" if output.name in kept and output.dtype.name == "float32" else default)
         written[output.name] = TABLE[name] if castable and name != "keep" else output.dtype
     return written, list(unused)
 
@@ -71,8 +75,14 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
                 "float8", output.name, f"{target.name} is written as it is; its scale must be beside it",
                 "cast it with --dtype-for if there is none",
             )  # fmt: skip
+    narrower = {target.name for target in written.values() if target.kind == "float" and target.itemsize == 2}
+    kept = {name for names in mapping.expected.float32.values() for name in names} if mapping.expected else set()
+    in_float32 = [name for name in sorted(kept & written.keys()) if written[name].name == "float32"]
+    if narrower and in_float32:
+        text = f"{counted(len(in_float32), 'tensor')} stay float32, as the model keeps them: {some(in_float32)}"
+        yield Finding("kept-float32", "", text, "--dtype-for casts them")
     config = mapping.assets.dtype if mapping.assets else None
-    names = {target.name for target in written.values() if target.kind == "float"}
+    names = {target.name for name, target in written.items() if target.kind == "float" and name not in in_float32}
     if config and names and names != {config}:
         says = f"says {config}, and {', '.join(sorted(names))} is written"
         yield Finding("config-dtype", "config.json", says, "the copy says so")

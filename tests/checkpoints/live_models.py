@@ -1,8 +1,8 @@
 """Tiny models of transformers, sharded by FSDP2 over two real processes and saved by DCP, in one launch.
 
 Imported, this file starts itself as a program. For each model it leaves: ``<name>/`` (the checkpoint),
-``<name>.config/`` (the assets), ``<name>.published/`` and ``<name>.stored/`` (what ``save_pretrained`` of the live model
-writes, in the original format and not).
+``<name>.config/`` (the assets), ``<name>.published/`` and ``<name>.stored/`` (what ``save_pretrained`` of the live
+model writes, in the original format and not).
 """
 
 from __future__ import annotations
