@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dcptools.errors import UsageError
@@ -102,7 +102,9 @@ class Composed:
         """Key and offset of the only view, and (size, stride) of the factors that each dimension is made of."""
         if len(self.views) != 1:
             raise NotViews(f"A tensor of {len(self.views)} views of {self.views[0].key!r} cannot be rearranged.")
-        (view,) = self.views
+        view = _joined(
+            self.views[0].key, self.views[0].offset, zip(self.views[0].shape, self.views[0].strides, strict=True)
+        )
         have = [(size, stride) for size, stride in zip(view.shape, view.strides, strict=True) if size != 1]
         dims: list[list[tuple[int, int]]] = []
         for wanted in reversed(self.shape):
@@ -120,7 +122,7 @@ class Composed:
         return view.key, view.offset, dims
 
 
-def _joined(key: str, offset: int, factors: Sequence[tuple[int, int]]) -> View:
+def _joined(key: str, offset: int, factors: Iterable[tuple[int, int]]) -> View:
     """A view with as few dimensions as these factors allow."""
     dims: list[tuple[int, int]] = []
     for size, stride in factors:
