@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from checkpoints import distributed
 from hypothesis import settings
 
 from dcptools.demo import Demo, make_demo
+from dcptools.expected import Expected, NotExpected
+from dcptools.mapping import expectation
 
 settings.register_profile("no deadline", deadline=None)  # machines that are shared stall now and then
 settings.load_profile("no deadline")
@@ -18,6 +22,23 @@ settings.load_profile("no deadline")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """A checkpoint that PyTorch wrote from a real FSDP2 training run in four processes. Do not change its files."""
     return make_demo(tmp_path_factory.mktemp("demo") / "demo")
+
+
+@functools.cache
+def _in_process(config: str) -> Expected:
+    from dcptools.expected import building
+
+    try:
+        answer = building.describe(building.build(json.loads(config)))
+    except building.Unknown as error:
+        raise NotExpected(str(error)) from None
+    return Expected.from_json(json.loads(json.dumps(answer)))
+
+
+@pytest.fixture
+def expected_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question and the answer of ``expect``, without a process of seconds for each of many models."""
+    monkeypatch.setattr(expectation, "expect", _in_process)
 
 
 @pytest.fixture(scope="session")

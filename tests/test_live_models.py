@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from reference import raw
 from safetensors.torch import load_file
 
 import dcptools
-from dcptools.expected import Expected, building
-from dcptools.mapping import expectation
 
+pytestmark = pytest.mark.usefixtures("expected_in_process")
 FUSED = {"qwen3-moe", "mixtral", "deepseek-v3", "olmoe", "glm4-moe"}  # experts in one tensor, published one by one
 RENAMED = {"qwen2.5-vl", "llava"}  # towers with other names
 
@@ -27,21 +25,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def in_process(config: str) -> Expected:
-    """The question and the answer of ``expect``, without a process for each of so many models."""
-    answer = building.describe(building.build(json.loads(config)))
-    return Expected.from_json(json.loads(json.dumps(answer)))
-
-
-@functools.cache
 def live(name: str) -> Any:
     """The very model, built once more: what it says depends on the number of threads too."""
     return live_models.build(live_models.config_of(name))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expectation, "expect", in_process)
 
 
 def weights(directory: Path) -> dict[str, Any]:

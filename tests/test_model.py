@@ -1,0 +1,352 @@
+"""The model decides: which reading of a checkpoint is right, what is missing, and what is tied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import models, saved
+from checkpoints.edit import torch_item
+from torch import Tensor
+
+import dcptools
+from dcptools.errors import FindingsError
+from dcptools.mapping import KeyMapping
+
+pytestmark = pytest.mark.usefixtures("expected_in_process")
+
+TIED = {"tie_word_embeddings": True}
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def assets(directory: Path, **changes: Any) -> Path:
+    """A config of the model that ``saved.model_state`` gives, but for some changes; and a tokenizer."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({**models.QWEN3_CONFIG, **changes}))
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def preview(tmp_path: Path) -> Any:
+    """``preview(state, changes of the config, **options)``."""
+
+    def previewed(state: Any, config: dict[str, Any] | None = None, **options: Any) -> KeyMapping:
+        number = len(list(tmp_path.iterdir()))
+        checkpoint = saved.save(tmp_path / f"c{number}", state)
+        return dcptools.preview(
+            checkpoint, model_assets_dir=assets(tmp_path / f"a{number}", **(config or {})), **options
+        )
+
+    return previewed
+
+
+def names(mapping: KeyMapping) -> list[str]:
+    return [output.name for output in mapping.outputs]
+
+
+def told(mapping: KeyMapping, code: str) -> list[tuple[str, str]]:
+    """Severity and text of the findings of a code."""
+    return [(f.severity, f"{f.key}: {f.message} ({f.hint})") for f in mapping.findings if f.code == code]
+
+
+# --- where the model is -----------------------------------------------------------------------------------------
+
+
+def nest(path: str, state: Any) -> Any:
+    for container in reversed(path.split(".") if path else []):
+        state = {container: state}
+    return state
+
+
+@pytest.mark.parametrize("root", ["", "model", "module", "app.model", "state.model", "state_dict.net", "a.b.c.d"])
+def test_the_model_is_found_in_any_container(root: str, preview: Any) -> None:
+    state = saved.model_state()
+    mapping = preview(nest(root, dict(state)) | {"step": torch.tensor(3)})
+    assert names(mapping) == sorted(state)
+    assert mapping.root == root
+    assert not mapping.warnings
+    assert mapping.fit and mapping.fit.sentence == (
+        f"This is Qwen3ForCausalLM: {len(state)} of {len(state)} weights, every shape fits"
+    )
+
+
+@pytest.mark.parametrize("attribute", ["net.", "model.", "_orig_mod.", "model._orig_mod.model."])
+def test_the_model_may_be_an_attribute_of_what_was_saved(attribute: str, preview: Any) -> None:
+    """As in a LightningModule, or compiled: the names have more in front than the container."""
+    state = saved.model_state()
+    mapping = preview({"state": {f"{attribute}{name}": tensor for name, tensor in state.items()}})
+    assert names(mapping) == sorted(state)
+    assert not mapping.warnings
+
+
+@pytest.mark.parametrize("root", ["", "model"])
+def test_a_tied_model_without_its_head_is_whole(root: str, preview: Any) -> None:
+    state = saved.model_state(lm_head=False)
+    mapping = preview(nest(root, state), TIED)
+    assert names(mapping) == sorted(state)
+    assert not mapping.warnings
+
+
+@pytest.mark.parametrize("root", ["", "model"])
+def test_the_base_model_alone_gives_a_tied_model(root: str, preview: Any) -> None:
+    """``AutoModel`` has the weights of all of it, under names without ``model.``."""
+    state = {name.removeprefix("model."): t for name, t in saved.model_state(lm_head=False).items()}
+    mapping = preview(nest(root, state), TIED)
+    assert names(mapping) == sorted(f"model.{name}" for name in state)
+    assert not mapping.warnings
+
+
+def test_the_model_is_preferred_to_its_average(preview: Any) -> None:
+    state = saved.model_state()
+    average = {name: tensor + 1 for name, tensor in state.items()}
+    mapping = preview({"ema": average, "model": state})
+    assert mapping.root == "model"
+    assert [f.code for f in mapping.warnings] == ["left-out-tensor"]
+    assert len(mapping.readings) > 1
+    assert preview({"ema": average, "model": state}, root="ema").root == "ema"
+
+
+def test_moments_of_an_optimizer_are_never_the_model(preview: Any) -> None:
+    """Some trainers keep them under whole names."""
+    state = saved.model_state()
+    mapping = preview({"optimizer": {"exp_avg": state}})
+    assert mapping.root != "optimizer.exp_avg"
+    assert mapping.errors
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------
+
+
+def test_a_weight_that_is_missing_is_an_error_unless_it_is_allowed(preview: Any) -> None:
+    state = saved.model_state(lm_head=False)
+    mapping = preview({"model": state})
+    assert told(mapping, "weight-missing") == [
+        ("error", "lm_head.weight: the checkpoint has no such weight of the shape [16, 8] ()")
+    ]
+    ((severity, text),) = told(mapping, "model-mismatch")
+    assert severity == "error"
+    assert "24 of 25 weights fit, 1 missing" in text
+    assert "the base model without its head: lm_head.weight" in text
+    with pytest.raises(FindingsError, match="model-mismatch"):
+        dcptools.plan(mapping)
+    allowed = preview({"model": state}, allow_mismatch=True)
+    assert {severity for severity, _ in told(allowed, "weight-missing") + told(allowed, "model-mismatch")} == {
+        "warning"
+    }
+    assert names(allowed) == sorted(state)
+
+
+def changed(name: str, change: Any) -> dict[str, Tensor]:
+    state = saved.model_state()
+    return {**state, name: change(state[name])}
+
+
+def padded(rows: int) -> dict[str, Tensor]:
+    state = saved.model_state(vocab=16 + rows)
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "config", "code", "cause"),
+    [
+        (padded(8), {}, "weight-shape", "a vocabulary with 8 rows of padding: set vocab_size to 24 in config.json"),
+        (saved.model_state(vocab=12), {}, "weight-shape", "a smaller vocabulary: set vocab_size to 12 in config.json"),
+        (changed("model.layers.0.mlp.up_proj.weight", lambda t: t.T.contiguous()), {}, "weight-shape", "transposed"),
+        (changed("model.norm.weight", lambda t: t[None]), {}, "weight-shape", "only dimensions of size 1 differ"),
+        (changed("model.norm.weight", lambda t: t[:4].clone()), {}, "weight-shape", "one of 2 equal parts"),
+        (saved.model_state(layers=1), {}, "model-mismatch", "model.layers ends before layer 1"),
+        (saved.model_state(layers=3), {"num_hidden_layers": 1}, "weight-unexpected", "has no weight of this name"),
+        ({"model.foo.weight": torch.ones(3)}, {}, "model-mismatch", "no weight fits"),
+    ],
+    ids=["padded", "smaller", "transposed", "size 1", "half", "fewer layers", "more layers", "another"],
+)  # fmt: skip
+def test_the_likely_cause_is_told(state: Any, config: Any, code: str, cause: str, preview: Any) -> None:
+    mapping = preview({"model": state}, config)
+    assert any(cause in text for _, text in told(mapping, code)), told(mapping, code)
+
+
+def test_a_share_of_the_experts_is_recognised(preview: Any) -> None:
+    moe = {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 4,
+    }  # fmt: skip
+    state = {name: t for name, t in saved.model_state().items() if ".mlp." not in name}
+    for layer in range(2):
+        state[f"model.layers.{layer}.mlp.gate.weight"] = torch.ones(8, 8)
+        state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.ones(2, 8, 8)
+        state[f"model.layers.{layer}.mlp.experts.down_proj"] = torch.ones(2, 8, 4)
+    causes = told(preview({"model": state}, moe), "weight-shape")
+    assert len(causes) == 4
+    assert all("2 of 8 experts: what one of 4 expert-parallel ranks holds" in text for _, text in causes)
+
+
+def test_what_the_user_leaves_out_is_a_warning(preview: Any) -> None:
+    mapping = preview({"model": saved.model_state()}, exclude=["*lm_head*"])
+    assert told(mapping, "weight-missing") == [("warning", "lm_head.weight: left out by --include or --exclude ()")]
+    assert not mapping.errors
+
+
+def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> None:
+    state = saved.model_state()
+    state["model.final_norm.weight"] = state.pop("model.norm.weight")
+    repaired = preview({"model": state}, rename=["model.final_norm.weight=model.norm.weight"])
+    assert repaired.fit.complete
+    assert names(repaired) == sorted(saved.model_state())
+    moved = preview({"model": saved.model_state()}, rename=[r"model\.(.*)=language_model.\1"])
+    assert moved.fit.complete
+    assert not moved.errors
+
+
+@pytest.mark.parametrize("unexpected", ["keep", "drop"])
+def test_a_tensor_that_the_model_does_not_have(unexpected: str, preview: Any) -> None:
+    state = {**saved.model_state(), "v_head.weight": torch.ones(1, 8)}
+    mapping = preview({"model": state}, unexpected=unexpected)
+    assert ("v_head.weight" in names(mapping)) == (unexpected == "keep")
+    assert len(told(mapping, "weight-unexpected")) == (unexpected == "keep")
+    assert mapping.fit.complete
+
+
+def test_buffers_that_the_model_does_not_save_are_left_out(preview: Any) -> None:
+    state = {**saved.model_state(), "model.rotary_emb.inv_freq": torch.ones(2)}
+    mapping = preview({"model": state})
+    assert names(mapping) == sorted(saved.model_state())
+    assert [left.reason for left in mapping.leftovers] == ["Qwen3ForCausalLM does not save it"]
+    assert not mapping.warnings
+
+
+# --- tied weights -----------------------------------------------------------------------------------------------
+
+
+def with_head(head: Tensor | None = None) -> dict[str, Tensor]:
+    state = saved.model_state(lm_head=False)
+    return {**state, HEAD: state[EMBEDDING].clone() if head is None else head}
+
+
+def test_tied_weights_of_the_same_values_are_written_once(preview: Any) -> None:
+    mapping = preview({"model": with_head()}, TIED)
+    assert HEAD not in names(mapping)
+    assert told(mapping, "tied-weights") == [
+        ("info", f"{EMBEDDING}: tied to {HEAD}, with the same values; written once ()")
+    ]
+    assert not mapping.warnings
+
+
+def test_tied_weights_that_differ_are_both_written_with_a_warning(preview: Any) -> None:
+    head = with_head()[HEAD]
+    head[3, 2] += 1e-3
+    mapping = preview({"model": with_head(head)}, TIED)
+    assert HEAD in names(mapping)
+    ((severity, text),) = told(mapping, "tied-differ")
+    assert severity == "warning"
+    assert "has other values there" in text
+    dropped = preview({"model": with_head(head)}, TIED, tied="drop")
+    assert HEAD not in names(dropped)
+    assert told(dropped, "tied-dropped")[0][0] == "warning"
+    kept = preview({"model": with_head()}, TIED, tied="keep")
+    assert HEAD in names(kept)
+    assert told(kept, "tied-kept")[0][0] == "warning"
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("how", ["without checksums", "cut differently", "transposed"])
+def test_tied_weights_are_compared_by_value_where_checksums_cannot_tell(
+    how: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = with_head()
+    if not same:
+        state[HEAD][15, 7] += 1e-3
+    chunks = {f"model.{name}": [((0,) * t.ndim, t)] for name, t in state.items()}
+    if how == "cut differently":
+        chunks[f"model.{HEAD}"] = [((0, 0), state[HEAD][:5].clone()), ((5, 0), state[HEAD][5:].clone())]
+    if how == "transposed":
+        chunks[f"model.{HEAD}"] = [((0, 0), state[HEAD].T.contiguous().T)]
+    if how == "without checksums":
+        monkeypatch.setattr(torch.serialization, "get_crc32_options", lambda: False)
+        assert len(torch_item(state[HEAD]))
+    checkpoint = saved.save_chunks(tmp_path / "c", chunks)
+    mapping = dcptools.preview(checkpoint, model_assets_dir=assets(tmp_path / "a", **TIED))
+    assert (HEAD in names(mapping)) != same
+    assert bool(told(mapping, "tied-differ")) != same
+
+
+def test_tied_weights_that_cannot_be_read_are_both_kept(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": with_head()})
+    (file,) = checkpoint.glob("*.distcp")
+    file.write_bytes(b"\0" * file.stat().st_size)
+    mapping = dcptools.preview(checkpoint, model_assets_dir=assets(tmp_path / "a", **TIED))
+    ((severity, text),) = told(mapping, "tied-differ")
+    assert severity == "warning"
+    assert "is not known" in text
+    assert HEAD in names(mapping)
+
+
+def test_a_head_alone_is_written_under_the_name_of_the_embedding(preview: Any) -> None:
+    state = with_head()
+    del state[EMBEDDING]
+    mapping = preview({"model": state}, TIED)
+    assert {output.name: output.sources[0].key for output in mapping.outputs}[EMBEDDING] == f"model.{HEAD}"
+    assert mapping.fit.complete
+
+
+# --- without a config, or with another model --------------------------------------------------------------------
+
+
+def test_a_reference_decides_in_place_of_the_config(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = saved.model_state()
+    save_file(state, tmp_path / "other.safetensors")
+    checkpoint = saved.save(tmp_path / "c", {"a": {"b": state}})
+    mapping = dcptools.preview(checkpoint, reference=tmp_path / "other.safetensors")
+    assert names(mapping) == sorted(state)
+    assert mapping.fit is not None
+    assert mapping.fit.complete
+    smaller = saved.save(tmp_path / "d", {"model": saved.model_state(vocab=12)})
+    assert told(dcptools.preview(smaller, reference=tmp_path / "other.safetensors"), "weight-shape")
+
+
+def test_a_model_that_needs_its_own_code_is_read_by_rules_and_said_so(tmp_path: Path) -> None:
+    directory = assets(tmp_path / "a", **json.loads(models.UNKNOWN_CONFIG))
+    mapping = dcptools.preview(saved.trained(tmp_path / "c"), model_assets_dir=directory)
+    assert mapping.fit is None
+    ((severity, text),) = told(mapping, "model-unknown")
+    assert severity == "info"
+    assert "without the code that comes with it" in text
+
+
+def test_a_config_that_cannot_be_built_is_a_warning(preview: Any) -> None:
+    pytest.importorskip("transformers")
+    from dcptools.expected import NotExpected
+    from dcptools.mapping import expectation
+
+    def broken(config: str) -> Any:
+        raise NotExpected("ZeroDivisionError: integer division or modulo by zero", broken=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expectation, "expect", broken)
+        mapping = preview({"model": saved.model_state()})
+    assert told(mapping, "model-not-built")[0][0] == "warning"
+    assert names(mapping) == sorted(saved.model_state())
+
+
+@pytest.mark.parametrize("option", ["names", "tied", "unexpected"])
+def test_an_option_with_another_value_is_refused(option: str, preview: Any) -> None:
+    with pytest.raises(dcptools.DcptoolsError, match=f"{option} cannot be 'foo'"):
+        preview({"model": saved.model_state()}, **{option: "foo"})
+
+
+def test_names_of_a_trainer_are_refused_without_the_config_that_says_how_values_lie(tmp_path: Path) -> None:
+    from checkpoints import lookalikes
+
+    mapping = dcptools.preview(lookalikes.torchtitan(tmp_path / "c"))
+    ((severity, text),) = told(mapping, "foreign-names")
+    assert severity == "error"
+    assert "names of torchtitan" in text
+    assert "Llama 3" in text
+    asked = dcptools.preview(lookalikes.torchtitan(tmp_path / "d"), layout="bare")
+    assert told(asked, "foreign-names")[0][0] == "warning"
+    assert "layers.0.attention.wq.weight" in names(asked)
