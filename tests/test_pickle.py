@@ -11,6 +11,7 @@ import pickletools
 import resource
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -346,7 +347,7 @@ def test_eaters_get_no_memory_no_time_and_no_stack(tmp_path: Path) -> None:
     assert math.fsum(seconds for _, _, _, seconds in found) < 20
 
 
-BROKEN = {"text_put", "frame", "doubling_path", "cycle", "many_paths"}
+BROKEN = {"text_put", "frame", "doubling_path", "cycle", "many_paths", "wide_path"}
 
 
 def test_a_little_does_not_become_much(tmp_path: Path) -> None:
@@ -355,16 +356,30 @@ def test_a_little_does_not_become_much(tmp_path: Path) -> None:
     assert {name: set(outcomes) for name, outcomes, _, _ in found} == {
         "repeated_root": {"read"},
         "repeated_path": {"read"},
+        "path_of_large_integers": {"read"},
         "joined_transforms": {"BrokenCheckpoint"},
         "many_corners": {"read"},
+        "many_tensors_of_many_corners": {"read"},
         "shared_chunk": {"BrokenCheckpoint"},
-        "shared_chunks": {"read"},
+        "shared_chunks": {"BrokenCheckpoint"},
         "colliding_offsets": {"BrokenCheckpoint"},
+        "colliding_chunks": {"BrokenCheckpoint"},
         "unallocatable": {"BrokenCheckpoint"},
         "long_message": {"BrokenCheckpoint"},
     }
     assert max(longest for _, _, longest, _ in found) < 4000
     assert math.fsum(seconds for _, _, _, seconds in found) < 20
+
+
+def test_the_parts_of_a_path_are_counted_before_they_are_joined(tmp_path: Path) -> None:
+    directory = hostile.checkpoint(tmp_path, hostile.wide_path(characters=10_000, times=10_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BrokenCheckpoint, match="paths of the same parts"):
+            dcptools.read(directory)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # --- what is read is what torch reads ---------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from dcptools._text import some
 
 Ints = npt.NDArray[np.int64]
 FEW_CHUNKS = 16
-MAX_CORNERS = 1 << 21  # coordinates of the corners of all chunks of one tensor; each dimension doubles them
+MOST_CUTS = 4  # dimensions along which chunks are cut that are no grid; each doubles the corners of all of them
+MAX_CORNERS = 1 << 21  # coordinates of the corners of all chunks of one tensor
 
 
 def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Literal["hole", "overlap"], str] | None:
@@ -46,7 +47,7 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     offsets, sizes, full = offsets[:, split], sizes[:, split], full[split]
     if _is_grid(offsets, sizes, full):
         return None
-    if len(boxes) * 2 ** len(full) * len(full) > MAX_CORNERS:
+    if len(full) > MOST_CUTS or len(boxes) * 2 ** len(full) * len(full) > MAX_CORNERS:
         return "overlap", f"its {len(boxes):,} chunks are cut along {len(full)} dimensions, and not as a grid"
     return _check_boxes(shape, offsets, sizes, full)
 

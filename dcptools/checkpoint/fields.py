@@ -8,7 +8,7 @@ from typing import Any
 from dcptools._pickle import Record, type_name
 
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
-LONGEST_KEY = 4096  # characters, of a path in the state dict too
+LONGEST_KEY = 4096  # characters
 MOST_DIMS = 64  # of a tensor; torch has no larger ones
 
 

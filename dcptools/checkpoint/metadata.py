@@ -20,7 +20,6 @@ import numpy.typing as npt
 from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
 from dcptools.checkpoint.cover import Ints
 from dcptools.checkpoint.fields import (
-    LONGEST_KEY,
     REPR,
     TOO_LARGE,
     Wrong,
@@ -37,7 +36,6 @@ from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
 
 LONGEST_PATH = 4096  # characters of a file's name; Linux has no longer ones
-MOST_PARTS = 100  # of a path in the state dict
 
 
 @dataclass(slots=True)
@@ -80,11 +78,11 @@ class _Paths:
         self._left = most  # characters
 
     def __call__(self, *parts: str) -> str:
-        path = "/".join(parts)
-        self._left -= len(path)
-        if len(path) > LONGEST_PATH or self._left < 0:
-            raise ValueError(f"a path of {len(path):,} characters" if self._left >= 0 else "paths of the same parts")
-        return path
+        characters = sum(map(len, parts)) + len(parts)
+        self._left -= characters
+        if characters > LONGEST_PATH or self._left < 0:
+            raise ValueError(f"a path of {characters:,} characters" if self._left >= 0 else "paths of the same parts")
+        return "/".join(parts)
 
 
 def _same(value: Any) -> Any:
@@ -259,14 +257,25 @@ def _is_box(row: Any, dims: int) -> bool:
 
 
 def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
-    """Flat key -> path in the nested state dict, for the entries that are as torch's default planner writes them."""
+    """Flat key -> path in the nested state dict, for the entries that are as torch's default planner writes them.
+
+    It makes the key of the path's parts. A path of more than its key has is none: a long one could be that of all keys.
+    """
     if not isinstance(planner_data, dict):
         return {}
     return {
         key: tuple(map(str, path))
         for key, path in planner_data.items()
-        if type(path) is tuple
-        and len(path) <= MOST_PARTS
-        and all(type(part) in (str, int) for part in path)
-        and sum(len(part) for part in path if type(part) is str) <= LONGEST_KEY
+        if type(key) is str and type(path) is tuple and _is_path(path, len(key))
     }
+
+
+def _is_path(path: tuple[Any, ...], characters: int) -> bool:
+    left = characters + 1
+    for part in path:
+        if type(part) is not str and (type(part) is not int or not 0 <= part < TOO_LARGE):
+            return False
+        left -= len(str(part)) + 1
+        if left < 0:
+            return False
+    return True

@@ -20,8 +20,9 @@ from dcptools.checkpoint.fields import (
 from dcptools.checkpoint.runs import INDEX, TAKEN, Run
 
 LONGEST_TRANSFORMS = 1000  # characters
-MANY_HASHES = 8192
-MOST_UNSTORED = 1 << 20  # chunks of which the metadata does not say where they are stored
+MANY_HASHES = 1024
+FEW_COLLISIONS = 2  # among so many; by chance there is none
+MOST_UNSTORED = 1 << 16  # chunks of which the metadata does not say where they are stored
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
 READABLE = frozenset(ENCODINGS.values())
 
@@ -50,6 +51,7 @@ class StorageData:
             elif index is not TAKEN:
                 self.one_by_one += 1
                 self._add_one(fields_of(index), fields_of(info))
+        self._look_at_hashes()
 
     def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:
         key, offsets = index.get("fqn"), index.get("offset")
@@ -102,9 +104,12 @@ class StorageData:
             last = first + MANY_HASHES
             self._hashes += map(hash, zip(keys[first:last], offsets[first:last], strict=True))
             if len(self._hashes) >= MANY_HASHES:
-                if len(set(self._hashes)) < 0.9 * len(self._hashes):
-                    raise Wrong("storage_data", "offsets that were made to collide in Python's hash")
-                self._hashes.clear()
+                self._look_at_hashes()
+
+    def _look_at_hashes(self) -> None:
+        if len(self._hashes) - len(set(self._hashes)) > FEW_COLLISIONS:
+            raise Wrong("storage_data", "offsets that were made to collide in Python's hash")
+        self._hashes.clear()
 
     def count(self, numbers: int) -> None:
         """Refuse offsets and sizes that are far more than the pickle has bytes for."""

@@ -299,6 +299,12 @@ def many_paths(characters: int = 30_000, times: int = 100_000) -> bytes:
     return b"\x80\x02(" + begin + times * b"h\x00h\x01h\x02\x86R" + b"t."
 
 
+def wide_path(characters: int = 500_000, times: int = 250_000) -> bytes:
+    """A path whose parts are one long text, again and again."""
+    begin = text("x" * characters) + b"q\x00" + b"cpathlib\nPosixPath\n"
+    return b"\x80\x02" + begin + b"(" + times * b"h\x00" + b"tR."
+
+
 def large_record(fields: int = 5000, times: int = 5000) -> bytes:
     """Opcodes that give a state of many fields to one instance after the other."""
     begin = b"}q\x00(" + b"".join(text(f"field {n}") + b"N" for n in range(fields)) + b"u"
@@ -330,7 +336,7 @@ EATERS: dict[str, Callable[[], bytes]] = {
     for maker in (
         long_binput, text_put, binbytes8, bytearray8, frame, nested_value, nested_key, doubling_key, doubling_value,
         doubling_path, wide_key, wide_keys_in_keys, cycle, persistent_id, getattr_chain, sets_in_sets, colliding_keys,
-        colliding_tuples, long_key, many_names, many_paths, large_record,
+        colliding_tuples, long_key, many_names, many_paths, wide_path, large_record,
     )
 }  # fmt: skip
 
@@ -349,6 +355,13 @@ def repeated_path() -> object:
     return _sound(2000, paths=lambda _key: path)
 
 
+def path_of_large_integers() -> object:
+    """Keys have the same path, of a hundred integers of 600 digits."""
+    metadata = _sound(1)
+    metadata.planner_data = dict.fromkeys((f"w{n}" for n in range(20_000)), (2**2030,) * 100)
+    return metadata
+
+
 def joined_transforms() -> object:
     """Each item has a hundred transforms of a long name; all their names are to be named."""
     names = ["t" * 20_000] * 99
@@ -361,6 +374,13 @@ def many_corners(chunks: int = 300, dims: int = 12) -> object:
     found = [ChunkStorageMetadata(corner, torch.Size([1] * dims)) for corner in corners]
     shape = torch.Size([1000, 1000, *[2] * (dims - 2)])
     return Metadata({"w": TensorStorageMetadata(TensorProperties(torch.float32), shape, found)}, {"w": ("w",)}, {})
+
+
+def many_tensors_of_many_corners(tensors: int = 200, dims: int = 15) -> object:
+    """All tensors have the same two chunks, of 32,768 corners each."""
+    found = [ChunkStorageMetadata(torch.Size([n] * dims), torch.Size([1] * dims)) for n in range(2)]
+    entry = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([2] * dims), found)
+    return Metadata({f"w{n}": entry for n in range(tensors)}, {}, {})
 
 
 def shared_chunk(times: int = 50_000, dims: int = 64) -> object:
@@ -377,11 +397,21 @@ def shared_chunks(times: int = 200) -> object:
     return Metadata({f"w{n}": TensorStorageMetadata(properties, shape, chunks) for n in range(times)}, {}, {})
 
 
-def colliding_offsets(count: int = 9_000) -> object:
+def colliding_offsets(count: int = 9_000) -> Any:
     """The offsets of stored items, by which they are looked up, have the same hash."""
     metadata = _sound(1)
     for pair in _colliding_pairs(count):
         metadata.storage_data[MetadataIndex("w0", torch.Size(pair))] = _StorageInfo("__0_0.distcp", 0, 1)
+    return metadata
+
+
+def colliding_chunks(count: int = 1000, times: int = 200_000) -> object:
+    """As before, but fewer; the one that is found last is looked up again and again."""
+    metadata = colliding_offsets(count)
+    index = list(metadata.storage_data)[-1]
+    chunk = ChunkStorageMetadata(index.offset, torch.Size([1, 1]))
+    metadata.state_dict_metadata["w0"].size = torch.Size([2**20, 2**20])
+    metadata.state_dict_metadata["w0"].chunks = [chunk] * times
     return metadata
 
 
@@ -424,8 +454,9 @@ def _pickled(maker: Callable[[], object]) -> Callable[[], bytes]:
 MULTIPLIERS: dict[str, Callable[[], bytes]] = {
     maker.__name__: _pickled(maker)
     for maker in (
-        repeated_root, repeated_path, joined_transforms, many_corners, shared_chunk, shared_chunks, colliding_offsets,
-        unallocatable, long_message,
+        repeated_root, repeated_path, path_of_large_integers, joined_transforms, many_corners,
+        many_tensors_of_many_corners, shared_chunk, shared_chunks, colliding_offsets, colliding_chunks, unallocatable,
+        long_message,
     )
 }  # fmt: skip
 """Sound in form, unlike the :data:`EATERS`; what is derived from them is far larger than they are."""
