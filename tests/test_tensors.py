@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import json
 import math
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import broken, hostile_items, saved
+from checkpoints import broken, hostile, hostile_items, saved
 from checkpoints.edit import item_bytes, item_parts, location, replace_item, torch_item, zip_item
 from hypothesis import given
 from hypothesis import strategies as st
@@ -379,6 +382,35 @@ def test_a_hostile_item_is_not_run(name: str, kind: type[DcptoolsError], tmp_pat
     with pytest.raises(kind, match=rf"^'{broken.B}', chunk at \(0,\) of \(4,\) in __0_0.distcp:\n"):
         read_region(read(tmp_path / "a")[broken.B], [(0, 4)])
     assert not marker.exists()
+
+
+PARSE_ALL = """
+import json, sys
+from dcptools import DcptoolsError
+from dcptools.tensors.arrangement import parse_arrangement
+
+for path in sys.argv[1:]:
+    try:
+        parse_arrangement(open(path, "rb").read())
+    except DcptoolsError as error:
+        print(json.dumps([path.rpartition("/")[2], str(error)]), flush=True)
+"""
+
+
+def test_a_small_item_does_not_take_long_or_say_much(tmp_path: Path) -> None:
+    paths = []
+    for name, make in hostile.ITEM_PICKLES.items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(make())
+        assert paths[-1].stat().st_size < 1 << 16
+    command = [sys.executable, "-c", PARSE_ALL, *map(str, paths)]
+    done = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, timeout=60)
+    said = dict(map(json.loads, done.stdout.splitlines()))
+    assert said.keys() == hostile.ITEM_PICKLES.keys(), done.stderr
+    assert "the sizes of the tensor are not as torch writes them" in said["shared_shape"]
+    assert "the flags of the tensor are not as torch writes them" in said["nested_flags"]
+    assert said["long_names"].startswith("data.pkl holds mmm")
+    assert len(said["long_names"]) < 3000
 
 
 @pytest.mark.parametrize("name", ["whole", "linked_files", "no_checksums", "shifted_hints", "rezipped", "no_byteorder"])

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcptools._pickle import loads, ordered_dict, size
+from dcptools._text import some
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import UnsupportedCheckpoint
 from dcptools.tensors.geometry import is_row_major
+
+MOST_DIMS = 64  # torch has no tensors of more
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def parse_arrangement(data: bytes) -> Arrangement:
     """
     value, foreign = loads(data, what="data.pkl", allowed=_NAMES, persistent=_storage)
     if foreign or not isinstance(value, Arrangement):
-        raise UnsupportedCheckpoint(f"data.pkl holds {', '.join(foreign) or type(value).__name__}, not a plain tensor.")
+        raise UnsupportedCheckpoint(f"data.pkl holds {some(foreign) or type(value).__name__}, not a plain tensor.")
     return value
 
 
@@ -104,12 +107,16 @@ _NAMES: Mapping[str, Any] = {
 
 
 def _arrangement(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> Arrangement:
+    if not all(type(sizes) is tuple and len(sizes) <= MOST_DIMS for sizes in (shape, strides)):
+        raise ValueError("the sizes of the tensor are not as torch writes them")
     numbers = (offset, *shape, *strides)
     dtype = by_name(dtype) if type(dtype) is str else None
     if not isinstance(storage, _Storage) or dtype is None or len(shape) != len(strides):
         raise ValueError("the arguments of the tensor are not as torch writes them")
-    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers) or not set(flags) <= {"conj", "neg"}:
+    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
         raise ValueError("the sizes of the tensor are not as torch writes them")
+    if type(flags) is not dict or not flags.keys() <= {"conj", "neg"}:
+        raise ValueError("the flags of the tensor are not as torch writes them")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     return Arrangement(
         dtype, tuple(shape), tuple(strides), offset, storage.name,

@@ -462,6 +462,40 @@ MULTIPLIERS: dict[str, Callable[[], bytes]] = {
 """Sound in form, unlike the :data:`EATERS`; what is derived from them is far larger than they are."""
 
 
+# --- the same as data.pkl of an item -----------------------------------------------------------------------------
+
+
+def _rebuilt(before: bytes, arguments: bytes, times: int = 1) -> bytes:
+    """Tensors made of the same arguments; ``before`` fills places of the memo up to 99."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQq\x64"
+    flags = b"ccollections\nOrderedDict\n)Rq\x65"
+    made = b"ctorch._utils\n_rebuild_tensor_v2\nq\x66(h\x64K\x00" + arguments + b"tq\x67"
+    fill = b"N" + b"".join(b"q%c" % n for n in range(before.count(b"q"), 100))
+    return b"\x80\x02(" + before + fill + storage + flags + made + times * b"h\x66h\x67R" + b"t."
+
+
+def shared_shape(dims: int = 15_000, times: int = 6_000) -> bytes:
+    """Thousands of tensors of the same shape of thousands of dimensions; not even one has so many."""
+    return _rebuilt(b"(" + dims * b"K\x01" + b"tq\x00", b"h\x00h\x00\x89h\x65", times)
+
+
+def nested_flags(width: int = 100, depth: int = 5) -> bytes:
+    """Where the flags of a tensor belong is a tuple of 100**5 members, which take long to hash."""
+    nested = b")q\x00" + b"".join(b"(" + width * (b"h%c" % n) + b"tq%c" % (n + 1) for n in range(depth))
+    return _rebuilt(nested, b"(K\x04t(K\x01t\x89h\x65(h%ct" % depth)
+
+
+def long_names(classes: int = 250) -> bytes:
+    """Classes that nobody knows, of a module with a long name."""
+    names = b"".join(b"h\x00" + text(f"{n}") + b"\x93" for n in range(classes))
+    return b"\x80\x04(" + text("m" * 490) + b"q\x00" + names + b"t."
+
+
+ITEM_PICKLES: dict[str, Callable[[], bytes]] = {
+    maker.__name__: maker for maker in (shared_shape, nested_flags, long_names)
+}
+
+
 # --- they would change a class ----------------------------------------------------------------------------------
 
 
