@@ -182,6 +182,14 @@ def test_a_pipe_instead_of_a_file_of_a_checkpoint(look: Callable[[Path], Any], t
     assert isinstance(error, BrokenCheckpoint) and "It is a pipe, a device or the like" in str(error)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux has /proc")
+def test_of_a_file_that_the_kernel_makes_up_no_more_is_read_than_it_says_to_have(tmp_path: Path) -> None:
+    """``/proc/kmsg`` keeps who reads it waiting; this one would be there at once."""
+    (tmp_path / ".metadata").symlink_to("/proc/self/environ")
+    with pytest.raises(BrokenCheckpoint, match=r"\.metadata is empty"):
+        dcptools.read(tmp_path)
+
+
 @proc
 def test_what_is_kept_open_is_closed_when_there_are_too_many_files(
     source: LocalSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
