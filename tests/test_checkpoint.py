@@ -30,10 +30,12 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItemType
 
 import dcptools
+from dcptools._pickle import machine as machine_module
 from dcptools.checkpoint import Checkpoint, Chunk, StoredFile, storage_data
 from dcptools.dtypes import TABLE
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnknownKey, UnsafeMetadata
 from dcptools.findings import Finding
+from dcptools.storage import LocalSource
 from dcptools.tensors import read_region
 from tests.bench import many_chunks
 
@@ -772,6 +774,23 @@ def test_a_metadata_file_of_holes_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(
         BrokenCheckpoint, match=r"\.metadata has 100 GB; that of 100 million chunks has less than 20.00 GB"
     ):
+        dcptools.read(tmp_path)
+
+
+@pytest.mark.parametrize("when", ["read", "unpickled"])
+def test_metadata_that_does_not_fit_into_memory_says_so(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: object) -> Any:
+        raise MemoryError
+
+    broken.whole(tmp_path)
+    if when == "read":
+        monkeypatch.setattr(LocalSource, "content", too_much)
+    else:
+        monkeypatch.setitem(machine_module._HANDLERS, ord("]"), too_much)
+    expected = r"\.metadata has .* kB, and what it says does not fit into memory\.\nRead it on a machine with more"
+    with pytest.raises(BrokenCheckpoint, match=expected):
         dcptools.read(tmp_path)
 
 

@@ -89,7 +89,7 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
                         raise self.refusal(at - 1)
                     at = handler(self, at)
             value = stack.pop()
-        except (UnsafeMetadata, BrokenCheckpoint):
+        except (UnsafeMetadata, BrokenCheckpoint, MemoryError):
             raise
         except Refused as refused:
             raise UnsafeMetadata(f"{self.what} {refused}") from None

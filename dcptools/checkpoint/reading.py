@@ -66,16 +66,26 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
                 f"{metadata} has {format_bytes(state.nbytes)}; that of 100 million chunks has less than "
                 f"{format_bytes(MOST_BYTES)}.\n{_COPY_AGAIN}"
             )
-        data = source.content(METADATA)
+    try:
+        with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
+            data = source.content(METADATA)
+        return _build(source, _parse(data, metadata), data, state)
+    except MemoryError:
+        raise BrokenCheckpoint(
+            f"{metadata} has {format_bytes(state.nbytes)}, and what it says does not fit into memory.\n"
+            "Read it on a machine with more memory, if it is not damaged."
+        ) from None
+
+
+def _parse(data: bytes, metadata: str) -> RawMetadata:
     if not data:
         raise BrokenCheckpoint(f"{metadata} is empty: the save was interrupted.\n{_COPY_AGAIN}")
     try:
-        raw = parse(data, metadata)
+        return parse(data, metadata)
     except UnsafeMetadata:
         raise
     except BrokenCheckpoint as error:
         raise BrokenCheckpoint(f"{error}\n{_COPY_AGAIN}") from None
-    return _build(source, raw, data, state)
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
