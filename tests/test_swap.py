@@ -88,7 +88,8 @@ def values(state: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 OTHERS = [
     "adapter_model.safetensors", "optimizer.bin", "training_args.bin", "my-embeddings.bin", "model.fp16.safetensors",
     "model-00001-of-2.safetensors", "xmodel-00001-of-00002.safetensors", "model-00001-of-00002.safetensors.bak",
-    "adapter_model.safetensors.index.json", "consolidated.safetensors",
+    "adapter_model.safetensors.index.json", "consolidated.safetensors", "pytorch_model-00001-of-00002.safetensors",
+    "model-00001-of-00002.bin",
 ]  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_overwriting_leaves_weights_of_something_else(plan: ShardPlan, out: Path
 
 OLD_MODELS = [
     "model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "model-00003-of-00009.safetensors",
-    "pytorch_model-00001-of-00002.bin", "pytorch_model-00001-of-00002.safetensors", "model-00001-of-00002.bin",
+    "pytorch_model-00001-of-00002.bin",
 ]  # fmt: skip
 
 

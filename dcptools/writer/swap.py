@@ -22,7 +22,7 @@ from dcptools.storage import TEMPORARY
 BEFORE = f"{TEMPORARY}before"
 _INDEXES = (INDEX, "pytorch_model.bin.index.json")
 _ENTRY_POINTS = ("model.safetensors", "pytorch_model.bin", *_INDEXES)  # what makes files a model, for transformers
-_SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)", re.ASCII)
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin", re.ASCII)
 MAX_INDEX_BYTES = 64 << 20
 
 
