@@ -323,6 +323,11 @@ def test_a_lock_that_is_a_link_is_refused(plan: ShardPlan, tmp_path: Path) -> No
     assert not (tmp_path / "victim").exists()
 
 
+def test_a_lock_that_is_a_directory_is_refused(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out" / LOCK).mkdir(parents=True)
+    assert refusal(plan, tmp_path / "out").startswith(f"{tmp_path / 'out' / LOCK} is a directory, and a file of ")
+
+
 def test_a_temporary_file_that_is_a_link_is_not_written_through(plan: ShardPlan, tmp_path: Path) -> None:
     """Also not if it shows up after the old ones were removed."""
     victim, out = tmp_path / "victim", tmp_path / "out"

@@ -84,9 +84,10 @@ def _acquire(path: Path) -> int:
     import fcntl
 
     while True:
-        if path.is_symlink():
+        if path.is_symlink() or path.is_dir():
+            what = "symlink" if path.is_symlink() else "directory"
             raise TargetError(
-                f"{path} is a symlink, and a file of dcptools belongs there.\nRemove it, or give another directory."
+                f"{path} is a {what}, and a file of dcptools belongs there.\nRemove it, or give another directory."
             )
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
