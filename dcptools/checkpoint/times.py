@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from dcptools._text import some
+from dcptools._text import counted, some
 from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.findings import Finding
 from dcptools.storage import FileState
 
-MIN_SECONDS = 300  # clocks that differ, a copy that waits for a while
+MIN_SECONDS = 60  # clocks that differ, a copy that waits for a while
 SLOW = 10_000_000  # bytes per second: a file may come later than the one before by what copying it takes at this rate
 
 
@@ -30,8 +30,9 @@ def about_times(metadata: FileState | None, files: Mapping[str, FileState | None
         taken = max(MIN_SECONDS + nbytes / SLOW, before - first, last - after)
         if after > saved and after - before > taken:
             newer = some(name for time, _, name in times if time >= after)
+            late = counted(round((after - saved) / 60), "minute")
             yield Finding(
-                "newer-file", "", f"written {(after - saved) / 60:,.0f} minutes after {METADATA}, which a "
-                f"save writes last: {newer}", "look whether files of two saves are mixed, or a save is going on there",
+                "newer-file", "", f"written {late} after {METADATA}, which a save writes last: {newer}",
+                "look whether files of two saves are mixed, or a save is going on there",
             )  # fmt: skip
             return
