@@ -80,6 +80,16 @@ def test_an_empty_directory_and_one_with_other_files(plan: ShardPlan, tmp_path: 
     assert sorted(read_files(tmp_path / "out")) == ["README.md", *NAMES]
 
 
+def test_files_of_the_same_names_as_assets_are_not_replaced_unasked(plan: ShardPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("mine")
+    said = refusal(plan, tmp_path / "out", OutputExists, overwrite=False)
+    assert said.startswith(f"{tmp_path / 'out'} already holds config.json.\nNothing was written.")
+    assert read_files(tmp_path / "out") == {"config.json": b"mine"}
+    dcptools.write(plan, tmp_path / "out", overwrite=True)
+    assert sorted(read_files(tmp_path / "out")) == NAMES
+
+
 def test_the_default_directory_below_the_checkpoint(plan: ShardPlan, tmp_path: Path) -> None:
     dcptools.write(plan, tmp_path / "step_10" / "hf_ckpt")
     assert sorted(read_files(tmp_path / "step_10" / "hf_ckpt")) == NAMES

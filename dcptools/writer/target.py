@@ -38,8 +38,8 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
             )
     if plan.assets is not None and _same(save_dir, Path(plan.assets.directory)):
         raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
-    existing = existing_weights(save_dir)
-    if existing and not overwrite:
+    existing = [] if overwrite else [*existing_weights(save_dir), *_replaced_assets(plan, save_dir)]
+    if existing:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
             "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
@@ -53,11 +53,21 @@ def existing_weights(save_dir: Path) -> list[str]:
 
     More than what is replaced (``old_model``): who names a directory with weights in it may mean another one.
     """
+    return sorted(name for name in _files(save_dir) if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
+
+
+def _replaced_assets(plan: ShardPlan, save_dir: Path) -> list[str]:
+    """The files that assets would take the place of; somebody may have put his own tokenizer there."""
+    there = _files(save_dir)
+    return [asset.name for asset in plan.assets.files if asset.name in there] if plan.assets else []
+
+
+def _files(save_dir: Path) -> set[str]:
+    """The names of the files in the directory, once what a killed run left is put right."""
     if not save_dir.is_dir():
-        return []
+        return set()
     names = {entry.name for entry in save_dir.iterdir() if is_file(entry) and not entry.name.startswith(TEMPORARY)}
-    found = Swap(save_dir).after_recovery(names)
-    return sorted(name for name in found if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
+    return Swap(save_dir).after_recovery(names)
 
 
 def _refuse_what_is_in_the_way(plan: ShardPlan, save_dir: Path) -> None:
