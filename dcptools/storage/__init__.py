@@ -6,15 +6,7 @@
 from __future__ import annotations
 
 from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
-from dcptools.storage.source import (
-    MORE_DESCRIPTORS,
-    NO_DESCRIPTOR,
-    FileState,
-    LocalSource,
-    OpenFile,
-    Source,
-    open_regular,
-)
+from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
 
 __all__ = [
     "MORE_DESCRIPTORS",
@@ -23,7 +15,6 @@ __all__ = [
     "FileState",
     "LocalSink",
     "LocalSource",
-    "OpenFile",
     "Sink",
     "Source",
     "open_regular",

@@ -150,6 +150,11 @@ class LocalSource:
         with open(open_regular(self.directory / name), "rb") as file:  # those that the kernel makes up have no end
             return file.read(os.fstat(file.fileno()).st_size)
 
+    def adopt(self, name: str, descriptor: int) -> None:
+        """Read the file of that name from an open descriptor, which is closed when this object goes."""
+        with self._lock:
+            self._open[name] = OpenFile(descriptor)
+
     def close(self) -> None:
         """Close the files; those that are being read just now when that is done. The next read opens them again."""
         with self._lock:

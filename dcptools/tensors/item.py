@@ -77,7 +77,7 @@ def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], 
     if chunk.encoding == "zstd":
         target = unpacked()
         most = math.prod(chunk.shape) * dtype.itemsize + ARCHIVE_BYTES
-        return Archive(target, UNPACKED, *decompress(source, chunk, most, target))
+        return Archive(target.source, UNPACKED, *decompress(source, chunk, most, target))
     if chunk.encoding != "torch":
         raise UnsupportedCheckpoint(f"The encoding {chunk.encoding} is not one that dcptools reads.")
     return Archive(source, chunk.file, chunk.start, chunk.nbytes)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import threading
 from typing import IO, Any, cast
 
 from dcptools._parallel import check_stopped
 from dcptools.checkpoint import Chunk
 from dcptools.errors import BrokenCheckpoint, TargetError, UnsupportedCheckpoint
-from dcptools.storage import MORE_DESCRIPTORS, NO_DESCRIPTOR, LocalSource, OpenFile, Source
+from dcptools.storage import MORE_DESCRIPTORS, NO_DESCRIPTOR, LocalSource, Source
 
 
 def decompress(source: Source, chunk: Chunk, most: int, unpacked: Unpacked) -> tuple[int, int]:
@@ -64,36 +65,39 @@ ARCHIVE_BYTES = 1 << 16
 UNPACKED = "(unpacked)"
 
 
-class Unpacked(LocalSource):
+class Unpacked:
     """Unpacked items of one tensor, in one unnamed temporary file: a file for each would be too many open ones."""
 
     def __init__(self) -> None:
         try:
-            super().__init__(tempfile.gettempdir())
+            self.source = LocalSource(tempfile.gettempdir())
         except OSError as error:
             raise _no_room("There is no directory for temporary files", error) from None
-        self._end = 0  # bytes; reserved regions reach up to here, and the file is sparse
+        self._descriptor = -1  # none yet
+        self._end = 0  # bytes; what is reserved reaches up to here, and the file is sparse
+        self._lock = threading.Lock()
 
     def reserve(self, nbytes: int) -> int:
-        """A region that nobody else writes to; returns its start."""
+        """Room that nobody else writes to; returns its start."""
         with self._lock:
-            if UNPACKED not in self._open:
+            if self._descriptor < 0:
                 try:
-                    with tempfile.TemporaryFile(prefix="dcptools-", dir=self.directory) as file:
-                        self._open[UNPACKED] = OpenFile(os.dup(file.fileno()))  # it lives as long as this object
+                    with tempfile.TemporaryFile(prefix="dcptools-", dir=self.source.directory) as file:
+                        self._descriptor = os.dup(file.fileno())
                 except OSError as error:
-                    raise _no_room(f"Unpacking into {self.directory} failed", error) from None
+                    raise _no_room(f"Unpacking into {self.source.location} failed", error) from None
+                self.source.adopt(UNPACKED, self._descriptor)
             start = self._end
             self._end += nbytes
             return start
 
     def write(self, start: int, data: bytes) -> None:
-        descriptor, done = self._open[UNPACKED].descriptor, 0
+        done = 0
         try:
             while done < len(data):
-                done += os.pwrite(descriptor, data[done:], start + done)
+                done += os.pwrite(self._descriptor, data[done:], start + done)
         except OSError as error:
-            raise _no_room(f"Unpacking into {self.directory} failed", error) from None
+            raise _no_room(f"Unpacking into {self.source.location} failed", error) from None
 
 
 def _no_room(what: str, error: OSError) -> TargetError:
