@@ -59,6 +59,25 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
         self.shortcuts = {} if shortcuts is None else shortcuts(self.memo)
 
     def run(self) -> tuple[Any, tuple[str, ...]]:
+        """The value, and the names that are not known."""
+        try:
+            value = self._steps()
+        except (UnsafeMetadata, BrokenCheckpoint, MemoryError):
+            raise
+        except Refused as refused:
+            raise UnsafeMetadata(f"{self.what} {refused}") from None
+        except Exception as error:
+            if self._at >= len(self.data):
+                cut = "has no end" if self._at == len(self.data) else "ends in the middle of a value"
+                raise BrokenCheckpoint(f"{self.what} {cut}: it is truncated.") from None
+            raise BrokenCheckpoint(f"{self.what} cannot be unpickled: {error or type(error).__name__}.") from None
+        if self._at < len(self.data):
+            more = len(self.data) - self._at
+            raise BrokenCheckpoint(f"{self.what} goes on after its end: {more:,} bytes too many.")
+        return value, tuple(sorted(self.foreign))
+
+    def _steps(self) -> Any:
+        """One opcode after the other, up to STOP; ``_at`` says how far that got."""
         data, stack, memo, handlers = self.data, self.stack, self.memo, _HANDLERS
         push = stack.append
         at = 0
@@ -82,25 +101,14 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
                 elif code == 0x28:  # MARK
                     self.marks.append(len(stack))
                 elif code == 0x2E:  # STOP
-                    break
+                    return stack.pop()
                 else:
                     handler = handlers.get(code)
                     if handler is None:
                         raise self.refusal(at - 1)
                     at = handler(self, at)
-            value = stack.pop()
-        except (UnsafeMetadata, BrokenCheckpoint, MemoryError):
-            raise
-        except Refused as refused:
-            raise UnsafeMetadata(f"{self.what} {refused}") from None
-        except Exception as error:
-            if at >= len(data):
-                cut = "has no end" if at == len(data) else "ends in the middle of a value"
-                raise BrokenCheckpoint(f"{self.what} {cut}: it is truncated.") from None
-            raise BrokenCheckpoint(f"{self.what} cannot be unpickled: {error or type(error).__name__}.") from None
-        if at < len(data):
-            raise BrokenCheckpoint(f"{self.what} goes on after its end: {len(data) - at:,} bytes too many.")
-        return value, tuple(sorted(self.foreign))
+        finally:
+            self._at = at
 
 
 # Nothing else of pickle is used than the names of its opcodes
