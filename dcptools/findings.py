@@ -29,7 +29,7 @@ CODES: dict[str, Code] = {
     "foreign-class": Code(
         "warning", "The metadata names a class that dcptools does not know; it was replaced by an inert stand-in."
     ),
-    "metadata-slow": Code("info", "The records of .metadata are read one by one, not in steps, which takes longer."),
+    "metadata-slow": Code("info", "The records of .metadata are read one by one, not in batches, which takes longer."),
     "missing-file": Code("error", "A .distcp file that the metadata names is not in the directory."),
     "truncated-file": Code("error", "A .distcp file ends before the bytes that the metadata promises."),
     "hole": Code(

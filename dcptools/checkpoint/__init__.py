@@ -3,8 +3,8 @@
 The facts about the format come from torch's ``distributed/checkpoint`` (``metadata.py``, ``filesystem.py``,
 ``_nested_dict.py``) and from files that torch 2.2 to 2.13 wrote.
 
-``metadata`` makes plain columns of ``.metadata``, with ``runs`` as its fast path; ``checks`` and ``cover`` say what is
-wrong with them; ``lookalikes`` says what a directory without it is instead.
+``metadata`` makes plain columns of ``.metadata``, with ``batches`` of ``records`` as its fast path; ``checks`` and
+``cover`` say what is wrong with them; ``lookalikes`` says what a directory without it is instead.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
+from dcptools.checkpoint.batches import TAKEN, Batch, shortcuts
 from dcptools.checkpoint.cover import Ints
 from dcptools.checkpoint.fields import (
     REPR,
@@ -30,7 +31,7 @@ from dcptools.checkpoint.fields import (
     no_field,
     text_of,
 )
-from dcptools.checkpoint.runs import CHUNK, INDEX, PROPERTIES, STORED, TAKEN, TENSOR, Run, shortcuts
+from dcptools.checkpoint.records import CHUNK, INDEX, PROPERTIES, STORED, TENSOR
 from dcptools.checkpoint.storage_data import MOST_UNSTORED, StorageData
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
@@ -230,7 +231,7 @@ def _boxes(chunks: list[Any]) -> tuple[list[Any], list[Any]]:
     offsets: list[Any] = []
     sizes: list[Any] = []
     for chunk in chunks:
-        if type(chunk) is Run and chunk.kind is CHUNK:
+        if type(chunk) is Batch and chunk.kind is CHUNK:
             offsets += chunk.columns[0]
             sizes += chunk.columns[1]
         elif chunk is not TAKEN:

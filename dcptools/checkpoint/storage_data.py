@@ -6,6 +6,7 @@ from array import array
 from itertools import repeat
 from typing import Any
 
+from dcptools.checkpoint.batches import TAKEN, Batch
 from dcptools.checkpoint.fields import (
     REPR,
     TOO_LARGE,
@@ -17,7 +18,7 @@ from dcptools.checkpoint.fields import (
     number_of,
     text_of,
 )
-from dcptools.checkpoint.runs import INDEX, TAKEN, Run
+from dcptools.checkpoint.records import INDEX
 
 LONGEST_TRANSFORMS = 1000  # characters
 MANY_HASHES = 1024
@@ -46,7 +47,7 @@ class StorageData:
     def _read(self, storage: dict[Any, Any]) -> None:
         """A row for each item."""
         for index, info in storage.items():
-            if type(index) is Run and index.kind is INDEX:
+            if type(index) is Batch and index.kind is INDEX:
                 self._add(*index.columns)
             elif index is not TAKEN:
                 self.one_by_one += 1
@@ -81,7 +82,7 @@ class StorageData:
     ) -> None:
         """A row for each of many items, column by column: their types are known.
 
-        What is wrong with one of a run is said when it is read again, one by one.
+        What is wrong with one of a batch is said when it is read again, one by one.
         """
         self._watch(keys, offsets)
         if not 0 <= min(starts) <= max(starts) < TOO_LARGE or not 0 <= min(nbytes) <= max(nbytes) < TOO_LARGE:

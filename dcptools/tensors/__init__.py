@@ -13,7 +13,7 @@ from __future__ import annotations
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.composed import Composed, NotViews
-from dcptools.tensors.geometry import Region, boxes, pieces, ranges, row_elements, row_major, run_elements, tiles
+from dcptools.tensors.geometry import Region, boxes, ranges, row_elements, row_major, run_elements, runs, tiles
 from dcptools.tensors.reader import TensorReader, read_region
 from dcptools.tensors.same import same_values
 from dcptools.tensors.view import View, read_elements, read_view
@@ -29,7 +29,6 @@ __all__ = [
     "TensorReader",
     "View",
     "boxes",
-    "pieces",
     "ranges",
     "read_elements",
     "read_region",
@@ -37,6 +36,7 @@ __all__ = [
     "row_elements",
     "row_major",
     "run_elements",
+    "runs",
     "same_values",
     "tiles",
 ]

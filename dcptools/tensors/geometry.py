@@ -118,12 +118,12 @@ def tiles(shape: Sequence[int], strides: Sequence[int], most: int) -> Iterator[l
         yield [(at, min(at + edge, size)) for at, edge, size in zip(corner, edges, shape, strict=True)]
 
 
-def pieces(shape: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """The parts of a box of a larger tensor that lie in one piece in that tensor, which has these strides.
+def runs(shape: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """The runs of a box of a larger tensor, which has these strides.
 
     Yields (start in the tensor, start in the box, length), in elements, in the order of the box.
 
-    >>> list(pieces((2, 3), (10, 1)))
+    >>> list(runs((2, 3), (10, 1)))
     [(0, 0, 3), (10, 3, 3)]
     """
     length = run_elements(shape, strides)

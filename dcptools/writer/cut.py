@@ -26,7 +26,7 @@ class Sizes:
     # than they save in the cache (measured: 1, 2, 4 MiB).
     slab_bytes: int = 2 << 20
     block_slabs: int = 2
-    # Laid out and opened together: few, so that copying begins soon where each read takes long; but not fewer than
+    # Cut and opened together: few, so that copying begins soon where each read takes long; but not fewer than
     # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
     blocks_together: int = 16
     items_together: int = 256

@@ -24,7 +24,7 @@ from dcptools.dtypes import DType
 from dcptools.errors import Cancelled
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
-from dcptools.tensors import Checksums, TensorReader, pieces, read_elements, read_view, row_major
+from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
 
@@ -179,7 +179,7 @@ class Engine:
             self._cast(Slab(tensor.output.dtype, tensor.dtype, 0, False, count, [(part, 0, count)]), memory)
         corner = sum(start * stride for (start, _), stride in zip(tile.region, strides, strict=True))
         data = memory.block.bytes.data
-        for to, start, length in pieces(shape, strides):
+        for to, start, length in runs(shape, strides):
             row = data[start * itemsize : (start + length) * itemsize]
             self.sink.write(file.filename, part.start + (corner + to) * itemsize, row)
 
@@ -251,7 +251,7 @@ def _groups(
 
 
 def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
-    """The same, laid out some at a time; the sources hear of each piece some pieces before it is handed out."""
+    """The same, cut some at a time; the sources hear of each piece some pieces before it is handed out."""
     waiting: deque[Block | Tile] = deque()
     while together := list(islice(work, sizes.blocks_together)):
         for piece in together:

@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from dcptools import _pickle
 from dcptools._pickle import machine as machine_module
+from dcptools.checkpoint import batches, records
 from dcptools.checkpoint import metadata as metadata_module
-from dcptools.checkpoint import runs as runs_module
 from dcptools.checkpoint.metadata import RawMetadata
 from dcptools.errors import BrokenCheckpoint
 
@@ -39,7 +39,7 @@ WHAT = "The pickle"
 
 
 def read(data: bytes, *, in_steps: bool) -> RawMetadata:
-    shortcuts = runs_module.shortcuts if in_steps else None
+    shortcuts = batches.shortcuts if in_steps else None
     found = _pickle.loads(data, what=WHAT, allowed=metadata_module._allowed(data), shortcuts=shortcuts)
     return metadata_module._checked(*found, WHAT, len(data))
 
@@ -281,7 +281,7 @@ def shared_in_plans(metadata: Any) -> None:
 @pytest.mark.parametrize(
     "change", [shared_entry, shared_chunks, shared_chunk, shared_properties, shared_info, shared_in_plans]
 )
-def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
+def test_a_part_of_a_batch_may_occur_again(change: Any) -> None:
     metadata = four_tensors()
     change(metadata)
     data = pickle.dumps(metadata, protocol=4)
@@ -290,12 +290,12 @@ def test_a_part_of_a_run_may_occur_again(change: Any) -> None:
     assert repr(raw) == repr(read(data, in_steps=False))
 
 
-def test_a_record_of_a_run_may_be_changed_afterwards() -> None:
+def test_a_record_of_a_batch_may_be_changed_afterwards() -> None:
     """BUILD on one of them, by its number in the memo: what is read is the later state."""
     data = pickle.dumps(four_tensors(), protocol=4)
     machine = machine_module._Machine(data, WHAT, metadata_module._allowed(data), None, None)
     machine.run()
-    last = max(n for n, value in enumerate(machine.memo) if getattr(value, "kind", None) is runs_module.STORED)
+    last = max(n for n, value in enumerate(machine.memo) if getattr(value, "kind", None) is records.STORED)
     state = b"}(" + text("relative_path") + text("g") + text("offset") + b"K\x05" + text("length") + b"K\x06ub"
     assert data.endswith(b"ub.")
     changed = data[:-3] + text("more") + b"j" + last.to_bytes(4, "little") + state + b"ub."
@@ -312,9 +312,7 @@ def test_nothing_waits_for_the_garbage_collector() -> None:
     gc.disable()
     try:
         metadata_module.parse(pickle.dumps(four_tensors(), protocol=4), WHAT)
-        assert not [
-            each for each in gc.get_objects() if isinstance(each, (runs_module._Pieces, machine_module._Machine))
-        ]
+        assert not [each for each in gc.get_objects() if isinstance(each, (records.Meanings, machine_module._Machine))]
     finally:
         gc.enable()
 
