@@ -43,52 +43,16 @@ class Mapping(Step):
     dtype = T.Unicode("bfloat16")
 
     def __init__(self, checkpoint: Checkpoint | None = None, model_assets_dir: str = "") -> None:
-        wide = {"width": "420px"}
-        self.layout_choice = W.Dropdown(options=LAYOUTS, description="Layout", layout={"width": "240px"})
-        self.root = W.Combobox(
-            description="Root", placeholder="model", continuous_update=False, layout={"width": "240px"}
-        )
-        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout={"width": "240px"})
-        self.include = W.Text(description="Include", placeholder="globs on keys", continuous_update=False, layout=wide)
-        self.exclude = W.Text(description="Exclude", placeholder="globs on keys", continuous_update=False, layout=wide)
-        self.rename = W.Textarea(
-            description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one per line; the first match wins",
-            continuous_update=False, rows=3, layout={"width": "640px"},
-        )  # fmt: skip
-        self.assets = W.Text(
-            value=model_assets_dir, description="Assets", placeholder="directory with config.json and tokenizer",
-            continuous_update=False, layout={"width": "640px"},
-        )  # fmt: skip
+        rules = self._rules()
+        tables = self._tables()
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self.found = W.HTML()
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
-        self.outputs = PagedTable(
-            pd.DataFrame(columns=COLUMNS),
-            search=["key", "name"],
-            facets=["dtype", "rule"],
-            flags={"only findings": lambda frame: frame["findings"] != ""},
-            formats={"shape": str},
-            label="Search keys and names",
-        )
-        self.leftovers = PagedTable(
-            pd.DataFrame(columns=["key", "kind", "reason", "nbytes"]),
-            search=["key"],
-            facets=["reason"],
-            numeric=["nbytes"],
-        )
-        self.findings = W.HTML()
-        self.tabs = W.Tab(
-            [self.outputs, self.leftovers, self.findings],
-            titles=("Outputs", "Left out", "Findings"),
-            layout={"width": "99%"},
-        )
-        controls = [self.layout_choice, self.root, self.dtype_choice, self.include, self.exclude, self.rename]
-        rows = [W.HBox(controls[:3]), W.HBox(controls[3:5]), self.rename, self.assets]
-        super().__init__([*rows, self.found, self.accept, self.tabs])
+        self.tabs = W.Tab(tables, titles=("Outputs", "Left out", "Findings"), layout={"width": "99%"})
+        super().__init__([*rules, self.found, self.accept, self.tabs])
         T.link((self, "dtype"), (self.dtype_choice, "value"))
-        for control in controls:
-            if control is not self.dtype_choice:
-                control.observe(self._refresh, "value")
+        for control in (self.layout_choice, self.root, self.include, self.exclude, self.rename):
+            control.observe(self._refresh, "value")
         self.accept.observe(lambda _: self._decide(), "value")
         self.observe(self._new, "checkpoint")
         self.observe(self._refresh, ["model_assets_dir", "dtype"])
@@ -97,6 +61,37 @@ class Mapping(Step):
         self.blocked = "Read a checkpoint first."
         self.model_assets_dir = model_assets_dir
         self.checkpoint = checkpoint
+
+    def _rules(self) -> list[W.Widget]:
+        """The rows of controls that make the rules."""
+        narrow, wide, widest = ({"width": width} for width in ("240px", "420px", "640px"))
+        text = {"continuous_update": False}
+        self.layout_choice = W.Dropdown(options=LAYOUTS, description="Layout", layout=narrow)
+        self.root = W.Combobox(description="Root", placeholder="model", layout=narrow, **text)
+        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout=narrow)
+        self.include = W.Text(description="Include", placeholder="globs on keys", layout=wide, **text)
+        self.exclude = W.Text(description="Exclude", placeholder="globs on keys", layout=wide, **text)
+        about = "REGEX=REPLACEMENT on whole names, one per line; the first match wins"
+        self.rename = W.Textarea(description="Rename", placeholder=about, rows=3, layout=widest, **text)
+        about = "directory with config.json and tokenizer"
+        self.assets = W.Text(description="Assets", placeholder=about, layout=widest, **text)
+        names = W.HBox([self.layout_choice, self.root, self.dtype_choice])
+        return [names, W.HBox([self.include, self.exclude]), self.rename, self.assets]
+
+    def _tables(self) -> list[W.Widget]:
+        """What stands in the tabs."""
+        self.outputs = PagedTable(
+            pd.DataFrame(columns=COLUMNS),
+            search=["key", "name"],
+            facets=["dtype", "rule"],
+            flags={"only findings": lambda frame: frame["findings"] != ""},
+            formats={"shape": str},
+            label="Search keys and names",
+        )
+        left = ["key", "kind", "reason", "nbytes"]
+        self.leftovers = PagedTable(pd.DataFrame(columns=left), search=["key"], facets=["reason"], numeric=["nbytes"])
+        self.findings = W.HTML()
+        return [self.outputs, self.leftovers, self.findings]
 
     @handler
     def _new(self, _: Any) -> None:
