@@ -99,22 +99,21 @@ def run(
     workers: int,
     report: Callable[[], None],
     cancel: threading.Event | None,
-    stop: threading.Event | None = None,
 ) -> None:
     """Do all the work; each of the threads makes a worker of its own and takes the next piece when it is free.
 
     A thread keeps to one of the ``streams``, whose pieces lie close together, as long as it lasts.
 
     ``report`` is called in the calling thread, every ``TICK_SECONDS`` and at the end. After an error, a
-    cancellation or Ctrl-C ``stop`` is set, and no piece is begun any more; those under way are waited for, and may end
-    early with ``check_stopped``.
+    cancellation or Ctrl-C no piece is begun any more; those under way are waited for, and may end early with
+    ``check_stopped``.
 
     Raises
     ------
     Cancelled
         The event was set.
     """
-    stopped, shared = stop or threading.Event(), _Streams(streams)
+    stopped, shared = threading.Event(), _Streams(streams)
 
     def loop() -> None:
         _current.stop = stopped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,12 +177,22 @@ def test_an_empty_item_has_nothing_to_check(tmp_path: Path) -> None:
     assert counts(sums) == {"checked": 0, "unchecked": 0, "without": 0}
 
 
-def test_reading_through_stops_when_it_is_told_to(tmp_path: Path) -> None:
-    stop = threading.Event()
-    stop.set()
-    directory = saved.save_chunks(tmp_path, {"a": [((0, 0), transposed())]})
+def test_reading_through_stops_when_the_run_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transpose is read through before its values are: of its 8 pieces not all are read."""
+    cancel, read_into, found = threading.Event(), LocalSource.read_into, []
+
+    def counting(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        if out.nbytes == checksums.PIECE_BYTES:
+            cancel.set()
+            time.sleep(0.2)  # until the calling thread has seen it
+            found.append(start)
+        read_into(self, name, start, out)
+
+    monkeypatch.setattr(LocalSource, "read_into", counting)
+    directory = saved.trained(tmp_path / "a", {"model.norm.weight": torch.zeros(1 << 10, 1 << 11).t()})
     with pytest.raises(Cancelled):
-        read_regions(read(directory)["a"], [[(0, 1), (0, 1)]], Checksums(stop))
+        dcptools.convert(directory, tmp_path / "out", cancel=cancel)
+    assert len(found) < 8
 
 
 # In a conversion

@@ -11,7 +11,8 @@ import threading
 
 from isal import isal_zlib
 
-from dcptools.errors import Cancelled, ChecksumError
+from dcptools._parallel import check_stopped
+from dcptools.errors import ChecksumError
 from dcptools.tensors.item import Item
 
 PIECE_BYTES = 1 << 20
@@ -19,13 +20,9 @@ MAX_PIECES = 1 << 16  # of one item; beyond that, remembering them costs more me
 
 
 class Checksums:
-    """Collects what was read of each item. ``checked``, ``unchecked`` and ``without`` count items.
+    """Collects what was read of each item. ``checked``, ``unchecked`` and ``without`` count items."""
 
-    When ``stop`` is set, an item that is being read through is given up, with ``Cancelled``.
-    """
-
-    def __init__(self, stop: threading.Event | None = None) -> None:
-        self._stop = stop or threading.Event()
+    def __init__(self) -> None:
         self.checked = 0  # read whole, and right
         self.without = 0  # stored without a checksum
         self._pending: dict[tuple[str, int], _Pieces] = {}  # by place
@@ -55,18 +52,13 @@ class Checksums:
         ChecksumError
             These were the last bytes of the item, and it is not what was saved.
         """
-        if item.place not in self._pending:
-            return  # it has no checksum, was read through already, or is read a second time
-        self.add_crc(item, start, len(data), isal_zlib.crc32(data))
-
-    def add_crc(self, item: Item, start: int, nbytes: int, crc: int) -> None:
-        """Say that bytes with this CRC-32 were read; otherwise as :meth:`add`."""
         pieces = self._pending.get(item.place)
         if pieces is None:
-            return
+            return  # it has no checksum, was read through already, or is read a second time
+        crc = isal_zlib.crc32(data)
         with self._lock:
-            pieces.found.append((start, nbytes, crc))
-            pieces.nbytes += nbytes
+            pieces.found.append((start, len(data), crc))
+            pieces.nbytes += len(data)
             if pieces.nbytes < item.storage_nbytes and len(pieces.found) < MAX_PIECES:
                 return
             if self._pending.pop(item.place, None) is None:
@@ -79,8 +71,7 @@ class Checksums:
     def _read_through(self, item: Item) -> None:
         buffer, crc = memoryview(bytearray(PIECE_BYTES)), 0
         for start in range(0, item.storage_nbytes, PIECE_BYTES):
-            if self._stop.is_set():
-                raise Cancelled("Cancelled.")
+            check_stopped()
             piece = buffer[: min(PIECE_BYTES, item.storage_nbytes - start)]
             item.source.read_into(item.file, item.start + start, piece)
             crc = isal_zlib.crc32(piece, crc)

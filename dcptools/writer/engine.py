@@ -18,10 +18,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
-from dcptools._parallel import Progress, one_thread_each, run
+from dcptools._parallel import Progress, check_stopped, one_thread_each, run
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
-from dcptools.errors import Cancelled
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
 from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
@@ -56,9 +55,7 @@ class Engine:
     ) -> None:
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
         self.sink, self.workers, self.sync, self.sizes = sink, workers, sync, sizes or Sizes()
-        self._stop = threading.Event()
-        self.checksums = Checksums(self._stop)
-        self.tally = Tally()
+        self.checksums, self.tally = Checksums(), Tally()
         self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
         self._unwritten: dict[str, int] = {}  # by filename: bytes of values
         self._lock = threading.Lock()  # guards the tally and what is unwritten
@@ -81,7 +78,7 @@ class Engine:
         with one_thread_each() if casts else nullcontext(), self._flushing():
             # a stream for each file: two threads that write to one file wait for each other in the kernel
             streams = map(self._work, self.files)
-            run(streams, self._worker, workers=self.workers, report=report, cancel=cancel, stop=self._stop)
+            run(streams, self._worker, workers=self.workers, report=report, cancel=cancel)
 
     @contextmanager
     def _flushing(self) -> Iterator[None]:
@@ -118,8 +115,7 @@ class Engine:
         for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
             parts = [part for tensor in group for part in self._parts_of(tensor)]
             for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
-                if self._stop.is_set():
-                    raise Cancelled("Cancelled.")
+                check_stopped()
                 part.reader.open()
             yield from parts
 
@@ -157,8 +153,7 @@ class Engine:
     def _fill(self, block: Block, memory: _Memory) -> None:
         """Read and cast a block, a slab at a time."""
         for slab in block.slabs:
-            if self._stop.is_set():
-                raise Cancelled("Cancelled.")
+            check_stopped()
             end = 0 if slab.casts else slab.at
             bits = (memory.stored if slab.casts else memory.block).bits(slab.source.itemsize)
             for part, first, stop in slab.values:
