@@ -92,6 +92,4 @@ def about_storage(
             yield Finding("truncated-file", key, short, "copy the file again")
         if unsupported[span].any():
             names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
-            transforms = some(name.removeprefix("transform ") for name in names)
-            undone = f"dcptools cannot undo the transform {transforms}"
-            yield Finding("unsupported-encoding", key, undone, "save without it")
+            yield Finding("unsupported-encoding", key, f"dcptools cannot undo the {some(names)}", "save without it")

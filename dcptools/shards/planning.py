@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
@@ -14,6 +15,8 @@ from dcptools.mapping import KeyMapping, preview
 from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions, written_dtypes
 from dcptools.shards.packing import about_sizes, pack
 from dcptools.shards.values import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan
+
+HINT_WIDTH = 120  # characters of a line
 
 
 def plan(
@@ -78,8 +81,9 @@ def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
         return
     nothing = next((finding for finding in errors if finding.code == "no-model-weights"), None)
     if nothing:
+        hint = wrap(nothing.hint, HINT_WIDTH, break_on_hyphens=False)
         others = summary_lines(finding for finding in errors if finding is not nothing)
-        raise NoModelWeights("\n".join([nothing.message, nothing.hint.replace("; ", ";\n"), *others]), findings)
+        raise NoModelWeights("\n".join([nothing.message, *hint, *others]), findings)
     because = " (warnings count as errors: strict)" if strict else ""
     count = counted(len(errors), "error") + (" forbids" if len(errors) == 1 else " forbid")
     raise FindingsError("\n".join([f"{count} to convert{because}:", *summary_lines(errors)]), findings)
