@@ -347,10 +347,24 @@ def test_short_writes_are_continued(sink: LocalSink, tmp_path: Path, monkeypatch
 def test_nothing_is_written_through_a_link(make: Callable[[Path, Path], None], sink: LocalSink, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"mine")
     make(tmp_path / ".dcptools-0123abcd-a.bin.tmp", tmp_path / "victim")
-    put(sink, "a.bin", b"new")
-    sink.commit("a.bin")
+    with pytest.raises(FileExistsError):
+        put(sink, "a.bin", b"new")
+    sink.discard()
     assert (tmp_path / "victim").read_bytes() == b"mine"
-    assert not (tmp_path / "a.bin").is_symlink()
+    assert names(tmp_path) == [".dcptools-0123abcd-a.bin.tmp", "victim"]
+
+
+def test_what_was_let_go_of_is_committed_by_a_later_sink(sink: LocalSink, tmp_path: Path) -> None:
+    """As by a run that goes on where another one stopped, or for several processes."""
+    put(sink, "a", b"whole")
+    sink.close()
+    later = LocalSink(tmp_path, "0123abcd")
+    with pytest.raises(FileExistsError):
+        later.create("a", 5)
+    later.discard()
+    assert Path(later.staged("a")).read_bytes() == b"whole"
+    later.commit("a")
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_file_has_its_size_from_the_start(sink: LocalSink) -> None:

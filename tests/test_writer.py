@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import stat
@@ -12,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +48,9 @@ from dcptools.tensors import View
 from dcptools.tensors import reader as reader_module
 from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
+from dcptools.writer.engine import Engine
+from dcptools.writer.publishing import publish
+from dcptools.writer.writing import fill
 
 ROOT = Path(__file__).parents[1]
 INDEX = "model.safetensors.index.json"
@@ -70,6 +75,28 @@ def assets(tmp_path: Path) -> Path:
     (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
     (directory / "tokenizer.json").write_bytes(bytes(range(256)) * 20)
     return directory
+
+
+def fill_one(plan: ShardPlan, save_dir: Path, number: int) -> None:
+    sink = LocalSink(save_dir, "shared")
+    fill(Engine(plan, sink, [plan.files[number]], workers=1, sync=False))
+    sink.close()
+
+
+def test_processes_fill_a_file_each_and_another_one_publishes_them(tmp_path: Path, assets: Path) -> None:
+    plan = planned(saved.trained(tmp_path / "a"), assets, shard_size=4_000)
+    assert len(plan.files) > 1
+    (tmp_path / "out").mkdir()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(fill_one, repeat(plan), repeat(tmp_path / "out"), range(len(plan.files))))
+    assert all(name.startswith(".") for name in os.listdir(tmp_path / "out"))
+    publish(plan, tmp_path / "out", LocalSink(tmp_path / "out", "shared"), sync=False)
+    dcptools.write(plan, tmp_path / "alone")
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 # The files

@@ -51,7 +51,7 @@ class Sink(Protocol):
     """Where output files go. Nothing is visible under its final name before ``commit``."""
 
     def create(self, name: str, nbytes: int) -> None:
-        """Prepare a file of that size."""
+        """Prepare a file of that size; raises OSError if one of that name waits for its commit already."""
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Write at a place; from several threads, in any order."""
@@ -66,13 +66,13 @@ class Sink(Protocol):
         """A path at which the finished file can be checked."""
 
     def commit(self, name: str) -> None:
-        """Give the file its final name, in one step."""
+        """Give the file its final name, in one step; also one that another sink of the same kind has finished."""
 
     def close(self) -> None:
         """Let go of the files, and leave what was not committed for a later run."""
 
     def discard(self) -> None:
-        """Remove everything that was not committed."""
+        """Remove all that was created here and not committed."""
 
 
 class LocalSink:
@@ -82,16 +82,14 @@ class LocalSink:
         self.directory, self._tag = Path(directory), tag
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._staged: dict[str, Path] = {}
+        self._created: set[str] = set()  # and not committed
 
     def create(self, name: str, nbytes: int) -> None:
-        path = self.directory / f"{TEMPORARY}{self._tag}-{name}.tmp"
-        self._staged[name] = path
-        path.unlink(missing_ok=True)
         # a file of our own, never one that a link leads to; the mode is that of open(): 0o666 less the umask
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
+        descriptor = os.open(self.staged(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         with self._lock:
             self._descriptors[name] = descriptor
+            self._created.add(name)
         os.ftruncate(descriptor, nbytes)
         _reserve(descriptor, nbytes)
 
@@ -120,11 +118,11 @@ class LocalSink:
             os.close(descriptor)
 
     def staged(self, name: str) -> str:
-        return str(self._staged[name])
+        return str(self.directory / f"{TEMPORARY}{self._tag}-{name}.tmp")
 
     def commit(self, name: str) -> None:
-        os.replace(self._staged[name], self.directory / name)
-        del self._staged[name]
+        os.replace(self.staged(name), self.directory / name)
+        self._created.discard(name)
 
     def close(self) -> None:
         with self._lock:
@@ -134,7 +132,7 @@ class LocalSink:
 
     def discard(self) -> None:
         self.close()
-        for path in self._staged.values():
+        for name in self._created:
             with contextlib.suppress(OSError):  # what made the run fail is told, and not what this fails with
-                path.unlink()
-        self._staged.clear()
+                os.unlink(self.staged(name))
+        self._created.clear()
