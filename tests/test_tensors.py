@@ -711,6 +711,14 @@ def test_an_item_is_read_as_what_it_is_whatever_was_read_before(names: tuple[str
         assert (look(first), look(second)) == (alone[first], alone[second])
 
 
+def test_only_entries_that_the_end_record_counts_are_read(tmp_path: Path) -> None:
+    """As torch does; the standard library reads the one behind them as well, and that is another tensor."""
+    payload = hostile_items.more_entries_than_counted()
+    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        assert archive.getinfo("archive/data.pkl") is archive.infolist()[-1]
+    assert whole(with_items(tmp_path, payload), "a") == raw(torch.load(io.BytesIO(payload)))
+
+
 @pytest.mark.parametrize("order", [STRIDES, STRIDES[::-1]])
 def test_a_directory_behind_its_end_record_is_refused(order: list[tuple[int, int]], tmp_path: Path) -> None:
     """An end record among the values would not be compared either."""

@@ -1,10 +1,12 @@
 """The zip archive that ``torch.save`` writes, as far as a stored tensor needs it.
 
-An item of a ``.distcp`` file is such an archive: entries ``<name>/data.pkl``, ``<name>/byteorder``,
-``<name>/data/0`` and a few more, all uncompressed. Arrangement: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to
-16); torch writes through a stream, so sizes stand in the central directory and not in the local headers. The
-archive lies somewhere inside a larger file, which is why the standard library's ``zipfile`` would need a file
-object around it, and it takes ten times as long for each of a million items.
+An item of a ``.distcp`` file is such an archive: entries ``<name>/data.pkl``, ``<name>/byteorder``, ``<name>/data/0``
+and a few more, all uncompressed. The format: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to 16); torch writes
+through a stream, so sizes stand in the central directory and not in the local headers.
+
+It is parsed here and not by the standard library, which reads some archives otherwise than torch: ``zipfile`` takes as
+many entries as the directory has bytes for, torch as many as the end record counts, and so one file could be two
+tensors. (It also takes 60 us an archive instead of 20.) What torch would not have written is refused.
 """
 
 from __future__ import annotations
@@ -209,8 +211,8 @@ class Archive:
         data, at = self._find(start, nbytes)
         return bytes(data[at : at + nbytes])
 
-    def _unpack(self, arrangement: struct.Struct, start: int) -> tuple[Any, ...]:
-        return arrangement.unpack_from(*self._find(start, arrangement.size))
+    def _unpack(self, record: struct.Struct, start: int) -> tuple[Any, ...]:
+        return record.unpack_from(*self._find(start, record.size))
 
 
 def _zip64(extra: bytes, *fields: int) -> list[int]:

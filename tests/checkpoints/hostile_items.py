@@ -77,6 +77,17 @@ def archive(parts: Sequence[Part]) -> bytes:
     return body + directory + end(len(parts) + 1, len(directory), len(body))
 
 
+def more_entries_than_counted() -> bytes:
+    """The end record does not count the last entry, a second ``data.pkl`` with the strides of :data:`COLUMNS`."""
+    whole = archive([
+        Part("archive/data.pkl", pickled(ROWS)),
+        Part("archive/data/0", values().numpy().tobytes()),
+        Part("archive/data.pkl", pickled(COLUMNS)),
+    ])  # fmt: skip
+    *_, count, nbytes, start, _ = struct.unpack("<4s4H2LH", whole[-22:])
+    return whole[:-22] + end(count - 1, nbytes, start)
+
+
 def pickle_behind_the_values(strides: tuple[int, int]) -> bytes:
     """``data.pkl`` lies behind the values, without a checksum."""
     return archive([Part("archive/data/0", values().numpy().tobytes()), Part("archive/data.pkl", pickled(strides))])
