@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 import dcptools
 from dcptools.cli.commands import convert_command, inspect_command, main_group, plan_command, preview_command
 from dcptools.cli.running import run
-from dcptools.convert import default_save_dir
+from dcptools.writer import default_save_dir
 
 COMMANDS = ("inspect", "preview", "plan", "convert")
 WARNED = (
@@ -541,7 +541,7 @@ def test_a_signal_cleans_up(
         reached.append(sorted(path.name for path in (tmp_path / "out").iterdir()))
         signal.raise_signal(number)
 
-    monkeypatch.setattr("dcptools.writer.writing.verify", stop)
+    monkeypatch.setattr("dcptools.writer.writing.check_file", stop)
     tiny(tmp_path / "c")
     before = tree(tmp_path)
     try:

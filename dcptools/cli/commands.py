@@ -111,8 +111,7 @@ def convert_command(
     Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
-    from dcptools.convert import default_save_dir
-    from dcptools.writer import check_target, write
+    from dcptools.writer import check_target, default_save_dir, write
 
     source = the_load_dir(directory, load_dir)
     target = save_dir or default_save_dir(source)

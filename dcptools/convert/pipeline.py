@@ -5,21 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
 from dcptools.shards import DEFAULT_SHARD_SIZE, plan
-from dcptools.writer import Progress, Report, write
-
-
-def default_save_dir(load_dir: str | os.PathLike[str]) -> Path:
-    """Where a checkpoint is converted to unless said otherwise.
-
-    >>> default_save_dir("step-100").as_posix()
-    'step-100/hf_ckpt'
-    """
-    return Path(load_dir, "hf_ckpt")
+from dcptools.writer import Progress, Report, default_save_dir, write
 
 
 def convert(

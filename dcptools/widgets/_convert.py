@@ -11,13 +11,12 @@ import traitlets as T
 
 from dcptools._text import counted, format_bytes
 from dcptools.assets import find_assets
-from dcptools.convert import default_save_dir
 from dcptools.mapping import preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, table_html, typed_path
 from dcptools.widgets._job import Job
-from dcptools.writer import Report, write
+from dcptools.writer import Report, default_save_dir, write
 
 
 class Convert(Step):

@@ -12,12 +12,11 @@ from dcptools import plots
 from dcptools._parallel import default_workers
 from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
-from dcptools.convert import default_save_dir
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
 from dcptools.widgets._table import PagedTable
-from dcptools.writer import free_bytes
+from dcptools.writer import default_save_dir, free_bytes
 
 MIN_LOG, MAX_LOG = 4.0, 11.0  # of the slider: 10 kB to 100 GB
 

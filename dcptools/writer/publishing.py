@@ -24,7 +24,7 @@ DURING = (
 )
 
 
-def verify(file: ShardFile, path: str) -> None:
+def check_file(file: ShardFile, path: str) -> None:
     """Open a finished file with safetensors and compare what it says with the plan.
 
     Raises

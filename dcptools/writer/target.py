@@ -17,6 +17,15 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.j
 SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
 
 
+def default_save_dir(load_dir: str | os.PathLike[str]) -> Path:
+    """Where a checkpoint is converted to unless said otherwise.
+
+    >>> default_save_dir("step-100").as_posix()
+    'step-100/hf_ckpt'
+    """
+    return Path(load_dir, "hf_ckpt")
+
+
 def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
     """Refuse a directory that must not be written to. Nothing is created yet.
 

@@ -19,7 +19,7 @@ from dcptools.storage import LocalSink
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
 from dcptools.writer.lock import clear_remains, locked
-from dcptools.writer.publishing import DURING, SINCE, publish, reason, refuse_changes, verify
+from dcptools.writer.publishing import DURING, SINCE, check_file, publish, reason, refuse_changes
 from dcptools.writer.report import Report, report_of
 from dcptools.writer.swap import Swap
 from dcptools.writer.target import check_target
@@ -117,7 +117,7 @@ def fill(
     if engine.plan.options.strict:
         refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
     for file in engine.files:
-        verify(file, engine.sink.staged(file.filename))
+        check_file(file, engine.sink.staged(file.filename))
     return found
 
 
