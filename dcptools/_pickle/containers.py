@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dcptools._pickle.plain import pushing
 from dcptools._pickle.stack import Stack
 from dcptools._pickle.values import Placeholder, Record, type_name
 
@@ -20,6 +21,8 @@ _PLAIN = {int, str, float, bool, bytes, type(None)}
 
 
 class ContainerOpcodes(Stack):
+    empty_tuple, empty_list, empty_dict, empty_set = pushing(tuple), pushing(list), pushing(dict), pushing(set)
+
     def __init__(self, data: bytes, what: str, *rest: Any) -> None:
         super().__init__(data, what, *rest)
         self._deep: dict[int, tuple[int, tuple[Any, ...]]] = {}  # tuples with tuples in them, by id: depth, itself
@@ -38,10 +41,6 @@ class ContainerOpcodes(Stack):
         self.stack.append(values)
         return at
 
-    def empty_tuple(self, at: int) -> int:
-        self.stack.append(())
-        return at
-
     def tuple1(self, at: int) -> int:
         return self._push_tuple((self.stack.pop(),), at)
 
@@ -55,10 +54,6 @@ class ContainerOpcodes(Stack):
 
     def tuple_(self, at: int) -> int:
         return self._push_tuple(tuple(self.popped()), at)
-
-    def empty_list(self, at: int) -> int:
-        self.stack.append([])
-        return at
 
     def list_(self, at: int) -> int:
         self.stack.append(self.popped())
@@ -78,10 +73,6 @@ class ContainerOpcodes(Stack):
             raise ValueError(f"values are appended to {type_name(target)}")
         return at
 
-    def empty_dict(self, at: int) -> int:
-        self.stack.append({})
-        return at
-
     def dict_(self, at: int) -> int:
         values = self.popped()
         self.stack.append({})
@@ -93,10 +84,6 @@ class ContainerOpcodes(Stack):
 
     def setitems(self, at: int) -> int:
         return self._set(self.popped(), at)
-
-    def empty_set(self, at: int) -> int:
-        self.stack.append(set())
-        return at
 
     def additems(self, at: int) -> int:
         target, values = self.stack[self.marks[-1] - 1], self.popped()

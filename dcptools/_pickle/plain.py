@@ -9,33 +9,58 @@ from typing import Any
 from dcptools._pickle.stack import Stack
 
 
+def pushing(make: Callable[[], Any]) -> Callable[[Stack, int], int]:
+    """The handler of an opcode without an operand, that puts a new value onto the stack."""
+
+    def handler(machine: Stack, at: int) -> int:
+        machine.stack.append(make())
+        return at
+
+    return handler
+
+
+def _integer(width: int, *, signed: bool) -> Callable[[Stack, int], int]:
+    def handler(machine: Stack, at: int) -> int:
+        machine.stack.append(int.from_bytes(machine.data[at : at + width], "little", signed=signed))
+        return at + width
+
+    return handler
+
+
+def _counted(width: int, convert: Callable[[bytes], Any]) -> Callable[[Stack, int], int]:
+    """The handler of an opcode with a count of so many bytes, and then as many as it says."""
+
+    def handler(machine: Stack, at: int) -> int:
+        start = at + width
+        end = start + int.from_bytes(machine.data[at:start], "little")
+        if end > len(machine.data):
+            return machine.missing()
+        machine.stack.append(convert(machine.data[start:end]))
+        return end
+
+    return handler
+
+
+def utf8(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")
+
+
+def _latin1(raw: bytes) -> str:
+    return raw.decode("latin-1")
+
+
 class PlainOpcodes(Stack):
+    none, true, false = pushing(lambda: None), pushing(lambda: True), pushing(lambda: False)
+    int2, int4 = _integer(2, signed=False), _integer(4, signed=True)
+    text4, bytes1, bytes4 = _counted(4, utf8), _counted(1, bytes), _counted(4, bytes)
+    string1, string4 = _counted(1, _latin1), _counted(4, _latin1)
+
     def proto(self, at: int) -> int:
         return at + 1
 
     def frame(self, at: int) -> int:
         nbytes = int.from_bytes(self.data[at : at + 8], "little")
         return at + 8 if at + 8 + nbytes <= len(self.data) else self.missing()
-
-    def none(self, at: int) -> int:
-        self.stack.append(None)
-        return at
-
-    def true(self, at: int) -> int:
-        self.stack.append(True)
-        return at
-
-    def false(self, at: int) -> int:
-        self.stack.append(False)
-        return at
-
-    def int2(self, at: int) -> int:
-        self.stack.append(int.from_bytes(self.data[at : at + 2], "little"))
-        return at + 2
-
-    def int4(self, at: int) -> int:
-        self.stack.append(int.from_bytes(self.data[at : at + 4], "little", signed=True))
-        return at + 4
 
     def long1(self, at: int) -> int:
         end = at + 1 + self.data[at]
@@ -48,34 +73,3 @@ class PlainOpcodes(Stack):
             return self.missing()
         self.stack.append(struct.unpack(">d", raw)[0])
         return at + 8
-
-    def _counted(self, at: int, width: int, convert: Callable[[bytes], Any]) -> int:
-        start = at + width
-        end = start + int.from_bytes(self.data[at:start], "little")
-        if end > len(self.data):
-            return self.missing()
-        self.stack.append(convert(self.data[start:end]))
-        return end
-
-    def text4(self, at: int) -> int:
-        return self._counted(at, 4, utf8)
-
-    def bytes1(self, at: int) -> int:
-        return self._counted(at, 1, bytes)
-
-    def bytes4(self, at: int) -> int:
-        return self._counted(at, 4, bytes)
-
-    def string1(self, at: int) -> int:
-        return self._counted(at, 1, _latin1)
-
-    def string4(self, at: int) -> int:
-        return self._counted(at, 4, _latin1)
-
-
-def utf8(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
-
-
-def _latin1(raw: bytes) -> str:
-    return raw.decode("latin-1")
