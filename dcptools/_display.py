@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from dcptools._table import html_table, text_table
@@ -44,12 +45,10 @@ class Shown:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        titles = (self.headline(), *[""] * 9)
-        tables = [
-            html_table(table.header, table.rows, title=title, total=table.total)
-            for title, table in zip(titles, self._tables(), strict=False)
-        ]
+        titles = chain([self.headline()], repeat(""))
+        tables = zip(titles, self._tables(), strict=False)
+        parts = [html_table(t.header, t.rows, title=title, total=t.total) for title, t in tables]
         footer = self._footer()
-        tables += [f"<p>{footer}</p>"] if footer else []
+        parts += [f"<p>{footer}</p>"] if footer else []
         found = [[line] for line in summary_lines(self._shown_findings())]
-        return "".join([*tables, html_table(["finding"], found) if found else ""])
+        return "".join([*parts, html_table(["finding"], found) if found else ""])

@@ -12,10 +12,7 @@ from dcptools.checkpoint.cover import check_cover
 from dcptools.checkpoint.metadata import RawMetadata, RawTensor
 from dcptools.checkpoint.storage_data import READABLE
 from dcptools.checkpoint.stored import Columns, StoredFile, StoredTensor
-from dcptools.checkpoint.times import about_times
 from dcptools.findings import Finding
-
-__all__ = ["about_encoding", "about_foreign", "about_holes", "about_speed", "about_storage", "about_times"]
 
 MANY = 1000  # records; so many take no time to speak of
 _SAVE_AGAIN = "use another checkpoint, or save again"

@@ -8,17 +8,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dcptools._text import format_bytes
-from dcptools.checkpoint.checks import (
-    about_encoding,
-    about_foreign,
-    about_holes,
-    about_speed,
-    about_storage,
-    about_times,
-)
+from dcptools.checkpoint.checks import about_encoding, about_foreign, about_holes, about_speed, about_storage
 from dcptools.checkpoint.lookalikes import METADATA, explain
 from dcptools.checkpoint.metadata import RawMetadata, parse
 from dcptools.checkpoint.stored import Columns, StoredFile, StoredObject, StoredTensor
+from dcptools.checkpoint.times import about_times
 from dcptools.checkpoint.values import Checkpoint
 from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, system_errors
 from dcptools.storage import FileState, LocalSource, Source

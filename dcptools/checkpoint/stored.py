@@ -20,8 +20,17 @@ def _read_only(*arrays: npt.NDArray[Any]) -> None:
         array.flags.writeable = False
 
 
+class _MadeAgain:
+    """A copy, also in another process, is made as the first one was: so its arrays are read-only as well."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), tuple(getattr(self, name) for name in self.__slots__)
+
+
 class Chunk(NamedTuple):
-    """A stored piece of a tensor: where it lies in the tensor, and where its bytes are."""
+    """A stored part of a tensor: where it lies in the tensor, and where its bytes are."""
 
     offsets: tuple[int, ...]  # elements, one per dimension
     shape: tuple[int, ...]  # elements
@@ -38,7 +47,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Columns:
+class Columns(_MadeAgain):
     """One row per chunk, for all tensors of a checkpoint; 25 bytes per chunk instead of a million small objects."""
 
     source: Source
@@ -52,17 +61,9 @@ class Columns:
     def __post_init__(self) -> None:
         _read_only(self.file, self.start, self.nbytes, self.encoding)
 
-    def __getstate__(self) -> list[Any]:
-        return [getattr(self, name) for name in self.__slots__]
-
-    def __setstate__(self, state: list[Any]) -> None:
-        for name, value in zip(self.__slots__, state, strict=True):
-            object.__setattr__(self, name, value)
-        self.__post_init__()
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredTensor:
+class StoredTensor(_MadeAgain):
     """A tensor of the checkpoint as the metadata describes it.
 
     ``path`` is the tensor's path in the state dict that was saved (``("model", "model.norm.weight")``), ``()`` where
@@ -82,14 +83,6 @@ class StoredTensor:
 
     def __post_init__(self) -> None:
         _read_only(self.offsets, self.sizes)
-
-    def __getstate__(self) -> list[Any]:
-        return [getattr(self, name) for name in self.__slots__]
-
-    def __setstate__(self, state: list[Any]) -> None:
-        for name, value in zip(self.__slots__, state, strict=True):
-            object.__setattr__(self, name, value)
-        self.__post_init__()
 
     @property
     def covered(self) -> bool:

@@ -20,6 +20,7 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_widt
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
             command = decorator(command)

@@ -41,9 +41,7 @@ class Inspect(Step):
 
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
         self.key_table = PagedTable(
-            pd.DataFrame(
-                columns=["key", "kind", "root", "shape", "dtype", "numel", "nbytes", "chunks", "files", "warning"]
-            ),
+            pd.DataFrame(columns=COLUMNS),
             search=["key"],
             facets=["root", "kind", "dtype"],
             flags={"only warnings": lambda frame: frame["warning"] != ""},
@@ -98,10 +96,8 @@ class Inspect(Step):
         if self.tabs.selected_index == TREE and self.tree.tree is None:
             self.tree.tree = tree(self.checkpoint)
         if self.tabs.selected_index == SIZES and not self.sizes.value:
-            parts = []
-            for by in ("root", "dtype", "module"):
-                parts.append(figure_html(plots.sizes(self.checkpoint, by=by)))
-            self.sizes.value = "<br>".join(parts)
+            figures = (plots.sizes(self.checkpoint, by=by) for by in ("root", "dtype", "module"))
+            self.sizes.value = "<br>".join(map(figure_html, figures))
 
     def _with_stats(self, frame: pd.DataFrame) -> None:
         self.stats = frame

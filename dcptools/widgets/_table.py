@@ -71,14 +71,7 @@ class PagedTable(W.VBox):  # type: ignore[misc]
         bottom = W.HBox([self.previous, self.page, self.next, self.order, self.descending, self.status], layout=wrap)
         super().__init__([top, self.body, bottom])
         self._quiet = False
-        for control in (
-            self.search,
-            self.regex,
-            *self.filters.values(),
-            *self.checks.values(),
-            self.order,
-            self.descending,
-        ):
+        for control in (*top.children, self.order, self.descending):
             control.observe(self._changed, "value")
         self.page.observe(lambda _: self._show(), "value")
         self.previous.on_click(lambda _: self._turn(-1))
@@ -93,9 +86,8 @@ class PagedTable(W.VBox):  # type: ignore[misc]
     @frame.setter
     def frame(self, frame: pd.DataFrame) -> None:
         self._frame = frame
-        self.body.layout.min_height = (
-            f"{ROW_PIXELS * min(PAGE_ROWS, len(frame)) + 40}px"  # filtering must not make it jump
-        )
+        height = ROW_PIXELS * min(PAGE_ROWS, len(frame)) + 40
+        self.body.layout.min_height = f"{height}px"  # filtering must not make it jump
         self._quiet = True
         for name, dropdown in self.filters.items():
             values = [ANY, *sorted(frame[name].dropna().astype(str).unique())]

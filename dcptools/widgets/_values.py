@@ -16,12 +16,12 @@ from dcptools._text import counted, format_bytes, format_shape, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.mapping import KeyMapping, preview
-from dcptools.values import load_tensor, stats
+from dcptools.values import STATISTICS, load_tensor, stats
 from dcptools.widgets._base import alert, escape, figure_html
 from dcptools.widgets._job import Job
 from dcptools.widgets._table import PagedTable
 
-STATISTICS = ["key", "dtype", "numel", "min", "max", "mean", "std", "norm", "zeros", "nan", "inf"]
+COLUMNS = ["key", "dtype", "numel", *STATISTICS]
 
 
 class Values(W.VBox):  # type: ignore[misc]
@@ -39,11 +39,11 @@ class Values(W.VBox):  # type: ignore[misc]
         self.job = Job("Check values", self._run, self._done, failed)
         self.note = W.HTML()
         self.table = PagedTable(
-            pd.DataFrame(columns=STATISTICS),
+            pd.DataFrame(columns=COLUMNS),
             search=["key"],
             flags={"only NaN or Inf": lambda frame: (frame["nan"] > 0) | (frame["inf"] > 0)},
             formats={**dict.fromkeys(("min", "max", "mean", "std", "norm"), "{:.4g}".format), "numel": "{:,}".format},
-            numeric=["numel", "min", "max", "mean", "std", "norm", "zeros", "nan", "inf"],
+            numeric=["numel", *STATISTICS],
         )
         about = W.HTML(
             "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
@@ -54,7 +54,7 @@ class Values(W.VBox):  # type: ignore[misc]
 
     def _new(self, _: Any) -> None:
         self.job.forget()
-        self.note.value, self.table.frame = "", pd.DataFrame(columns=STATISTICS)
+        self.note.value, self.table.frame = "", pd.DataFrame(columns=COLUMNS)
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> pd.DataFrame:
         self._reading = self.checkpoint
@@ -77,10 +77,8 @@ class Values(W.VBox):  # type: ignore[misc]
             found = f"{len(bad):,} of {len(frame):,} tensors have NaN or Inf: {some(bad['key'])}."
         else:
             found = f"No NaN and no Inf in {counted(len(frame), 'tensor')}."
-        looked_at = (
-            f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')} were looked at."
-        )
-        self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at}")
+        looked_at = f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')}"
+        self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at} were looked at.")
         self.table.frame = frame
         self._tell(frame)
 

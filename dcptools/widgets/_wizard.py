@@ -69,11 +69,7 @@ class Wizard(Step):
         T.dlink((self.open_step, "checkpoint"), (self.mapping_step, "checkpoint"))
         T.dlink((self.mapping_step, "mapping"), (self.inspect_step.values, "mapping"))
         T.dlink((self.mapping_step, "dtype"), (self.shards_step, "dtype"))
-        T.dlink(
-            (self.mapping_step, "mapping"),
-            (self.shards_step, "mapping"),
-            _without_errors,
-        )
+        T.dlink((self.mapping_step, "mapping"), (self.shards_step, "mapping"), _without_errors)
         T.dlink((self.shards_step, "plan"), (self.convert_step, "plan"))
         T.link((self.mapping_step, "model_assets_dir"), (self.convert_step, "model_assets_dir"))
         T.dlink((self.convert_step, "report"), (self.result_step, "report"))
@@ -108,7 +104,7 @@ class Wizard(Step):
         return min(max(0, step), len(self.steps) - 1)
 
     def _show(self) -> None:
-        current = self.steps[self.step]
+        current, is_last = self.steps[self.step], self.step == len(self.steps) - 1
         names = " · ".join(
             f"<strong aria-current='step'>{escape(s.title)}</strong>" if s is current else escape(s.title)
             for s in self.steps
@@ -119,9 +115,8 @@ class Wizard(Step):
         )
         self.stack.selected_index = self.step
         self.back.disabled = self.step == 0
-        self.next.disabled = bool(current.blocked) or self.step == len(self.steps) - 1
-        last = self.step == len(self.steps) - 1
-        self.why.value = f"<span class='dcp-soft' role='status'>{escape(current.blocked)}</span>" if not last else ""
+        self.next.disabled = bool(current.blocked) or is_last
+        self.why.value = "" if is_last else f"<span class='dcp-soft' role='status'>{escape(current.blocked)}</span>"
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         done = [step for step in self.steps if not step.blocked]
