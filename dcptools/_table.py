@@ -55,4 +55,5 @@ def html_table(
 
 
 def _numeric(cell: Any) -> bool:
+    """Whether a cell is a number, or reads like one with its unit."""
     return isinstance(cell, (int, float)) or bool(re.match(r"[-\d.,]+( [kMGT]?B)?$", str(cell)))

@@ -44,6 +44,7 @@ def _rule(pattern: str, replacement: str) -> str:
 
 
 def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:
+    """The options that differ from their defaults, by the names that they have in Python."""
     options = plan.mapping.options
     given = {**_not_default(options), **_not_default(plan.options), "overwrite": overwrite}
     if options.rename:

@@ -75,6 +75,7 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
 
 
 def _size(numel: int, dtype: DType) -> str:
+    """How much a message says that it is."""
     return f"{counted(numel, 'value')} of {dtype.name}, {format_bytes(numel * dtype.itemsize)},"
 
 
@@ -114,6 +115,7 @@ def region_of(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
 
 
 def _as_torch(values: Bits, dtype: DType) -> torch.Tensor:
+    """The same memory as a tensor."""
     import torch
 
     signed = values if dtype.itemsize == 16 else values.view(np.dtype(f"i{dtype.itemsize}"))
@@ -196,6 +198,7 @@ _WILD = re.compile(r"[*?\[]")
 
 
 def _matching(checkpoint: Checkpoint, keys: Sequence[str] | str | None) -> list[StoredTensor]:
+    """The tensors whose keys match."""
     globs = [keys] if isinstance(keys, str) else keys
     if globs is None:
         return list(checkpoint.tensors.values())
@@ -209,6 +212,7 @@ def _matching(checkpoint: Checkpoint, keys: Sequence[str] | str | None) -> list[
 
 
 def _pieces(tensors: Sequence[StoredTensor]) -> Iterator[tuple[TensorReader, int, Region]]:
+    """All values of the tensors, a slab at a time."""
     for tensor in tensors:
         if tensor.dtype.kind == "opaque":
             raise UnsupportedCheckpoint(f"{tensor.key!r} is {tensor.dtype.name}, which has no values to count.")
@@ -233,6 +237,7 @@ class _Part:
 
 
 def _part(values: torch.Tensor) -> _Part:
+    """The statistics of some values."""
     import torch
 
     wide = values.abs() if values.is_complex() else values
@@ -251,6 +256,7 @@ def _part(values: torch.Tensor) -> _Part:
 
 
 def _row(parts: Sequence[_Part]) -> tuple[float, float, float, float, float, int, int, int]:
+    """The statistics of a tensor, from those of its slabs in their order."""
     count, mean, squares = 0, 0.0, 0.0
     for part in parts:
         if part.count:

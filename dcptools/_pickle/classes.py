@@ -58,6 +58,7 @@ class ClassOpcodes(Stack):
         return at
 
     def _find(self, module: str, name: str) -> Any:
+        """What a name stands for: what is allowed, or a stand-in for what nobody knows."""
         if len(module) + len(name) > MAX_NAME:
             raise self.refused(f"names a class of {len(module) + len(name):,} characters")
         full = f"{module}.{name}"

@@ -66,6 +66,7 @@ class ContainerOpcodes(Stack):
         return self._extend(self.popped(), at)
 
     def _extend(self, values: list[Any], at: int) -> int:
+        """Add values to the list on top of the stack."""
         target = self.stack[-1]
         if type(target) is list:
             target += values
@@ -98,6 +99,7 @@ class ContainerOpcodes(Stack):
         return at
 
     def _set(self, values: list[Any], at: int) -> int:
+        """Set keys and values, one after the other, in the dict on top of the stack."""
         target = self.stack[-1]
         if type(target) is dict:
             target.update(zip(self._keys(values[::2], at), values[1::2], strict=True))

@@ -89,6 +89,7 @@ def _is_grid(offsets: Ints, sizes: Ints, full: Ints) -> bool:
 def _check_line(
     shape: tuple[int, ...], dim: int, starts: Ints, lengths: Ints
 ) -> tuple[Literal["hole", "overlap"], str] | None:
+    """As ``check_cover``, for chunks that are cut along one dimension only."""
     order = np.argsort(starts, kind="stable")
     starts, stops = starts[order], (starts + lengths)[order]
     before = np.concatenate([[0], stops])

@@ -49,6 +49,7 @@ def _unsupported(place: str, names: list[str]) -> UnsupportedCheckpoint | None:
 
 
 def _describe(source: Source, names: list[str]) -> str:
+    """What the names in a directory look like; the first that fits."""
     place = source.location
     if METADATA in names:
         return f"{source.path(METADATA)} is not a file.\n{EXPECTED}"

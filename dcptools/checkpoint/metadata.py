@@ -150,10 +150,12 @@ def parse(data: bytes, what: str) -> RawMetadata:
 
 
 def _allowed(data: bytes) -> Mapping[str, Any]:
+    """All that the pickle may name, with paths that are counted for this pickle alone."""
     return {**_NAMES, **dict.fromkeys(_PATH_NAMES, _Paths(len(data)))}
 
 
 def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawMetadata:
+    """The content of the pickled value, or an error that says what it is."""
     if type(top) is not Record or top.kind is not _TOP:
         raise BrokenCheckpoint(
             f"{what} is a pickle of {type_name(top)}, and not of the Metadata of a distributed checkpoint."
@@ -165,6 +167,7 @@ def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawM
 
 
 def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
+    """Every tensor and object with its rows in the columns; raises Wrong."""
     fields = fields_of(top)
     version = fields.get("version")
     tensors: list[RawTensor] = []
@@ -202,6 +205,7 @@ def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
 
 
 def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: StorageData) -> RawTensor:
+    """A tensor and its chunks, whose rows are the next ones that are picked."""
     shape, dtype, chunks = fields["size"], _dtype(fields["properties"]), fields["chunks"]
     known = by_name(dtype) if type(dtype) is str else None
     if not is_integers(shape) or not all(0 <= n < TOO_LARGE for n in shape):
@@ -254,6 +258,7 @@ def _columns(rows: list[Any], dims: int) -> Ints:
 
 
 def _is_box(row: Any, dims: int) -> bool:
+    """Whether it is the offsets or the sizes of a chunk with so many dimensions."""
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
 
 

@@ -112,6 +112,7 @@ def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _build(source: Source, raw: RawMetadata, data: bytes, metadata: FileState) -> Checkpoint:
+    """The checkpoint, with what is wrong with it and with the files that lie there."""
     columns = Columns(
         source, tuple(raw.file_names), tuple(raw.encodings), raw.file, raw.start, raw.nbytes, raw.encoding
     )
@@ -141,6 +142,7 @@ def _build(source: Source, raw: RawMetadata, data: bytes, metadata: FileState) -
 
 
 def _stored_object(key: str, path: tuple[str, ...], row: int, columns: Columns) -> StoredObject:
+    """An object, with its place if there is one."""
     file = int(columns.file[row])
     if file < 0:
         return StoredObject(key, path, "", None)

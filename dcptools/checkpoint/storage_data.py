@@ -55,6 +55,7 @@ class StorageData:
         self._look_at_hashes()
 
     def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:
+        """Check the fields of one item, and add a row for it."""
         key, offsets = index.get("fqn"), index.get("offset")
         if type(key) is not str:
             raise expected("storage_data, a key", "a MetadataIndex with a name", key)
@@ -152,6 +153,7 @@ class _EncodingIds(dict["tuple[str, ...] | None", int]):
 
 
 def _transforms(value: Any) -> tuple[str, ...] | None:
+    """The names of what was done to the bytes of an item; None: nothing."""
     if value is None:
         return None
     if type(value) not in (list, tuple) or len(value) > 100:

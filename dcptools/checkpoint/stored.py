@@ -130,6 +130,7 @@ class StoredTensor(_MadeAgain):
         return next(self._chunks(index, index + 1))
 
     def _chunks(self, first: int, last: int) -> Iterator[Chunk]:
+        """The chunks of these numbers, made of the columns."""
         columns, rows = self.columns, slice(self.first + first, self.first + last)
         for offsets, sizes, file, start, nbytes, encoding in zip(
             self.offsets[first:last].tolist(),

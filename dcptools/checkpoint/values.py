@@ -170,6 +170,7 @@ class Checkpoint(Shown, HasFindings):
 
 
 def _identity(source: Source, name: str) -> str | None:
+    """The identity of a file now; None if it is not there, or cannot be looked at."""
     with contextlib.suppress(OSError):
         state = source.state(name)
         return state.identity if state else None
@@ -177,6 +178,7 @@ def _identity(source: Source, name: str) -> str | None:
 
 
 def _unknown_key(checkpoint: Checkpoint, key: str) -> str:
+    """What to say of a key that is not a tensor's."""
     import difflib
 
     if key in checkpoint.objects:

@@ -147,4 +147,5 @@ for _command in (inspect_command, preview_command, plan_command, convert_command
 
 
 def _leftovers(mapping: Any, wanted: bool) -> str:
+    """A line for each key that is left out, where that was asked for."""
     return "".join(f"\nleft out: {left.key} ({left.reason})" for left in mapping.leftovers) if wanted else ""

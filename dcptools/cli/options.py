@@ -20,6 +20,7 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_widt
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order in the help."""
 
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -186,6 +187,7 @@ def plan_of(load_dir: Path, options: dict[str, Any]) -> Any:
 
 
 def _read_rules(path: Path) -> list[str]:
+    """The rename rules of a file."""
     with system_errors(UsageError, f"The file of rename rules {path} cannot be read"):
         lines = path.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -31,6 +31,7 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
 
 
 def _status(command: click.Command, name: str | None) -> int:
+    """Run a command to its end; the exit status."""
     try:
         status: int | None = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()

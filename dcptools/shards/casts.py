@@ -28,6 +28,7 @@ def parse_exceptions(exceptions: Iterable[str | tuple[str, str]]) -> tuple[tuple
 
 
 def _parse_exception(exception: str | tuple[str, str]) -> tuple[str, str]:
+    """A glob and a dtype, split at the last ``=``."""
     glob, equals, name = exception.rpartition("=") if isinstance(exception, str) else (exception[0], "=", exception[1])
     if not equals or not glob:
         raise UsageError(

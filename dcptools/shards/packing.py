@@ -36,6 +36,7 @@ def pack(outputs: Sequence[Output], written: dict[str, DType], size: int) -> Ite
 
 
 def _file(filename: str, outputs: Sequence[Output], written: dict[str, DType]) -> ShardFile:
+    """One file: its header, and where its tensors lie."""
     ordered = sorted(outputs, key=lambda output: (-written[output.name].rank, output.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0

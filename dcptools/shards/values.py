@@ -198,5 +198,6 @@ class ShardPlan(Shown, HasFindings):
 
 
 def _file_row(file: ShardFile) -> tuple[str, int, int, str, str]:
+    """Name, number of tensors, bytes, first and last name."""
     names = sorted(tensor.output.name for tensor in file.tensors)
     return file.filename, len(names), file.nbytes, names[0] if names else "", names[-1] if names else ""

@@ -161,6 +161,7 @@ class LocalSource:
             self._open.clear()
 
     def _open_now(self, name: str) -> OpenFile:
+        """The open file, opened by this thread or by another one meanwhile."""
         with self._lock:
             if name not in self._open:
                 while len(self._open) >= _most_open():

@@ -181,6 +181,7 @@ class Archive:
         return start, nbytes, count
 
     def _entry(self, name: str, fields: tuple[Any, ...], extra: bytes) -> Entry:
+        """An entry, checked to be stored as it is, and within the archive."""
         _, flags, method, crc, packed, nbytes, _, _, _, header = fields
         if extra:
             nbytes, packed, header = _zip64(extra, nbytes, packed, header)
@@ -193,6 +194,7 @@ class Archive:
         return Entry(name, header, nbytes, crc)
 
     def _load(self, start: int, nbytes: int) -> None:
+        """Read bytes of the archive, and keep them."""
         data = bytearray(nbytes)
         self.source.read_into(self.file, self.start + start, memoryview(data))
         self._parts.append((start, start + nbytes, data))

@@ -63,6 +63,7 @@ class _Storage:
 
 
 def _storage(pid: Any) -> _Storage:
+    """Stands for a storage: its name and dtype, of a persistent id."""
     kind, dtype, name, _location, _numel = pid
     if kind != "storage" or type(dtype) not in (str, type(None)) or type(name) is not str:
         raise ValueError("a persistent id is not that of a storage")
@@ -107,6 +108,7 @@ _NAMES: Mapping[str, Any] = {
 
 
 def _arrangement(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> Arrangement:
+    """What the arguments of a tensor say, checked."""
     if not all(type(sizes) is tuple and len(sizes) <= MOST_DIMS for sizes in (shape, strides)):
         raise ValueError("the sizes of the tensor are not as torch writes them")
     numbers = (offset, *shape, *strides)

@@ -85,12 +85,14 @@ def _distinct(tensor: StoredTensor) -> Ints:
 
 
 def _boxes(tensor: StoredTensor, indices: Ints) -> list[ChunkBox]:
+    """The boxes of the chunks of these numbers."""
     offsets, sizes = tensor.offsets[indices], tensor.sizes[indices]
     corners = zip(indices.tolist(), offsets.tolist(), (offsets + sizes).tolist(), strict=True)
     return list(map(ChunkBox._make, corners))
 
 
 def _ranges(shape: Sequence[int], boxes: Iterable[ChunkBox]) -> list[ElementRange] | None:
+    """The boxes as ranges; None if one of them is none."""
     strides = row_major(shape)
     found = []
     rest, origin = list(shape[1:]), [0] * (len(shape) - 1)

@@ -72,6 +72,7 @@ def _label(key: str, chunk: Chunk) -> str:
 
 
 def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Archive:
+    """The archive of a chunk, which is unpacked first if need be."""
     if not chunk.file:
         raise BrokenCheckpoint("The metadata does not say where it is stored.")
     if chunk.encoding == "zstd":
@@ -109,6 +110,7 @@ def _like_another(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item | 
 
 
 def _open(archive: Archive, tensor: StoredTensor, chunk: Chunk) -> Item:
+    """Parse an archive, and remember its frame for others."""
     content, values = _parse(archive, tensor.dtype, chunk.shape)
     frame = archive.frame(values)
     if frame is not None:

@@ -208,6 +208,7 @@ class TensorReader:
                 yield self._item(index), item_low, item_high, window
 
     def _item(self, index: int) -> Item:
+        """The item of the chunk of that number, opened when it is first needed."""
         item = self._items.get(index)
         if item is not None:
             return item
@@ -239,6 +240,7 @@ class TensorReader:
             resolve(out, arrangement.dtype, conjugate=arrangement.conjugate, negative=arrangement.negative)
 
     def _read_bytes(self, item: Item, start: int, out: memoryview) -> None:
+        """Read bytes of an item, and let the checksums see them."""
         item.source.read_into(item.file, item.start + start, out)
         if self._checksums is not None:
             self._checksums.add(item, start, out)

@@ -101,6 +101,7 @@ class Unpacked:
 
 
 def _no_room(what: str, error: OSError) -> TargetError:
+    """The error for what the system says while unpacking."""
     advice = "Set the environment variable TMPDIR to a directory that can be written to and has enough space."
     return TargetError(
         f"{what}: {error.strerror}.\n"

@@ -95,6 +95,7 @@ class Cast:
 
 
 def _infinities(values: Bits, dtype: DType) -> int:
+    """How many values are Inf or -Inf."""
     inf = _INF.get(dtype.name)
     if inf is None:
         return 0

@@ -148,6 +148,7 @@ class Block:
         return 0 if self.nbytes % itemsize else (self._limit - self.end) // itemsize
 
     def _put(self, slab: Slab, part: Part, first: int, count: int) -> int:
+        """Append values of a part to the last slab."""
         slab.values.append((part, first, first + count))
         slab.count += count
         self.end += count * part.tensor.dtype.itemsize

@@ -120,6 +120,7 @@ class Engine:
             yield from parts
 
     def _parts_of(self, tensor: PlannedTensor) -> Iterator[Part]:
+        """The views of one tensor, at their places in its file."""
         start = tensor.start
         for view in tensor.output.sources:
             part = Part.of(tensor, view, self._readers.get(view.key), start, self.sizes)
@@ -127,6 +128,7 @@ class Engine:
             start = part.end
 
     def _worker(self) -> Callable[[Work], None]:
+        """What one thread does with each piece of work, with memory of its own."""
         memory = _Memory(self.sizes)
 
         def do(piece: Work) -> None:
@@ -179,6 +181,7 @@ class Engine:
             self.sink.write(file.filename, part.start + (corner + to) * itemsize, row)
 
     def _cast(self, slab: Slab, memory: _Memory) -> None:
+        """Cast a slab, and count what became Inf."""
         cast, first = memory.cast(slab.source, slab.target), 0
         if not cast(slab.count, slab.at, scalar=slab.is_scalar):
             return

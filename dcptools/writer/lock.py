@@ -54,6 +54,7 @@ def clear_remains(save_dir: Path) -> None:
 
 @contextmanager
 def _in_the_way(path: Path) -> Iterator[None]:
+    """An error of the system says that it concerns what a killed run left."""
     try:
         yield
     except OSError as error:
@@ -65,6 +66,7 @@ def _in_the_way(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock_file(save_dir: Path) -> Iterator[None]:
+    """Make the directory, and hold its lock."""
     try:
         save_dir.mkdir(parents=True, exist_ok=True)
         lock = _acquire(save_dir / LOCK)
@@ -81,6 +83,7 @@ def _lock_file(save_dir: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
+    """A locked descriptor of the lock file, which another run may be removing just now."""
     import fcntl
 
     while True:

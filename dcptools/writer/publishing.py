@@ -85,6 +85,7 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
 
 
 def _undo(swap: Swap, error: BaseException) -> None:
+    """Put the old files back, or say where they are."""
     try:
         swap.undo()
     except OSError as second:
@@ -102,6 +103,7 @@ def reason(error: BaseException) -> str:
 
 
 def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> None:
+    """Copy the assets under temporary names, with the written dtype in the config."""
     assets = plan.assets
     if assets is None:
         return

@@ -112,6 +112,7 @@ def report_of(
 
 
 def _peak_bytes() -> int:
+    """The largest resident memory of this process so far; 0 where the system does not tell."""
     with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii") as status:
         # not what getrusage says: on Linux that includes what the process that started this one had in use
         return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])

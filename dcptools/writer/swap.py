@@ -69,6 +69,7 @@ class Swap:
         return any(map(self._is_new, _ENTRY_POINTS))
 
     def _is_new(self, name: str) -> bool:
+        """Whether a file of that name took the place of what was put aside."""
         return os.path.lexists(self.before / name) and is_file(self.directory / name)
 
     def put_aside(self, old: Iterable[str], new: Iterable[str]) -> None:

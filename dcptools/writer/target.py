@@ -80,6 +80,7 @@ def _files(save_dir: Path) -> set[str]:
 
 
 def _refuse_what_is_in_the_way(plan: ShardPlan, save_dir: Path) -> None:
+    """Refuse directories that have the names of files to come."""
     swap = Swap(save_dir)
     if os.path.lexists(swap.before) and not swap.begun:
         raise TargetError(f"{swap.before} is in the way.\nNothing was written. Remove it, or give another directory.")
@@ -119,6 +120,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:
+    """Refuse a disk that is too small."""
     assets = sum(file.nbytes for file in plan.assets.files) if plan.assets else 0
     stale = sum(path.lstat().st_blocks * 512 for path in remains(save_dir))  # they go before anything is written
     needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir) + stale

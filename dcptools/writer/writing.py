@@ -138,6 +138,7 @@ def _explained(target: Path, checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _found(engine: Engine) -> Iterator[Finding]:
+    """What the engine noticed."""
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
             "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
@@ -151,6 +152,7 @@ def _found(engine: Engine) -> Iterator[Finding]:
 
 
 def _stale(left: list[tuple[str, OSError]]) -> Iterator[Finding]:
+    """Files of the old model that are still there."""
     for name, error in left:
         yield Finding(
             "stale-file", name, f"a file of the old model could not be removed: {error.strerror or error}",
