@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
-from dcptools._pickle import Record, type_name
+from dcptools._pickle import Class, Record, type_name
 
 TOO_LARGE = 2**62  # elements or bytes; sums of two still fit in 64 bits
 LONGEST_KEY = 4096  # characters
@@ -36,6 +36,10 @@ REPR = reprlib.Repr()
 REPR.maxstring = REPR.maxother = REPR.maxlong = 200
 REPR.maxlevel = 2
 _SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
+
+
+def is_record(value: Any, kind: Class) -> bool:
+    return type(value) is Record and value.kind is kind
 
 
 def fields_of(record: Any) -> dict[str, Any]:

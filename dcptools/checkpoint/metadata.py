@@ -28,6 +28,7 @@ from dcptools.checkpoint.fields import (
     expected,
     fields_of,
     is_integers,
+    is_record,
     no_field,
     text_of,
 )
@@ -156,7 +157,7 @@ def _allowed(data: bytes) -> Mapping[str, Any]:
 
 def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawMetadata:
     """The content of the pickled value, or an error that says what it is."""
-    if type(top) is not Record or top.kind is not _TOP:
+    if not is_record(top, _TOP):
         raise BrokenCheckpoint(
             f"{what} is a pickle of {type_name(top)}, and not of the Metadata of a distributed checkpoint."
         )
@@ -178,9 +179,9 @@ def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
     for key, entry in entries.items():
         try:
             text_of(key, ", a key")
-            if type(entry) is Record and entry.kind is TENSOR:
+            if is_record(entry, TENSOR):
                 tensors.append(_tensor(key, fields_of(entry), paths.get(key, ()), stored))
-            elif type(entry) is Record and entry.kind is _OBJECT:
+            elif is_record(entry, _OBJECT):
                 objects.append((key, paths.get(key, ()), stored.pick(key, [None])))
             else:
                 raise expected("", "tensor or bytes metadata", entry)
@@ -224,7 +225,7 @@ def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: Sto
 
 def _dtype(properties: Any) -> Any:
     """The first part of a state of (dtype, layout, requires_grad, memory format, pin_memory)."""
-    state = properties.state if type(properties) is Record and properties.kind is PROPERTIES else None
+    state = properties.state if is_record(properties, PROPERTIES) else None
     if type(state) is tuple and state:
         return state[0]
     return state.get("dtype") if type(state) is dict else None

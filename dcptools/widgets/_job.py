@@ -16,6 +16,7 @@ import traitlets as T
 
 from dcptools._text import format_bytes
 from dcptools.errors import Cancelled
+from dcptools.widgets._base import escape
 
 UPDATE_SECONDS = 0.1
 Run = Callable[[Callable[[int, int, str], None], threading.Event], Any]
@@ -112,7 +113,5 @@ class Job(W.VBox):  # type: ignore[misc]
         self._say(f"{share:.0%}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s{left}", current)
 
     def _say(self, text: str, current: str = "") -> None:
-        from dcptools.widgets._base import escape
-
         tail = f" <span class='dcp-soft'>{escape(current[-60:])}</span>" if current else ""
         self.text.value = f"<span role='status'>{escape(text)}</span>{tail}"

@@ -9,7 +9,7 @@ import pandas as pd
 import traitlets as T
 
 from dcptools._text import counted, format_shape
-from dcptools.checkpoint import Checkpoint
+from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import SHOWN_PER_CODE
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import KeyMapping, preview
@@ -99,7 +99,7 @@ class Mapping(Step):
             before, self._identity = self._identity, identity(self.checkpoint)
             if before not in (None, self._identity):
                 self.model_assets_dir = ""  # what was typed is of another model
-            self.root.options = [root for root, *_ in self.checkpoint.summary() if not root.startswith("(")]
+            self.root.options = [root for root, *_ in self.checkpoint.summary() if root != NO_ROOT]
         self._refresh()
 
     def _take_assets(self, _: Any) -> None:
