@@ -12,6 +12,7 @@ import pytest
 from checkpoints import broken, hostile, lookalikes, saved
 
 import dcptools
+import dcptools.storage.source as source_module
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, NotACheckpoint, UnsafeMetadata, UnsupportedCheckpoint
 
 EXPECTED = "A distributed checkpoint is a directory with .metadata and __<rank>_<n>.distcp files."
@@ -66,10 +67,10 @@ def test_a_path_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Mode 0 would not stop root, who may run this test."""
     saved.trained(tmp_path / "step_10")
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(source_module, "open_regular", refuse)
     expected = ("HERE/step_10/.metadata cannot be read: Permission denied.", "Check the permissions.")
     assert_error(tmp_path / "step_10", tmp_path, NotACheckpoint, *expected)
 

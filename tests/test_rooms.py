@@ -12,7 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "dcptools").rglob("*.py"))
 MOST_LINES, MOST_BODY_LINES = 300, 40
 ROOMS = ("_pickle", "checkpoint", "cli", "convert", "layouts", "mapping", "shards", "storage", "tensors", "writer")
-FROM_ELSEWHERE = {"_exit", "_make", "_repr_mimebundle_"}  # of os, of a named tuple, of ipywidgets
+FROM_ELSEWHERE = {
+    "_exit",
+    "_make",
+    "_make_wrapper_subclass",
+    "_repr_mimebundle_",
+    "_unsafe_view",
+}  # os, named tuples, torch, ...
 
 
 def module_of(path: Path) -> str:

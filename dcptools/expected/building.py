@@ -141,13 +141,8 @@ def _unsaved(model: Any, state: dict[str, Any]) -> set[str]:
 
 def _kept_in_float32(model: Any, dtype: str) -> list[str]:
     """The weights that stay float32 when the model is loaded in a narrower dtype."""
-    import torch
-
-    try:
-        parts = [part for part, kept in model._get_dtype_plan(getattr(torch, dtype)).items() if kept == torch.float32]
-    except AttributeError:  # transformers 4
-        names = ("_keep_in_fp32_modules_strict", *(("_keep_in_fp32_modules",) if dtype == "float16" else ()))
-        parts = [part for name in names for part in getattr(model, name, None) or ()]
+    kinds = ("_keep_in_fp32_modules_strict", *(("_keep_in_fp32_modules",) if dtype == "float16" else ()))
+    parts = [part for kind in kinds for part in getattr(model, kind, None) or ()]
     patterns = [re.compile(rf"(?:^|\.){part.replace('.*.', '.[^.]+.')}(?:$|\.)") for part in parts]
     return [name for name in model.state_dict() if any(pattern.search(name) for pattern in patterns)]
 

@@ -64,7 +64,9 @@ class Fit:
             "weights": self.weights,
             "fitting": self.fitting,
             "complete": self.complete,
-            "differences": [each._asdict() for each in self.differences],
+            "differences": [
+                {"name": each.name, "found": each.found, "expected": each.expected} for each in self.differences
+            ],
         }
 
 

@@ -6,15 +6,11 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-from dcptools.errors import UsageError
-
 
 class Globs:
     """Include and exclude patterns that remember which of them matched something."""
 
     def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        if isinstance(include, str) or isinstance(exclude, str):
-            raise UsageError("include and exclude are lists of globs, not one string.")
         self._include = [(glob, re.compile(fnmatch.translate(glob))) for glob in include]
         self._exclude = [(glob, re.compile(fnmatch.translate(glob))) for glob in exclude]
         self.unused = {*include, *exclude}

@@ -90,36 +90,41 @@ def preview(
     >>> mapping.outputs[0].name, mapping.outputs[0].sources[0].key
     ('lm_head.weight', 'model.lm_head.weight')
     """
-    checkpoint = as_checkpoint(checkpoint)
     options = MappingOptions(
         _path(model_assets_dir),
         _path(reference),
         _path(family),
         layout,
         root,
-        tuple(include),
-        tuple(exclude),
+        _globs(include),
+        _globs(exclude),
         _chosen("names", names),
         _chosen("tied", tied),
         _chosen("unexpected", unexpected),
         allow_mismatch,
         tuple(Rename.parse(rule) for rule in rename),
     )
+    return _mapping(as_checkpoint(checkpoint), options)
+
+
+def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
+    """Read the checkpoint in the best way, keep what is wanted, let the model say what that is, and say what is odd."""
     assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
     expected, about_expectation = expectation(assets, options.reference)
     keys = keys_of(checkpoint)
     own = read_family(options.family) if options.family is not None else None
-    tried = candidates(checkpoint, keys, expected, layout, root, own) if expected else []
-    chosen = tried[0].layout if tried else choose(list(keys.values()), layout, root, own)
+    how = (options.layout, options.root, own)
+    tried = candidates(checkpoint, keys, expected, *how) if expected else []
+    chosen = tried[0].layout if tried else choose(list(keys.values()), *how)
     reading = chosen.read(checkpoint, keys)
-    globs, renames = Globs(include, exclude), Renames(options.rename)
+    globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
     kept, left = _wanted(reading, checkpoint, globs)
     held = Held(tuple(kept))
     if expected:
         excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
         held = hold(kept, expected, tried[0] if tried else None, checkpoint, options, renames, excluded)
-    outputs = sorted(map(renames.apply, held.outputs), key=lambda output: output.name)
-    leftovers = sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key)
+    outputs = tuple(sorted(map(renames.apply, held.outputs), key=lambda output: output.name))
+    leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
     findings = (
         *about_reading(reading, outputs, checkpoint, keys),
         *about_expectation,
@@ -133,23 +138,19 @@ def preview(
         *about_assets(assets, outputs, known=expected is not None),
         *about_leftovers(leftovers),
     )
-    return KeyMapping(
-        checkpoint,
-        tuple(outputs),
-        tuple(leftovers),
-        findings,
-        chosen.name,
-        chosen.root,
-        assets,
-        options,
-        expected,
-        held.fit,
-        tuple(candidate.fit for candidate in tried),
-    )
+    fits = tuple(candidate.fit for candidate in tried)
+    where = (chosen.name, chosen.root, assets, options)
+    return KeyMapping(checkpoint, outputs, leftovers, findings, *where, expected, held.fit, fits)
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.fspath(path)
+
+
+def _globs(globs: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(globs, str):
+        raise UsageError("include and exclude are lists of globs, not one string.")
+    return tuple(globs)
 
 
 def _chosen(option: str, value: str) -> str:
