@@ -25,6 +25,12 @@ ROWS = {
         "ours / floor, bf16, durable",
         "ours / floor, keep, fsync off",
     ],
+    "experts": ["published / stored names, bfloat16", "published / stored names, keep"],
+    "expected": [
+        f"{model}: {what} / limit"
+        for model in ("30 B parameters, 48 layers of 128 experts", "671 B parameters, 58 layers of 256 experts")
+        for what in ("time", "peak")
+    ],
     "metadata": [
         "dcptools / torch, time",
         "dcptools / torch, memory afterwards",

@@ -22,6 +22,7 @@ class Maker:
 QWEN = Maker("qwen", ranks=4)
 ONE_TENSOR = Maker("one-tensor", ranks=1)
 COLUMNS = Maker("columns", ranks=8, per_parameter=0.5)
+EXPERTS = Maker("experts", ranks=4)
 MANY_CHUNKS = Maker("many-chunks", ranks=0, per_parameter=1_280_000 / 500_000_000)
 
 

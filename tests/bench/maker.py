@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -49,6 +50,27 @@ def qwen_layer(h: int) -> Shapes:
     }
 
 
+def save_experts(path: Path, parameters: int) -> None:
+    """A mixture of experts, with those of a layer in one tensor, and the ``config.json`` of it."""
+    layers, experts, h = 4, 64, 512
+    f = max(16, round(parameters / (layers * experts * 3 * h) / 16) * 16)
+    config = {
+        **{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 1024, "hidden_size": h},
+        **{"num_hidden_layers": layers, "num_experts": experts, "moe_intermediate_size": f, "head_dim": 64},
+        **{"num_attention_heads": 8, "num_key_value_heads": 8, "tie_word_embeddings": False},
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    shapes: Shapes = {"model.embed_tokens.weight": (1024, h), "model.norm.weight": (h,), "lm_head.weight": (1024, h)}
+    for layer in range(layers):
+        block: Shapes = {f"self_attn.{name}_proj.weight": (h, h) for name in "qkvo"}
+        block |= {f"self_attn.{name}_norm.weight": (64,) for name in "qk"}
+        block |= {"input_layernorm.weight": (h,), "post_attention_layernorm.weight": (h,), "mlp.gate.weight": (64, h)}
+        block |= {"mlp.experts.gate_up_proj": (experts, 2 * f, h), "mlp.experts.down_proj": (experts, h, f)}
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    save_sharded(path, shapes, dim=0)
+
+
 def one_tensor(parameters: int) -> Shapes:
     side = round(math.sqrt(parameters) / 64) * 64
     return {"model.embed_tokens.weight": (side, side)}
@@ -74,6 +96,7 @@ KINDS: dict[str, Callable[[Path, int], None]] = {
     "one-tensor": lambda path, parameters: save_sharded(path, one_tensor(parameters), dim=0),
     "columns": lambda path, parameters: save_sharded(path, one_tensor(parameters), dim=1),
     "many-chunks": many_chunks.save,
+    "experts": save_experts,
 }
 
 if __name__ == "__main__":

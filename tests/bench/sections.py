@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import shlex
 import shutil
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import checkpoints
-from tests.bench.process import Program, Run, module, run, run_in_turn
+from tests.bench.process import ROOT, Program, Run, module, run, run_in_turn
 from tests.bench.report import Row, Section, Target, Unit, at_least, at_most, below
 
 MB = 1e6  # bytes
@@ -120,6 +121,56 @@ def command_line(load_dir: Path, settings: Settings, shard_size: int) -> Program
     return Program("dcptools", (sys.executable, "-m", "dcptools.convert", *options), output)
 
 
+def experts(settings: Settings) -> Section:
+    """The same bytes with the experts of a layer in one tensor, and cut to one tensor each."""
+    load_dir = checkpoints.get(settings.directory, checkpoints.EXPERTS, settings.parameters)
+    size, workers, output = settings.shard_size, settings.workers, settings.out / "experts"
+
+    def program(names: str, dtype: str) -> Program:
+        arguments = (load_dir, output, size, dtype, workers, "nosync", names)
+        return Program(f"{names} {dtype}", module("ours", *arguments), output)
+
+    programs = [program(names, dtype) for names in ("stored", "published") for dtype in ("bfloat16", "keep")]
+    runs = run_in_turn(programs, settings.rounds, warm=load_dir)
+    rows = [
+        Row(
+            f"published / stored names, {dtype}", "s",
+            seconds(runs[f"published {dtype}"]), seconds(runs[f"stored {dtype}"]), at_most(1.3),
+        )
+        for dtype in ("bfloat16", "keep")
+    ]  # fmt: skip
+    note = peaks(runs, ("stored bfloat16", "published bfloat16"))
+    shutil.rmtree(settings.out)
+    return Section("experts", f"{load_dir.name}: 256 fused experts of 4 layers, fsync off", tuple(rows), (note,))
+
+
+# What the models of published sizes are, as far as their weights' shapes go.
+MODELS = {
+    "30 B parameters, 48 layers of 128 experts": (
+        {
+            **{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_hidden_layers": 48},
+            **{"num_experts": 128, "vocab_size": 151_936, "hidden_size": 2048, "moe_intermediate_size": 768},
+        },
+        10.0,
+    ),
+    "671 B parameters, 58 layers of 256 experts": (
+        {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"},
+        60.0,
+    ),
+}
+
+
+def expected(settings: Settings) -> Section:
+    """What it takes to know a model, in the process that builds it."""
+    rows = []
+    for name, (config, limit) in MODELS.items():
+        runs = run_in_turn([Program(name, module("expect", json.dumps(config)))], settings.rounds, warm=ROOT / "tests")
+        rows.append(Row(f"{name}: time / limit", "s", seconds(runs[name]), (limit,), at_most(1)))
+        peak = tuple(run.peak_bytes / MB for run in runs[name])
+        rows.append(Row(f"{name}: peak / limit", "MB", peak, (1000.0,), at_most(1)))
+    return Section("expected", "names and shapes of the model of a config.json", tuple(rows))
+
+
 def metadata(settings: Settings) -> Section:
     load_dir = checkpoints.get(settings.directory, checkpoints.MANY_CHUNKS, settings.parameters)
     programs = [Program(name, module("metadata", name, load_dir)) for name in ("dcptools", "torch")]
@@ -152,4 +203,7 @@ def command(settings: Settings) -> Section:
     return Section("command", "the whole process / `python -m dcptools.convert`, durable", tuple(rows))
 
 
-SECTIONS = {"speed": speed, "metadata": metadata, "memory": memory, "command": command}
+SECTIONS = {
+    "speed": speed, "experts": experts, "expected": expected, "metadata": metadata, "memory": memory,
+    "command": command,
+}  # fmt: skip
