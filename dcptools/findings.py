@@ -75,6 +75,7 @@ CODES: dict[str, Code] = {
     "config-unknown-model-type": Code(
         "warning", "config.json has no `model_type`, or one that the installed transformers lacks."
     ),
+    "config-quantized": Code("warning", "config.json describes quantized weights, and those that are written are not."),
     "config-dtype": Code("info", "config.json says another dtype than is written; the copy gets the written one."),
     "foreign-names": Code("error", "A trainer's own names, whose values lie otherwise than in the HuggingFace model."),
     # the model that config.json or a reference names

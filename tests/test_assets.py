@@ -230,6 +230,17 @@ def test_another_dtype_in_the_config_is_an_info(tmp_path: Path) -> None:
     assert not [f for f in plan(mapping, dtype="keep").findings if f.code == "config-dtype"]
 
 
+def test_a_config_of_quantized_weights_is_a_warning_where_others_are_written(tmp_path: Path) -> None:
+    """transformers would look for scales, and not load the model."""
+    directory = make(tmp_path / "a", {**CONFIG, "quantization_config": {"quant_method": "fp8"}})
+    mapping = preview(saved.trained(tmp_path / "c"), model_assets_dir=directory)
+    (found,) = [f for f in plan(mapping).warnings if f.code == "config-quantized"]
+    assert found.message == "says that weights are quantized (fp8), and these are not"
+    fp8 = saved.save(tmp_path / "d", {"model": {"model.w": torch.zeros(4).to(torch.float8_e4m3fn)}})
+    codes = {f.code for f in plan(preview(fp8, model_assets_dir=directory)).findings}
+    assert "config-quantized" not in codes
+
+
 @pytest.mark.parametrize(("ties", "lm_head", "count"), [(True, True, 1), (True, False, 0), (False, True, 0)])
 def test_tied_weights_that_are_both_stored_are_a_warning(ties: bool, lm_head: bool, count: int, tmp_path: Path) -> None:
     directory = make(tmp_path / "a", {**CONFIG, "tie_word_embeddings": ties})

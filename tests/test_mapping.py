@@ -704,6 +704,8 @@ def test_an_output_has_the_elements_of_its_shape() -> None:
         Output("b", (half,), (4, 3), TABLE["float32"], "by hand")
     with pytest.raises(UsageError, match="have 0 elements"):
         Output("b", (), (0,), TABLE["float32"], "by hand")
+    with pytest.raises(UsageError, match=r"those of its shape \(-2, -3\)"):
+        Output("b", (half,), (-2, -3), TABLE["float32"], "by hand")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Output:
 
     def __post_init__(self) -> None:
         found = sum(view.numel for view in self.sources)
-        if not self.sources or found != self.numel:
+        if not self.sources or found != self.numel or min(self.shape, default=0) < 0:
             raise UsageError(
                 f"The sources of the output {self.name!r} have {found:,} elements.\n"
                 f"Expected {self.numel:,}, those of its shape {self.shape}."

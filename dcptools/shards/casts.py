@@ -82,6 +82,12 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
     if narrower and in_float32:
         text = f"{counted(len(in_float32), 'tensor')} stay float32, as the model keeps them: {some(in_float32)}"
         yield Finding("kept-float32", "", text, "--dtype-for casts them")
+    quantized = mapping.assets.says("quantization_config") if mapping.assets else None
+    if quantized and not any(target.kind == "float8" for target in written.values()):
+        method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
+        says = f"says that weights are quantized{f' ({method})' if method else ''}, and these are not"
+        hint = "take quantization_config out of the copy, or it cannot be loaded"
+        yield Finding("config-quantized", "config.json", says, hint)
     config = mapping.assets.dtype if mapping.assets else None
     names = {target.name for name, target in written.items() if target.kind == "float" and name not in in_float32}
     if config and names and names != {config}:
