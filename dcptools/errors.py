@@ -39,6 +39,14 @@ class NotACheckpoint(DcptoolsError, FileNotFoundError):
     """The path is not the directory of a distributed checkpoint."""
 
 
+class NotAModel(DcptoolsError, FileNotFoundError):
+    """The path is not that of a HuggingFace model in safetensors files."""
+
+
+class BrokenModel(DcptoolsError):
+    """A file of a HuggingFace model is damaged or contradicts itself."""
+
+
 class BrokenCheckpoint(DcptoolsError):
     """The checkpoint contradicts itself: garbage metadata, an impossible size, an item that is not as announced."""
 

@@ -85,6 +85,11 @@ CODES: dict[str, Code] = {
     "cast-overflow": Code("warning", "Finite values became Inf in the cast."),
     "no-checksum": Code("info", "Items were stored without a checksum, so their bytes could not be verified."),
     "stale-file": Code("warning", "A file of the old model could not be removed; the new model is complete."),
+    # a model on the disk
+    "model-file": Code(
+        "error", "A file of the model is missing, is damaged or contradicts itself, or is not the one that was written."
+    ),
+    "model-index": Code("error", "The index of the model and its files say different things, or it is damaged."),
 }
 
 
