@@ -18,6 +18,7 @@ from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, plan
 from dcptools.values import load_tensor, stats
+from dcptools.verifying import Verification, verify
 from dcptools.writer import Report, write
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "KeyMapping",
     "Report",
     "ShardPlan",
+    "Verification",
     "convert",
     "inspect",
     "load_tensor",
@@ -34,6 +36,7 @@ __all__ = [
     "preview",
     "read",
     "stats",
+    "verify",
     "write",
 ]
 __version__ = "0.1.0"

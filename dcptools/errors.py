@@ -75,6 +75,10 @@ class NoModelWeights(FindingsError):
     """No key of the checkpoint is a model weight under the chosen layout."""
 
 
+class NotVerified(FindingsError):
+    """A model that was written is not what the checkpoint gives; ``findings`` says where it differs."""
+
+
 class TargetError(DcptoolsError, OSError):
     """The output directory cannot be used: it is the input, it is locked, the disk is too small."""
 

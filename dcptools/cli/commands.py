@@ -11,16 +11,20 @@ from dcptools._text import counted
 from dcptools.cli.options import (
     HELP,
     PATH,
+    expected_of,
     leftover_option,
     mapping_options,
+    model_options,
     output_options,
     plan_of,
     plan_options,
     preview_of,
     source_options,
     the_load_dir,
+    verify_options,
+    workers_option,
 )
-from dcptools.cli.output import print_json, print_lines, tell, tell_findings
+from dcptools.cli.output import print_json, print_lines, tell, tell_findings, tell_verified
 from dcptools.errors import DcptoolsError
 
 
@@ -89,7 +93,8 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
 @plan_options
 @click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
-@click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
+@workers_option
+@click.option("--verify", is_flag=True, help="Read the model again when it is written, and compare it bit for bit.")
 @click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
 @leftover_option
 @output_options
@@ -104,6 +109,7 @@ def convert_command(
     overwrite: bool,
     no_fsync: bool,
     workers: int | None,
+    verify: bool,
     **options: Any,
 ) -> None:
     """Convert a PyTorch distributed checkpoint to a HuggingFace model.
@@ -111,7 +117,7 @@ def convert_command(
     Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
-    from dcptools.convert import default_save_dir
+    from dcptools.convert import default_save_dir, verified
     from dcptools.writer import check_target, write
 
     source = the_load_dir(directory, load_dir)
@@ -128,13 +134,48 @@ def convert_command(
             print_lines(text + _leftovers(planned.mapping, list_leftovers))
         return
     report = write(planned, target, overwrite=overwrite, fsync=not no_fsync, workers=workers, progress=not quiet)
+    found = verified(planned, target, workers=workers, progress=not quiet) if verify else None
     try:
         if as_json:
-            print_json(report.to_json())
+            print_json({**report.to_json(), **({"verification": found.to_json()} if found else {})})
         elif not quiet:
-            print_lines(f"{report}{_leftovers(planned.mapping, list_leftovers)}")
+            text = f"{report}{_leftovers(planned.mapping, list_leftovers)}"
+            print_lines(f"{text}\n{found.headline()}" if found else text)
     except DcptoolsError as error:
         raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+
+
+@click.command(
+    name="verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.", context_settings=HELP
+)
+@model_options
+@mapping_options
+@verify_options
+@workers_option
+@click.option("--strict", is_flag=True, help="Treat warnings as errors.")
+@output_options
+def verify_command(
+    save_dir: Path,
+    directory: Path | None,
+    load_dir: Path | None,
+    workers: int | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast.
+
+    The model may be what another program wrote: dtypes are taken from its files unless --dtype says what they must be,
+    and how it is cut into files does not matter unless --shard-size says so. The exit status is 1 if anything differs.
+    """
+    from dcptools.verifying import verify
+
+    expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
+    found = verify(save_dir, expected, **dtypes, workers=workers, progress=not quiet)
+    tell_verified(found, as_json=as_json, quiet=quiet)
+    if not found.ok or (strict and found.warnings):
+        raise click.exceptions.Exit(1)
 
 
 @click.group(name="dcptools", context_settings=HELP)
@@ -143,7 +184,7 @@ def main_group() -> None:
     """PyTorch distributed checkpoints (DCP): look into them, review the conversion, convert to HuggingFace."""
 
 
-for _command in (inspect_command, preview_command, plan_command, convert_command):
+for _command in (inspect_command, preview_command, plan_command, convert_command, verify_command):
     main_group.add_command(_command)
 
 

@@ -124,6 +124,21 @@ output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for programs."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
 )
+workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
+model_options = _options(
+    click.argument("save_dir", type=PATH),
+    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PATH),
+    click.option("--load-dir", type=PATH, help="Directory of the checkpoint, the one that holds .metadata."),
+)
+verify_options = _options(
+    click.option("--shard-size", metavar="BYTES", help="The files must be those of this size, byte for byte."),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), help="What floating tensors must be.  [default: what the files say]"
+    ),
+    click.option(
+        "--dtype-for", type=TEXT, multiple=True, metavar="GLOB=DTYPE", help="An exception for names; repeatable."
+    ),
+)
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
@@ -146,6 +161,13 @@ def plan_of(load_dir: Path, options: dict[str, Any]) -> Any:
     from dcptools.shards import plan
 
     return plan(preview_of(load_dir, options), **{field.name: options[field.name] for field in fields(PlanOptions)})
+
+
+def expected_of(load_dir: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a model is compared with, and the dtypes that it must have."""
+    if options["shard_size"] is None:
+        return preview_of(load_dir, options), {name: options[name] for name in ("dtype", "dtype_for")}
+    return plan_of(load_dir, {**options, "dtype": options["dtype"] or "bfloat16", "strict": False}), {}
 
 
 def _read_rules(path: Path) -> list[str]:

@@ -39,6 +39,19 @@ def print_lines(text: str) -> None:
         raise DcptoolsError(f"The result cannot be written to stdout: {error.strerror or error}.") from None
 
 
+def tell_verified(found: Any, *, as_json: bool, quiet: bool) -> None:
+    """What a verification found; without errors nothing is said if it is to be quiet."""
+    if as_json:
+        print_json(found.to_json())
+    if quiet:
+        tell_findings(found.errors)
+        if not found.ok:
+            tell(f"Error: {found.headline()}")
+    elif not as_json:
+        tell_findings(found.findings)
+        print_lines(found.table())
+
+
 def _encodable(text: str, stream: TextIO) -> str:
     """With escapes for what the stream's encoding lacks: a name must not look like another one."""
     encoding = stream.encoding or "utf-8"

@@ -6,10 +6,13 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
-from dcptools.shards import DEFAULT_SHARD_SIZE, plan
+from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
+from dcptools.verifying import Verification, refuse_differences
+from dcptools.verifying import verify as verify_model
 from dcptools.writer import Progress, Report, write
 
 
@@ -41,6 +44,7 @@ def convert(
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
+    verify: bool = False,
 ) -> Report:
     """Convert a distributed checkpoint to a HuggingFace model: read, preview, plan and write.
 
@@ -56,9 +60,13 @@ def convert(
         As in :func:`dcptools.plan`.
     overwrite, fsync, workers, progress, cancel
         As in :func:`dcptools.write`.
+    verify
+        Read the written model again and compare it with the checkpoint, as :func:`dcptools.verify` does.
 
     Raises
     ------
+    NotVerified
+        What was written is not what it should be; it is there, to be looked at.
     DcptoolsError
         Whatever the four steps raise; nothing that looks like a model is left then.
 
@@ -80,4 +88,14 @@ def convert(
     )
     planned = plan(mapping, shard_size, dtype, dtype_for=dtype_for, strict=strict)
     target = save_dir if save_dir is not None else default_save_dir(checkpoint.path)
-    return write(planned, target, overwrite=overwrite, fsync=fsync, workers=workers, progress=progress, cancel=cancel)
+    report = write(planned, target, overwrite=overwrite, fsync=fsync, workers=workers, progress=progress, cancel=cancel)
+    if verify:
+        verified(planned, target, workers=workers, progress=progress, cancel=cancel)
+    return report
+
+
+def verified(plan: ShardPlan, save_dir: str | os.PathLike[str], **running: Any) -> Verification:
+    """The verification of what was just written; raises NotVerified if it is not what it should be."""
+    found = verify_model(save_dir, plan, **running)
+    refuse_differences(found)
+    return found

@@ -10,7 +10,7 @@ for one chunk; ``checksums`` their CRC-32; ``reader`` puts them together; ``view
 
 from __future__ import annotations
 
-from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits
+from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, gather
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.geometry import Region, boxes, pieces, ranges, row_elements, row_major, run_elements, tiles
 from dcptools.tensors.reader import TensorReader, read_region
@@ -25,6 +25,7 @@ __all__ = [
     "TensorReader",
     "View",
     "boxes",
+    "gather",
     "pieces",
     "ranges",
     "read_elements",

@@ -1,0 +1,12 @@
+"""``verify``: whether a model on the disk is what a checkpoint gives, read again in another way than it was written.
+
+``weights`` compares values bit for bit, on the model's side through ``library``; ``files`` looks after headers, index
+and the files beside the weights; ``values`` is what came out.
+"""
+
+from __future__ import annotations
+
+from dcptools.verifying.checking import refuse_differences, verify
+from dcptools.verifying.values import Verification, VerifiedWeight
+
+__all__ = ["Verification", "VerifiedWeight", "refuse_differences", "verify"]
