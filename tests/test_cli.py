@@ -115,7 +115,7 @@ def tree(directory: Path) -> dict[str, tuple[int, int]]:
 MISSION = (
     "--load-dir", "--save-dir", "--model-assets-dir", "--shard-size", "--dtype", "--dtype-for", "--layout", "--root",
     "--include", "--exclude", "--rename", "--rename-file", "--overwrite", "--no-fsync", "--workers", "--dry-run",
-    "--list-leftovers", "--json", "--quiet", "--strict", "--verify", "-h, --help",
+    "--list-leftovers", "--json", "--quiet", "--strict", "--verify", "--report", "-h, --help",
 )  # fmt: skip
 
 
@@ -1018,3 +1018,29 @@ def test_convert_can_verify_what_it_wrote(cli: Cli, tmp_path: Path, monkeypatch:
     assert (status, out) == (1, "")
     assert f"Error: {tmp_path}/bad is not what {source} gives: of 2 weights, 1 with other values.\n" in err
     assert "error[weight-values] model.w: " in err and err.endswith("and write it again.\n")
+
+
+def test_a_copy_is_verified_with_the_report_of_its_conversion(cli: Cli, tmp_path: Path) -> None:
+    source, report = tiny(tmp_path / "c"), tmp_path / "report.json"
+    assert cli("convert", source, "--save-dir", tmp_path / "m", "--report", report, "--quiet") == (0, "", "")
+    shutil.rmtree(source)
+    copy = shutil.copytree(tmp_path / "m", tmp_path / "copy")
+    status, out, _ = cli("verify", copy, "--report", report)
+    assert (status, out.splitlines()[0]) == (0, f"The 2 weights of {copy} are those of {report}.")
+    flip_last_byte(copy / "model.safetensors")
+    status, out, err = cli("verify", copy, "--report", report)
+    assert (status, out.splitlines()[0]) == (
+        1,
+        f"{copy} is not what {report} gives: of 2 weights, 1 with other values.",
+    )
+    assert re.search(
+        r"error\[weight-values\] model\.w: its bytes in model\.safetensors have the CRC-32 [0-9a-f]{8}, ", err
+    )
+    status, _, err = cli("verify", copy, "--report", report, "--root", "ema")
+    assert (status, err.splitlines()[0]) == (2, "Error: A report says names and dtypes itself.")
+
+
+def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli, tmp_path: Path) -> None:
+    status, _, err = cli("convert", tiny(tmp_path / "c"), "--save-dir", tmp_path / "m", "--report", tmp_path)
+    assert (status, err.splitlines()[-2]) == (2, f"Error: The report {tmp_path} is a directory.")
+    assert not (tmp_path / "m").exists()

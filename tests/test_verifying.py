@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -418,3 +419,90 @@ class TestConvert:
         plan, model = small
         shutil.copytree(model, tmp_path / "copy")
         assert dcptools.verify(tmp_path / "copy", plan).ok
+
+
+class TestReport:
+    """A copy is compared with the file that the conversion left; the checkpoint is gone."""
+
+    @pytest.fixture
+    def copied(self, small: tuple[ShardPlan, Path], tmp_path: Path) -> tuple[Path, Path]:
+        plan, _ = small
+        options = {**plan.mapping.options.arguments(), **plan.options.arguments()}
+        checkpoint, report = plan.checkpoint.path, tmp_path / "report.json"
+        dcptools.convert(checkpoint, tmp_path / "other", report=report, fsync=False, **options)
+        shutil.rmtree(checkpoint)
+        return (tmp_path / "other").rename(tmp_path / "copy"), report
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_every_byte_of_every_file_is_found(self, name: str, copied: tuple[Path, Path]) -> None:
+        model, report = copied
+        assert dcptools.verify(model, report=report).findings == ()
+        assert [at for at in every_flip(model / name) if dcptools.verify(model, report=report, workers=1).ok] == []
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_file_that_is_gone_or_cut_is_named(self, name: str, copied: tuple[Path, Path]) -> None:
+        model, report = copied
+        content = (model / name).read_bytes()
+        (model / name).write_bytes(content[:-1])
+        assert name in {finding.key for finding in dcptools.verify(model, report=report).errors}
+        (model / name).unlink()
+        assert name in {finding.key for finding in dcptools.verify(model, report=report).errors}
+
+    def test_it_says_what_was_done(self, tmp_path: Path) -> None:
+        state = saved.model_state(layers=1) | {"model.big": torch.full((1 << 20,), 1e6)}
+        checkpoint = saved.trained(tmp_path / "c", state)
+        dcptools.convert(
+            checkpoint, tmp_path / "m", dtype="float16", dtype_for=["lm_head*=keep"], rename=["a=b"],
+            report=tmp_path / "r.json", verify=True, fsync=False,
+        )  # fmt: skip
+        said = json.loads((tmp_path / "r.json").read_text())
+        assert said["checkpoint"]["path"] == str(checkpoint)
+        assert said["fingerprint"] == said["plan"]["fingerprint"] and said["verified"] is True
+        assert said["versions"]["torch"] == torch.__version__ and "python" in said["versions"]
+        assert said["options"]["rename"] == [{"pattern": "a", "replacement": "b"}]
+        assert said["options"]["dtype_for"] == [["lm_head*", "keep"]]
+        assert {"rename-unused", "cast-overflow"} <= {finding["code"] for finding in said["findings"]}
+        assert len(said["mapping"]["outputs"]) == len(said["weights"]) == 15
+        crc = {weight["name"]: weight["crc32"] for weight in said["weights"]}
+        assert crc == {
+            name: f"{zlib.crc32(plain(tensor).reshape(-1).view(torch.uint8).numpy()):08x}"
+            for name, tensor in load_file(tmp_path / "m" / "model.safetensors").items()
+        }
+
+    def test_both_a_checkpoint_and_a_report(self, small: tuple[ShardPlan, Path], tmp_path: Path) -> None:
+        plan, _ = small
+        checkpoint = plan.checkpoint.path
+        dcptools.convert(checkpoint, tmp_path / "n", report=tmp_path / "r.json", fsync=False)
+        found = dcptools.verify(tmp_path / "n", checkpoint, report=tmp_path / "r.json")
+        assert found.headline().startswith(
+            f"The 2 weights of {tmp_path}/n are those of {checkpoint} and {tmp_path}/r.json, 1 cast to bfloat16"
+        )
+        dcptools.convert(checkpoint, tmp_path / "n", dtype="float16", overwrite=True, fsync=False)
+        found = dcptools.verify(tmp_path / "n", checkpoint, report=tmp_path / "r.json")
+        assert [weight.state for weight in found.weights] == ["dtype", "same"]
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"format": "dcptools-report", "version": 2}',
+         b'{"format": "dcptools-report", "version": 1, "files": 3, "weights": []}',
+         b'{"format": "dcptools-report", "version": 1, "files": [{"name": "../x", "nbytes": 1, "sha256": "", '
+         b'"weights": false}], "weights": []}'],
+    )  # fmt: skip
+    def test_what_is_no_report(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "r.json").write_bytes(content)
+        model = foreign(tmp_path / "m", {"w": torch.ones(1)})
+        with pytest.raises(UsageError, match=r"r\.json is not a report of dcptools"):
+            dcptools.verify(model, report=tmp_path / "r.json")
+        with pytest.raises(UsageError, match="cannot be read"):
+            dcptools.verify(model, report=tmp_path / "nothing.json")
+        with pytest.raises(UsageError, match="There is nothing to compare with"):
+            dcptools.verify(model)
+
+    def test_it_is_written_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        checkpoint = saved.trained(tmp_path / "c")
+        for report in (tmp_path, tmp_path / "nothing" / "r.json"):
+            with pytest.raises(UsageError, match="Give the name of a file in a directory that is there"):
+                dcptools.convert(checkpoint, tmp_path / "m", report=report, fsync=False)
+        assert not (tmp_path / "m").exists()
+        dcptools.convert(checkpoint, tmp_path / "m", report=tmp_path / "m.json", fsync=False)
+        assert {path.name for path in tmp_path.iterdir()} == {"c", "m", "m.json"}

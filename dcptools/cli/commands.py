@@ -95,6 +95,7 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
 @workers_option
 @click.option("--verify", is_flag=True, help="Read the model again when it is written, and compare it bit for bit.")
+@click.option("--report", type=PATH, help="Write plan, findings, versions and checksums into this file, as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
 @leftover_option
 @output_options
@@ -110,6 +111,7 @@ def convert_command(
     no_fsync: bool,
     workers: int | None,
     verify: bool,
+    report: Path | None,
     **options: Any,
 ) -> None:
     """Convert a PyTorch distributed checkpoint to a HuggingFace model.
@@ -118,6 +120,7 @@ def convert_command(
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
     from dcptools.convert import default_save_dir, verified
+    from dcptools.verifying import check_receipt_path, receipt_of, write_receipt
     from dcptools.writer import check_target, write
 
     source = the_load_dir(directory, load_dir)
@@ -133,13 +136,18 @@ def convert_command(
             text = f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}."
             print_lines(text + _leftovers(planned.mapping, list_leftovers))
         return
-    report = write(planned, target, overwrite=overwrite, fsync=not no_fsync, workers=workers, progress=not quiet)
-    found = verified(planned, target, workers=workers, progress=not quiet) if verify else None
+    if report is not None:
+        check_receipt_path(report)
+    running: dict[str, Any] = {"workers": workers, "progress": not quiet}
+    written = write(planned, target, overwrite=overwrite, fsync=not no_fsync, **running)
+    found = verified(planned, target, **running) if verify else None
     try:
+        if report is not None:
+            write_receipt(report, receipt_of(planned, written, verified=verify, **running))
         if as_json:
-            print_json({**report.to_json(), **({"verification": found.to_json()} if found else {})})
+            print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
         elif not quiet:
-            text = f"{report}{_leftovers(planned.mapping, list_leftovers)}"
+            text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
             print_lines(f"{text}\n{found.headline()}" if found else text)
     except DcptoolsError as error:
         raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
@@ -151,6 +159,7 @@ def convert_command(
 @model_options
 @mapping_options
 @verify_options
+@click.option("--report", type=PATH, help="Compare with what convert --report wrote; needs no checkpoint.")
 @workers_option
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @output_options
@@ -158,21 +167,27 @@ def verify_command(
     save_dir: Path,
     directory: Path | None,
     load_dir: Path | None,
+    report: Path | None,
     workers: int | None,
     strict: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast.
+    """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast; or a copy of it
+    with the report of the conversion.
 
     The model may be what another program wrote: dtypes are taken from its files unless --dtype says what they must be,
     and how it is cut into files does not matter unless --shard-size says so. The exit status is 1 if anything differs.
     """
     from dcptools.verifying import verify
 
-    expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
-    found = verify(save_dir, expected, **dtypes, workers=workers, progress=not quiet)
+    if report is None or directory is not None or load_dir is not None:
+        expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
+        found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not quiet)
+    else:
+        given = {name: value for name, value in options.items() if value and value != "auto"}
+        found = verify(save_dir, report=report, **given, workers=workers, progress=not quiet)
     tell_verified(found, as_json=as_json, quiet=quiet)
     if not found.ok or (strict and found.warnings):
         raise click.exceptions.Exit(1)

@@ -11,7 +11,13 @@ from typing import Any
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
-from dcptools.verifying import Verification, refuse_differences
+from dcptools.verifying import (
+    Verification,
+    check_receipt_path,
+    receipt_of,
+    refuse_differences,
+    write_receipt,
+)
 from dcptools.verifying import verify as verify_model
 from dcptools.writer import Progress, Report, write
 
@@ -45,6 +51,7 @@ def convert(
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
     verify: bool = False,
+    report: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Convert a distributed checkpoint to a HuggingFace model: read, preview, plan and write.
 
@@ -62,6 +69,9 @@ def convert(
         As in :func:`dcptools.write`.
     verify
         Read the written model again and compare it with the checkpoint, as :func:`dcptools.verify` does.
+    report
+        A file to write as JSON: plan, findings, versions, and a checksum of each weight and file, with which
+        :func:`dcptools.verify` checks a copy of the model.
 
     Raises
     ------
@@ -88,10 +98,15 @@ def convert(
     )
     planned = plan(mapping, shard_size, dtype, dtype_for=dtype_for, strict=strict)
     target = save_dir if save_dir is not None else default_save_dir(checkpoint.path)
-    report = write(planned, target, overwrite=overwrite, fsync=fsync, workers=workers, progress=progress, cancel=cancel)
+    if report is not None:
+        check_receipt_path(report)
+    running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
+    written = write(planned, target, overwrite=overwrite, fsync=fsync, **running)
     if verify:
-        verified(planned, target, workers=workers, progress=progress, cancel=cancel)
-    return report
+        verified(planned, target, **running)
+    if report is not None:
+        write_receipt(report, receipt_of(planned, written, verified=verify, **running))
+    return written
 
 
 def verified(plan: ShardPlan, save_dir: str | os.PathLike[str], **running: Any) -> Verification:

@@ -1,12 +1,22 @@
 """``verify``: whether a model on the disk is what a checkpoint gives, read again in another way than it was written.
 
 ``weights`` compares values bit for bit, on the model's side through ``library``; ``files`` looks after headers, index
-and the files beside the weights; ``values`` is what came out.
+and the files beside the weights. ``receipt`` says what was written, with ``checksums``, and ``copies`` compares with
+that. ``checking`` puts it together; ``values`` is what came out.
 """
 
 from __future__ import annotations
 
 from dcptools.verifying.checking import refuse_differences, verify
+from dcptools.verifying.receipt import check_receipt_path, receipt_of, write_receipt
 from dcptools.verifying.values import Verification, VerifiedWeight
 
-__all__ = ["Verification", "VerifiedWeight", "refuse_differences", "verify"]
+__all__ = [
+    "Verification",
+    "VerifiedWeight",
+    "check_receipt_path",
+    "receipt_of",
+    "refuse_differences",
+    "verify",
+    "write_receipt",
+]

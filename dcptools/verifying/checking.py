@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +18,18 @@ from dcptools.findings import Finding, summary_lines
 from dcptools.hf import Model, Weight, as_model
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, parse_exceptions, refuse_errors, written_dtypes
+from dcptools.verifying.copies import with_receipt
 from dcptools.verifying.files import about_assets, about_files
-from dcptools.verifying.values import Verification, VerifiedWeight
+from dcptools.verifying.receipt import read_receipt
+from dcptools.verifying.values import Compared, Verification, VerifiedWeight
 from dcptools.verifying.weights import Difference, Expected, about_values, castable, compare_values
 
 
 def verify(
     save_dir: Model | str | os.PathLike[str],
-    load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str],
+    load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str] | None = None,
     *,
+    report: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     dtype_for: Iterable[str | tuple[str, str]] = (),
     workers: int | None = None,
@@ -46,7 +49,10 @@ def verify(
     save_dir
         The model's directory.
     load_dir
-        The checkpoint, or what :func:`dcptools.preview` or :func:`dcptools.plan` returned for it.
+        The checkpoint, or what :func:`dcptools.preview` or :func:`dcptools.plan` returned for it. None: the model is
+        compared with a report only.
+    report
+        A file that ``convert(report=...)`` wrote: sizes and checksums must be those. This needs no checkpoint.
     dtype, dtype_for
         What must have been written, as in :func:`dcptools.plan`. By default what the files say, where a cast can give
         it. A plan says it itself.
@@ -76,11 +82,39 @@ def verify(
     """
     start = time.perf_counter()
     checked_workers(workers)
-    mapping, plan, expected = _expected(load_dir, dtype, dtype_for, options)
+    running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
+    if load_dir is None and report is None:
+        raise UsageError("There is nothing to compare with.\nGive the checkpoint, or a report that convert wrote.")
+    if load_dir is None and (dtype is not None or tuple(dtype_for) or options):
+        raise UsageError("A report says names and dtypes itself.\nGive options with a checkpoint only.")
+    receipt = read_receipt(report) if report is not None else None
+    expected = _expected(load_dir, dtype, dtype_for, options) if load_dir is not None else None
     model = as_model(save_dir)
+    compared = []
+    if expected is not None:
+        compared.append(_with_checkpoint(model, *expected, running))
+    if receipt is not None:
+        compared.append(with_receipt(model, receipt, **running))
+    return Verification(
+        model.path,
+        " and ".join(one.against for one in compared),
+        _merged(compared),
+        model.nbytes,
+        time.perf_counter() - start,
+        tuple(dict.fromkeys(finding for one in compared for finding in one.findings)),
+    )
+
+
+def _with_checkpoint(
+    model: Model,
+    mapping: KeyMapping,
+    plan: ShardPlan | None,
+    expected: dict[str, Expected],
+    running: dict[str, Any],
+) -> Compared:
     weights, wrong = _by_headers(model, expected)
     alike = {name: entry.output for name, entry in expected.items() if weights[name].state == "same"}
-    different = compare_values(mapping.checkpoint, alike, model, workers=workers, progress=progress, cancel=cancel)
+    different = compare_values(mapping.checkpoint, alike, model, **running)
     weights |= {name: _with_values(weights[name], found) for name, found in different.items()}
     findings = (
         *about_files(model, plan),
@@ -88,14 +122,16 @@ def verify(
         *(about_values(model.weights[name], found) for name, found in sorted(different.items())),
         *about_assets(model, mapping.assets, exact=plan is not None),
     )
-    return Verification(
-        model.path,
-        mapping.checkpoint.path,
-        tuple(weights[name] for name in sorted(weights)),
-        sum(model.weights[name].nbytes for name in alike),
-        time.perf_counter() - start,
-        tuple(dict.fromkeys(findings)),
-    )
+    return Compared(mapping.checkpoint.path, weights, findings)
+
+
+def _merged(compared: Sequence[Compared]) -> tuple[VerifiedWeight, ...]:
+    """Each weight once, as the first says that finds something wrong with it."""
+    found: dict[str, VerifiedWeight] = {}
+    for weight in (weight for one in compared for weight in one.weights.values()):
+        if found.setdefault(weight.name, weight).state == "same":
+            found[weight.name] = replace(weight, stored=weight.stored or found[weight.name].stored)
+    return tuple(found[name] for name in sorted(found))
 
 
 def refuse_differences(found: Verification) -> None:

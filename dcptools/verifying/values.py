@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcptools._display import Shown, Table
 from dcptools._text import counted, format_bytes
@@ -33,7 +33,15 @@ class VerifiedWeight:
     stored: str  # dtype in the checkpoint; "" where that is not known
     written: str  # dtype in the model; "" where it is missing
     file: str  # of the model; "" where it is missing
-    differing: int  # values that are not the expected ones
+    differing: int  # values that are not the expected ones; 0 where only a checksum tells
+
+
+class Compared(NamedTuple):
+    """What a comparison with one thing found."""
+
+    against: str
+    weights: dict[str, VerifiedWeight]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +51,7 @@ class Verification(Shown, HasFindings):
     save_dir: str
     against: str  # the path of the checkpoint, or of the report
     weights: tuple[VerifiedWeight, ...]  # sorted by name
-    nbytes: int  # of the model's weights that were read
+    nbytes: int  # of the model's weights
     seconds: float
     findings: tuple[Finding, ...]
 
