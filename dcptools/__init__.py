@@ -12,6 +12,7 @@ One straight line of values, each the only argument that the next step needs::
 
 from dcptools import _start as _start  # first, for a Ctrl-C while the others are imported
 from dcptools.checkpoint import Checkpoint, inspect, read
+from dcptools.comparing import Comparison, diff
 from dcptools.convert import convert
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
@@ -23,6 +24,7 @@ from dcptools.writer import Report, write
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "DcptoolsError",
     "Finding",
     "KeyMapping",
@@ -30,6 +32,7 @@ __all__ = [
     "ShardPlan",
     "Verification",
     "convert",
+    "diff",
     "inspect",
     "load_tensor",
     "plan",

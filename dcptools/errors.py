@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 class DcptoolsError(Exception):
     """Base of all errors of this package; ``str(error)`` is meant to be read by a person, in a terminal too."""
 
+    exit_status = 1  # of a command that ends with it
+
     def __str__(self) -> str:
         return printable_lines(super().__str__())
 
 
 class UsageError(DcptoolsError, ValueError):
     """An option has a value that cannot be used: a size, a pattern, a dtype name."""
+
+    exit_status = 2
 
 
 class UnknownKey(DcptoolsError, KeyError):

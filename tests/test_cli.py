@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 import dcptools
 from dcptools.cli.commands import (
     convert_command,
+    diff_command,
     inspect_command,
     main_group,
     plan_command,
@@ -35,7 +36,7 @@ from dcptools.cli.running import run
 from dcptools.convert import default_save_dir
 
 STEPS = ("inspect", "preview", "plan", "convert")
-COMMANDS = (*STEPS, "verify")
+COMMANDS = (*STEPS, "verify", "diff")
 WARNED = (
     "warning[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the directory "
     "that holds config.json: model_assets_dir=, --model-assets-dir)\n"
@@ -129,7 +130,9 @@ def test_the_help_has_every_option_and_its_default(cli: Cli) -> None:
         assert f"[default: {default}]" in text
 
 
-@pytest.mark.parametrize("command", [inspect_command, preview_command, plan_command, convert_command, verify_command])
+@pytest.mark.parametrize(
+    "command", [inspect_command, preview_command, plan_command, convert_command, verify_command, diff_command]
+)
 def test_every_option_says_what_it_is_for(command: click.Command) -> None:
     for parameter in command.params:
         assert isinstance(parameter, click.Argument) or (isinstance(parameter, click.Option) and parameter.help)
@@ -1044,3 +1047,41 @@ def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli
     status, _, err = cli("convert", tiny(tmp_path / "c"), "--save-dir", tmp_path / "m", "--report", tmp_path)
     assert (status, err.splitlines()[-2]) == (2, f"Error: The report {tmp_path} is a directory.")
     assert not (tmp_path / "m").exists()
+
+
+# --- diff -------------------------------------------------------------------------------------------------------
+
+
+def test_diff_says_equal_different_or_neither_by_its_status(cli: Cli, tmp_path: Path) -> None:
+    one = tiny(tmp_path / "a")
+    other = saved.save(tmp_path / "b", {"model": {"model.norm.weight": torch.ones(3), "model.w": torch.zeros(2, 2)}})
+    status, out, err = cli("diff", one, one)
+    assert (status, out.splitlines()[0]) == (0, "A and B are equal: 3 tensors, bit for bit.")
+    assert "comparing: 100%" in err
+    status, out, _ = cli("diff", one, other)
+    assert (status, out.splitlines()[0]) == (
+        1,
+        "A and B differ: of 3 tensors, 1 equal, 1 with other values, 1 only in A. "
+        "The largest relative difference, 1, is that of model.model.w.",
+    )
+    assert cli("diff", one, other, "--quiet") == (1, "", "")
+    assert cli("diff", one, other, "--keys", "*norm*", "--quiet") == (0, "", "")
+    status, out, err = cli("diff", one, tmp_path / "nothing", "--json")
+    assert (status, json.loads(out)["error"]) == (2, "NotACheckpoint")
+    assert cli("diff", one, broken.missing_file(tmp_path / "broken"), "--quiet").status == 2
+    assert json.loads(cli("diff", one, other, "--json").out)["same"] is False
+
+
+def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
+    state = {"model.norm.weight": torch.rand(3), "lm_head.weight": torch.rand(2, 2)}
+    source, table = saved.save(tmp_path / "c", {"ema": state, "model": {"model.x": torch.ones(1)}}), tmp_path / "t.csv"
+    dcptools.convert(source, tmp_path / "m", root="ema")
+    status, out, _ = cli("diff", source, tmp_path / "m", "--root", "ema", "--cast", "--csv", table)
+    assert status == 0 and "2 tensors, bit for bit, after a cast to the dtypes of B." in out
+    assert table.read_text().splitlines()[0].startswith("name,state,shape_a,shape_b,dtype_a,dtype_b,numel,equal,")
+    assert cli("diff", source, tmp_path / "m", "--root", "ema", "--quiet").status == 1
+    status, _, err = cli("diff", source, source, "--root", "ema")
+    assert (status, err.splitlines()[0]) == (2, "Error: --root: for a checkpoint whose names are compared.")
+    assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
+    status, _, err = cli("diff", source, source, "--csv", tmp_path)
+    assert status == 2 and f"{tmp_path} cannot be written" in err

@@ -11,6 +11,7 @@ from dcptools._text import counted
 from dcptools.cli.options import (
     HELP,
     PATH,
+    diff_options,
     expected_of,
     leftover_option,
     mapping_options,
@@ -19,12 +20,13 @@ from dcptools.cli.options import (
     plan_of,
     plan_options,
     preview_of,
+    sides_of,
     source_options,
     the_load_dir,
     verify_options,
     workers_option,
 )
-from dcptools.cli.output import print_json, print_lines, tell, tell_findings, tell_verified
+from dcptools.cli.output import print_json, print_lines, tell, tell_findings, tell_verified, write_csv
 from dcptools.errors import DcptoolsError
 
 
@@ -193,13 +195,53 @@ def verify_command(
         raise click.exceptions.Exit(1)
 
 
+@click.command(name="diff", short_help="Compare two checkpoints or models, tensor by tensor.", context_settings=HELP)
+@diff_options
+@mapping_options
+@workers_option
+@output_options
+def diff_command(
+    a: Path,
+    b: Path,
+    by: str,
+    keys: tuple[str, ...],
+    cast: bool,
+    csv: Path | None,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare A and B, each a distributed checkpoint or a HuggingFace model, tensor by tensor.
+
+    What is only in one, shapes, dtypes, equal values, the largest differences, and how far the tensors are apart. The
+    exit status is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
+    """
+    from dcptools.comparing import diff
+
+    try:
+        sides = sides_of(a, b, by, options)
+        found = diff(*sides, by=by, keys=keys or None, cast=cast, workers=workers, progress=not quiet)
+        if csv is not None:
+            write_csv(found.to_frame(), csv)
+    except DcptoolsError as error:
+        error.exit_status = 2
+        raise
+    if as_json:
+        print_json(found.to_json())
+    elif not quiet:
+        print_lines(str(found))
+    if not found.same:
+        raise click.exceptions.Exit(1)
+
+
 @click.group(name="dcptools", context_settings=HELP)
 @click.version_option(package_name="dcptools")
 def main_group() -> None:
     """PyTorch distributed checkpoints (DCP): look into them, review the conversion, convert to HuggingFace."""
 
 
-for _command in (inspect_command, preview_command, plan_command, convert_command, verify_command):
+for _command in (inspect_command, preview_command, plan_command, convert_command, verify_command, diff_command):
     main_group.add_command(_command)
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dcptools.checkpoint import METADATA
+from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, PlanOptions
@@ -139,6 +141,20 @@ verify_options = _options(
         "--dtype-for", type=TEXT, multiple=True, metavar="GLOB=DTYPE", help="An exception for names; repeatable."
     ),
 )
+diff_options = _options(
+    click.argument("a", type=PATH),
+    click.argument("b", type=PATH),
+    click.option(
+        "--by",
+        type=click.Choice(BY),
+        default="auto",
+        show_default=True,
+        help="Checkpoint keys, or the names that a conversion gives; auto: keys for two checkpoints.",
+    ),
+    click.option("--keys", type=TEXT, multiple=True, metavar="GLOB", help="Compare only what matches; repeatable."),
+    click.option("--cast", is_flag=True, help="Cast values of A to the dtype of B first: is B the export of A?"),
+    click.option("--csv", type=PATH, help="Write a row for each tensor into this file."),
+)
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
@@ -168,6 +184,19 @@ def expected_of(load_dir: Path, options: dict[str, Any]) -> tuple[Any, dict[str,
     if options["shard_size"] is None:
         return preview_of(load_dir, options), {name: options[name] for name in ("dtype", "dtype_for")}
     return plan_of(load_dir, {**options, "dtype": options["dtype"] or "bfloat16", "strict": False}), {}
+
+
+def sides_of(a: Path, b: Path, by: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """What is compared: paths, or what the options say of the checkpoints among them."""
+    given = {name: value for name, value in options.items() if value and value != "auto"}
+    if not given:
+        return a, b
+    checkpoints = [(path / METADATA).is_file() for path in (a, b)]
+    if by == "keys" or (by == "auto" and all(checkpoints)) or not any(checkpoints):
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{names}: for a checkpoint whose names are compared.\nCompare by names: --by names.")
+    sides = [preview_of(path, options) if is_one else path for path, is_one in zip((a, b), checkpoints, strict=True)]
+    return sides[0], sides[1]
 
 
 def _read_rules(path: Path) -> list[str]:

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 from dcptools._text import printable_lines
-from dcptools.errors import DcptoolsError
+from dcptools.errors import DcptoolsError, UsageError, system_errors
 from dcptools.findings import Finding, summary_lines
 
 
@@ -50,6 +51,12 @@ def tell_verified(found: Any, *, as_json: bool, quiet: bool) -> None:
     elif not as_json:
         tell_findings(found.findings)
         print_lines(found.table())
+
+
+def write_csv(frame: Any, path: Path) -> None:
+    """A table for spreadsheets."""
+    with system_errors(UsageError, f"{path} cannot be written"):
+        frame.to_csv(path, index=False)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

@@ -113,7 +113,7 @@ class Readers:
     def __init__(self, checkpoint: Checkpoint, keys: Iterable[str]) -> None:
         """``keys`` has each key as often as it will be asked for."""
         self._checkpoint, self._checksums = checkpoint, Checksums()
-        self._uses, self._open = Counter(keys), dict[str, TensorReader]()
+        self._uses, self._open = Counter(list(keys)), dict[str, TensorReader]()
         self._lock = threading.Lock()
 
     def get(self, key: str) -> TensorReader:

@@ -11,7 +11,7 @@ import numpy as np
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.checkpoint import Checkpoint
-from dcptools.comparing import Buffers, Pair, Piece, Readers, StoredSide, Streaming
+from dcptools.comparing import Buffers, Pair, Piece, Readers, StoredSide, Streaming, cast_to_right
 from dcptools.dtypes import DType
 from dcptools.findings import Finding
 from dcptools.hf import Model, Weight
@@ -85,7 +85,7 @@ def _opener(
 
 
 def _difference(pair: Pair, piece: Piece, stored: Bits, found: Bits, buffers: Buffers) -> Difference | None:
-    expected = _cast(stored, pair, buffers)
+    expected = cast_to_right(pair, stored, buffers)
     differs = expected != found
     if not differs.any():
         return None
@@ -98,15 +98,6 @@ def _difference(pair: Pair, piece: Piece, stored: Bits, found: Bits, buffers: Bu
     first = int(elements.argmin())
     values = (as_text(bits.reshape(-1)[numbers[first] :][:1], pair.right) for bits in (expected, found))
     return Difference(len(numbers), int(elements[first]), *values)
-
-
-def _cast(stored: Bits, pair: Pair, buffers: Buffers) -> Bits:
-    """The values as they are written, by torch's kernels."""
-    if pair.left == pair.right:
-        return stored
-    out = buffers.bits("cast", stored.size, pair.right.itemsize).reshape(stored.shape)
-    as_torch(out, pair.right).copy_(as_torch(stored, pair.left))
-    return out
 
 
 def _is_nan(bits: Bits, dtype: DType) -> Bits:
