@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dcptools._table import html_table, text_table
+from dcptools._text import printable
 from dcptools.findings import Finding, summary_lines
 
 
@@ -49,6 +51,8 @@ class Shown:
             html_table(table.header, table.rows, title=title, total=table.total)
             for title, table in zip(titles, self._tables(), strict=False)
         ]
+        if not tables:
+            tables = [f"<p><strong>{html.escape(printable(self.headline()))}</strong></p>"]
         footer = self._footer()
         tables += [f"<p>{footer}</p>"] if footer else []
         found = [[line] for line in summary_lines(self._shown_findings())]

@@ -202,7 +202,7 @@ class TestUsage:
                 dcptools.diff(checkpoint, exported, **options)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="root: for a checkpoint whose names are compared"):
             dcptools.diff(checkpoint, checkpoint, root="ema")
-        with pytest.raises(NotACheckpoint):
+        with pytest.raises(NotACheckpoint, match="Or give the directory of a HuggingFace model"):
             dcptools.diff(checkpoint, tmp_path / "nothing")
         (exported / "model.safetensors").write_bytes(b"")
         with pytest.raises(FindingsError, match=r"m cannot be read as a whole"):

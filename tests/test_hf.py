@@ -201,6 +201,12 @@ class TestHeader:
         assert "\x1b" not in str(read_model(tmp_path))
 
 
+def test_chunks_of_a_distributed_save_are_no_weights(tmp_path: Path) -> None:
+    model = read_model(saved.hf_dcp(tmp_path / "c"))
+    assert all("holds chunks that torch's HuggingFaceStorageWriter saved" in line for line in said(model))
+    assert len(model.findings) == len(model.files) > 0
+
+
 class TestNotAModel:
     def test_a_message_for_each_other_thing(self, tmp_path: Path) -> None:
         for name in ("empty", "pickled"):

@@ -117,6 +117,7 @@ class TestTheSame:
         checkpoint = saved.trained(tmp_path / "c")
         dcptools.convert(checkpoint, tmp_path / "m", fsync=False)
         found = dcptools.verify(tmp_path / "m", checkpoint)
+        assert f"<strong>{found.headline()}</strong>" in found._repr_html_()
         frame = found.to_frame()
         assert set(frame["state"]) == {"same"} and set(frame["written"]) == {"bfloat16"}
         assert json.loads(json.dumps(found.to_json()))["ok"] is True

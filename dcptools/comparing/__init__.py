@@ -12,10 +12,11 @@ from dcptools.comparing.measures import cast_to_right
 from dcptools.comparing.pieces import Piece
 from dcptools.comparing.sides import CutSide, Read, Readers, Side, StoredSide, WeightSide
 from dcptools.comparing.streaming import Buffers, Pair, Streaming, checked_workers
-from dcptools.comparing.values import ComparedTensor, Comparison
+from dcptools.comparing.values import STATISTICS, ComparedTensor, Comparison
 
 __all__ = [
     "BY",
+    "STATISTICS",
     "Buffers",
     "ComparedTensor",
     "Comparison",

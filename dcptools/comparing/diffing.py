@@ -19,7 +19,7 @@ from dcptools.comparing.sides import CutSide, Readers, StoredSide, WeightSide
 from dcptools.comparing.streaming import Pair, Streaming
 from dcptools.comparing.values import ComparedTensor, Comparison
 from dcptools.dtypes import DType
-from dcptools.errors import FindingsError, UsageError
+from dcptools.errors import FindingsError, NotACheckpoint, UsageError
 from dcptools.findings import summary_lines
 from dcptools.hf import Model, is_model, read_model
 from dcptools.mapping import KeyMapping, preview
@@ -126,8 +126,12 @@ def _opened(given: Given) -> KeyMapping | Checkpoint | Model:
     """What is at a path: a checkpoint, or else a model; the value itself if it is one."""
     if isinstance(given, (KeyMapping, Checkpoint, Model)):
         return given
-    is_checkpoint = Path(given, METADATA).is_file()
-    return read_model(given) if not is_checkpoint and is_model(given) else read(given)
+    if not Path(given, METADATA).is_file() and is_model(given):
+        return read_model(given)
+    try:
+        return read(given)
+    except NotACheckpoint as error:
+        raise NotACheckpoint(f"{error}\nOr give the directory of a HuggingFace model in safetensors files.") from None
 
 
 def _sides(

@@ -23,6 +23,14 @@ STATES = {
     "only a": "only in A",
     "only b": "only in B",
 }
+# How far tensors are apart, as a picture can show it; `unequal` is one less `equal`
+STATISTICS = {
+    "relative": "norm of the difference, in relation to that of A",
+    "max_abs": "largest absolute difference",
+    "max_rel": "largest relative difference of two values",
+    "norm": "norm of the difference",
+    "unequal": "share of values that differ",
+}
 COLUMNS = (
     *("name", "state", "shape_a", "shape_b", "dtype_a", "dtype_b", "numel"),
     *("equal", "max_abs", "max_rel", "norm", "relative", "cosine"),

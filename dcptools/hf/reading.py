@@ -19,6 +19,7 @@ from dcptools.storage import LocalSource
 SUFFIX = ".safetensors"
 _INDEX_SUFFIX = f"{SUFFIX}.index.json"
 _FIRST = ("model", "adapter_model")  # what transformers and peft look for
+_CHUNKS = "DCP_SHARDING_INFO"  # in the metadata of a header
 _WHAT_TO_DO = "Give the directory of a model, one that holds model.safetensors or model.safetensors.index.json."
 
 
@@ -164,7 +165,11 @@ def _header(source: LocalSource, name: str) -> tuple[WeightFile, Header | None, 
     except BrokenModel as error:
         found = Finding("model-file", name, str(error), "copy it again, or write the model again")
         return WeightFile(name, state.nbytes, 0, ()), None, found
-    return WeightFile(name, state.nbytes, header.nbytes, tuple(sorted(header.metadata.items()))), header, None
+    file = WeightFile(name, state.nbytes, header.nbytes, tuple(sorted(header.metadata.items())))
+    if _CHUNKS in header.metadata:
+        what = "it holds chunks that torch's HuggingFaceStorageWriter saved, not whole weights"
+        return file, header, Finding("model-file", name, what, "give the model that was made of them")
+    return file, header, None
 
 
 def _merged(headers: Iterable[Header]) -> tuple[dict[str, Weight], list[Finding]]:
