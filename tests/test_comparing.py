@@ -147,13 +147,13 @@ def pair(name: str, count: int) -> Pair:
 
 class TestStreaming:
     def test_what_is_found_comes_in_the_order_of_its_place(self) -> None:
-        streaming: Streaming[int] = Streaming([[pair("a", 1 << 20)], [pair("b", 10)]], _first)
+        streaming: Streaming[int] = Streaming([[pair("a", 1 << 22)], [pair("b", 10)]], _first)
         seen: list[tuple[int, int]] = []
         streaming.run("", workers=3, progress=lambda done, total, _: seen.append((done, total)), cancel=None)
         assert streaming.found("a") == sorted(streaming.found("a"))
         assert len(streaming.found("a")) == 4
         assert (streaming.found("b"), streaming.found("c")) == ([0], [])
-        assert seen[-1] == (8 * ((1 << 20) + 10),) * 2
+        assert seen[-1] == (8 * ((1 << 22) + 10),) * 2
 
     def test_it_can_be_cancelled(self) -> None:
         cancel = threading.Event()

@@ -90,7 +90,7 @@ class TestDifferent:
         assert math.isnan(row(found, "x")["equal"])
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-    @pytest.mark.parametrize("numel", [10, 700_000])
+    @pytest.mark.parametrize("numel", [10, 2_500_000])
     def test_the_numbers_are_those_of_torch(self, numel: int, dtype: torch.dtype, tmp_path: Path) -> None:
         generator = torch.Generator().manual_seed(0)
         a = torch.randn(numel, generator=generator).to(dtype)

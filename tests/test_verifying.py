@@ -191,16 +191,16 @@ class TestDifferent:
         assert f"{key}" in str(found)
 
     def test_a_difference_far_inside_a_large_tensor(self, tmp_path: Path) -> None:
-        large = torch.arange(3_000_000, dtype=torch.float32).reshape(1000, 3000)
+        large = torch.arange(6_000_000, dtype=torch.float32).reshape(2000, 3000)
         mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": {"model.w": large}}))
-        for row, column in ((0, 0), (700, 2), (999, 2999)):
+        for row, column in ((0, 0), (1400, 2), (1999, 2999)):
             wrong = large.clone()
             wrong[row, column:] = -1.0
-            wrong[999, 2999] = -1.0
+            wrong[1999, 2999] = -1.0
             model = foreign(tmp_path / f"m{row}", {"model.w": wrong})
             (finding,) = dcptools.verify(model, mapping, workers=2).findings
             count = int((wrong != large).sum())
-            assert f"{count:,} of 3,000,000 values differ, the first at [{row}, {column}]: -1 (0xbf8" in finding.message
+            assert f"{count:,} of 6,000,000 values differ, the first at [{row}, {column}]: -1 (0xbf8" in finding.message
 
     def test_names_shapes_and_dtypes(self, checkpoint: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
         tensors["model.more.weight"] = tensors.pop("model.norm.weight")
@@ -346,6 +346,17 @@ class TestFiles:
         (model / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
         (finding,) = dcptools.verify(model, plan).findings
         assert (finding.code, finding.message) == ("model-asset", "its model_type differ from the assets'")
+
+    @pytest.mark.parametrize("name", ["\\ud800", "\\u001b[31m", "\\u0000", "x" * 100_000])
+    def test_names_that_are_no_names(self, name: str, tmp_path: Path) -> None:
+        checkpoint = saved.trained(tmp_path / "c", {"model.w": torch.ones(2)}, optimizer=False)
+        header = f'{{"{name}":{{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}}}'.encode()
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"12")
+        found = dcptools.verify(tmp_path / "m", checkpoint)
+        assert {"weight-missing", "weight-unexpected"} <= {finding.code for finding in found.findings}
+        assert str(found).replace("\n", "").isprintable()
+        assert json.loads(json.dumps(found.to_json()))["ok"] is False
 
     def test_a_header_for_another_framework(self, tmp_path: Path) -> None:
         checkpoint = saved.trained(tmp_path / "c", {"model.w": torch.ones(2)}, optimizer=False)

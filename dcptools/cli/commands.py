@@ -121,8 +121,8 @@ def convert_command(
     Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
-    from dcptools.convert import default_save_dir, verified
-    from dcptools.verifying import check_receipt_path, receipt_of, write_receipt
+    from dcptools.convert import default_save_dir
+    from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
     from dcptools.writer import check_target, write
 
     source = the_load_dir(directory, load_dir)
@@ -142,7 +142,7 @@ def convert_command(
         check_receipt_path(report)
     running: dict[str, Any] = {"workers": workers, "progress": not quiet}
     written = write(planned, target, overwrite=overwrite, fsync=not no_fsync, **running)
-    found = verified(planned, target, **running) if verify else None
+    found = verify_written(planned, target, **running) if verify else None
     try:
         if report is not None:
             write_receipt(report, receipt_of(planned, written, verified=verify, **running))

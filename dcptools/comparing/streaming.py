@@ -20,7 +20,8 @@ from dcptools.dtypes import DType
 from dcptools.errors import UsageError
 from dcptools.tensors import BITS, Bits
 
-PIECE_BYTES = 1 << 20  # of the wider of both sides, at once
+# Of the wider of both sides, at once. Smaller pieces cost more in Python than they save in the cache.
+PIECE_BYTES = 4 << 20
 Found = TypeVar("Found")
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dcptools.convert.pipeline import convert, default_save_dir, verified
+from dcptools.convert.pipeline import convert, default_save_dir
 
-__all__ = ["convert", "default_save_dir", "verified"]
+__all__ = ["convert", "default_save_dir"]

@@ -10,15 +10,8 @@ from typing import Any
 
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
-from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
-from dcptools.verifying import (
-    Verification,
-    check_receipt_path,
-    receipt_of,
-    refuse_differences,
-    write_receipt,
-)
-from dcptools.verifying import verify as verify_model
+from dcptools.shards import DEFAULT_SHARD_SIZE, plan
+from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
 from dcptools.writer import Progress, Report, write
 
 
@@ -103,14 +96,7 @@ def convert(
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
     written = write(planned, target, overwrite=overwrite, fsync=fsync, **running)
     if verify:
-        verified(planned, target, **running)
+        verify_written(planned, target, **running)
     if report is not None:
         write_receipt(report, receipt_of(planned, written, verified=verify, **running))
     return written
-
-
-def verified(plan: ShardPlan, save_dir: str | os.PathLike[str], **running: Any) -> Verification:
-    """The verification of what was just written; raises NotVerified if it is not what it should be."""
-    found = verify_model(save_dir, plan, **running)
-    refuse_differences(found)
-    return found

@@ -7,7 +7,7 @@ that. ``checking`` puts it together; ``values`` is what came out.
 
 from __future__ import annotations
 
-from dcptools.verifying.checking import refuse_differences, verify
+from dcptools.verifying.checking import verify, verify_written
 from dcptools.verifying.receipt import check_receipt_path, receipt_of, write_receipt
 from dcptools.verifying.values import Verification, VerifiedWeight
 
@@ -16,7 +16,7 @@ __all__ = [
     "VerifiedWeight",
     "check_receipt_path",
     "receipt_of",
-    "refuse_differences",
     "verify",
+    "verify_written",
     "write_receipt",
 ]

@@ -95,6 +95,28 @@ def verify(
         compared.append(_with_checkpoint(model, *expected, running))
     if receipt is not None:
         compared.append(with_receipt(model, receipt, **running))
+    return _verification(model, compared, start)
+
+
+def verify_written(plan: ShardPlan, save_dir: str | os.PathLike[str], **running: Any) -> Verification:
+    """Verify what was just written; ``running`` has workers, progress and cancel.
+
+    Stored checksums, which were compared when it was written, are not compared once more.
+
+    Raises
+    ------
+    NotVerified
+        The model is not what it should be.
+    """
+    start = time.perf_counter()
+    model = as_model(save_dir)
+    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), {**running, "check": False})
+    found = _verification(model, [compared], start)
+    refuse_differences(found)
+    return found
+
+
+def _verification(model: Model, compared: Sequence[Compared], start: float) -> Verification:
     return Verification(
         model.path,
         " and ".join(one.against for one in compared),
@@ -103,6 +125,10 @@ def verify(
         time.perf_counter() - start,
         tuple(dict.fromkeys(finding for one in compared for finding in one.findings)),
     )
+
+
+def _planned(plan: ShardPlan) -> dict[str, Expected]:
+    return {t.output.name: Expected(t.output, t.dtype) for file in plan.files for t in file.tensors}
 
 
 def _with_checkpoint(
@@ -159,8 +185,7 @@ def _expected(
     if isinstance(load_dir, ShardPlan):
         if dtype is not None or exceptions or options:
             raise UsageError("A plan says dtypes and names itself.\nGive the options to plan and preview instead.")
-        planned = [tensor for file in load_dir.files for tensor in file.tensors]
-        return load_dir.mapping, load_dir, {t.output.name: Expected(t.output, t.dtype) for t in planned}
+        return load_dir.mapping, load_dir, _planned(load_dir)
     if isinstance(load_dir, KeyMapping) and options:
         raise UsageError("A mapping says names itself.\nGive the options to preview instead.")
     if dtype is None and exceptions:

@@ -89,7 +89,8 @@ def _about_form(model: Model, file: WeightFile) -> Iterator[Finding]:
     """A header that no JSON library writes so: a byte of its padding or of a name's spelling may have changed."""
     assert file.nbytes is not None
     found = header_bytes(model.source, file.name, file.nbytes)[8:]
-    usual = json.dumps(json.loads(found), separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(json.loads(found), separators=(",", ":"), ensure_ascii=False)
+    usual = text.encode(errors="surrogatepass")  # an escape can write half of a pair, which is no text
     if found != usual + b" " * (len(found) - len(usual)):
         where = 8 + _first_difference(found, usual)
         yield Finding("model-form", file.name, f"its header is not in the usual form from byte {where:,} on")

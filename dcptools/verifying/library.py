@@ -11,7 +11,7 @@ from dcptools.errors import BrokenModel
 from dcptools.hf import Model, Weight
 from dcptools.tensors import BITS, Bits
 
-MAPPED_BYTES = 64 << 20  # of a file that are looked at before it is mapped anew, so that the others can be let go
+MAPPED_BYTES = 32 << 20  # of a file that are looked at before it is mapped anew, so that the others can be let go
 
 
 class Opened:

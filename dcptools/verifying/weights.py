@@ -50,13 +50,17 @@ def compare_values(
     outputs: Mapping[str, Output],
     model: Model,
     *,
-    workers: int | None,
-    progress: Progress | bool | None,
-    cancel: threading.Event | None,
+    check: bool = True,
+    workers: int | None = None,
+    progress: Progress | bool | None = None,
+    cancel: threading.Event | None = None,
 ) -> dict[str, list[Difference]]:
-    """What differs, by name; each of the outputs is a weight of the model, of its shape and of a castable dtype."""
+    """What differs, by name; each of the outputs is a weight of the model, of its shape and of a castable dtype.
+
+    ``check`` compares the stored checksums of the checkpoint, too.
+    """
     keys = [view.key for output in outputs.values() for view in output.sources]
-    readers = Readers(checkpoint, keys)
+    readers = Readers(checkpoint, keys, check=check)
     streams = [
         list(_pairs(model, file, [weight for weight in weights if weight.name in outputs], outputs, readers))
         for file, weights in model.by_file.items()
