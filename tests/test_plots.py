@@ -597,7 +597,7 @@ def test_layers_go_down_and_modules_across(tmp_path: Path) -> None:
     assert apart == {("0", "self_attn.q_proj.weight"), ("no layer", "lm_head.weight")}
     assert different.keys() - apart == {("1", "mlp.up_proj.weight"), ("2", "mlp.up_proj.weight")}
     assert different["1", "mlp.up_proj.weight"] != different["2", "mlp.up_proj.weight"]
-    assert {"5e-1", "1e-2"} <= set(texts(figure))
+    assert {"0.5", "0.01"} <= set(texts(figure))
     assert plots.describe(figure) == (
         "Heat map of A and B by layer and module: 3 layers, 14 modules; 2 differ, most of all "
         "model.layers.*.mlp.up_proj.weight of layer 1: 0.5; 2 with tensors that only one has, or of another shape."

@@ -158,14 +158,28 @@ def _draw(axes: Axes, grid: _Grid, scale: LogNorm) -> None:
         corners.append([(x, y), (x, y + 1), (x + 1, y + 1), (x + 1, y)])
         faces.append(_colour(cell, scale))
         if len(grid.cells) <= MOST_TEXTS and len(grid.columns) <= 16 and cell.value > 0:
-            text = "inf" if math.isinf(cell.value) else f"{cell.value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
             ink = page.ink_on(faces[-1])
-            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=page.SMALL, color=ink, clip_on=True)
+            axes.text(
+                x + 0.5,
+                y + 0.5,
+                _short(cell.value),
+                ha="center",
+                va="center",
+                fontsize=page.SMALL,
+                color=ink,
+                clip_on=True,
+            )
     edge = 0.8 if max(len(grid.rows), len(grid.columns)) <= 60 else 0.0
     axes.add_collection(
         PolyCollection(corners, facecolors=faces, edgecolors="white", linewidths=edge, label="cells"), autolim=False
     )
     axes.set(xlim=(0, max(1, len(grid.columns))), ylim=(max(1, len(grid.rows)), 0))
+
+
+def _short(value: float) -> str:
+    """One digit of a value, in few letters: 0.02, 4, 3e-5."""
+    text = f"{value:.1g}" if 0.001 <= value < 10 or math.isinf(value) else f"{value:.0e}"
+    return text.replace("e-0", "e-").replace("e+0", "e")
 
 
 def _label(axes: Axes, grid: _Grid) -> None:
