@@ -12,28 +12,34 @@ One straight line of values, each the only argument that the next step needs::
 
 from dcptools import _start as _start  # first, for a Ctrl-C while the others are imported
 from dcptools.checkpoint import Checkpoint, inspect, read
+from dcptools.comparing import Comparison, diff
 from dcptools.convert import convert
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, plan
 from dcptools.values import load_tensor, stats
+from dcptools.verifying import Verification, verify
 from dcptools.writer import Report, write
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "DcptoolsError",
     "Finding",
     "KeyMapping",
     "Report",
     "ShardPlan",
+    "Verification",
     "convert",
+    "diff",
     "inspect",
     "load_tensor",
     "plan",
     "preview",
     "read",
     "stats",
+    "verify",
     "write",
 ]
 __version__ = "0.1.0"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from dcptools._table import html_table, text_table
+from dcptools._text import printable
 from dcptools.findings import Finding, summary_lines
 
 
@@ -48,6 +50,8 @@ class Shown:
         titles = chain([self.headline()], repeat(""))
         tables = zip(titles, self._tables(), strict=False)
         parts = [html_table(t.header, t.rows, title=title, total=t.total) for title, t in tables]
+        if not parts:
+            parts = [f"<p><strong>{html.escape(printable(self.headline()))}</strong></p>"]
         footer = self._footer()
         parts += [f"<p>{footer}</p>"] if footer else []
         found = [[line] for line in summary_lines(self._shown_findings())]

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 class DcptoolsError(Exception):
     """Base of all errors of this package; ``str(error)`` is meant to be read by a person, in a terminal too."""
 
+    exit_status = 1  # of a command that ends with it
+
     def __str__(self) -> str:
         return printable_lines(super().__str__())
 
 
 class UsageError(DcptoolsError, ValueError):
     """An option has a value that cannot be used: a size, a pattern, a dtype name."""
+
+    exit_status = 2
 
 
 class UnknownKey(DcptoolsError, KeyError):
@@ -37,6 +41,14 @@ class UnknownKey(DcptoolsError, KeyError):
 
 class NotACheckpoint(DcptoolsError, FileNotFoundError):
     """The path is not the directory of a distributed checkpoint."""
+
+
+class NotAModel(DcptoolsError, FileNotFoundError):
+    """The path is not that of a HuggingFace model in safetensors files."""
+
+
+class BrokenModel(DcptoolsError):
+    """A file of a HuggingFace model is damaged or contradicts itself."""
 
 
 class BrokenCheckpoint(DcptoolsError):
@@ -65,6 +77,10 @@ class FindingsError(DcptoolsError):
 
 class NoModelWeights(FindingsError):
     """No key of the checkpoint is a model weight under the chosen layout."""
+
+
+class NotVerified(FindingsError):
+    """A model that was written is not what the checkpoint gives; ``findings`` says where it differs."""
 
 
 class TargetError(DcptoolsError, OSError):

@@ -102,6 +102,22 @@ CODES: dict[str, Code] = {
     "cast-overflow": Code("warning", "Finite values became Inf in the cast."),
     "no-checksum": Code("info", "Items were stored without a checksum, so their bytes could not be verified."),
     "stale-file": Code("warning", "A file of the old model could not be removed; the new model is complete."),
+    # a model on the disk
+    "model-file": Code(
+        "error", "A file of the model is missing, is damaged or contradicts itself, or is not the one that was written."
+    ),
+    "model-index": Code("error", "The index of the model and its files say different things, or it is damaged."),
+    "model-form": Code("warning", "A header or the index says what it should in a form that is not the usual one."),
+    "model-extra": Code("warning", "A file with weights lies beside the model's and is no part of it."),
+    "model-config": Code("error", "config.json is not JSON, or names another dtype than the weights have."),
+    "model-asset": Code("error", "A file beside the weights is missing, or is not the one of the assets."),
+    "disk-missing": Code("error", "The checkpoint gives a weight that the model does not have."),
+    "disk-unexpected": Code("error", "The model has a weight that the checkpoint does not give."),
+    "disk-shape": Code("error", "A weight has another shape in the model than in the checkpoint."),
+    "disk-dtype": Code(
+        "error", "A weight has a dtype that no cast of the checkpoint's gives, or not the one asked for."
+    ),
+    "disk-values": Code("error", "Values of a weight are not those of the checkpoint, or not those that were written."),
 }
 
 

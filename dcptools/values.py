@@ -66,7 +66,7 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
         values = np.empty(shape, reader.bits)
         reader.read_region(region, values)
         picked = values[(*picks, ...)]
-        return _as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
+        return as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
     except MemoryError:
         raise UsageError(
             f"{key!r}: {_size(math.prod(shape), tensor.dtype)} do not fit into memory{_memory()}.\n"
@@ -114,8 +114,8 @@ def region_of(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
     return region, picks
 
 
-def _as_torch(values: Bits, dtype: DType) -> torch.Tensor:
-    """The same memory as a tensor."""
+def as_torch(values: Bits, dtype: DType) -> torch.Tensor:
+    """Bits as a tensor of that dtype, in the same memory."""
     import torch
 
     signed = values if dtype.itemsize == 16 else values.view(np.dtype(f"i{dtype.itemsize}"))
@@ -175,7 +175,7 @@ def stats(
             reader, number, region = work
             values = np.empty([stop - start for start, stop in region], reader.bits)
             reader.read_region(region, values)
-            part = _part(_as_torch(values.reshape(-1), reader.tensor.dtype))
+            part = _part(as_torch(values.reshape(-1), reader.tensor.dtype))
             with lock:
                 parts[reader.tensor.key][number] = part
                 done += values.nbytes

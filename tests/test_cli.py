@@ -23,11 +23,20 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 import dcptools
-from dcptools.cli.commands import convert_command, inspect_command, main_group, plan_command, preview_command
+from dcptools.cli.commands import (
+    convert_command,
+    diff_command,
+    inspect_command,
+    main_group,
+    plan_command,
+    preview_command,
+    verify_command,
+)
 from dcptools.cli.running import run
 from dcptools.writer import default_save_dir
 
-COMMANDS = ("inspect", "preview", "plan", "convert")
+STEPS = ("inspect", "preview", "plan", "convert")
+COMMANDS = (*STEPS, "verify", "diff")
 WARNED = (
     "warning[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the directory "
     "that holds config.json: model_assets_dir=, --model-assets-dir)\n"
@@ -107,7 +116,7 @@ def tree(directory: Path) -> dict[str, tuple[int, int]]:
 MISSION = (
     "--load-dir", "--save-dir", "--model-assets-dir", "--shard-size", "--dtype", "--dtype-for", "--layout", "--root",
     "--include", "--exclude", "--rename", "--rename-file", "--overwrite", "--no-fsync", "--workers", "--dry-run",
-    "--list-leftovers", "--json", "--quiet", "--strict", "-h, --help",
+    "--list-leftovers", "--json", "--quiet", "--strict", "--verify", "--report", "-h, --help",
 )  # fmt: skip
 
 
@@ -121,7 +130,9 @@ def test_the_help_has_every_option_and_its_default(cli: Cli) -> None:
         assert f"[default: {default}]" in text
 
 
-@pytest.mark.parametrize("command", [inspect_command, preview_command, plan_command, convert_command])
+@pytest.mark.parametrize(
+    "command", [inspect_command, preview_command, plan_command, convert_command, verify_command, diff_command]
+)
 def test_every_option_says_what_it_is_for(command: click.Command) -> None:
     for parameter in command.params:
         assert isinstance(parameter, click.Argument) or (isinstance(parameter, click.Option) and parameter.help)
@@ -334,7 +345,7 @@ def test_json_is_one_object_on_stdout_and_the_rest_is_on_stderr(cli: Cli, tmp_pa
         "plan": {"fingerprint", "files", "dtype", "shard_size", "total_bytes", "total_parameters", "findings"},
         "convert": {"save_dir", "files", "index", "assets", "fingerprint", "seconds", "peak_bytes", "findings"},
     }
-    for command in COMMANDS:
+    for command in STEPS:
         status, out, err = cli(command, directory, "--json")
         assert status == 0
         assert json.loads(out).keys() >= keys[command]
@@ -367,7 +378,7 @@ def test_json_of_a_preview_with_errors_is_one_object_too(cli: Cli, tmp_path: Pat
     assert [f["code"] for f in json.loads(out)["findings"] if f["severity"] == "error"] == ["hole"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", STEPS)
 def test_quiet_prints_nothing_if_all_goes_well(command: str, cli: Cli, tmp_path: Path) -> None:
     assert cli(command, tiny(tmp_path / "c"), "--quiet") == (0, "", "")
 
@@ -936,3 +947,143 @@ def test_ctrl_c_while_torch_is_imported_leaves_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.strip()) == (130, "Interrupted; what was half-written is removed.")
     assert json.loads(done.stdout)["error"] == "Interrupted"
     assert not (tmp_path / "out").exists()
+
+
+# --- verify -----------------------------------------------------------------------------------------------------
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_says_whose_weights_a_model_has(cli: Cli, tmp_path: Path) -> None:
+    source, target = tiny(tmp_path / "c"), tmp_path / "m"
+    dcptools.convert(source, target, dtype="keep")
+    status, out, err = cli("verify", target, source)
+    assert status == 0 and "verifying: 100%" in err
+    assert out.startswith(f"The 2 weights of {target} are those of {source}, uncast.\n28 B of weights compared in ")
+    assert cli("verify", target, "--load-dir", source, "--quiet") == (0, "", "")
+    assert cli("verify", target, source, "--dtype", "keep", "--quiet") == (0, "", "")
+    assert cli("verify", target, source, "--dtype", "keep", "--shard-size", "1GB", "--quiet") == (0, "", "")
+
+
+def test_verify_names_what_differs(cli: Cli, tmp_path: Path) -> None:
+    source, target = tiny(tmp_path / "c"), tmp_path / "m"
+    dcptools.convert(source, target)
+    flip_last_byte(target / "model.safetensors")
+    headline = f"{target} is not what {source} gives: of 2 weights, 1 with other values."
+    status, out, err = cli("verify", target, source)
+    assert (status, out.splitlines()[0]) == (1, headline)
+    assert "error[disk-values] model.w: 1 of 4 values differ, the first at [1, 1]: " in err
+    status, out, err = cli("verify", target, source, "--quiet")
+    assert (status, out, err.splitlines()[-1]) == (1, "", f"Error: {headline}")
+    status, out, err = cli("verify", target, source, "--json", "--quiet")
+    said = json.loads(out)
+    assert (status, said["ok"], said["sentence"]) == (1, False, headline)
+    assert [weight["state"] for weight in said["weights"]] == ["same", "values"]
+
+
+def test_verify_counts_warnings_only_if_it_is_strict(cli: Cli, tmp_path: Path) -> None:
+    source, target = tiny(tmp_path / "c"), tmp_path / "m"
+    dcptools.convert(source, target)
+    shutil.copy(target / "model.safetensors", target / "more.safetensors")
+    status, _, err = cli("verify", target, source)
+    assert status == 0 and "warning[model-extra] more.safetensors: " in err
+    assert cli("verify", target, source, "--strict").status == 1
+
+
+def test_verify_of_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
+    source = tiny(tmp_path / "c")
+    status, out, err = cli("verify", tmp_path / "nothing", source)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"Error: {tmp_path}/nothing does not exist.\nGive the directory of a model")
+    assert cli("verify", source, source).err.startswith(f"Error: {source} is a distributed checkpoint, not a")
+    assert cli("verify", tmp_path).status == 2
+
+
+def test_convert_can_verify_what_it_wrote(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tiny(tmp_path / "c"), tmp_path / "m"
+    out = cli("convert", source, "--save-dir", target, "--verify").out
+    assert out.splitlines()[-1] == (f"The 2 weights of {target} are those of {source}, cast to bfloat16.")
+    out = cli("convert", source, "--save-dir", target, "--overwrite", "--verify", "--json").out
+    assert json.loads(out)["verification"]["ok"] is True
+    from dcptools import writer
+
+    write = writer.write
+
+    def lose_a_bit(plan: Any, save_dir: Path, **options: Any) -> Any:
+        report = write(plan, save_dir, **options)
+        flip_last_byte(save_dir / "model.safetensors")
+        return report
+
+    monkeypatch.setattr(writer, "write", lose_a_bit)
+    status, out, err = cli("convert", source, "--save-dir", tmp_path / "bad", "--verify")
+    assert (status, out) == (1, "")
+    assert f"Error: {tmp_path}/bad is not what {source} gives: of 2 weights, 1 with other values.\n" in err
+    assert "error[disk-values] model.w: " in err and err.endswith("and write it again.\n")
+
+
+def test_a_copy_is_verified_with_the_report_of_its_conversion(cli: Cli, tmp_path: Path) -> None:
+    source, report = tiny(tmp_path / "c"), tmp_path / "report.json"
+    assert cli("convert", source, "--save-dir", tmp_path / "m", "--report", report, "--quiet") == (0, "", "")
+    shutil.rmtree(source)
+    copy = shutil.copytree(tmp_path / "m", tmp_path / "copy")
+    status, out, _ = cli("verify", copy, "--report", report)
+    assert (status, out.splitlines()[0]) == (0, f"The 2 weights of {copy} are those of {report}.")
+    flip_last_byte(copy / "model.safetensors")
+    status, out, err = cli("verify", copy, "--report", report)
+    assert (status, out.splitlines()[0]) == (
+        1,
+        f"{copy} is not what {report} gives: of 2 weights, 1 with other values.",
+    )
+    assert re.search(
+        r"error\[disk-values\] model\.w: its bytes in model\.safetensors have the CRC-32 [0-9a-f]{8}, ", err
+    )
+    status, _, err = cli("verify", copy, "--report", report, "--root", "ema")
+    assert (status, err.splitlines()[0]) == (2, "Error: A report says names and dtypes itself.")
+
+
+def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli, tmp_path: Path) -> None:
+    status, _, err = cli("convert", tiny(tmp_path / "c"), "--save-dir", tmp_path / "m", "--report", tmp_path)
+    assert (status, err.splitlines()[-2]) == (2, f"Error: The report {tmp_path} is a directory.")
+    assert not (tmp_path / "m").exists()
+
+
+# --- diff -------------------------------------------------------------------------------------------------------
+
+
+def test_diff_says_equal_different_or_neither_by_its_status(cli: Cli, tmp_path: Path) -> None:
+    one = tiny(tmp_path / "a")
+    other = saved.save(tmp_path / "b", {"model": {"model.norm.weight": torch.ones(3), "model.w": torch.zeros(2, 2)}})
+    status, out, err = cli("diff", one, one)
+    assert (status, out.splitlines()[0]) == (0, "A and B are equal: 3 tensors, bit for bit.")
+    assert "comparing: 100%" in err
+    status, out, _ = cli("diff", one, other)
+    assert (status, out.splitlines()[0]) == (
+        1,
+        "A and B differ: of 3 tensors, 1 equal, 1 with other values, 1 only in A. "
+        "The largest relative difference, 1, is that of model.model.w.",
+    )
+    assert cli("diff", one, other, "--quiet") == (1, "", "")
+    assert cli("diff", one, other, "--keys", "*norm*", "--quiet") == (0, "", "")
+    status, out, err = cli("diff", one, tmp_path / "nothing", "--json")
+    assert (status, json.loads(out)["error"]) == (2, "NotACheckpoint")
+    assert cli("diff", one, broken.missing_file(tmp_path / "broken"), "--quiet").status == 2
+    assert json.loads(cli("diff", one, other, "--json").out)["same"] is False
+
+
+def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
+    state = {"model.norm.weight": torch.rand(3), "lm_head.weight": torch.rand(2, 2)}
+    source, table = saved.save(tmp_path / "c", {"ema": state, "model": {"model.x": torch.ones(1)}}), tmp_path / "t.csv"
+    dcptools.convert(source, tmp_path / "m", root="ema")
+    status, out, _ = cli("diff", source, tmp_path / "m", "--root", "ema", "--cast", "--csv", table)
+    assert status == 0 and "2 tensors, bit for bit, after a cast to the dtypes of B." in out
+    assert table.read_text().splitlines()[0].startswith("name,state,shape_a,shape_b,dtype_a,dtype_b,numel,equal,")
+    assert cli("diff", source, tmp_path / "m", "--root", "ema", "--quiet").status == 1
+    status, _, err = cli("diff", source, source, "--root", "ema")
+    assert (status, err.splitlines()[0]) == (2, "Error: --root: for a checkpoint whose names are compared.")
+    assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
+    status, _, err = cli("diff", source, source, "--csv", tmp_path)
+    assert status == 2 and f"{tmp_path} cannot be written" in err

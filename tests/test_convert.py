@@ -99,7 +99,7 @@ def test_every_option_of_the_steps_is_one_of_convert_with_the_same_default() -> 
 
     steps = {**options(dcptools.preview), **options(dcptools.plan), **options(dcptools.write)}
     del steps["sizes"]  # to measure; the result does not depend on it
-    assert options(dcptools.convert) == {"save_dir": None, **steps}
+    assert options(dcptools.convert) == {"save_dir": None, "verify": False, "report": None, **steps}
 
 
 def test_a_checkpoint_that_was_read_can_be_given(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ BUILTINS: dict[str, type[Exception]] = {
     "UsageError": ValueError,
     "UnknownKey": KeyError,
     "NotACheckpoint": FileNotFoundError,
+    "NotAModel": FileNotFoundError,
     "UnsupportedCheckpoint": NotImplementedError,
     "TargetError": OSError,
     "OutputExists": FileExistsError,

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ["1-explore", "2-review-mapping", "3-shard-plan", "4-convert", "5-wizard"]
+NAMES = ["1-explore", "2-review-mapping", "3-shard-plan", "4-convert", "5-wizard", "6-compare"]
 MACHINE = re.compile(r"(?<![\w.<:/])/\w+/|\b[A-Za-z]:\\|~/|\w+://")  # absolute paths, and addresses
 MAX_LINES = 16  # of a cell; what is longer belongs into the library
 

@@ -29,11 +29,12 @@ from matplotlib.text import Text
 
 import dcptools
 from dcptools import plots
+from dcptools.comparing import STATISTICS, Comparison
 from dcptools.demo import Demo
 from dcptools.dtypes import TABLE
 from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
-from dcptools.plots import _histogram
+from dcptools.plots import _diff, _histogram
 from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
 from dcptools.tensors import View
 
@@ -556,6 +557,93 @@ def test_bins_must_be_a_sensible_number(demo: Demo, bins: Any) -> None:
         plots.histogram(demo.checkpoint, "model.lm_head.weight", bins=bins)
 
 
+# --- diff -------------------------------------------------------------------------------------------------------
+
+
+def compared(directory: Path, edit: Callable[[dict[str, torch.Tensor]], None], layers: int = 3) -> Comparison:
+    """A model and what ``edit`` makes of it."""
+    state = saved.model_state(layers=layers)
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    edit(changed)
+    return dcptools.diff(saved.bare(directory / "a", state), saved.bare(directory / "b", changed))
+
+
+def cells(figure: Figure) -> dict[tuple[str, str], str]:
+    """Labels of row and column to the colour of the cell."""
+    rows, columns = (
+        {round(place - 0.5): label.get_text() for place, label in zip(places, labels, strict=True)}
+        for axis in (figure.axes[0].yaxis, figure.axes[0].xaxis)
+        for places, labels in [(axis.get_ticklocs(), axis.get_ticklabels())]
+    )
+    places = [(round(y0), round(x0)) for x0, _, y0, _ in boxes(figure, "cells")]
+    return {(rows[y], columns[x]): colour for (y, x), colour in zip(places, colours(figure, "cells"), strict=True)}
+
+
+def test_layers_go_down_and_modules_across(tmp_path: Path) -> None:
+    def edit(state: dict[str, torch.Tensor]) -> None:
+        state["model.layers.1.mlp.up_proj.weight"] *= 1.5
+        state["model.layers.2.mlp.up_proj.weight"] *= 1.01
+        del state["model.layers.0.self_attn.q_proj.weight"]
+        state["lm_head.weight"] = state["lm_head.weight"][:3]
+
+    figure = plots.diff(compared(tmp_path, edit))
+    found = cells(figure)
+    assert {row for row, _ in found} == {"0", "1", "2", "no layer"}
+    assert {column for row, column in found if row == "no layer"} == {
+        "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
+    }  # fmt: skip
+    different = {at: colour for at, colour in found.items() if colour != _diff.EQUAL}
+    apart = {at for at, colour in different.items() if colour == _diff.APART.lower()}
+    assert apart == {("0", "self_attn.q_proj.weight"), ("no layer", "lm_head.weight")}
+    assert different.keys() - apart == {("1", "mlp.up_proj.weight"), ("2", "mlp.up_proj.weight")}
+    assert different["1", "mlp.up_proj.weight"] != different["2", "mlp.up_proj.weight"]
+    assert {"0.5", "0.01"} <= set(texts(figure))
+    assert plots.describe(figure) == (
+        "Heat map of A and B by layer and module: 3 layers, 14 modules; 2 differ, most of all "
+        "model.layers.*.mlp.up_proj.weight of layer 1: 0.5; 2 with tensors that only one has, or of another shape."
+    )
+
+
+def test_equal_models_are_all_of_one_colour(tmp_path: Path) -> None:
+    figure = plots.diff(compared(tmp_path, lambda state: None))
+    assert set(cells(figure).values()) == {_diff.EQUAL}
+    assert plots.describe(figure).endswith("; all tensors are equal.")
+
+
+def test_of_many_experts_the_largest_value_counts(tmp_path: Path) -> None:
+    state = {f"model.layers.0.mlp.experts.{n}.up.weight": torch.ones(4) for n in range(9)}
+    later = {**state, "model.layers.0.mlp.experts.7.up.weight": torch.tensor([1.0, 1.0, 1.0, 3.0])}
+    found = dcptools.diff(saved.save(tmp_path / "a", state), saved.save(tmp_path / "b", later))
+    assert list(cells(plots.diff(found))) == [("0", "mlp.experts.*.up.weight")]
+    assert "; 1 differs, most of all " in plots.describe(plots.diff(found, "max_abs"))
+    assert plots.describe(plots.diff(found, "max_abs")).endswith(": 2.")
+    assert plots.describe(plots.diff(found, "unequal")).endswith(": 0.25.")
+
+
+def test_too_many_modules_are_put_together(tmp_path: Path) -> None:
+    state = {f"model.layers.0.part{n // 10}.{'abcdefghij'[n % 10]}.weight": torch.ones(1) for n in range(60)}
+    found = dcptools.diff(saved.save(tmp_path / "a", state), saved.save(tmp_path / "b", state))
+    assert {column for _, column in cells(plots.diff(found))} == {f"part{n}" for n in range(6)}
+
+
+def test_values_beyond_all_numbers_are_drawn(tmp_path: Path) -> None:
+    one = saved.save(tmp_path / "a", {"model.layers.0.w": torch.tensor([1.0, math.inf]), "x": torch.tensor(0.0)})
+    other = saved.save(tmp_path / "b", {"model.layers.0.w": torch.tensor([1.0, 2.0]), "x": torch.tensor(1.0)})
+    found = dcptools.diff(one, other)
+    for statistic in STATISTICS:
+        figure = plots.diff(found, statistic)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.canvas.draw()
+    assert "inf" in texts(plots.diff(found, "max_abs"))
+
+
+def test_diff_refuses_another_statistic(tmp_path: Path) -> None:
+    found = compared(tmp_path, lambda state: None, layers=1)
+    with pytest.raises(UsageError, match="Cannot draw 'variance'"):
+        plots.diff(found, "variance")  # type: ignore[arg-type]
+
+
 # --- all of them ------------------------------------------------------------------------------------------------
 
 EVIL = "model.model.$x_1$.\x1b[31m\u202e重<b>\"'" + "a" * 1000
@@ -569,10 +657,11 @@ def figures(directory: Path) -> Iterator[Figure]:
     yield plots.sizes(path)
     yield plots.chunks(path, EVIL)
     yield plots.histogram(path, EVIL)
+    yield plots.diff(dcptools.diff(path, path))
 
 
 def test_names_are_drawn_as_plain_clipped_text(tmp_path: Path) -> None:
-    _, sizes, chunks, histogram = figures(tmp_path)
+    _, sizes, chunks, histogram, _ = figures(tmp_path)
     start = r"model.model.$x_1$.\x1b[31m\u202"
     assert [figure.get_suptitle().strip()[:30] for figure in (chunks, histogram)] == [start[:30]] * 2
     assert chunks.get_suptitle().strip() == start[:30] + "…" + "a" * 29

@@ -1414,3 +1414,60 @@ def test_with_no_model_weights_the_words_of_the_core_are_shown(tmp_path: Path) -
 def test_outputexists_is_an_error_of_the_core() -> None:
     """The wizard shows it without a traceback because of that."""
     assert issubclass(OutputExists, DcptoolsError)
+
+
+class TestCompare:
+    @pytest.fixture
+    def sides(self, tmp_path: Path) -> tuple[Path, Path]:
+        state = saved.model_state(layers=2)
+        later = {name: tensor.clone() for name, tensor in state.items()}
+        later["model.layers.1.mlp.up_proj.weight"] *= 1.5
+        return saved.bare(tmp_path / "a", state), saved.bare(tmp_path / "b", later)
+
+    @staticmethod
+    def run(step: widgets.Compare) -> None:
+        step.job.begin()
+        step.job.join(60)
+
+    def test_it_shows_what_diff_says(self, sides: tuple[Path, Path]) -> None:
+        step = widgets.Compare(*sides)
+        assert (step.blocked, step.job.start.disabled, step.result.layout.display) == ("", False, "none")
+        self.run(step)
+        assert step.comparison.to_json()["tensors"] == dcptools.diff(*sides).to_json()["tensors"]
+        assert "A and B differ: of 25 tensors, 24 equal, 1 with other values." in step.found.value
+        assert step.table.selected["name"].iloc[0] == "model.layers.1.mlp.up_proj.weight"
+        assert "Heat map of A and B by layer and module: 2 layers" in step.figure.value
+        assert step.result.layout.display == ""
+        step.statistic.value = "max_abs"
+        assert plots.describe(plots.diff(step.comparison, "max_abs")) in step.figure.value
+        headline, _, rows = step.summary()
+        assert headline == step.comparison.headline() and len(rows) == 1
+
+    def test_options_are_those_of_the_fields(self, sides: tuple[Path, Path], tmp_path: Path) -> None:
+        dcptools.convert(sides[0], tmp_path / "m", fsync=False)
+        step = widgets.Compare(sides[0], tmp_path / "m", cast=True)
+        self.run(step)
+        assert step.comparison.same and "alert" not in step.found.value.split("dcp-")[0]
+        step.globs.value = "*norm.weight lm_head*"
+        assert step.comparison is None and step.found.value == ""
+        self.run(step)
+        assert len(step.comparison.tensors) == 10
+
+    def test_without_two_paths_there_is_nothing_to_start(self, sides: tuple[Path, Path]) -> None:
+        step = widgets.Compare(sides[0])
+        assert (step.blocked, step.job.start.disabled) == ("Give two directories.", True)
+        step.b.value = str(sides[1])
+        assert (step.blocked, step.job.start.disabled) == ("", False)
+
+    def test_a_path_that_is_neither_is_told(self, sides: tuple[Path, Path], tmp_path: Path) -> None:
+        step = widgets.Compare(sides[0], tmp_path / "nothing")
+        self.run(step)
+        assert step.comparison is None and "There is no directory" in step.message.value
+        assert "Or give the directory of a HuggingFace model" in step.message.value
+
+    def test_a_result_of_other_fields_is_not_shown(self, sides: tuple[Path, Path]) -> None:
+        step = widgets.Compare(*sides)
+        asked, found = step._run(lambda *_: None, threading.Event())
+        step.globs.value = "*norm*"
+        step._done((asked, found))
+        assert step.comparison is None and "The fields were changed meanwhile" in step.found.value

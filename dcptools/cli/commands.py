@@ -11,16 +11,23 @@ from dcptools._text import counted
 from dcptools.cli.options import (
     HELP,
     PATH,
+    diff_options,
+    expected_of,
+    given_of,
     leftover_option,
     mapping_options,
+    model_options,
     output_options,
     plan_of,
     plan_options,
     preview_of,
+    sides_of,
     source_options,
     the_load_dir,
+    verify_options,
+    workers_option,
 )
-from dcptools.cli.output import print_json, print_lines, tell, tell_findings
+from dcptools.cli.output import print_json, print_lines, tell, tell_findings, tell_verified, write_csv
 from dcptools.errors import DcptoolsError
 
 
@@ -89,7 +96,9 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
 @plan_options
 @click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
-@click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
+@workers_option
+@click.option("--verify", is_flag=True, help="Read the model again when it is written, and compare it bit for bit.")
+@click.option("--report", type=PATH, help="Write plan, findings, versions and checksums into this file, as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
 @leftover_option
 @output_options
@@ -104,6 +113,8 @@ def convert_command(
     overwrite: bool,
     no_fsync: bool,
     workers: int | None,
+    verify: bool,
+    report: Path | None,
     **options: Any,
 ) -> None:
     """Convert a PyTorch distributed checkpoint to a HuggingFace model.
@@ -111,6 +122,7 @@ def convert_command(
     Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
+    from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
     from dcptools.writer import check_target, default_save_dir, write
 
     source = the_load_dir(directory, load_dir)
@@ -126,14 +138,100 @@ def convert_command(
             text = f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}."
             print_lines(text + _leftovers(planned.mapping, list_leftovers))
         return
-    report = write(planned, target, overwrite=overwrite, fsync=not no_fsync, workers=workers, progress=not quiet)
+    if report is not None:
+        check_receipt_path(report)
+    running: dict[str, Any] = {"workers": workers, "progress": not quiet}
+    written = write(planned, target, overwrite=overwrite, fsync=not no_fsync, **running)
+    found = verify_written(planned, target, **running) if verify else None
     try:
+        if report is not None:
+            write_receipt(report, receipt_of(planned, written, verified=verify, **running))
         if as_json:
-            print_json(report.to_json())
+            print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
         elif not quiet:
-            print_lines(f"{report}{_leftovers(planned.mapping, list_leftovers)}")
+            text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
+            print_lines(f"{text}\n{found.headline()}" if found else text)
     except DcptoolsError as error:
         raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+
+
+@click.command(
+    name="verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.", context_settings=HELP
+)
+@model_options
+@mapping_options
+@verify_options
+@click.option("--report", type=PATH, help="Compare with what convert --report wrote; needs no checkpoint.")
+@workers_option
+@click.option("--strict", is_flag=True, help="Treat warnings as errors.")
+@output_options
+def verify_command(
+    save_dir: Path,
+    directory: Path | None,
+    load_dir: Path | None,
+    report: Path | None,
+    workers: int | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast; or a copy of it
+    with the report of the conversion.
+
+    The model may be what another program wrote: dtypes are taken from its files unless --dtype says what they must be,
+    and how it is cut into files does not matter unless --shard-size says so. The exit status is 1 if anything differs.
+    """
+    from dcptools.verifying import verify
+
+    if report is None or directory is not None or load_dir is not None:
+        expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
+        found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not quiet)
+    else:
+        found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not quiet)
+    tell_verified(found, as_json=as_json, quiet=quiet)
+    if not found.ok or (strict and found.warnings):
+        raise click.exceptions.Exit(1)
+
+
+@click.command(name="diff", short_help="Compare two checkpoints or models, tensor by tensor.", context_settings=HELP)
+@diff_options
+@mapping_options
+@workers_option
+@output_options
+def diff_command(
+    a: Path,
+    b: Path,
+    by: str,
+    keys: tuple[str, ...],
+    cast: bool,
+    csv: Path | None,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare A and B, each a distributed checkpoint or a HuggingFace model, tensor by tensor.
+
+    What is only in one, shapes, dtypes, equal values, the largest differences, and how far the tensors are apart. The
+    exit status is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
+    """
+    from dcptools.comparing import diff
+
+    try:
+        sides = sides_of(a, b, by, options)
+        found = diff(*sides, by=by, keys=keys or None, cast=cast, workers=workers, progress=not quiet)
+        if csv is not None:
+            write_csv(found.to_frame(), csv)
+    except DcptoolsError as error:
+        error.exit_status = 2
+        raise
+    if as_json:
+        print_json(found.to_json())
+    elif not quiet:
+        print_lines(str(found))
+    if not found.same:
+        raise click.exceptions.Exit(1)
 
 
 @click.group(name="dcptools", context_settings=HELP)
@@ -142,7 +240,7 @@ def main_group() -> None:
     """PyTorch distributed checkpoints (DCP): look into them, review the conversion, convert to HuggingFace."""
 
 
-for _command in (inspect_command, preview_command, plan_command, convert_command):
+for _command in (inspect_command, preview_command, plan_command, convert_command, verify_command, diff_command):
     main_group.add_command(_command)
 
 

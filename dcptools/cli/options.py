@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dcptools.checkpoint import METADATA
+from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
@@ -161,6 +163,35 @@ output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for programs."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
 )
+workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
+model_options = _options(
+    click.argument("save_dir", type=PATH),
+    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PATH),
+    click.option("--load-dir", type=PATH, help="Directory of the checkpoint, the one that holds .metadata."),
+)
+verify_options = _options(
+    click.option("--shard-size", metavar="BYTES", help="The files must be those of this size, byte for byte."),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), help="What floating tensors must be.  [default: what the files say]"
+    ),
+    click.option(
+        "--dtype-for", type=TEXT, multiple=True, metavar="GLOB=DTYPE", help="An exception for names; repeatable."
+    ),
+)
+diff_options = _options(
+    click.argument("a", type=PATH),
+    click.argument("b", type=PATH),
+    click.option(
+        "--by",
+        type=click.Choice(BY),
+        default="auto",
+        show_default=True,
+        help="Checkpoint keys, or the names that a conversion gives; auto: keys for two checkpoints.",
+    ),
+    click.option("--keys", type=TEXT, multiple=True, metavar="GLOB", help="Compare only what matches; repeatable."),
+    click.option("--cast", is_flag=True, help="Cast values of A to the dtype of B first: is B the export of A?"),
+    click.option("--csv", type=PATH, help="Write a row for each tensor into this file."),
+)
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
@@ -184,6 +215,32 @@ def plan_of(load_dir: Path, options: dict[str, Any]) -> Any:
     from dcptools.shards import plan
 
     return plan(preview_of(load_dir, options), **{field.name: options[field.name] for field in fields(PlanOptions)})
+
+
+def expected_of(load_dir: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a model is compared with, and the dtypes that it must have."""
+    if options["shard_size"] is None:
+        return preview_of(load_dir, options), {name: options[name] for name in ("dtype", "dtype_for")}
+    return plan_of(load_dir, {**options, "dtype": options["dtype"] or "bfloat16", "strict": False}), {}
+
+
+def given_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    defaults = {field.name: field.default for field in fields(MappingOptions)}
+    return {name: value for name, value in options.items() if value and value != defaults.get(name)}
+
+
+def sides_of(a: Path, b: Path, by: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """What is compared: paths, or what the options say of the checkpoints among them."""
+    given = given_of(options)
+    if not given:
+        return a, b
+    checkpoints = [(path / METADATA).is_file() for path in (a, b)]
+    if by == "keys" or (by == "auto" and all(checkpoints)) or not any(checkpoints):
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{names}: for a checkpoint whose names are compared.\nCompare by names: --by names.")
+    sides = [preview_of(path, options) if is_one else path for path, is_one in zip((a, b), checkpoints, strict=True)]
+    return sides[0], sides[1]
 
 
 def _read_rules(path: Path) -> list[str]:

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 from dcptools._text import printable_lines
-from dcptools.errors import DcptoolsError
+from dcptools.errors import DcptoolsError, UsageError, system_errors
 from dcptools.findings import Finding, summary_lines
 
 
@@ -37,6 +38,25 @@ def print_lines(text: str) -> None:
     except OSError as error:
         let_go(sys.stdout)
         raise DcptoolsError(f"The result cannot be written to stdout: {error.strerror or error}.") from None
+
+
+def tell_verified(found: Any, *, as_json: bool, quiet: bool) -> None:
+    """What a verification found; without errors nothing is said if it is to be quiet."""
+    if as_json:
+        print_json(found.to_json())
+    if quiet:
+        tell_findings(found.errors)
+        if not found.ok:
+            tell(f"Error: {found.headline()}")
+    elif not as_json:
+        tell_findings(found.findings)
+        print_lines(found.table())
+
+
+def write_csv(frame: Any, path: Path) -> None:
+    """A table for spreadsheets."""
+    with system_errors(UsageError, f"{path} cannot be written"):
+        frame.to_csv(path, index=False)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

@@ -16,7 +16,7 @@ import click
 
 from dcptools import _start
 from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
-from dcptools.errors import DcptoolsError, FindingsError, UsageError
+from dcptools.errors import DcptoolsError, FindingsError
 
 
 def run(command: click.Command, name: str | None = None) -> NoReturn:
@@ -62,7 +62,7 @@ def _status(command: click.Command, name: str | None) -> int:
             tell_findings(finding for finding in error.findings if finding.severity == "warning")
         tell(f"Error: {error}")
         print_error(error, str(error), error.findings if isinstance(error, FindingsError) else ())
-        return 2 if isinstance(error, UsageError) else 1
+        return error.exit_status
     except Exception as error:
         if os.environ.get("DCPTOOLS_TRACEBACK"):
             raise

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
 from dcptools.shards import DEFAULT_SHARD_SIZE, plan
+from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
 from dcptools.writer import Progress, Report, default_save_dir, write
 
 
@@ -37,6 +39,8 @@ def convert(
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
+    verify: bool = False,
+    report: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Convert a distributed checkpoint to a HuggingFace model: read, preview, plan and write.
 
@@ -52,9 +56,16 @@ def convert(
         As in :func:`dcptools.plan`.
     overwrite, fsync, workers, progress, cancel
         As in :func:`dcptools.write`.
+    verify
+        Read the written model again and compare it with the checkpoint, as :func:`dcptools.verify` does.
+    report
+        A file to write as JSON: plan, findings, versions, and a checksum of each weight and file, with which
+        :func:`dcptools.verify` checks a copy of the model.
 
     Raises
     ------
+    NotVerified
+        What was written is not what it should be; it is there, to be looked at.
     DcptoolsError
         Whatever the four steps raise; nothing that looks like a model is left then.
 
@@ -82,4 +93,12 @@ def convert(
     )
     planned = plan(mapping, shard_size, dtype, dtype_for=dtype_for, strict=strict)
     target = save_dir if save_dir is not None else default_save_dir(checkpoint.path)
-    return write(planned, target, overwrite=overwrite, fsync=fsync, workers=workers, progress=progress, cancel=cancel)
+    if report is not None:
+        check_receipt_path(report)
+    running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
+    written = write(planned, target, overwrite=overwrite, fsync=fsync, **running)
+    if verify:
+        verify_written(planned, target, **running)
+    if report is not None:
+        write_receipt(report, receipt_of(planned, written, verified=verify, **running))
+    return written

@@ -30,6 +30,8 @@ def about_model(
     missing = [each for each in found.missing if each.name not in excluded]
     wrong = bool(missing or found.misshapen)
     findings = [_verdict(found, expected, wrong=wrong)]
+    if not found.fitting:  # another model altogether: what of it is missing says nothing
+        missing, knowingly = [], []
     findings += [Finding("weight-missing", each.name, _missing(each), "") for each in missing]
     findings += [
         Finding("weight-shape", each.name, _shapes(each), _why_shape(each, expected)) for each in found.misshapen
@@ -38,7 +40,7 @@ def about_model(
         yield replace(finding, severity="warning") if allow_mismatch and finding.severity == "error" else finding
     for each in knowingly:
         yield Finding("weight-missing", each.name, "left out by --include or --exclude", severity="warning")
-    for each in found.unexpected:
+    for each in found.unexpected if found.fitting else ():
         what = f"{found.title} has no weight of this name; it is written all the same"
         yield Finding("weight-unexpected", each.name, what, "--unexpected drop leaves such tensors out")
 

@@ -19,9 +19,10 @@ except ImportError as error:
     ) from error
 
 from dcptools.plots._chunks import chunks
+from dcptools.plots._diff import diff
 from dcptools.plots._figure import describe
 from dcptools.plots._histogram import histogram
 from dcptools.plots._shards import shards
 from dcptools.plots._sizes import sizes
 
-__all__ = ["chunks", "describe", "histogram", "shards", "sizes"]
+__all__ = ["chunks", "describe", "diff", "histogram", "shards", "sizes"]

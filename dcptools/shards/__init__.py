@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcptools.shards.casts import DTYPES, written_dtypes
+from dcptools.shards.casts import DTYPES, parse_exceptions, written_dtypes
 from dcptools.shards.planning import plan, refuse_errors
 from dcptools.shards.values import DEFAULT_SHARD_SIZE, INDEX, PlannedTensor, PlanOptions, ShardFile, ShardPlan
 
@@ -14,6 +14,7 @@ __all__ = [
     "PlannedTensor",
     "ShardFile",
     "ShardPlan",
+    "parse_exceptions",
     "plan",
     "refuse_errors",
     "written_dtypes",

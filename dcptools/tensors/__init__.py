@@ -10,7 +10,7 @@ for one chunk; ``checksums`` their CRC-32; ``reader`` puts them together; ``view
 
 from __future__ import annotations
 
-from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits
+from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, gather
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.composed import Composed, NotViews
 from dcptools.tensors.geometry import Region, boxes, ranges, row_elements, row_major, run_elements, runs, tiles
@@ -29,6 +29,7 @@ __all__ = [
     "TensorReader",
     "View",
     "boxes",
+    "gather",
     "ranges",
     "read_elements",
     "read_region",

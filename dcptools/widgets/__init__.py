@@ -15,6 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}\nThe widgets need the notebook extra: pip install 'dcptools[notebook]'") from None
 
+from dcptools.widgets._compare import Compare
 from dcptools.widgets._convert import Convert, Result
 from dcptools.widgets._inspect import Inspect
 from dcptools.widgets._mapping import Mapping
@@ -22,4 +23,4 @@ from dcptools.widgets._open import Open
 from dcptools.widgets._shards import Shards
 from dcptools.widgets._wizard import Wizard
 
-__all__ = ["Convert", "Inspect", "Mapping", "Open", "Result", "Shards", "Wizard"]
+__all__ = ["Compare", "Convert", "Inspect", "Mapping", "Open", "Result", "Shards", "Wizard"]

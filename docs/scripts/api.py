@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import dcptools
-from dcptools import checkpoint, demo, errors, mapping, plots, recipe, shards, tree, widgets
+from dcptools import checkpoint, comparing, demo, errors, mapping, plots, recipe, shards, tree, verifying, widgets
 from dcptools.findings import HasFindings
 
 PAGE = Path(__file__).resolve().parents[1] / "api.md"
@@ -34,11 +34,18 @@ PARTS: tuple[tuple[str, str, ModuleType, tuple[str, ...]], ...] = (
         "Functions",
         "From `import dcptools`.",
         dcptools,
-        ("read", "inspect", "preview", "plan", "write", "convert", "load_tensor", "stats"),
+        ("read", "inspect", "preview", "plan", "write", "convert", "verify", "diff", "load_tensor", "stats"),
     ),
-    ("Values", "What the functions return.", dcptools, ("Checkpoint", "KeyMapping", "ShardPlan", "Report", "Finding")),
+    (
+        "Values",
+        "What the functions return.",
+        dcptools,
+        ("Checkpoint", "KeyMapping", "ShardPlan", "Report", "Verification", "Comparison", "Finding"),
+    ),
     ("Parts of a Checkpoint", "", checkpoint, ("StoredTensor", "Chunk", "StoredObject", "StoredFile")),
     ("Parts of a KeyMapping", "", mapping, ("Output", "Leftover", "Rename", "MappingOptions")),
+    ("Parts of a Verification", "", verifying, ("VerifiedWeight",)),
+    ("Parts of a Comparison", "", comparing, ("ComparedTensor",)),
     ("Parts of a ShardPlan", "", shards, ("ShardFile", "PlannedTensor")),
     ("dcptools.plots", "Figures, with the extra `notebook`.", plots, tuple(plots.__all__)),
     ("dcptools.widgets", "The steps of the wizard, with the extra `notebook`.", widgets, tuple(widgets.__all__)),

@@ -23,7 +23,7 @@ INTRODUCTION = """\
 
 Results go to stdout; findings, progress and errors to stderr. With `--json` stdout is one JSON object, also where a
 problem ended the run. The exit status is 0 for success, 1 for a problem, 2 for wrong usage, 130 after Ctrl-C, 143 after
-SIGTERM.
+SIGTERM. That of `dcptools diff` is as `diff` has it: 0 for equal, 1 for different, 2 for a problem.
 """
 
 

@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from dcptools.demo import Demo
-from e2e.conftest import Opened, expect
+from e2e.conftest import Opened, Page, expect
+from e2e.servers import RUN_ALL, Server
 
 pytestmark = pytest.mark.e2e
 Wizard = Callable[..., Opened]
@@ -273,3 +274,18 @@ def test_names_of_a_checkpoint_run_no_code(wizard: Wizard, tmp_path: Path) -> No
     expect(page.get_by_test_id("command")).to_contain_text(IMAGE)
     assert page.evaluate("() => window.__xss") is None
     assert page.locator(".dcptools script, .dcptools img[src='x']").count() == 0
+
+
+def test_comparing_two_models_by_clicking(lab: Server, pages: Callable[[], Page]) -> None:
+    page = pages()
+    page.goto(lab.url("6-compare.ipynb"))
+    ended = page.evaluate(RUN_ALL, "6-compare.ipynb")
+    assert ended and all(number and not error for number, error in ended), ended
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_role("status").filter(has_text="46 equal, 1 with other values.")).to_be_visible()
+    widget = page.locator(".dcptools")
+    expect(widget.get_by_role("img", name=re.compile("^Heat map of A and B"))).to_be_visible()
+    first = widget.get_by_role("row").nth(1)
+    expect(first.get_by_role("cell", name="model.layers.0.mlp.up_proj.weight", exact=True)).to_be_visible()
+    widget.get_by_role("combobox", name="Colour").select_option("share of values that differ")
+    expect(widget.get_by_role("img", name=re.compile("of layer 0: 1\\.$"))).to_be_visible()

@@ -1,0 +1,218 @@
+"""``diff``: what two models or checkpoints have in common, and how far apart they are."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcptools._parallel import Progress
+from dcptools.checkpoint import METADATA, Checkpoint, read
+from dcptools.comparing.measures import Sums, castable, statistics, sums, sums_after_cast
+from dcptools.comparing.sides import CutSide, Readers, StoredSide, WeightSide
+from dcptools.comparing.streaming import Pair, Streaming
+from dcptools.comparing.values import ComparedTensor, Comparison
+from dcptools.dtypes import DType
+from dcptools.errors import FindingsError, NotACheckpoint, UsageError
+from dcptools.findings import summary_lines
+from dcptools.hf import Model, is_model, read_model
+from dcptools.mapping import KeyMapping, preview
+from dcptools.shards import refuse_errors
+from dcptools.storage import Source
+from dcptools.tensors import View
+
+BY = ("auto", "keys", "names")
+Given = KeyMapping | Checkpoint | Model | str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tensor:
+    """A tensor of one of both sides."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    numel: int
+    open: Callable[[], CutSide]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """All tensors of one of both sides."""
+
+    path: str
+    tensors: Mapping[str, _Tensor]
+    source: Source
+
+
+def diff(
+    a: KeyMapping | Checkpoint | Model | str | os.PathLike[str],
+    b: KeyMapping | Checkpoint | Model | str | os.PathLike[str],
+    *,
+    by: str = "auto",
+    keys: Sequence[str] | str | None = None,
+    cast: bool = False,
+    workers: int | None = None,
+    progress: Progress | bool | None = None,
+    cancel: threading.Event | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare two models or checkpoints, tensor by tensor, in little memory.
+
+    Values are equal if they are the same bit for bit, and, where dtypes differ, as numbers. All else is computed in
+    float64, of the values that are finite on both sides; of complex values from their parts.
+
+    Parameters
+    ----------
+    a, b
+        Each a distributed checkpoint or a HuggingFace model: a path, what :func:`dcptools.read` returned, or what
+        :func:`dcptools.preview` returned for a checkpoint whose names need options of their own.
+    by
+        ``keys`` compares two checkpoints under their own keys, optimizer and all; ``names`` compares what a conversion
+        would write. ``auto``: keys for two checkpoints, and names where one side is a model or a mapping.
+    keys
+        Globs; only tensors whose key or name matches one are compared.
+    cast
+        Cast floating values of A to the dtype of B first, as a conversion does: is B the export of A?
+    workers, progress, cancel
+        As in :func:`dcptools.write`; bytes are those of both sides.
+    options
+        Options of :func:`dcptools.preview`, for checkpoints that are compared by names.
+
+    Raises
+    ------
+    NotACheckpoint, NotAModel
+        A path is that of neither.
+    FindingsError
+        A mapping has errors, or a file of a model cannot be read.
+    BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
+        A stored item is damaged, or in an encoding that is not read.
+    UsageError
+        An option cannot be used, or no tensor matches.
+    Cancelled
+        The event was set.
+
+    Examples
+    --------
+    >>> report = convert(demo.checkpoint, tmp_dir / "model")
+    >>> print(diff(demo.checkpoint, tmp_dir / "model", cast=True).headline())
+    A and B are equal: 47 tensors, bit for bit, after a cast to the dtypes of B.
+    """
+    start = time.perf_counter()
+    chosen, (left, right) = _sides(_opened(a), _opened(b), by, options)
+    names = _matching(sorted(left.tensors.keys() | right.tensors.keys()), keys)
+    both = [name for name in names if name in left.tensors and name in right.tensors]
+    pairs = [
+        Pair(name, one.numel, one.dtype, other.dtype, _opener(one, other))
+        for name in both
+        if (one := left.tensors[name]).shape == (other := right.tensors[name]).shape
+    ]
+    streaming: Streaming[Sums] = Streaming([pairs], sums_after_cast if cast else sums)
+    try:
+        streaming.run("comparing", workers=workers, progress=progress, cancel=cancel)
+    finally:
+        left.source.close()
+        right.source.close()
+    tensors = (_compared(n, left.tensors.get(n), right.tensors.get(n), streaming.found(n), cast) for n in names)
+    return Comparison(left.path, right.path, chosen, cast, tuple(tensors), time.perf_counter() - start)
+
+
+def _opened(given: Given) -> KeyMapping | Checkpoint | Model:
+    """What is at a path: a checkpoint, or else a model; the value itself if it is one."""
+    if isinstance(given, (KeyMapping, Checkpoint, Model)):
+        return given
+    if not Path(given, METADATA).is_file() and is_model(given):
+        return read_model(given)
+    try:
+        return read(given)
+    except NotACheckpoint as error:
+        raise NotACheckpoint(f"{error}\nOr give the directory of a HuggingFace model in safetensors files.") from None
+
+
+def _sides(
+    a: KeyMapping | Checkpoint | Model, b: KeyMapping | Checkpoint | Model, by: str, options: dict[str, Any]
+) -> tuple[str, tuple[_Side, _Side]]:
+    if by not in BY:
+        raise UsageError(f"Cannot compare by {by!r}.\nExpected one of {', '.join(BY)}.")
+    only_keys = isinstance(a, Checkpoint) and isinstance(b, Checkpoint)
+    chosen = by if by != "auto" else "keys" if only_keys else "names"
+    if chosen == "keys" and not only_keys:
+        raise UsageError("A model has names and no keys.\nCompare two checkpoints by keys, and all else by names.")
+    if options and (chosen == "keys" or not (isinstance(a, Checkpoint) or isinstance(b, Checkpoint))):
+        raise UsageError(
+            f"{', '.join(sorted(options))}: for a checkpoint whose names are compared.\nCompare by names (--by names)."
+        )
+    return chosen, (_side(a, chosen, options), _side(b, chosen, options))
+
+
+def _side(given: KeyMapping | Checkpoint | Model, by: str, options: dict[str, Any]) -> _Side:
+    if isinstance(given, Model):
+        return _model_side(given)
+    if isinstance(given, Checkpoint) and by == "names":
+        given = preview(given, **options)
+    if isinstance(given, Checkpoint):
+        readers = Readers(given, given.tensors)
+        tensors = {
+            key: _Tensor(t.shape, t.dtype, t.numel, _stored((View.whole(t),), readers))
+            for key, t in given.tensors.items()
+        }
+        return _Side(given.path, tensors, given.source)
+    refuse_errors(given.findings, strict=False)
+    readers = Readers(given.checkpoint, [view.key for output in given.outputs for view in output.sources])
+    tensors = {o.name: _Tensor(o.shape, o.dtype, o.numel, _stored(o.sources, readers)) for o in given.outputs}
+    return _Side(given.checkpoint.path, tensors, given.checkpoint.source)
+
+
+def _model_side(model: Model) -> _Side:
+    broken = [finding for finding in model.findings if finding.code == "model-file"]
+    if broken:
+        raise FindingsError("\n".join([f"{model.path} cannot be read as a whole:", *summary_lines(broken)]), broken)
+    tensors = {w.name: _Tensor(w.shape, w.dtype, w.numel, _weight(model, w.name)) for w in model.weights.values()}
+    return _Side(model.path, tensors, model.source)
+
+
+def _stored(views: tuple[View, ...], readers: Readers) -> Callable[[], CutSide]:
+    return lambda: StoredSide(views, readers)
+
+
+def _weight(model: Model, name: str) -> Callable[[], CutSide]:
+    return lambda: WeightSide(model, model.weights[name])
+
+
+def _opener(one: _Tensor, other: _Tensor) -> Callable[[], tuple[CutSide, CutSide]]:
+    return lambda: (one.open(), other.open())
+
+
+def _matching(names: list[str], keys: Sequence[str] | str | None) -> list[str]:
+    globs = [keys] if isinstance(keys, str) else keys
+    if globs is None:
+        return names
+    regex = re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
+    found = [name for name in names if regex.match(name)]
+    if not found:
+        raise UsageError(
+            f"No tensor matches {', '.join(map(repr, globs)) or 'an empty list'}.\nGive globs on keys or names."
+        )
+    return found
+
+
+def _compared(name: str, one: _Tensor | None, other: _Tensor | None, parts: list[Sums], cast: bool) -> ComparedTensor:
+    shapes = (one.shape if one else None, other.shape if other else None)
+    dtypes = (one.dtype.name if one else "", other.dtype.name if other else "")
+    there = one or other
+    assert there is not None
+    if one is None or other is None:
+        return ComparedTensor(name, "only b" if one is None else "only a", *shapes, *dtypes, there.numel)
+    if one.shape != other.shape:
+        return ComparedTensor(name, "shape", *shapes, *dtypes, there.numel)
+    found = statistics(parts, there.numel)
+    if one.dtype != other.dtype and not (cast and castable(one.dtype, other.dtype)):
+        state = "dtype"
+    else:
+        state = "equal" if found.equal == 1 else "values"
+    return ComparedTensor(name, state, *shapes, *dtypes, there.numel, *found)

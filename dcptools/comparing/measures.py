@@ -1,0 +1,135 @@
+"""How far the values of two tensors are apart: sums of a piece, which add up to the statistics of a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dcptools.comparing.pieces import Piece
+from dcptools.comparing.streaming import Buffers, Pair
+from dcptools.dtypes import TABLE, DType
+from dcptools.tensors import BITS, Bits
+from dcptools.values import as_torch
+
+if TYPE_CHECKING:
+    import torch
+
+_HALF = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
+
+
+class Sums(NamedTuple):
+    """Of some pairs of values; all but ``equal`` of the pairs in which both are finite."""
+
+    equal: int  # pairs that are the same
+    max_abs: float  # inf where just one of both is NaN, or they are infinite in another way
+    max_rel: float
+    difference: float  # sum of squares of the differences
+    dot: float  # sum of products
+    left: float  # sum of squares
+    right: float
+
+
+class Statistics(NamedTuple):
+    """How far two tensors are apart."""
+
+    equal: float  # share of the values, from 0 to 1
+    max_abs: float  # largest absolute difference of two values
+    max_rel: float  # the largest in relation to the larger of both values, from 0 to 2
+    norm: float  # Euclidean norm of the difference
+    relative: float  # that norm in relation to the norm of A
+    cosine: float  # of the angle between both; NaN if one has no length
+
+
+def castable(left: DType, right: DType) -> bool:
+    """Whether values of the one dtype are cast to the other one, as a conversion does."""
+    return left.kind in ("float", "float8") and right.kind in ("float", "float8")
+
+
+def cast_to_right(pair: Pair, left: Bits, buffers: Buffers) -> Bits:
+    """The left values in the dtype of the right ones, by torch's kernels."""
+    if pair.left == pair.right:
+        return left
+    out = buffers.bits("cast", left.size, pair.right.itemsize).reshape(left.shape)
+    as_torch(out, pair.right).copy_(as_torch(left, pair.left))
+    return out
+
+
+def sums(pair: Pair, piece: Piece, left: Bits, right: Bits, buffers: Buffers) -> Sums:
+    """Of the values as they are."""
+    return _sums(pair.left, pair.right, left, right)
+
+
+def sums_after_cast(pair: Pair, piece: Piece, left: Bits, right: Bits, buffers: Buffers) -> Sums:
+    """Of the values after the left ones were cast to the right dtype, where that can be done."""
+    if not castable(pair.left, pair.right):
+        return _sums(pair.left, pair.right, left, right)
+    return _sums(pair.right, pair.right, cast_to_right(pair, left, buffers), right)
+
+
+def _sums(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sums:
+    import torch
+
+    same = _same_bits(left, right) if left_dtype == right_dtype else None
+    if left_dtype.kind == "opaque" or right_dtype.kind == "opaque":
+        return Sums(0 if same is None else same, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
+    a, b = _as_float64(left, left_dtype), _as_float64(right, right_dtype)
+    if same == left.size:
+        a = torch.where(torch.isfinite(a), a, 0.0)
+        squares = float(a.dot(a))
+        return Sums(same, 0.0, 0.0, 0.0, squares, squares, squares)
+    alike = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    finite = torch.isfinite(a) & torch.isfinite(b)
+    beyond = bool((~finite & ~alike).any())
+    a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
+    delta = (a - b).abs()
+    scale = torch.maximum(a.abs(), b.abs())
+    rel = torch.where(scale > 0, delta / scale, 0.0)
+    equal = same if same is not None else _count(alike, len(alike) // left.size)
+    return Sums(
+        equal,
+        math.inf if beyond else float(delta.max()),
+        math.inf if beyond else float(rel.max()),
+        *(float(x.dot(y)) for x, y in ((delta, delta), (a, b), (a, a), (b, b))),
+    )
+
+
+def _same_bits(left: Bits, right: Bits) -> int:
+    if left.itemsize == 16:  # as parts, for as numbers a NaN would not be the same as itself
+        parts = (np.ascontiguousarray(bits).reshape(-1).view(BITS[8]).reshape(-1, 2) for bits in (left, right))
+        one, other = parts
+        return int(np.count_nonzero((one == other).all(axis=1)))
+    return int(np.count_nonzero(left == right))
+
+
+def _count(alike: torch.Tensor, parts: int) -> int:
+    """How many values are alike in all of their parts."""
+    return int(alike.reshape(-1, parts).all(dim=1).sum())
+
+
+def _as_float64(bits: Bits, dtype: DType) -> torch.Tensor:
+    """The values in one dimension; of complex ones the real and the imaginary parts."""
+    flat = np.ascontiguousarray(bits).reshape(-1)
+    if dtype.name in _HALF:
+        dtype = TABLE[_HALF[dtype.name]]
+        flat = flat.view(BITS[dtype.itemsize])
+    return as_torch(flat, dtype).double()
+
+
+def statistics(parts: Sequence[Sums], numel: int) -> Statistics:
+    """Of a whole tensor, from the sums of its pieces."""
+    if not parts:
+        return Statistics(1.0, 0.0, 0.0, 0.0, 0.0, math.nan)
+    difference, dot, left, right = (math.fsum(part[at] for part in parts) for at in range(3, 7))
+    norm = math.sqrt(difference)
+    lengths = math.sqrt(left) * math.sqrt(right)
+    return Statistics(
+        sum(part.equal for part in parts) / numel,
+        max(part.max_abs for part in parts),
+        max(part.max_rel for part in parts),
+        norm,
+        norm / math.sqrt(left) if left else (math.inf if norm else 0.0),
+        max(-1.0, min(1.0, dot / lengths)) if lengths else math.nan,
+    )

@@ -1,0 +1,208 @@
+"""``read_model``: a directory, an index or a single file becomes a :class:`Model`. No values are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from dcptools._text import format_bytes, some
+from dcptools.errors import BrokenModel, NotAModel, system_errors
+from dcptools.findings import Finding
+from dcptools.hf.header import MAX_HEADER_BYTES, Header, read_header
+from dcptools.hf.values import Model, Weight, WeightFile
+from dcptools.storage import LocalSource
+
+SUFFIX = ".safetensors"
+_INDEX_SUFFIX = f"{SUFFIX}.index.json"
+_FIRST = ("model", "adapter_model")  # what transformers and peft look for
+_CHUNKS = "DCP_SHARDING_INFO"  # in the metadata of a header
+_WHAT_TO_DO = "Give the directory of a model, one that holds model.safetensors or model.safetensors.index.json."
+
+
+class _Index(NamedTuple):
+    name: str  # "" if there is none
+    weight_map: dict[str, str]
+    metadata: dict[str, Any]
+    findings: list[Finding]
+
+
+def read_model(path: str | os.PathLike[str]) -> Model:
+    """Read the headers and the index of a HuggingFace model; no values, no torch.
+
+    Parameters
+    ----------
+    path
+        The model's directory; or its index, or a single ``.safetensors`` file.
+
+    Raises
+    ------
+    NotAModel
+        The path does not exist, or has no safetensors files. What is wrong with single files is not raised: see
+        ``Model.findings``.
+
+    Examples
+    --------
+    >>> report = convert(demo.checkpoint, tmp_dir / "model")
+    >>> read_model(tmp_dir / "model").weights["lm_head.weight"].dtype.name
+    'bfloat16'
+    """
+    path = Path(path)
+    with system_errors(NotAModel, f"The model {path} cannot be read"):
+        source, names, index = _parts(path)
+        headers = {name: _header(source, name) for name in names}
+    files = tuple(file for file, _, _ in headers.values())
+    weights, twice = _merged(header for _, header, _ in headers.values() if header is not None)
+    findings = (
+        *(found for _, _, found in headers.values() if found is not None),
+        *twice,
+        *index.findings,
+        *_about_index(index, weights, {file.name for file in files if file.header_nbytes}),
+    )
+    ordered = MappingProxyType(dict(sorted(weights.items())))
+    maps = MappingProxyType(index.weight_map), MappingProxyType(index.metadata)
+    return Model(str(path), ordered, files, index.name, *maps, findings, source)
+
+
+def as_model(model: Model | str | os.PathLike[str]) -> Model:
+    """The model itself, or the one at that path."""
+    return model if isinstance(model, Model) else read_model(model)
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether there are safetensors files at the path, or it is one, or the index of some."""
+    where = Path(path)
+    try:
+        if where.is_dir():
+            return any(name.endswith((SUFFIX, _INDEX_SUFFIX)) for name in os.listdir(where))
+        return where.is_file() and where.name.endswith((SUFFIX, _INDEX_SUFFIX))
+    except OSError:
+        return False
+
+
+def _parts(path: Path) -> tuple[LocalSource, list[str], _Index]:
+    """Where the files are, the names of those with weights, and the index."""
+    if path.is_file() and path.name.endswith(_INDEX_SUFFIX):
+        index = _read_index(LocalSource(path.parent), path.name)
+        return LocalSource(path.parent), sorted(set(index.weight_map.values())), index
+    if path.is_file() and path.suffix == SUFFIX:
+        return LocalSource(path.parent), [path.name], _no_index()
+    if not path.is_dir():
+        what = "is not a safetensors file or an index of some" if path.exists() else "does not exist"
+        raise NotAModel(f"{path} {what}.\n{_WHAT_TO_DO}")
+    source, entries = LocalSource(path), os.listdir(path)
+    for stem in _FIRST:  # a single file comes first, as it does for transformers
+        if stem + SUFFIX in entries:
+            return source, [stem + SUFFIX], _no_index()
+        if stem + _INDEX_SUFFIX in entries:
+            index = _read_index(source, stem + _INDEX_SUFFIX)
+            return source, sorted(set(index.weight_map.values())), index
+    names = sorted(name for name in entries if name.endswith(SUFFIX) and not name.startswith("."))
+    if not names:
+        raise NotAModel(_nothing_there(path, entries))
+    return source, names, _no_index()
+
+
+def _nothing_there(path: Path, entries: list[str]) -> str:
+    if ".metadata" in entries:
+        return f"{path} is a distributed checkpoint, not a HuggingFace model.\n{_WHAT_TO_DO}"
+    pickled = sorted(name for name in entries if name.endswith((".bin", ".pt", ".pth")))
+    if pickled:
+        return (
+            f"{path} has no safetensors files; {some(pickled, 3)} may hold weights as pickles, which dcptools does not "
+            "read.\nLoad it with transformers, and save it again with save_pretrained."
+        )
+    return f"{path} has no safetensors files.\n{_WHAT_TO_DO}"
+
+
+def _no_index() -> _Index:
+    return _Index("", {}, {}, [])
+
+
+def _read_index(source: LocalSource, name: str) -> _Index:
+    """What an index says, as far as it can be used."""
+    state = source.state(name)
+    if state is None or state.nbytes > MAX_HEADER_BYTES:
+        limit = format_bytes(MAX_HEADER_BYTES)
+        return _Index(name, {}, {}, [_bad_index(name, f"it has more than {limit}, or is no ordinary file")])
+    try:
+        parsed = json.loads(source.content(name))
+    except (ValueError, RecursionError):
+        return _Index(name, {}, {}, [_bad_index(name, "it is not JSON in UTF-8")])
+    weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
+    if not isinstance(weight_map, dict):
+        return _Index(name, {}, {}, [_bad_index(name, "it has no weight_map")])
+    metadata = parsed.get("metadata")
+    good = {key: file for key, file in weight_map.items() if _is_plain(file)}
+    bad = [_bad_index(key, f"it is said to be in {file!r}, no file of the directory") for key, file in
+           weight_map.items() if key not in good]  # fmt: skip
+    return _Index(name, good, metadata if isinstance(metadata, dict) else {}, bad)
+
+
+def _is_plain(file: Any) -> bool:
+    """Whether that names a file of the same directory: an index must not lead out of it."""
+    return isinstance(file, str) and file.endswith(SUFFIX) and not {"/", "\\", "\0"}.intersection(file)
+
+
+def _bad_index(key: str, message: str) -> Finding:
+    return Finding("model-index", key, message, "write or copy the model again")
+
+
+def _header(source: LocalSource, name: str) -> tuple[WeightFile, Header | None, Finding | None]:
+    """One file: what is known of it, and what is wrong."""
+    state = source.state(name)
+    if state is None:
+        return (
+            WeightFile(name, None, 0, ()),
+            None,
+            Finding("model-file", name, "the file is not there", "copy it again"),
+        )
+    try:
+        header = read_header(source, name, state.nbytes)
+    except BrokenModel as error:
+        found = Finding("model-file", name, str(error), "copy it again, or write the model again")
+        return WeightFile(name, state.nbytes, 0, ()), None, found
+    file = WeightFile(name, state.nbytes, header.nbytes, tuple(sorted(header.metadata.items())))
+    if _CHUNKS in header.metadata:
+        what = "it holds chunks that torch's HuggingFaceStorageWriter saved, not whole weights"
+        return file, header, Finding("model-file", name, what, "give the model that was made of them")
+    return file, header, None
+
+
+def _merged(headers: Iterable[Header]) -> tuple[dict[str, Weight], list[Finding]]:
+    weights: dict[str, Weight] = {}
+    findings = []
+    for header in headers:
+        for weight in header.weights:
+            if weight.name in weights:
+                both = f"it is in {weights[weight.name].file} and in {weight.file}"
+                findings.append(Finding("model-file", weight.name, both, "remove the file that does not belong here"))
+            weights.setdefault(weight.name, weight)
+    return weights, findings
+
+
+def _about_index(index: _Index, weights: Mapping[str, Weight], readable: set[str]) -> Iterator[Finding]:
+    """What the index says and the files do not, and the other way round; files that cannot be read are told apart."""
+    if not index.name:
+        return
+    for name, file in index.weight_map.items():
+        if file not in readable:
+            continue
+        if name not in weights:
+            yield _bad_index(name, f"the index says that it is in {file}, and it is not")
+        elif weights[name].file != file:
+            yield _bad_index(name, f"the index says that it is in {file}, and it is in {weights[name].file}")
+    for name in sorted(weights.keys() - index.weight_map.keys()):
+        yield _bad_index(name, f"it is in {weights[name].file}, and the index does not name it")
+    total = index.metadata.get("total_size")
+    if all(file in readable for file in index.weight_map.values()):
+        size = sum(weight.nbytes for weight in weights.values())
+        if total is not None and total != size:
+            yield _bad_index(index.name, f"total_size is {total!r}, and the weights have {size:,} bytes")
+        numel = sum(weight.numel for weight in weights.values())
+        parameters = index.metadata.get("total_parameters")
+        if parameters is not None and parameters != numel:
+            yield _bad_index(index.name, f"total_parameters is {parameters!r}, and the weights have {numel:,} elements")

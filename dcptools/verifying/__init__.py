@@ -1,0 +1,22 @@
+"""``verify``: whether a model on the disk is what a checkpoint gives, read again in another way than it was written.
+
+``weights`` compares values bit for bit, on the model's side through ``library``; ``files`` looks after headers, index
+and the files beside the weights. ``receipt`` says what was written, with ``checksums``, and ``copies`` compares with
+that. ``checking`` puts it together; ``values`` is what came out.
+"""
+
+from __future__ import annotations
+
+from dcptools.verifying.checking import verify, verify_written
+from dcptools.verifying.receipt import check_receipt_path, receipt_of, write_receipt
+from dcptools.verifying.values import Verification, VerifiedWeight
+
+__all__ = [
+    "Verification",
+    "VerifiedWeight",
+    "check_receipt_path",
+    "receipt_of",
+    "verify",
+    "verify_written",
+    "write_receipt",
+]

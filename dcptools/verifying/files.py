@@ -1,0 +1,221 @@
+"""The files of a model: headers, index, and what lies beside the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dcptools._text import some
+from dcptools.assets import CONFIG, Assets
+from dcptools.errors import DcptoolsError
+from dcptools.findings import Finding
+from dcptools.hf import Model, WeightFile, header_bytes
+from dcptools.shards import INDEX, ShardFile, ShardPlan
+from dcptools.storage import open_regular
+from dcptools.verifying.library import Opened
+
+_AGAIN = "copy it again, or write the model again"
+_FORMATS = ("pt", "tf", "flax", "mlx")  # those that transformers takes
+PIECE_BYTES = 1 << 20
+
+
+def about_files(model: Model, plan: ShardPlan | None) -> Iterator[Finding]:
+    """Headers and index: as planned, byte for byte; or, without a plan, right and in the usual form."""
+    yield from model.findings
+    if plan is not None:
+        yield from _about_plan(model, plan)
+    for file in model.files:
+        if file.header_nbytes:
+            yield from _about_library(model, file)
+            if plan is None:
+                yield from _about_form(model, file)
+    if plan is None and model.index:
+        yield from _about_index_form(model)
+    yield from _about_extra(model)
+
+
+def _about_plan(model: Model, plan: ShardPlan) -> Iterator[Finding]:
+    there = {file.name: file for file in model.files}
+    for planned in plan.files:
+        if planned.filename in there:
+            yield from _about_planned(model, planned, there[planned.filename])
+        else:
+            yield Finding("model-file", planned.filename, "it is planned, and is no file of the model", _AGAIN)
+    for name in sorted(there.keys() - {planned.filename for planned in plan.files}):
+        yield Finding("model-file", name, "it is a file of the model, and is not planned", "was it cut by other sizes?")
+    content = _content(model, INDEX)
+    if plan.index is None and content is not None:
+        yield Finding("model-index", INDEX, "a model of one file has no index", "remove it")
+    elif plan.index is not None and content is None:
+        yield Finding("model-index", INDEX, "there is no index", _AGAIN)
+    elif plan.index is not None and content is not None and content != plan.index:
+        where = _first_difference(content, plan.index)
+        yield Finding("model-index", INDEX, f"it is not the planned one from byte {where:,} on", _AGAIN)
+
+
+def _about_planned(model: Model, planned: ShardFile, file: WeightFile) -> Iterator[Finding]:
+    if file.nbytes is None or not file.header_nbytes:
+        return  # said already
+    if file.nbytes != planned.nbytes:
+        said = f"it has {file.nbytes:,} bytes, and {planned.nbytes:,} are planned"
+        yield Finding("model-file", file.name, said, _AGAIN)
+    found = header_bytes(model.source, file.name, file.nbytes)
+    if found != planned.header:
+        where = _first_difference(found, planned.header)
+        yield Finding("model-file", file.name, f"its header is not the planned one from byte {where:,} on", _AGAIN)
+
+
+def _about_library(model: Model, file: WeightFile) -> Iterator[Finding]:
+    """Whether the safetensors library reads the header as dcptools does, and transformers would take it."""
+    ours = {weight.name: (weight.dtype.code, weight.shape) for weight in model.by_file[file.name]}
+    try:
+        theirs = Opened(model, file.name).said()
+    except DcptoolsError as error:
+        yield Finding("model-file", file.name, str(error).splitlines()[0], _AGAIN)
+        return
+    if not ours.items() <= theirs.items():  # a name that is in two files counts for the first
+        yield Finding("model-file", file.name, "the safetensors library reads its header in another way", _AGAIN)
+    said = dict(file.metadata).get("format")
+    if said not in _FORMATS:
+        what = f"its header says the format {said!r}" if said else "its header does not say the format"
+        yield Finding("model-file", file.name, f"{what}, and transformers wants pt", _AGAIN)
+
+
+def _about_form(model: Model, file: WeightFile) -> Iterator[Finding]:
+    """A header that no JSON library writes so: a byte of its padding or of a name's spelling may have changed."""
+    assert file.nbytes is not None
+    found = header_bytes(model.source, file.name, file.nbytes)[8:]
+    text = json.dumps(json.loads(found), separators=(",", ":"), ensure_ascii=False)
+    usual = text.encode(errors="surrogatepass")  # an escape can write half of a pair, which is no text
+    if found != usual + b" " * (len(found) - len(usual)):
+        where = 8 + _first_difference(found, usual)
+        yield Finding("model-form", file.name, f"its header is not in the usual form from byte {where:,} on")
+
+
+def _about_index_form(model: Model) -> Iterator[Finding]:
+    content = _content(model, model.index)
+    if content is None or not model.weight_map:
+        return  # said already
+    usual = (json.dumps(json.loads(content), indent=2, sort_keys=True) + "\n").encode()
+    if content != usual:
+        where = _first_difference(content, usual)
+        yield Finding("model-form", model.index, f"it is not in the usual form from byte {where:,} on")
+    for name in sorted(model.index_metadata.keys() - {"total_size", "total_parameters"}):
+        yield Finding("model-form", model.index, f"its metadata has {name!r}, which nothing reads")
+    if "total_size" not in model.index_metadata:
+        yield Finding("model-form", model.index, "its metadata has no total_size")
+
+
+def _about_extra(model: Model) -> Iterator[Finding]:
+    directory = Path(model.source.location)
+    known = {file.name for file in model.files}
+    for name in sorted(os.listdir(directory)) if directory == Path(model.path) else ():
+        if name.endswith(".safetensors") and name not in known and not name.startswith((".", "adapter_model")):
+            yield Finding("model-extra", name, "it is no file of the model", "remove it if it is another model's")
+    if model.index != INDEX and _content(model, INDEX) is not None and not model.index:
+        what = "there is an index, and a model of one file that comes before it"
+        yield Finding("model-extra", INDEX, what, "remove one of them")
+
+
+def written_dtype(model: Model) -> str:
+    """The floating dtype of the most bytes; "" if there is none."""
+    counts: Counter[str] = Counter()
+    for weight in model.weights.values():
+        if weight.dtype.kind == "float":
+            counts[weight.dtype.name] += weight.nbytes
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def about_assets(model: Model, assets: Assets | None, *, exact: bool) -> Iterator[Finding]:
+    """The files beside the weights: those of the assets, and a config that does not contradict the weights.
+
+    Where it need not be ``exact``, a config that says the same in another form is a warning.
+    """
+    yield from _about_config(model)
+    for asset in assets.files if assets else ():
+        yield from _about_asset(model, assets, asset.name, exact=exact) if assets else ()
+
+
+def _about_config(model: Model) -> Iterator[Finding]:
+    content = _content(model, CONFIG)
+    if content is None:
+        return
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        yield Finding("model-config", CONFIG, "it is not a JSON object in UTF-8", _AGAIN)
+        return
+    said, written = config.get("dtype") or config.get("torch_dtype"), written_dtype(model)
+    if said and written and said != written:
+        what = f"it says {said}, and most of the weights are {written}"
+        yield Finding("model-config", CONFIG, what, 'dtype="auto" of transformers goes by it')
+
+
+def _about_asset(model: Model, assets: Assets, name: str, *, exact: bool) -> Iterator[Finding]:
+    path, source = Path(model.source.location, name), Path(assets.directory, name)
+    rewritten = assets.config_for(written_dtype(model) or "float32") if name == CONFIG else None
+    try:
+        where = _differs(path, rewritten) if rewritten is not None else _files_differ(path, source)
+    except OSError as error:
+        yield Finding("model-asset", name, f"it cannot be compared: {error.strerror or error}", _AGAIN)
+        return
+    if where is None:
+        return
+    if not exact and rewritten is not None and _fields(path.read_bytes()) == _fields(rewritten):
+        yield Finding("model-form", name, f"it says what the assets say, in another form from byte {where:,} on")
+        return
+    fields = _different_fields(path.read_bytes(), rewritten) if rewritten is not None else []
+    what = f"its {some(fields)} differ from the assets'" if fields else f"it differs from the assets' at byte {where:,}"
+    yield Finding("model-asset", name, what, _AGAIN)
+
+
+def _fields(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _different_fields(one: bytes, other: bytes) -> list[str]:
+    first, second = _fields(one), _fields(other)
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return []
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+
+def _differs(path: Path, expected: bytes) -> int | None:
+    """The first byte at which a file is not what is expected."""
+    found = path.read_bytes()
+    return None if found == expected else _first_difference(found, expected)
+
+
+def _files_differ(path: Path, other: Path) -> int | None:
+    with open(open_regular(path), "rb") as one, open(open_regular(other), "rb") as two:
+        at = 0
+        while True:
+            first, second = one.read(PIECE_BYTES), two.read(PIECE_BYTES)
+            if first != second:
+                return at + _first_difference(first, second)
+            if not first:
+                return None
+            at += len(first)
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _content(model: Model, name: str) -> bytes | None:
+    """The whole of a small file of the model's directory; None if it is not there or not small."""
+    try:
+        state = model.source.state(name)
+        return model.source.content(name) if state is not None and state.nbytes <= 100_000_000 else None
+    except OSError:
+        return None

@@ -1,0 +1,151 @@
+"""Two checkpoints or models side by side, on a worker thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as W
+import pandas as pd
+import traitlets as T
+
+from dcptools import plots
+from dcptools._text import format_shape
+from dcptools.comparing import BY, STATISTICS, Comparison, diff
+from dcptools.widgets._base import Step, alert, figure_html, handler, typed_path
+from dcptools.widgets._job import Job
+from dcptools.widgets._table import PagedTable
+
+NUMBERS = ("max_abs", "relative", "cosine")
+SHOWN = ("equal", *NUMBERS)
+COLUMNS = ["name", "state", "A", "B", *SHOWN]
+
+
+class Compare(Step):
+    """Compare two sides, each a distributed checkpoint or a HuggingFace model, and see where they differ.
+
+    Parameters
+    ----------
+    a, b
+        Paths, to begin with.
+    by, cast
+        As in :func:`dcptools.diff`.
+
+    Attributes
+    ----------
+    comparison
+        What :func:`dcptools.diff` returned, or None.
+    """
+
+    title = "Compare"
+    comparison = T.Any(None, allow_none=True)
+
+    def __init__(
+        self,
+        a: str | os.PathLike[str] | None = None,
+        b: str | os.PathLike[str] | None = None,
+        by: str = "auto",
+        cast: bool = False,
+    ) -> None:
+        self.a, self.b = (_path_field(name, path) for name, path in (("A", a), ("B", b)))
+        self.by = W.Dropdown(options=BY, value=by, description="Compare by", layout={"width": "220px"})
+        self.globs = W.Text(
+            description="Only", placeholder="all; or globs, with spaces between", layout={"width": "420px"}
+        )
+        self.cast = W.Checkbox(
+            value=cast, description="cast A to the dtypes of B first", indent=False, layout={"width": "auto"}
+        )
+        self.job = Job("Compare", self._run, self._done, self.show_error, self._ready)
+        self.statistic = W.Dropdown(
+            options=[(about, name) for name, about in STATISTICS.items()],
+            description="Colour",
+            layout={"width": "480px"},
+        )
+        self.found, self.figure = W.HTML(), W.HTML()
+        self.table = PagedTable(
+            pd.DataFrame(columns=COLUMNS),
+            search=["name"],
+            facets=["state"],
+            formats={**dict.fromkeys(NUMBERS, "{:.4g}".format), "equal": _share},
+            numeric=SHOWN,
+            label="Search tensors",
+        )
+        self.table.order.value, self.table.descending.value = "relative", True  # what differs most comes first
+        options = W.HBox([self.by, self.globs, self.cast], layout=W.Layout(flex_flow="row wrap"))
+        self.result = W.VBox([self.statistic, self.figure, self.table], layout={"display": "none"})
+        super().__init__([self.a, self.b, options, self.job, self.found, self.result])
+        for field in (self.a, self.b, self.by, self.globs, self.cast):
+            field.observe(self._changed, "value")
+        self.statistic.observe(lambda _: self._draw(), "value")
+        self._changed()
+
+    def _ready(self) -> bool:
+        return bool(self.a.value.strip() and self.b.value.strip())
+
+    @handler
+    def _changed(self, _: Any = None) -> None:
+        """What is shown must be of what the fields say."""
+        self.comparison, self.found.value = None, ""
+        self.result.layout.display = "none"
+        self.job.forget()
+        self.job.enable()
+        self.blocked = "" if self._ready() else "Give two directories."
+
+    def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> tuple[Any, Comparison]:
+        asked = self._asked()
+        self.message.value = ""
+        a, b, by, keys, cast = asked
+        return asked, diff(a, b, by=by, keys=keys or None, cast=cast, progress=progress, cancel=cancel)
+
+    def _asked(self) -> tuple[str, str, str, tuple[str, ...], bool]:
+        """What a click would compare."""
+        paths = typed_path(self.a.value), typed_path(self.b.value)
+        return (*paths, self.by.value, tuple(self.globs.value.split()), self.cast.value)
+
+    def _done(self, done: tuple[Any, Comparison]) -> None:
+        asked, comparison = done
+        if asked != self._asked():
+            self.found.value = alert("warning", "The fields were changed meanwhile; compare again.")
+            return
+        self.found.value = alert("success" if comparison.same else "info", comparison.headline())
+        self.table.frame = _frame(comparison)
+        self.comparison = comparison
+        self._draw()
+        self.result.layout.display = ""
+
+    @handler
+    def _draw(self) -> None:
+        if self.comparison is not None:
+            self.figure.value = figure_html(plots.diff(self.comparison, self.statistic.value))
+
+    def summary(self) -> tuple[str, list[str], list[list[str]]]:
+        if self.comparison is None:
+            return "Nothing was compared yet.", [], []
+        rows = [[t.name, t.state, f"{t.relative:.3g}"] for t in self.comparison.worst_first()]
+        return self.comparison.headline(), ["tensor", "what differs", "relative"], rows
+
+
+def _path_field(name: str, path: str | os.PathLike[str] | None) -> W.Text:
+    return W.Text(
+        value=str(path or ""), description=name, placeholder="directory of a checkpoint or a model",
+        continuous_update=False, layout={"width": "640px"},
+    )  # fmt: skip
+
+
+def _frame(comparison: Comparison) -> pd.DataFrame:
+    rows = [
+        (t.name, t.state, _what(t.dtype_a, t.shape_a), _what(t.dtype_b, t.shape_b), *(getattr(t, n) for n in SHOWN))
+        for t in comparison.tensors
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _what(dtype: str, shape: tuple[int, ...] | None) -> str:
+    return "" if shape is None else f"{dtype} {format_shape(shape)}"
+
+
+def _share(share: float) -> str:
+    """A share as a percentage, which says 100 % only of all values."""
+    return f"{min(share, 0.9999):.2%}" if share < 1 else "100%"
