@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from checkpoints import distributed, models, saved
 from checkpoints.edit import editing, indices
@@ -22,10 +24,12 @@ from torch import Tensor
 import dcptools
 from dcptools.convert import pipeline
 from dcptools.errors import Cancelled, ChecksumError, FindingsError, NotAModel, NotVerified, UsageError
+from dcptools.hf import read_model
 from dcptools.mapping import KeyMapping, Output
 from dcptools.shards import ShardPlan
 from dcptools.tensors import View
 from dcptools.verifying import Verification
+from dcptools.verifying.library import Opened
 
 INDEX = "model.safetensors.index.json"
 
@@ -74,6 +78,27 @@ class TestTheSame:
         }
         plan = dcptools.plan(dcptools.preview(saved.trained(tmp_path / "c", state)), "1kB", dtype)
         assert dcptools.verify(written(tmp_path / "m", plan), plan).findings == ()
+
+    @pytest.mark.parametrize(
+        ("stored", "written", "same"),
+        [
+            (torch.float16, torch.float32, True),
+            (torch.float64, torch.bfloat16, True),
+            (torch.float32, torch.bfloat16, False),
+            (torch.float32, torch.float16, False),
+            (torch.float16, torch.float16, False),
+        ],
+    )
+    def test_the_bits_of_a_nan_count_but_where_torch_gives_them_by_its_place(
+        self, stored: torch.dtype, written: torch.dtype, same: bool, tmp_path: Path
+    ) -> None:
+        values = torch.tensor([1.0, math.nan, 2.0])
+        checkpoint = saved.trained(tmp_path / "c", {"model.w": values.to(stored)}, optimizer=False)
+        other = values.to(written)
+        other.view(torch.uint8)[other.element_size()] ^= 1  # the lowest bit of the NaN
+        assert dcptools.verify(foreign(tmp_path / "m", {"model.w": other}), checkpoint).ok is same
+        other[1] = 0.0
+        assert not dcptools.verify(foreign(tmp_path / "n", {"model.w": other}), checkpoint).ok
 
     def test_every_dtype_and_every_stride(self, tmp_path: Path) -> None:
         state = saved.dtype_state() | saved.strided_state() | saved.shape_state()
@@ -363,6 +388,22 @@ class TestFiles:
         save_file({"model.w": torch.ones(2)}, tmp_path / "m" / "model.safetensors")
         (finding,) = dcptools.verify(tmp_path / "m", checkpoint).findings
         assert finding.message == "its header does not say the format, and transformers wants pt"
+
+
+def test_a_file_is_mapped_anew_after_some_bytes_so_that_memory_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {name: torch.full((1000,), float(n)) for n, name in enumerate("abcdef")}
+    model = read_model(foreign(tmp_path / "m", tensors))
+    mapped: list[Any] = []
+    safe_open = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda *a, **k: mapped.append(a) or safe_open(*a, **k))
+    opened = Opened(model, "model.safetensors", mapped_bytes=8000)
+    values = {name: opened.values(model.weights[name], 1000) for name in tensors}
+    assert len(mapped) == 3  # two tensors each
+    assert {name: set(bits.view("f4").tolist()) for name, bits in values.items()} == {
+        name: {float(n)} for n, name in enumerate("abcdef")
+    }  # those of the first mapping, too
 
 
 class TestUsage:

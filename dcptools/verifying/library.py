@@ -17,8 +17,8 @@ MAPPED_BYTES = 32 << 20  # of a file that are looked at before it is mapped anew
 class Opened:
     """A file of the model, opened with the library; used by one thread at a time."""
 
-    def __init__(self, model: Model, file: str) -> None:
-        self._path = model.source.path(file)
+    def __init__(self, model: Model, file: str, *, mapped_bytes: int = MAPPED_BYTES) -> None:
+        self._path, self._most = model.source.path(file), mapped_bytes
         self._looked_at = 0  # bytes since it was mapped
         self._mapped: Any = None
 
@@ -26,9 +26,10 @@ class Opened:
         """All values of a weight as bits, of which ``count`` will be looked at; they are not read yet."""
         import torch
 
-        self._looked_at += count * weight.dtype.itemsize
-        if self._mapped is None or self._looked_at > MAPPED_BYTES:
+        nbytes = count * weight.dtype.itemsize
+        if self._mapped is None or self._looked_at + nbytes > self._most:
             self._mapped, self._looked_at = self._map(), 0
+        self._looked_at += nbytes
         signed: torch.dtype = getattr(torch, f"int{8 * weight.dtype.itemsize}")
         values = self._mapped.get_tensor(weight.name).reshape(-1).view(signed).numpy()
         return values.view(BITS[weight.dtype.itemsize])  # type: ignore[no-any-return]
