@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 from dcptools._text import some
-from dcptools.errors import UsageError, system_errors
+from dcptools.errors import UsageError
 from dcptools.expected.values import Expected, Naming, Shape
-
-INDEX = "model.safetensors.index.json"
+from dcptools.hf import read_model
 
 
 def expect_reference(path: str | os.PathLike[str]) -> Expected:
@@ -21,46 +17,21 @@ def expect_reference(path: str | os.PathLike[str]) -> Expected:
 
     Raises
     ------
+    NotAModel
+        There is no such model.
     UsageError
-        There is no such model, or its files cannot be read.
+        Some of its files are missing or damaged.
     """
-    path = Path(path)
-    with system_errors(UsageError, f"The reference {path} cannot be read"):
-        index = path / INDEX if path.is_dir() else path
-        if index.name.endswith(".index.json") and index.is_file():
-            found = _indexed(index)
-        else:
-            found = dict(_headers(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
-    if not found:
+    model = read_model(path)
+    found: dict[str, Shape | None] = {name: weight.shape for name, weight in model.weights.items()}
+    missing = [file.name for file in model.files if file.nbytes is None]
+    if model.weight_map and len(missing) == len(model.files):
+        found = dict.fromkeys(model.weight_map)
+    elif missing:
         raise UsageError(
-            f"There is no model in the reference {path}.\n"
-            f"Expected a directory with *.safetensors files, an {INDEX}, or a safetensors file."
+            f"Files of the reference {path} are missing: {some(missing)}.\nGive a model with all its files, or an index."
         )
+    elif model.errors or not found:
+        raise UsageError("\n".join([f"The reference {path} cannot be used:", *map(str, model.errors[:3])]))
     naming = Naming(found)
-    return Expected(str(path), naming, naming)
-
-
-def _indexed(index: Path) -> dict[str, Shape | None]:
-    try:
-        listed = json.loads(index.read_bytes())["weight_map"]
-        names, files = list(listed), {index.parent / os.path.basename(file) for file in listed.values()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UsageError(f"{index} is not an index of a HuggingFace model.\nExpected a 'weight_map' in it.") from None
-    missing = [file.name for file in sorted(files) if not file.is_file()]
-    if len(missing) == len(files):
-        return dict.fromkeys(names)
-    if missing:
-        raise UsageError(f"Files of {index} are missing: {some(missing)}.\nGive an index with all its files, or none.")
-    return dict(_headers(sorted(files)))
-
-
-def _headers(files: list[Path]) -> Iterator[tuple[str, Shape | None]]:
-    from safetensors import SafetensorError, safe_open
-
-    for file in files:
-        try:
-            with safe_open(file, framework="np") as opened:
-                for name in opened.keys():
-                    yield name, tuple(opened.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise UsageError(f"{file} is not a whole safetensors file: {error}.\nCopy the model again.") from None
+    return Expected(os.fspath(path), naming, naming)
