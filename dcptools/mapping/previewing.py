@@ -145,6 +145,7 @@ def preview(
         expected,
         held.fit,
         tuple(candidate.fit for candidate in tried),
+        held.weights,
     )
 
 
