@@ -49,6 +49,7 @@ class Mapping(Step):
         self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout={"width": "240px"})
         self.rules = Rules(beside=[self.dtype_choice])
         self.verdict, self.found, self.findings = W.HTML(), W.HTML(), W.HTML()
+        self.verdict.add_class("dcp-verdict")
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
         self.weights, self.outputs, self.leftovers = model_table(), _output_table(), _leftover_table()
         self.tabs = W.Tab(

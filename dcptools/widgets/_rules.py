@@ -14,6 +14,15 @@ from dcptools.widgets._base import typed_path
 
 OF_ONE_MODEL = ("model_assets_dir", "reference", "family", "allow_mismatch")  # another checkpoint has its own
 
+_ROWS = (
+    ("model_assets_dir",),
+    ("reference", "family"),
+    ("layout", "root"),
+    ("names", "tied", "unexpected", "allow_mismatch"),
+    ("include", "exclude"),
+    ("rename",),
+)
+
 
 class Rules(W.VBox):  # type: ignore[misc]
     """The options of ``preview`` as fields; ``beside`` are widgets that stand in the row of the layout."""
@@ -21,34 +30,8 @@ class Rules(W.VBox):  # type: ignore[misc]
     options = T.Dict()  # the keyword arguments of preview, as the fields say them
 
     def __init__(self, beside: Iterable[W.Widget] = ()) -> None:
-        self.fields: dict[str, W.Widget] = {
-            "model_assets_dir": _text("Assets", "directory with config.json and tokenizer", "640px"),
-            "reference": _text("Reference", "a HuggingFace model to compare with", "420px"),
-            "family": _text("Family", "TOML file with a trainer's names", "420px"),
-            "layout": _choice("Layout", LAYOUTS),
-            "root": W.Combobox(
-                description="Root", placeholder="model", continuous_update=False, layout={"width": "240px"}
-            ),
-            "names": _choice("Names", CHOICES["names"]),
-            "tied": _choice("Tied", CHOICES["tied"]),
-            "unexpected": _choice("Unexpected", CHOICES["unexpected"]),
-            "allow_mismatch": W.Checkbox(description="Allow a mismatch", indent=False, layout={"width": "auto"}),
-            "include": _text("Include", "globs on keys", "420px"),
-            "exclude": _text("Exclude", "globs on keys", "420px"),
-            "rename": W.Textarea(
-                description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one a line; the first match wins",
-                continuous_update=False, rows=3, layout={"width": "640px"},
-            ),
-        }  # fmt: skip
-        rows = (
-            ("model_assets_dir",),
-            ("reference", "family"),
-            ("layout", "root"),
-            ("names", "tied", "unexpected", "allow_mismatch"),
-            ("include", "exclude"),
-            ("rename",),
-        )
-        placed = [[self.fields[name] for name in row] for row in rows]
+        self.fields = _fields()
+        placed = [[self.fields[name] for name in row] for row in _ROWS]
         placed[2] += beside
         wrap = W.Layout(flex_flow="row wrap", align_items="center")
         super().__init__([W.HBox(row, layout=wrap) for row in placed])
@@ -70,12 +53,38 @@ class Rules(W.VBox):  # type: ignore[misc]
             self.options = {name: _MEANING.get(name, _as_it_is)(field.value) for name, field in self.fields.items()}
 
 
+def _fields() -> dict[str, W.Widget]:
+    """By option, in the order of the form."""
+    return {
+        "model_assets_dir": _text("Assets", "directory with config.json and tokenizer", "640px"),
+        "reference": _text("Reference", "a HuggingFace model to compare with", "420px"),
+        "family": _text("Family", "TOML file with a trainer's names", "420px"),
+        "layout": _choice("Layout", LAYOUTS, "how names are found in the keys"),
+        "root": W.Combobox(
+            description="Root", placeholder="model", continuous_update=False, layout={"width": "240px"}
+        ),
+        "names": _choice("Names", CHOICES["names"], "of the live model, or those that save_pretrained writes"),
+        "tied": _choice("Tied", CHOICES["tied"], "weights that the model ties: one if they are equal, all, or one"),
+        "unexpected": _choice("Unexpected", CHOICES["unexpected"], "tensors that the model has no weight for"),
+        "allow_mismatch": W.Checkbox(
+            description="Allow a mismatch", indent=False, layout={"width": "auto", "margin": "2px 2px 2px 16px"},
+            tooltip="write it though weights are missing or have another shape",
+        ),
+        "include": _text("Include", "globs on keys", "420px"),
+        "exclude": _text("Exclude", "globs on keys", "420px"),
+        "rename": W.Textarea(
+            description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one a line; the first match wins",
+            continuous_update=False, rows=3, layout={"width": "640px"},
+        ),
+    }  # fmt: skip
+
+
 def _text(label: str, hint: str, width: str) -> W.Text:
     return W.Text(description=label, placeholder=hint, continuous_update=False, layout={"width": width})
 
 
-def _choice(label: str, values: Iterable[str]) -> W.Dropdown:
-    return W.Dropdown(options=list(values), description=label, layout={"width": "240px"})
+def _choice(label: str, values: Iterable[str], hint: str) -> W.Dropdown:
+    return W.Dropdown(options=list(values), description=label, tooltip=hint, layout={"width": "240px"})
 
 
 def _as_it_is(value: Any) -> Any:
