@@ -80,7 +80,10 @@ class Fit:
         }
 
     def to_json(self) -> dict[str, Any]:
-        differences = [{**each._asdict(), "state": each.state} for each in self.differences]
+        differences = [
+            {"name": each.name, "found": each.found, "expected": each.expected, "state": each.state}
+            for each in self.differences
+        ]
         return {"model": self.title, **self.scores(), "differences": differences}
 
 
