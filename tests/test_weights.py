@@ -105,6 +105,13 @@ def test_where_nothing_is_known_nothing_is_said(tmp_path: Path) -> None:
     assert mapping.readings_frame().empty
 
 
+def test_what_was_held_against_no_model_says_nothing_though_one_is_known(tmp_path: Path) -> None:
+    mapping = held(tmp_path, saved.model_state(layers=1), saved.model_state(layers=1))
+    alone = replace(mapping, fit=None, weights=())
+    assert set(alone.to_frame()["state"]) == {""} and set(alone.to_frame()["expected_shape"]) == {None}
+    assert str(alone).startswith(f"{alone.counts()}\nkey ")
+
+
 def test_an_index_alone_knows_no_shapes(tmp_path: Path) -> None:
     state = saved.model_state(layers=1)
     index = tmp_path / "model.safetensors.index.json"

@@ -105,11 +105,11 @@ class KeyMapping(Shown, HasFindings):
     def _held(self, output: Output, weight: Weight | None) -> tuple[str, Shape | None]:
         """The state of an output, and the shape that is expected.
 
-        What has no weight of its own is published as a part of weights that fit, or nothing is known of the model.
+        What has no weight of its own is published as a part of weights that fit, or was held against no model.
         """
         if weight is not None:
             return weight.state, weight.expected
-        return ("", None) if self.expected is None else ("fits", output.shape)
+        return ("", None) if self.fit is None else ("fits", output.shape)
 
     def model_frame(self) -> pd.DataFrame:
         """The model beside the checkpoint: name, key, shape, expected_shape, state.
@@ -177,7 +177,7 @@ class KeyMapping(Shown, HasFindings):
 
     def _tables(self) -> Iterator[Table]:
         title = self.counts() if self.fit else ""
-        if self.readings:
+        if self.fit and self.readings:
             tried = [
                 (fit.reading, f"{fit.fitting:,} of {fit.weights:,}", f"{len(fit.missing):,}", f"{len(fit.misshapen):,}")
                 for fit in self.readings[:SHOWN_READINGS]
