@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
-from dcptools._table import html_table, text_table
-from dcptools._text import printable
+from dcptools._table import html_table, html_title, text_table
 from dcptools.findings import Finding, summary_lines
 
 
@@ -18,6 +15,7 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     total: int | None = None  # rows in all, where ``rows`` are not all
+    title: str = ""
 
 
 class Shown:
@@ -38,8 +36,10 @@ class Shown:
 
     def table(self) -> str:
         """The text that ``print`` shows, without the findings."""
-        tables = [text_table(table.header, table.rows, total=table.total) for table in self._tables()]
-        return "\n".join(filter(None, [self.headline(), *tables, self._footer()]))
+        lines = [self.headline()]
+        for table in self._tables():
+            lines += [table.title, text_table(table.header, table.rows, total=table.total)]
+        return "\n".join(filter(None, [*lines, self._footer()]))
 
     def __str__(self) -> str:
         return "\n".join([self.table(), *summary_lines(self._shown_findings())])
@@ -47,11 +47,9 @@ class Shown:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        titles = chain([self.headline()], repeat(""))
-        tables = zip(titles, self._tables(), strict=False)
-        parts = [html_table(t.header, t.rows, title=title, total=t.total) for title, t in tables]
-        if not parts:
-            parts = [f"<p><strong>{html.escape(printable(self.headline()))}</strong></p>"]
+        parts = [html_title(self.headline())]
+        for table in self._tables():
+            parts.append(html_table(table.header, table.rows, title=table.title, total=table.total))
         footer = self._footer()
         parts += [f"<p>{footer}</p>"] if footer else []
         found = [[line] for line in summary_lines(self._shown_findings())]

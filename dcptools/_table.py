@@ -48,10 +48,15 @@ def html_table(
         "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown
     )
     head = "".join(f"<th scope='col' style='text-align:left'>{escape(name)}</th>" for name in header)
-    caption = f"<p><strong>{escape(title)}</strong></p>" if title else ""
+    caption = html_title(title) if title else ""
     return f"{caption}<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>" + (
         f"<p>{escape(note)}</p>" if note else ""
     )
+
+
+def html_title(text: str) -> str:
+    """What stands above a table, escaped."""
+    return f"<p><strong>{html.escape(printable(text))}</strong></p>"
 
 
 def _numeric(cell: Any) -> bool:

@@ -629,6 +629,8 @@ def test_the_frame_has_one_row_an_output_with_its_findings(tmp_path: Path) -> No
             "shape": (2, 3),
             "dtype": "float32",
             "numel": 6,
+            "state": "",
+            "expected_shape": None,
             "findings": "",
         },
         {
@@ -638,6 +640,8 @@ def test_the_frame_has_one_row_an_output_with_its_findings(tmp_path: Path) -> No
             "shape": (),
             "dtype": "int64",
             "numel": 1,
+            "state": "",
+            "expected_shape": None,
             "findings": "unusual-key",
         },
     ]

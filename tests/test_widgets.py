@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +19,21 @@ import pytest
 import torch
 from checkpoints import broken, models, saved
 from pandas.testing import assert_frame_equal
+from safetensors.torch import save_file
 
 import dcptools
 from dcptools import plots, widgets
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
-from dcptools.mapping import KeyMapping, preview
+from dcptools.expected import Expected, Naming, NotExpected, asking
+from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.widgets import _convert, _job
 from dcptools.widgets._base import Step, alert, handler
 from dcptools.widgets._inspect import KEYS, SIZES, TREE
 from dcptools.widgets._job import Job
+from dcptools.widgets._mapping import MODEL, OUTPUTS
 from dcptools.widgets._table import PAGE_ROWS, PagedTable
 from dcptools.widgets._tree import TREE_ROWS, TreeView
 from dcptools.writer import Report, write
@@ -187,7 +190,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Shards", "Convert", "Result",
-        "PagedTable", "TreeView", "Values", "OneTensor", "Job",
+        "PagedTable", "TreeView", "Values", "OneTensor", "Job", "Rules",
     }  # fmt: skip
 
 
@@ -668,7 +671,7 @@ def test_all_that_is_converted_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_in_the_wizard_it_is_what_the_rules_convert(wizard: widgets.Wizard) -> None:
-    wizard.mapping_step.exclude.value = "*mlp*"
+    wizard.mapping_step.rules.fields["exclude"].value = "*mlp*"
     values = wizard.inspect_step.values
     values.job.start.click()
     finished(values)
@@ -823,7 +826,7 @@ def review(checkpoint: Checkpoint, assets: str) -> widgets.Mapping:
 
 
 def test_a_rename_changes_the_preview_at_once(review: widgets.Mapping) -> None:
-    review.rename.value = "model\\.norm\\.(.*)=model.final.\\1\n\nlm_head.weight=head.weight\n"
+    review.rules.fields["rename"].value = "model\\.norm\\.(.*)=model.final.\\1\n\nlm_head.weight=head.weight\n"
     names = {output.name for output in review.mapping.outputs}
     assert {"model.final.weight", "head.weight"} < names and "lm_head.weight" not in names
     assert "head.weight" in shown_keys(review.outputs)[0] + review.outputs.body.value
@@ -832,21 +835,21 @@ def test_a_rename_changes_the_preview_at_once(review: widgets.Mapping) -> None:
 def test_the_layout_changes_the_preview_at_once(tmp_path: Path) -> None:
     step = widgets.Mapping(read(saved.bare(tmp_path / "bare")))
     assert step.mapping.layout == "bare" and "model.norm.weight" in list(step.outputs.frame["name"])
-    step.layout_choice.value = "container"
+    step.rules.fields["layout"].value = "container"
     assert step.mapping.layout == "container" and "norm.weight" in list(step.outputs.frame["name"])
 
 
 def test_the_root_changes_the_preview_at_once(review: widgets.Mapping) -> None:
-    assert set(review.root.options) == {"model", "optimizer"}
-    review.root.value = "optimizer"
+    assert set(review.rules.fields["root"].options) == {"model", "optimizer"}
+    review.rules.fields["root"].value = "optimizer"
     assert review.mapping.root == "optimizer"
     assert all(view.key.startswith("optimizer.") for output in review.mapping.outputs for view in output.sources)
 
 
 def test_globs_change_the_preview_at_once(review: widgets.Mapping) -> None:
-    review.include.value = "*norm* *lm_head*"
+    review.rules.fields["include"].value = "*norm* *lm_head*"
     assert len(review.mapping.outputs) == 10
-    review.exclude.value = "*lm_head*"
+    review.rules.fields["exclude"].value = "*lm_head*"
     assert len(review.mapping.outputs) == 9
     assert "excluded by '*lm_head*'" in set(review.leftovers.frame["reason"])
 
@@ -863,12 +866,12 @@ def test_the_dtype_changes_the_preview_at_once(review: widgets.Mapping, by_trait
 
 
 def test_a_bad_rule_is_said_and_no_older_mapping_stays(review: widgets.Mapping) -> None:
-    review.rename.value = "(=x"
+    review.rules.fields["rename"].value = "(=x"
     assert "The rename rule (=x is not a valid regular expression" in text(review.message)
     assert roles(review.message) == ["alert"]
     assert (review.mapping, review.blocked) == (None, "There is no mapping yet.")
     assert review.tabs.layout.display == "none"
-    review.rename.value = ""
+    review.rules.fields["rename"].value = ""
     assert (review.message.value, review.blocked, review.tabs.layout.display) == ("", "", "")
 
 
@@ -884,7 +887,7 @@ def test_warnings_ask_to_be_read(checkpoint: Checkpoint) -> None:
     assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
     step.accept.value = True
     assert step.blocked == ""
-    step.exclude.value = "*lm_head*"  # other rules, other warnings
+    step.rules.fields["exclude"].value = "*lm_head*"  # other rules, other warnings
     assert not step.accept.value and step.blocked
 
 
@@ -895,7 +898,7 @@ def test_errors_block_and_cannot_be_ticked_away(tmp_path: Path, assets: str) -> 
     step.accept.value = True
     assert step.accept.layout.display == "none"
     assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
-    step.exclude.value = "model.model.w"
+    step.rules.fields["exclude"].value = "model.model.w"
     assert (step.blocked, len(step.mapping.outputs)) == ("There are warnings; tick that you have read them.", 1)
 
 
@@ -905,6 +908,221 @@ def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
     step.outputs.checks["only findings"].value = True
     assert shown_keys(step.outputs) == ["model.projector.weight"]
     assert "unusual-key" in text(step.outputs.body)
+
+
+# The model beside the checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A HuggingFace model of two layers, to hold checkpoints against."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_file(saved.model_state(), path)
+    return str(path)
+
+
+def held(checkpoint: Checkpoint, model: str, assets: str) -> widgets.Mapping:
+    step = widgets.Mapping(checkpoint, model_assets_dir=assets)
+    step.rules.fields["reference"].value = model
+    return step
+
+
+def without_norm(directory: Path) -> Checkpoint:
+    """A checkpoint that lacks a weight, has another one in another shape, and a tensor of its own."""
+    state = {**saved.model_state(), "lm_head.weight": torch.ones(17, 8), "projector.weight": torch.ones(2)}
+    del state["model.norm.weight"]
+    return read(saved.trained(directory, state, optimizer=False))
+
+
+def test_the_verdict_stands_on_top_with_the_readings(checkpoint: Checkpoint, model: str, assets: str) -> None:
+    step = held(checkpoint, model, assets)
+    assert step.children[1] is step.verdict
+    assert text(step.verdict).startswith(f"This is {model}: 25 of 25 weights, every shape fits.Read as: below 'model.'")
+    assert roles(step.verdict) == ["status"] and "dcp-success" in step.verdict.value
+    page = _Reader(step.verdict.value)
+    assert "Readings that were tried: 1" in page.words and page.words[-4:] == [
+        "below 'model.', the names of the live model", "25 of 25", "0", "0",
+    ]  # fmt: skip
+    assert "<details open>" not in step.verdict.value
+    assert_frame_equal(step.weights.frame, step.mapping.model_frame())
+    assert step.tabs.selected_index == MODEL and step.blocked == ""
+    assert bundle(step)["text/plain"].startswith(step.mapping.fit.sentence)
+
+
+def test_where_no_model_is_known_the_outputs_are_shown(checkpoint: Checkpoint, model: str, assets: str) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=assets)
+    assert text(step.verdict).startswith("Nothing is known of the model") and roles(step.verdict) == ["status"]
+    assert step.tabs.selected_index == OUTPUTS
+    step.rules.fields["reference"].value = model
+    assert step.tabs.selected_index == MODEL
+    step.tabs.selected_index = OUTPUTS  # and there it stays while the model is known
+    step.rules.fields["exclude"].value = "*nothing*"
+    assert step.tabs.selected_index == OUTPUTS
+
+
+def test_what_is_not_the_model_is_told_apart_by_state(model: str, assets: str, tmp_path: Path) -> None:
+    step = held(without_norm(tmp_path / "c"), model, assets)
+    assert text(step.verdict).startswith(
+        f"This is not {model}: 23 of 25 weights fit, 1 missing, 1 of another shape, 1 unexpected."
+    )
+    assert roles(step.verdict) == ["alert"] and "<details open>" in step.verdict.value
+    state = step.weights.filters["state"]
+    assert state.options == ("any", "fits", "missing", "shape differs", "unexpected")
+    shown = {}
+    for value in state.options[2:]:
+        state.value = value
+        shown[value] = shown_keys(step.weights)
+    assert shown == {
+        "missing": ["model.norm.weight"], "shape differs": ["lm_head.weight"], "unexpected": ["projector.weight"],
+    }  # fmt: skip
+    state.value = "shape differs"
+    assert "[17, 8]" in text(step.weights.body) and "[16, 8]" in text(step.weights.body)
+
+
+def test_a_mismatch_blocks_until_it_is_allowed(model: str, assets: str, tmp_path: Path) -> None:
+    step = held(without_norm(tmp_path / "c"), model, assets)
+    assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
+    assert "error[model-mismatch]" in text(step.found)
+    step.rules.fields["allow_mismatch"].value = True
+    assert roles(step.verdict) == ["alert"]  # it still is not the model
+    assert step.blocked == "There are warnings; tick that you have read them."
+    step.accept.value = True
+    assert step.blocked == ""
+
+
+OTHER_VALUES = {
+    "layout": ("container", "container"),
+    "root": ("model", "model"),
+    "names": ("published", "published"),
+    "tied": ("drop", "drop"),
+    "unexpected": ("drop", "drop"),
+    "allow_mismatch": (True, True),
+    "include": ("model.* *norm*", ("model.*", "*norm*")),
+    "exclude": ("*lm_head*", ("*lm_head*",)),
+    "rename": ("\na=b\n", (Rename("a", "b"),)),
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(MappingOptions)])
+def test_every_option_of_preview_has_a_field_and_is_passed_on_whole(
+    name: str, review: widgets.Mapping, model: str, tmp_path: Path
+) -> None:
+    family = tmp_path / "family.toml"
+    family.write_text('trainer = "Mine"\nmodel = "mine"\n[weights]\n"model.model.norm.weight" = "model.norm.weight"\n')
+    typed, taken = {
+        **OTHER_VALUES, "family": (f" {family} ", str(family)), "reference": (f" {model} ", model),
+        "model_assets_dir": (f" {make_assets(tmp_path / 'mine')} ", str(tmp_path / "mine")),
+    }[name]  # fmt: skip
+    before = review.mapping.options
+    review.rules.fields[name].value = typed
+    assert text(review.message) == ""
+    assert review.mapping.options == replace(before, **{name: taken}) != before
+
+
+def test_what_was_allowed_for_one_checkpoint_is_not_for_the_next(model: str, assets: str, tmp_path: Path) -> None:
+    step = held(without_norm(tmp_path / "c"), model, assets)
+    step.rules.fields["allow_mismatch"].value = True
+    step.checkpoint = read(saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False))
+    options = step.mapping.options
+    assert (options.reference, options.model_assets_dir, options.allow_mismatch) == (None, None, False)
+    assert not step.rules.fields["allow_mismatch"].value
+
+
+class Building:
+    """Stands for the process that builds a model: it answers when the test says so, and counts."""
+
+    def __init__(self, answer: Expected | NotExpected) -> None:
+        self.answer, self.begun, self.go = answer, threading.Event(), threading.Event()
+        self.configs: list[str] = []
+
+    def __call__(self, config: str) -> Expected | NotExpected:
+        self.configs.append(config)
+        self.begun.set()
+        assert self.go.wait(30)
+        return self.answer
+
+
+@pytest.fixture
+def building(monkeypatch: pytest.MonkeyPatch) -> Iterator[Building]:
+    naming = Naming({name: tuple(tensor.shape) for name, tensor in saved.model_state().items()})
+    stands = Building(Expected("Qwen3ForCausalLM", naming, naming, base="model"))
+    monkeypatch.setattr(asking, "_built", stands)
+    monkeypatch.setattr(asking, "_answers", {})
+    yield stands
+    stands.go.set()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """An assets directory whose model has to be built."""
+    directory = make_assets(tmp_path / "qwen3")
+    (directory / "config.json").write_text(json.dumps(models.QWEN3_CONFIG))
+    return str(directory)
+
+
+def test_a_model_is_built_beside_and_the_step_says_so(building: Building, checkpoint: Checkpoint, config: str) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=config)  # comes back at once
+    assert building.begun.wait(30)
+    assert "is being built" in text(step.verdict) and roles(step.verdict) == ["status"]
+    assert (step.mapping, step.blocked) == (None, "The model is being built; wait a moment.")
+    assert step.tabs.layout.display == "none"
+    building.go.set()
+    step.join(30)
+    assert text(step.verdict).startswith("This is Qwen3ForCausalLM: 25 of 25 weights, every shape fits.")
+    assert (step.blocked, step.tabs.layout.display) == ("", "")
+
+
+def test_rules_that_change_meanwhile_count_and_nothing_is_built_twice(
+    building: Building, checkpoint: Checkpoint, config: str
+) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=config)
+    assert building.begun.wait(30)
+    seen: list[Any] = []
+    step.observe(lambda change: seen.append(change["new"]), "mapping")
+    step.rules.fields["exclude"].value = "*lm_head*"
+    step.rules.fields["exclude"].value = "*norm*"
+    assert "is being built" in text(step.verdict)
+    building.go.set()
+    step.join(30)
+    assert [mapping.options.exclude for mapping in seen] == [("*norm*",)]
+    step.rules.fields["exclude"].value = ""  # now it is known
+    assert text(step.verdict).startswith("This is Qwen3ForCausalLM")
+    assert len(building.configs) == 1
+
+
+def test_what_goes_wrong_while_a_model_is_built_is_said(
+    building: Building, checkpoint: Checkpoint, config: str
+) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=config)
+    assert building.begun.wait(30)
+    step.rules.fields["rename"].value = "(=x"
+    building.go.set()
+    step.join(30)
+    assert "The rename rule (=x" in text(step.message) and roles(step.message) == ["alert"]
+    assert (step.mapping, step.verdict.value, step.blocked) == (None, "", "There is no mapping yet.")
+
+
+def test_a_checkpoint_that_is_closed_while_a_model_is_built_does_not_come_back(
+    building: Building, checkpoint: Checkpoint, config: str
+) -> None:
+    step = widgets.Mapping(checkpoint, model_assets_dir=config)
+    assert building.begun.wait(30)
+    step.checkpoint = None
+    building.go.set()
+    step.join(30)
+    assert (step.mapping, step.verdict.value, text(step.message)) == (None, "", "")
+
+
+def test_the_wizard_goes_on_while_a_model_is_built(building: Building, checkpoint: Checkpoint, config: str) -> None:
+    wizard = widgets.Wizard(checkpoint.path, model_assets_dir=config)
+    assert building.begun.wait(30)
+    wizard.next.click()
+    wizard.next.click()
+    assert heading(wizard) == "Step 3 of 6" and wizard.next.disabled
+    assert text(wizard.why) == "The model is being built; wait a moment." and wizard.plan is None
+    building.go.set()
+    wizard.mapping_step.join(30)
+    assert not wizard.next.disabled and wizard.plan.mapping is wizard.mapping
 
 
 # --- Shards -----------------------------------------------------------------------------------------------------
@@ -1274,7 +1492,7 @@ def test_a_wrong_assets_directory_is_mended_in_the_step_that_complains(checkpoin
     wizard.step = 2
     assert "The assets directory /no/such/assets does not exist." in text(wizard.mapping_step.message)
     assert wizard.next.disabled
-    wizard.mapping_step.assets.value = f" {assets} "
+    wizard.mapping_step.rules.fields["model_assets_dir"].value = f" {assets} "
     assert text(wizard.mapping_step.message) == "" and not wizard.next.disabled
     assert wizard.convert_step.assets.value == wizard.plan.mapping.options.model_assets_dir == assets
 
@@ -1299,7 +1517,7 @@ def test_the_step_is_said_to_programs_and_people(wizard: widgets.Wizard) -> None
 def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) -> None:
     wizard.mapping_step.dtype_choice.value = "float32"
     assert wizard.plan.options.dtype == "float32"
-    wizard.mapping_step.exclude.value = "*lm_head*"
+    wizard.mapping_step.rules.fields["exclude"].value = "*lm_head*"
     assert wizard.plan.mapping is wizard.mapping and len(wizard.mapping.outputs) == 24
     assert "--exclude '*lm_head*'" in pre(wizard.convert_step.recipe, "command")
 
@@ -1309,7 +1527,7 @@ def change_dtype(wizard: widgets.Wizard, tmp_path: Path) -> None:
 
 
 def change_rename(wizard: widgets.Wizard, tmp_path: Path) -> None:
-    wizard.mapping_step.rename.value = "lm_head.weight=head.weight"
+    wizard.mapping_step.rules.fields["rename"].value = "lm_head.weight=head.weight"
 
 
 def change_size(wizard: widgets.Wizard, tmp_path: Path) -> None:
@@ -1347,7 +1565,7 @@ def test_an_error_in_an_earlier_step_leaves_no_later_values(wizard: widgets.Wiza
         wizard.open_step.path.value = "/nowhere"
         assert wizard.checkpoint is wizard.mapping is None
     elif change == "mapping":
-        wizard.mapping_step.rename.value = "(=x"
+        wizard.mapping_step.rules.fields["rename"].value = "(=x"
         assert wizard.mapping is None
     else:
         wizard.shards_step.size.value = "many"

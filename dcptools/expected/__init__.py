@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from dcptools.expected.asking import expect, is_known
+from dcptools.expected.asking import expect, is_answered, is_known
 from dcptools.expected.reference import expect_reference
 from dcptools.expected.values import Expected, Naming, NotExpected, Shape
 
-__all__ = ["Expected", "Naming", "NotExpected", "Shape", "expect", "expect_reference", "is_known"]
+__all__ = ["Expected", "Naming", "NotExpected", "Shape", "expect", "expect_reference", "is_answered", "is_known"]

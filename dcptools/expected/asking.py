@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from dcptools.expected.values import Expected, NotExpected
 
+KEPT = 16  # answers; the oldest goes first
 TIMEOUT = 300  # seconds; the largest known model takes a tenth of it
 # No network, no GPU, and nothing printed but the answer.
 _SETTINGS = {
@@ -21,29 +22,57 @@ _SETTINGS = {
     "TQDM_DISABLE": "1",
 }
 
+_answers: dict[str, Expected | NotExpected] = {}  # by the text of config.json
+_asking = threading.Lock()
 
-@functools.lru_cache(maxsize=16)
+
 def expect(config: str) -> Expected:
     """What the model of a ``config.json`` expects; ``config`` is its text.
 
-    transformers takes some seconds to build it; the answer is kept for the next time.
+    transformers takes some seconds to build it; the answer is kept for the next time, and threads that ask for the same
+    model get one answer.
 
     Raises
     ------
     NotExpected
         transformers is missing, does not know the architecture, needs remote code for it, or cannot build it.
     """
+    if refusal := _refusal(config):
+        raise refusal
+    with _asking:
+        if config not in _answers:
+            _answers[config] = _built(config)
+            if len(_answers) > KEPT:
+                del _answers[next(iter(_answers))]
+        answer = _answers[config]
+    if isinstance(answer, NotExpected):
+        raise NotExpected(str(answer), broken=answer.broken)
+    return answer
+
+
+def is_answered(config: str) -> bool:
+    """Whether :func:`expect` answers at once, without building a model."""
+    return config in _answers or _refusal(config) is not None
+
+
+def _refusal(config: str) -> NotExpected | None:
+    """What is known without building it: that nothing will be."""
     try:
         said = json.loads(config)
         if not said.get("architectures"):
-            raise NotExpected("config.json names no architecture")
+            return NotExpected("config.json names no architecture")
     except (ValueError, RecursionError, AttributeError):
-        raise NotExpected("config.json is not a JSON object", broken=True) from None
+        return NotExpected("config.json is not a JSON object", broken=True)
     if is_known(said.get("model_type")) is False:
         without = " without the code that comes with it" if "auto_map" in said else ""
-        raise NotExpected(
+        return NotExpected(
             f"the installed transformers does not know the model_type {said.get('model_type')!r}{without}"
         )
+    return None
+
+
+def _built(config: str) -> Expected | NotExpected:
+    """The answer of a process that builds the model; raises NotExpected where another try may give another one."""
     # -P: no module of the current directory is imported in place of an installed one
     command = [sys.executable, "-P", "-m", "dcptools.expected.building"]
     found_at = str(Path(__file__).parents[2])
@@ -58,11 +87,11 @@ def expect(config: str) -> Expected:
         )
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise NotExpected(f"building the model took more than {TIMEOUT} seconds", broken=True) from None
+        return NotExpected(f"building the model took more than {TIMEOUT} seconds", broken=True)
     except (OSError, ValueError) as error:
         raise NotExpected(f"no process could build the model: {_last_line(error, locals().get('done'))}") from None
     if "architecture" not in answer:
-        raise NotExpected(answer.get("unknown") or answer["broken"], broken="broken" in answer)
+        return NotExpected(answer.get("unknown") or answer["broken"], broken="broken" in answer)
     return Expected.from_json(answer)
 
 

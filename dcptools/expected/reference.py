@@ -29,7 +29,7 @@ def expect_reference(path: str | os.PathLike[str]) -> Expected:
         found = dict.fromkeys(model.weight_map)
     elif missing:
         raise UsageError(
-            f"Files of the reference {path} are missing: {some(missing)}.\nGive a model with all its files, or an index."
+            f"Files of the reference {path} are missing: {some(missing)}.\nGive a whole model, or an index alone."
         )
     elif model.errors or not found:
         raise UsageError("\n".join([f"The reference {path} cannot be used:", *map(str, model.errors[:3])]))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dcptools.layouts.choose import LAYOUTS, choose
 from dcptools.layouts.family import Family, FamilyLayout, families, read_family
-from dcptools.layouts.fit import Difference, Fit, fit
+from dcptools.layouts.fit import STATES, Difference, Fit, fit
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.readings import Candidate, candidates, family_roots
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
     "LAYOUTS",
+    "STATES",
     "Candidate",
     "Difference",
     "Family",

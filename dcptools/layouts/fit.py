@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from dcptools._text import counted
 from dcptools.expected import Naming, Shape
 
+# What can be said of a weight.
+STATES = ("fits", "missing", "unexpected", "shape differs")
+
 
 class Difference(NamedTuple):
     """A weight that is not as the model expects it."""
@@ -16,6 +19,11 @@ class Difference(NamedTuple):
     name: str
     found: Shape | None  # None: it is missing
     expected: Shape | None  # None: the model has no such weight
+
+    @property
+    def state(self) -> str:
+        """One of :data:`STATES`, in a word or two."""
+        return "missing" if self.found is None else "unexpected" if self.expected is None else "shape differs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +38,18 @@ class Fit:
 
     @property
     def missing(self) -> tuple[Difference, ...]:
-        return tuple(each for each in self.differences if each.found is None)
+        return self._in("missing")
 
     @property
     def misshapen(self) -> tuple[Difference, ...]:
-        return tuple(each for each in self.differences if each.found is not None and each.expected is not None)
+        return self._in("shape differs")
 
     @property
     def unexpected(self) -> tuple[Difference, ...]:
-        return tuple(each for each in self.differences if each.found is not None and each.expected is None)
+        return self._in("unexpected")
+
+    def _in(self, state: str) -> tuple[Difference, ...]:
+        return tuple(each for each in self.differences if each.state == state)
 
     @property
     def complete(self) -> bool:
@@ -57,17 +68,23 @@ class Fit:
         said = ", ".join(f"{count:,} {what}" for count, what in (*wrong, (len(self.unexpected), "unexpected")) if count)
         return f"This is not {self.title}: {self.fitting:,} of {counted(self.weights, 'weight')} fit, {said}"
 
-    def to_json(self) -> dict[str, Any]:
+    def scores(self) -> dict[str, Any]:
+        """How the checkpoint was read, and how well that gives the model, in numbers."""
         return {
-            "model": self.title,
             "reading": self.reading,
             "weights": self.weights,
             "fitting": self.fitting,
+            "missing": len(self.missing),
+            "misshapen": len(self.misshapen),
             "complete": self.complete,
-            "differences": [
-                {"name": each.name, "found": each.found, "expected": each.expected} for each in self.differences
-            ],
         }
+
+    def to_json(self) -> dict[str, Any]:
+        differences = [
+            {"name": each.name, "found": each.found, "expected": each.expected, "state": each.state}
+            for each in self.differences
+        ]
+        return {"model": self.title, **self.scores(), "differences": differences}
 
 
 def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -> Fit:

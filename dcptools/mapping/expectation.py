@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from dcptools.assets import Assets
-from dcptools.expected import Expected, NotExpected, expect, expect_reference
+from dcptools.assets import Assets, find_assets
+from dcptools.expected import Expected, NotExpected, expect, expect_reference, is_answered
 from dcptools.findings import Finding
 
 
@@ -15,7 +15,7 @@ def expectation(
     """The model, or None and the finding that says why nothing is known of it. Raises UsageError for the reference."""
     if reference is not None:
         return expect_reference(reference), ()
-    if assets is None or not assets.says("architectures"):
+    if assets is None or not _names_a_model(assets):
         return None, ()  # that there is no config, or that it names none, is a finding of the assets
     try:
         expected = expect(assets.config)
@@ -24,3 +24,15 @@ def expectation(
         hint = "names are found by rules, and not held against a model; --reference names a model to hold them against"
         return None, (Finding(code, "config.json", str(error), hint),)
     return expected, ()
+
+
+def must_build(model_assets_dir: str | None, reference: str | None) -> bool:
+    """Whether a preview has to build the model of config.json first, which takes seconds. Raises UsageError."""
+    if model_assets_dir is None or reference is not None:
+        return False
+    assets = find_assets(model_assets_dir)
+    return _names_a_model(assets) and not is_answered(assets.config)
+
+
+def _names_a_model(assets: Assets) -> bool:
+    return bool(assets.says("architectures"))

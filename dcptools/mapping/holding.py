@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dcptools.checkpoint import Checkpoint
-from dcptools.expected import Expected
+from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Candidate, Fit, Leftover, Output, fit
 from dcptools.mapping.about_model import about_model
 from dcptools.mapping.rename import Renames
 from dcptools.mapping.settling import Settled, names_differ, publish, tie, without_buffers, without_unexpected
 from dcptools.mapping.values import MappingOptions
+from dcptools.mapping.weights import Weight, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Held:
     findings: tuple[Finding, ...] = ()
     fit: Fit | None = None
     known: frozenset[str] = frozenset()  # keys of which the model says what they are
+    weights: tuple[Weight, ...] = ()  # the model beside the checkpoint
 
 
 def hold(
@@ -51,13 +53,14 @@ def hold(
     if options.unexpected == "drop":
         settled.append(without_unexpected(latest(), expected, names))
     reading = candidate.fit.reading if candidate else "by rules"
-    found = fit(expected.title, reading, {output.name: output.shape for output in latest()}, names)
+    measured = latest()
+    found = fit(expected.title, reading, _shapes(measured), names)
     about = tuple(about_model(found, expected, excluded, allow_mismatch=options.allow_mismatch))
     if options.names == "published" and naming == "stored" and expected.differ:
         settled.append(publish(latest(), expected))
         if found.complete:
-            shapes = {output.name: output.shape for output in latest()}
-            found = fit(expected.title, reading, shapes, expected.published)
+            measured, names = latest(), expected.published
+            found = fit(expected.title, reading, _shapes(measured), names)
     differ = names_differ(expected, naming, options.names)
     return Held(
         latest(),
@@ -65,7 +68,12 @@ def hold(
         (*about, *(finding for each in settled for finding in each.findings), *([differ] if differ else [])),
         found,
         _known(latest(), expected),
+        weights_of(measured, found, names),
     )
+
+
+def _shapes(outputs: Sequence[Output]) -> dict[str, Shape]:
+    return {output.name: output.shape for output in outputs}
 
 
 def _known(outputs: Sequence[Output], expected: Expected) -> frozenset[str]:

@@ -140,7 +140,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     )
     fits = tuple(candidate.fit for candidate in tried)
     where = (chosen.name, chosen.root, assets, options)
-    return KeyMapping(checkpoint, outputs, leftovers, findings, *where, expected, held.fit, fits)
+    return KeyMapping(checkpoint, outputs, leftovers, findings, *where, expected, held.fit, fits, held.weights)
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:

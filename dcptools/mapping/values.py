@@ -13,16 +13,18 @@ from dcptools._text import counted, format_bytes, format_count, format_shape
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.errors import UsageError
-from dcptools.expected import Expected
+from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding, HasFindings
 from dcptools.layouts import Fit, Leftover, Output
 from dcptools.mapping.rename import Rename
+from dcptools.mapping.weights import Weight
 from dcptools.tensors import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+SHOWN_READINGS = 5
 # What an option can be; the first is its default.
 CHOICES = {"names": ("stored", "published"), "tied": ("auto", "keep", "drop"), "unexpected": ("keep", "drop")}
 
@@ -64,6 +66,7 @@ class KeyMapping(Shown, HasFindings):
     expected: Expected | None = None  # the model that it must be; None if nothing is known of it
     fit: Fit | None = None  # how well it is that model
     readings: tuple[Fit, ...] = ()  # those that were tried, the chosen one first
+    weights: tuple[Weight, ...] = ()  # the model beside the checkpoint, sorted by name
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
@@ -79,9 +82,13 @@ class KeyMapping(Shown, HasFindings):
                 _check_view(output, view, self.checkpoint.tensors[view.key])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per output: name, key (comma-separated if several), rule, shape, dtype, numel, findings."""
+        """One row per output: name, key (comma-separated), rule, shape, dtype, numel, state, expected_shape, findings.
+
+        The state is "fits", "unexpected" or "shape differs", and empty where nothing is known of the model.
+        """
         import pandas as pd
 
+        weights = {output.sources: weight for weight in self.weights for output in weight.outputs}
         codes: dict[str, list[str]] = {}
         for finding in self.findings:
             codes.setdefault(finding.key, []).append(finding.code)
@@ -90,8 +97,37 @@ class KeyMapping(Shown, HasFindings):
             keys = [view.key for view in output.sources]
             found = dict.fromkeys(code for key in (output.name, *keys) for code in codes.get(key, ()))
             names = (output.name, ", ".join(keys), output.rule)
-            rows.append((*names, output.shape, output.dtype.name, output.numel, ", ".join(found)))
-        return pd.DataFrame(rows, columns=["name", "key", "rule", "shape", "dtype", "numel", "findings"])
+            state, expected = self._held(output, weights.get(output.sources))
+            rows.append((*names, output.shape, output.dtype.name, output.numel, state, expected, ", ".join(found)))
+        columns = ["name", "key", "rule", "shape", "dtype", "numel", "state", "expected_shape", "findings"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _held(self, output: Output, weight: Weight | None) -> tuple[str, Shape | None]:
+        """The state of an output, and the shape that is expected.
+
+        What has no weight of its own is published as a part of weights that fit, or was held against no model.
+        """
+        if weight is not None:
+            return weight.state, weight.expected
+        return ("", None) if self.fit is None else ("fits", output.shape)
+
+    def model_frame(self) -> pd.DataFrame:
+        """The model beside the checkpoint: name, key, shape, expected_shape, state.
+
+        One row per weight that the model needs, and one per tensor that it does not expect; none if nothing is known of
+        the model. The state is "fits", "missing" (it has no key and no shape), "unexpected" or "shape differs".
+        """
+        import pandas as pd
+
+        rows = [(each.name, each.key, each.shape, each.expected, each.state) for each in self.weights]
+        return pd.DataFrame(rows, columns=["name", "key", "shape", "expected_shape", "state"])
+
+    def readings_frame(self) -> pd.DataFrame:
+        """One row per reading, the chosen one first: reading, weights, fitting, missing, misshapen, complete."""
+        import pandas as pd
+
+        columns = ["reading", "weights", "fitting", "missing", "misshapen", "complete"]
+        return pd.DataFrame([fit.scores() for fit in self.readings], columns=columns)
 
     def leftovers_frame(self) -> pd.DataFrame:
         """One row per key that is left out: key, kind, reason, nbytes."""
@@ -104,6 +140,8 @@ class KeyMapping(Shown, HasFindings):
         return {
             "layout": self.layout,
             "root": self.root,
+            "model": self.fit.to_json() if self.fit else None,
+            "readings": [fit.scores() for fit in self.readings],
             "outputs": [
                 {
                     "name": o.name,
@@ -128,20 +166,32 @@ class KeyMapping(Shown, HasFindings):
         return [(reason, keys, nbytes) for reason, (keys, nbytes) in sorted(counts.items())]
 
     def headline(self) -> str:
+        """The verdict on the model, or how much is written if nothing is known of it."""
+        return self.fit.sentence if self.fit else self.counts()
+
+    def counts(self) -> str:
+        """How much is written, and how much is not."""
         parameters = sum(output.numel for output in self.outputs)
         outputs = f"{counted(len(self.outputs), 'output')} with {format_count(parameters)} elements"
         return f"{outputs}; {counted(len(self.leftovers), 'key')} left out"
 
     def _tables(self) -> Iterator[Table]:
+        title = self.counts() if self.fit else ""
+        if self.fit and self.readings:
+            tried = [
+                (fit.reading, f"{fit.fitting:,} of {fit.weights:,}", f"{len(fit.missing):,}", f"{len(fit.misshapen):,}")
+                for fit in self.readings[:SHOWN_READINGS]
+            ]
+            yield Table(("reading", "weights that fit", "missing", "other shapes"), tried, total=len(self.readings))
         if self.outputs:
             rows = [
                 (", ".join(v.key for v in o.sources), o.name, format_shape(o.shape), o.dtype.name, o.rule)
                 for o in self.outputs[:SHOWN_ROWS]
             ]
-            yield Table(("key", "name", "shape", "dtype", "rule"), rows, total=len(self.outputs))
+            yield Table(("key", "name", "shape", "dtype", "rule"), rows, total=len(self.outputs), title=title)
         if self.leftovers:
             counts = [(reason, f"{keys:,}", format_bytes(nbytes)) for reason, keys, nbytes in self.leftover_counts()]
-            yield Table(("left out because", "keys", "bytes"), counts)
+            yield Table(("left out because", "keys", "bytes"), counts, title="" if self.outputs else title)
 
     def _shown_findings(self) -> tuple[Finding, ...]:
         return self.findings

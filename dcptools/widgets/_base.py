@@ -43,6 +43,7 @@ STYLE = """<style>
 .dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--dcp-fill);
   color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
 .dcptools .dcp-alert p:last-child { margin: 0; }
+.dcptools .dcp-verdict { margin-bottom: 8px; } .dcptools .dcp-verdict .dcp-alert p:first-child { font-weight: 600; }
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
 .dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
 .dcptools .widget-html-content > p { margin: 6px 0 2px; }

@@ -1,4 +1,4 @@
-"""The third step: review which key becomes which name, and change the rules."""
+"""The third step: is it the model, which key becomes which name, and the rules to change that."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import traitlets as T
 from dcptools._text import counted, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import SHOWN_PER_CODE
-from dcptools.layouts import LAYOUTS
-from dcptools.mapping import KeyMapping, preview
+from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.shards import DTYPES, written_dtypes
-from dcptools.widgets._base import Step, alert, findings_html, handler, identity, typed_path
+from dcptools.widgets._base import Step, alert, findings_html, handler, identity
+from dcptools.widgets._latest import Latest
+from dcptools.widgets._model import BUSY, model_table, verdict_html
+from dcptools.widgets._rules import Rules
 from dcptools.widgets._table import PagedTable
 
 COLUMNS = ["key", "name", "rule", "shape", "dtype", "written as", "findings"]
+MODEL, OUTPUTS = range(2)  # the first tabs
 
 
 class Mapping(Step):
-    """Old and new name of every tensor, the rule, the dtypes and the findings; follows each change of a rule at once.
+    """The verdict on the model, each weight beside its key, each output with its rule; follows each change of a rule.
 
     Parameters
     ----------
@@ -33,7 +36,7 @@ class Mapping(Step):
     Attributes
     ----------
     mapping
-        What :func:`dcptools.preview` returned for the rules as they stand, or None.
+        What :func:`dcptools.preview` returned for the rules as they stand, or None; also while a model is being built.
     """
 
     title = "Mapping"
@@ -43,93 +46,90 @@ class Mapping(Step):
     dtype = T.Unicode("bfloat16")
 
     def __init__(self, checkpoint: Checkpoint | None = None, model_assets_dir: str = "") -> None:
-        rules = self._rules()
-        tables = self._tables()
-        self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
-        self.found = W.HTML()
+        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout={"width": "240px"})
+        self.rules = Rules(beside=[self.dtype_choice])
+        self.verdict, self.found, self.findings = W.HTML(), W.HTML(), W.HTML()
+        self.verdict.add_class("dcp-verdict")
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
-        self.tabs = W.Tab(tables, titles=("Outputs", "Left out", "Findings"), layout={"width": "99%"})
-        super().__init__([*rules, self.found, self.accept, self.tabs])
+        self.weights, self.outputs, self.leftovers = model_table(), _output_table(), _leftover_table()
+        self.tabs = W.Tab(
+            [self.weights, self.outputs, self.leftovers, self.findings],
+            titles=("Model", "Outputs", "Left out", "Findings"),
+            layout={"width": "99%"},
+        )
+        super().__init__([self.verdict, self.rules, self.found, self.accept, self.tabs])
+        self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
+        self._known: bool | None = None  # whether the model of the last mapping was
+        self._later = Latest(self._preview)
         T.link((self, "dtype"), (self.dtype_choice, "value"))
-        for control in (self.layout_choice, self.root, self.include, self.exclude, self.rename):
-            control.observe(self._refresh, "value")
         self.accept.observe(lambda _: self._decide(), "value")
         self.observe(self._new, "checkpoint")
-        self.observe(self._refresh, ["model_assets_dir", "dtype"])
-        self.assets.observe(self._take_assets, "value")
         self.observe(self._show_assets, "model_assets_dir")
+        self.observe(self._cast, "dtype")
+        self.rules.observe(self._take, "options")
         self.blocked = "Read a checkpoint first."
         self.model_assets_dir = model_assets_dir
         self.checkpoint = checkpoint
-
-    def _rules(self) -> list[W.Widget]:
-        """The rows of controls that make the rules."""
-        narrow, wide, widest = ({"width": width} for width in ("240px", "420px", "640px"))
-        text = {"continuous_update": False}
-        self.layout_choice = W.Dropdown(options=LAYOUTS, description="Layout", layout=narrow)
-        self.root = W.Combobox(description="Root", placeholder="model", layout=narrow, **text)
-        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout=narrow)
-        self.include = W.Text(description="Include", placeholder="globs on keys", layout=wide, **text)
-        self.exclude = W.Text(description="Exclude", placeholder="globs on keys", layout=wide, **text)
-        about = "REGEX=REPLACEMENT on whole names, one per line; the first match wins"
-        self.rename = W.Textarea(description="Rename", placeholder=about, rows=3, layout=widest, **text)
-        about = "directory with config.json and tokenizer"
-        self.assets = W.Text(description="Assets", placeholder=about, layout=widest, **text)
-        names = W.HBox([self.layout_choice, self.root, self.dtype_choice])
-        return [names, W.HBox([self.include, self.exclude]), self.rename, self.assets]
-
-    def _tables(self) -> list[W.Widget]:
-        """What stands in the tabs."""
-        self.outputs = PagedTable(
-            pd.DataFrame(columns=COLUMNS),
-            search=["key", "name"],
-            facets=["dtype", "rule"],
-            flags={"only findings": lambda frame: frame["findings"] != ""},
-            formats={"shape": str},
-            label="Search keys and names",
-        )
-        left = ["key", "kind", "reason", "nbytes"]
-        self.leftovers = PagedTable(pd.DataFrame(columns=left), search=["key"], facets=["reason"], numeric=["nbytes"])
-        self.findings = W.HTML()
-        return [self.outputs, self.leftovers, self.findings]
 
     @handler
     def _new(self, _: Any) -> None:
         if self.checkpoint is not None:
             before, self._identity = self._identity, identity(self.checkpoint)
             if before not in (None, self._identity):
-                self.model_assets_dir = ""  # what was typed is of another model
-            self.root.options = [root for root, *_ in self.checkpoint.summary() if root != NO_ROOT]
+                self.rules.forget()
+            roots = [root for root, *_ in self.checkpoint.summary() if root != NO_ROOT]
+            self.rules.fields["root"].options = roots
         self._refresh()
 
-    def _take_assets(self, _: Any) -> None:
-        self.model_assets_dir = typed_path(self.assets.value)
-
     def _show_assets(self, _: Any) -> None:
-        self.assets.value = self.model_assets_dir
+        self.rules.fields["model_assets_dir"].value = self.model_assets_dir
+
+    def _take(self, _: Any) -> None:
+        self.model_assets_dir = self.rules.options["model_assets_dir"] or ""
+        self._refresh()
 
     @handler
-    def _refresh(self, _: Any = None) -> None:
-        self.mapping, self.found.value = None, ""
-        self.blocked = "There is no mapping yet."
-        self.accept.layout.display = "none"
-        try:
-            self._preview()
-        finally:  # tables of other rules must not stand below an error
-            self.tabs.layout.display = "none" if self.mapping is None else ""
+    def _cast(self, _: Any) -> None:
+        if self.mapping is not None:
+            self._show(self.mapping)
 
+    @handler
+    def _refresh(self) -> None:
+        """Preview again: at once, or on a thread of its own where a model is to be built first."""
+        self._forget()
+        if self._later.busy or self._takes_long():
+            self.verdict.value, self.blocked = alert("info", BUSY), "The model is being built; wait a moment."
+            self._later.ask()
+        else:
+            self._preview()
+
+    def _takes_long(self) -> bool:
+        options = self.rules.options
+        return self.checkpoint is not None and must_build(options["model_assets_dir"], options["reference"])
+
+    def _forget(self) -> None:
+        """What was said of other rules must not stand below a message."""
+        self.mapping, self.verdict.value, self.found.value = None, "", ""
+        self.blocked = "There is no mapping yet."
+        self.accept.layout.display = self.tabs.layout.display = "none"
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the mapping is that of the rules as they stand."""
+        self._later.join(timeout)
+
+    @handler
     def _preview(self) -> None:
-        if self.checkpoint is None:
+        checkpoint = self.checkpoint
+        try:
+            mapping = preview(checkpoint, **self.rules.options) if checkpoint is not None else None
+        except BaseException:
+            self._forget()
+            raise
+        if self._later.asked:  # it is of rules that were changed meanwhile
             return
-        mapping = preview(
-            self.checkpoint,
-            model_assets_dir=self.model_assets_dir or None,
-            layout=self.layout_choice.value,
-            root=self.root.value or None,
-            include=self.include.value.split(),
-            exclude=self.exclude.value.split(),
-            rename=[line for line in self.rename.value.splitlines() if line.strip()],
-        )
+        if mapping is None:
+            self._forget()
+            return
         self._show(mapping)
         self.mapping = mapping
         self.accept.value = False
@@ -139,20 +139,15 @@ class Mapping(Step):
         written, _ = written_dtypes(mapping, self.dtype)
         frame = mapping.to_frame()
         frame["written as"] = [written[name].name for name in frame["name"]]
-        frame["shape"] = [format_shape(shape) for shape in frame["shape"]]
         self.outputs.frame = frame[COLUMNS]
+        self.weights.frame = mapping.model_frame()
         self.leftovers.frame = mapping.leftovers_frame()
-        count = f"{counted(len(mapping.outputs), 'output')}, {counted(len(mapping.leftovers), 'key')} left out"
-        kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
-        verdict = {
-            "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted so.",
-            "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
-            "success": "No warnings.",
-        }[kind]
-        self.found.value = alert(kind, f"{count}. {verdict}") + findings_html(
-            (*mapping.errors, *mapping.warnings), most=3
-        )
+        self.verdict.value, self.found.value = verdict_html(mapping), _found_html(mapping)
         self.findings.value = findings_html(mapping.findings, most=SHOWN_PER_CODE)
+        known = mapping.fit is not None
+        if known is not self._known:
+            self._known, self.tabs.selected_index = known, MODEL if known else OUTPUTS
+        self.tabs.layout.display = ""
 
     def _decide(self) -> None:
         mapping: KeyMapping | None = self.mapping
@@ -168,7 +163,37 @@ class Mapping(Step):
             self.blocked = ""
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        if self.mapping is None:
+        mapping: KeyMapping | None = self.mapping
+        if mapping is None:
             return "No mapping yet.", [], []
-        rows = [[output.sources[0].key, output.name, output.rule] for output in self.mapping.outputs]
-        return f"{len(rows):,} outputs", ["key", "name", "rule"], rows
+        rows = [[output.sources[0].key, output.name, output.rule] for output in mapping.outputs]
+        verdict = f"{mapping.fit.sentence}. " if mapping.fit else ""
+        return f"{verdict}{len(rows):,} outputs", ["key", "name", "rule"], rows
+
+
+def _output_table() -> PagedTable:
+    return PagedTable(
+        pd.DataFrame(columns=COLUMNS),
+        search=["key", "name"],
+        facets=["dtype", "rule"],
+        flags={"only findings": lambda frame: frame["findings"] != ""},
+        formats={"shape": format_shape},
+        label="Search keys and names",
+    )
+
+
+def _leftover_table() -> PagedTable:
+    columns = ["key", "kind", "reason", "nbytes"]
+    return PagedTable(pd.DataFrame(columns=columns), search=["key"], facets=["reason"], numeric=["nbytes"])
+
+
+def _found_html(mapping: KeyMapping) -> str:
+    """How much is written and left out, and what is to be looked at."""
+    count = f"{counted(len(mapping.outputs), 'output')}, {counted(len(mapping.leftovers), 'key')} left out"
+    kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
+    verdict = {
+        "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted so.",
+        "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
+        "success": "No warnings.",
+    }[kind]
+    return alert(kind, f"{count}. {verdict}") + findings_html((*mapping.errors, *mapping.warnings), most=3)

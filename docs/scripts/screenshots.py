@@ -95,6 +95,8 @@ def photograph(browser: Browser, url: str, target: Path) -> None:
 
 def act(page: Page, step: str) -> None:
     """What a person does in a step before looking at it."""
+    if step == "mapping":
+        page.get_by_text("every shape fits").first.wait_for()
     if step == "shards":
         page.get_by_label("Bytes", exact=True).fill(SHARD_SIZE)
         page.keyboard.press("Enter")

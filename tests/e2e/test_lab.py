@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import broken, saved
+from checkpoints import broken, models, saved
 from checkpoints.edit import dump_metadata, torch_item
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -48,6 +48,8 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
     shown.click("Next")
 
     shown.at(3, "Mapping")
+    verdict = "This is Qwen3ForCausalLM: 47 of 47 weights, every shape fits."
+    expect(page.get_by_role("status").filter(has_text=verdict)).to_be_visible(timeout=120_000)
     expect(page.get_by_role("cell", name="model.lm_head.weight", exact=True)).to_be_visible()
     expect(page.get_by_role("cell", name="lm_head.weight", exact=True)).to_be_visible()
     read_warnings = page.get_by_role("checkbox", name="I have read the warnings")
@@ -112,9 +114,17 @@ def assert_is_the_model(directory: Path, demo: Demo) -> None:
             assert torch.equal(file.get_tensor(name), live[name].bfloat16()), name
 
 
-def test_a_broken_checkpoint_is_said_in_words_and_goes_no_further(wizard: Wizard, demo: Demo, tmp_path: Path) -> None:
+def of_no_known_model(directory: Path) -> Path:
+    """A config and a tokenizer of which nothing is known, so that nothing is held against a model."""
+    directory.mkdir()
+    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def test_a_broken_checkpoint_is_said_in_words_and_goes_no_further(wizard: Wizard, tmp_path: Path) -> None:
     broken.hole(tmp_path / "hole")
-    shown = wizard(load_dir=tmp_path / "hole", model_assets_dir=demo.assets)
+    shown = wizard(load_dir=tmp_path / "hole", model_assets_dir=of_no_known_model(tmp_path / "assets"))
     page, following = shown.page, shown.page.get_by_role("button", name="Next", exact=True)
     words = "error[hole] model.model.w: nothing is stored for [2:4] of 6 along dimension 0"
     expect(page.get_by_role("alert").filter(has_text=words)).to_be_visible()
@@ -132,6 +142,43 @@ def test_a_broken_checkpoint_is_said_in_words_and_goes_no_further(wizard: Wizard
     shown.enter("Path", str(tmp_path / "nowhere"))
     expect(page.get_by_role("alert").filter(has_text="nowhere")).to_be_visible()
     expect(following).to_be_disabled()
+
+
+def test_a_checkpoint_that_is_not_the_model_is_told_and_goes_on_when_that_is_allowed(
+    wizard: Wizard, tmp_path: Path
+) -> None:
+    """The config is that of a real architecture, which is built while the first steps are looked at."""
+    assets = of_no_known_model(tmp_path / "assets")
+    (assets / "config.json").write_text(json.dumps(models.QWEN3_CONFIG))
+    state = saved.model_state()
+    del state["model.norm.weight"]
+    shown = wizard(load_dir=saved.trained(tmp_path / "step-100", state), model_assets_dir=assets)
+    page, following = shown.page, shown.page.get_by_role("button", name="Next", exact=True)
+    shown.click("Next")
+    shown.click("Next")
+    shown.at(3, "Mapping")
+    verdict = page.get_by_role("alert").filter(
+        has_text="This is not Qwen3ForCausalLM: 24 of 25 weights fit, 1 missing."
+    )
+    expect(verdict).to_be_visible(timeout=120_000)
+    expect(page.get_by_role("cell", name="24 of 25", exact=True).first).to_be_visible()
+    expect(following).to_be_disabled()
+
+    expect(page.get_by_text("Rows 1 to 20 of 25", exact=True)).to_be_visible()
+    page.get_by_role("combobox", name="state", exact=True).select_option("missing")
+    expect(page.get_by_text("Rows 1 to 1 of 1 (of 25 in all)", exact=True)).to_be_visible()
+    expect(page.get_by_role("cell", name="model.norm.weight", exact=True)).to_be_visible()
+    expect(page.get_by_role("cell", name="lm_head.weight", exact=True)).to_be_hidden()
+
+    page.get_by_role("checkbox", name="Allow a mismatch").check()
+    expect(page.get_by_role("alert").filter(has_text="look before you go on.")).to_be_visible()
+    expect(verdict).to_be_visible()
+    page.get_by_role("checkbox", name="I have read the warnings").check()
+    shown.click("Next")
+    shown.at(4, "Shards")
+    shown.click("Next")
+    shown.at(5, "Convert")
+    expect(page.get_by_test_id("command")).to_contain_text("--allow-mismatch")
 
 
 def large(directory: Path, keys: int, megabytes: int) -> Path:
@@ -162,12 +209,12 @@ def write_metadata(directory: Path, tensors: dict[str, tuple[tuple[int, ...], _S
     dump_metadata(directory, metadata)
 
 
-def test_a_running_conversion_is_cancelled_and_leaves_nothing(wizard: Wizard, demo: Demo, tmp_path: Path) -> None:
+def test_a_running_conversion_is_cancelled_and_leaves_nothing(wizard: Wizard, tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "notes.txt").write_text("mine")
     checkpoint = large(tmp_path / "large", keys=32, megabytes=256)
-    shown = wizard(load_dir=checkpoint, model_assets_dir=demo.assets, save_dir=target)
+    shown = wizard(load_dir=checkpoint, model_assets_dir=of_no_known_model(tmp_path / "assets"), save_dir=target)
     page = shown.page
     for _ in range(4):
         shown.click("Next")

@@ -1,0 +1,42 @@
+"""The model beside the checkpoint: each weight that it expects, each tensor that it does not, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dcptools.expected import Naming, Shape
+from dcptools.layouts import Fit, Output
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight of the model, or a tensor that the model has no weight for."""
+
+    name: str  # as the model calls it, whatever it is renamed to
+    outputs: tuple[Output, ...]  # what was read of it: none if it is missing, several if tied ones are all kept
+    expected: Shape | None  # None: the model has no such weight, or a reference does not say
+    state: str  # one of layouts.STATES
+
+    @property
+    def key(self) -> str:
+        """The keys of the checkpoint that it is made of, comma-separated."""
+        return ", ".join(view.key for output in self.outputs for view in output.sources)
+
+    @property
+    def shape(self) -> Shape | None:
+        """As stored; None if it is missing."""
+        return self.outputs[-1].shape if self.outputs else None
+
+
+def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[Weight, ...]:
+    """What the outputs give of the model, sorted by name; ``found`` is how these outputs fit it."""
+    written = naming.written
+    made: dict[str, list[Output]] = {}
+    for output in outputs:
+        made.setdefault(written.get(output.name, output.name), []).append(output)
+    states = {written.get(each.name, each.name): each.state for each in found.differences}
+    return tuple(
+        Weight(name, tuple(made.get(name, ())), naming.shapes.get(name), states.get(name, "fits"))
+        for name in sorted({*made, *states})
+    )

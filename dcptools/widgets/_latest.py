@@ -1,0 +1,48 @@
+"""Work on a thread of its own that follows what is asked for last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Latest:
+    """Does its work once at a time, and once more if it was asked for meanwhile; the work itself shows its errors."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._lock = threading.Lock()
+        self._asked = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the work that is being done is that of an older question."""
+        return self._asked
+
+    def ask(self) -> None:
+        """Begin, or have it done again."""
+        with self._lock:
+            self._asked = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dcptools-latest", daemon=True)
+                self._thread.start()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until all that was asked for is done."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._asked:
+                    self._thread = None
+                    return
+                self._asked = False
+            self._work()

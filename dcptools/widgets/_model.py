@@ -1,0 +1,46 @@
+"""What the step Mapping says of the model: the verdict, the readings, and the model beside the checkpoint."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from dcptools._text import format_shape
+from dcptools.mapping import KeyMapping
+from dcptools.widgets._base import alert, table_html
+from dcptools.widgets._table import PagedTable
+
+COLUMNS = ["name", "key", "shape", "expected_shape", "state"]
+BUSY = "The model of config.json is being built, to know its weights. That takes some seconds, once."
+UNKNOWN = "Nothing is known of the model, so names are found by rules. A config.json or a reference would decide."
+
+
+def model_table() -> PagedTable:
+    """A table for ``KeyMapping.model_frame``, with a filter by state."""
+    return PagedTable(
+        pd.DataFrame(columns=COLUMNS),
+        search=["name", "key"],
+        facets=["state"],
+        formats={"shape": format_shape, "expected_shape": format_shape},
+        label="Search names and keys",
+    )
+
+
+def verdict_html(mapping: KeyMapping) -> str:
+    """Whether it is the model, how that was read, and the other readings with their scores."""
+    if mapping.fit is None:
+        return alert("info", UNKNOWN)
+    kind = "success" if mapping.fit.complete else "error"
+    return alert(kind, f"{mapping.fit.sentence}.\nRead as: {mapping.fit.reading}.") + _readings_html(mapping)
+
+
+def _readings_html(mapping: KeyMapping) -> str:
+    """The readings, folded away where the first one gives the whole model."""
+    if not mapping.readings:
+        return ""
+    rows = [
+        (each.reading, f"{each.fitting:,} of {each.weights:,}", f"{len(each.missing):,}", f"{len(each.misshapen):,}")
+        for each in mapping.readings
+    ]
+    table = table_html(("reading", "weights that fit", "missing", "other shapes"), rows, numeric=(1, 2, 3))
+    opened = "" if mapping.readings[0].complete else " open"
+    return f"<details{opened}><summary>Readings that were tried: {len(rows)}</summary>{table}</details>"
