@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 # What an option can be; the first is its default.
-CHOICES = {"names": ("stored", "published"), "tied": ("auto", "keep", "drop"), "unexpected": ("keep", "drop")}
+CHOICES = {
+    "mode": ("auto", "full", "lora"),
+    "names": ("stored", "published"),
+    "tied": ("auto", "keep", "drop"),
+    "unexpected": ("keep", "drop"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class MappingOptions:
     family: str | None = None
     layout: str = "auto"
     root: str | None = None
+    mode: str = "auto"
+    adapter: str | None = None
+    adapter_config_path: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     names: str = "stored"
@@ -64,6 +72,7 @@ class KeyMapping(Shown, HasFindings):
     expected: Expected | None = None  # the model that it must be; None if nothing is known of it
     fit: Fit | None = None  # how well it is that model
     readings: tuple[Fit, ...] = ()  # those that were tried, the chosen one first
+    kind: str = "model"  # or "adapter", which is another kind of result
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
@@ -102,6 +111,7 @@ class KeyMapping(Shown, HasFindings):
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "kind": self.kind,
             "layout": self.layout,
             "root": self.root,
             "outputs": [
