@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dcptools.expected import is_known
 from dcptools.findings import Finding
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -42,13 +43,14 @@ _NOT_ASSETS = re.compile(
 class Asset:
     name: str
     nbytes: int
+    content: bytes | None = None  # that is written; None: what the file of that name holds
 
 
 @dataclass(frozen=True, slots=True)
 class Assets:
     """The files of the assets directory that go with the model, and what was noticed about them."""
 
-    directory: str
+    directory: str  # "" if none was given
     files: tuple[Asset, ...]
     config: str  # the text of config.json; "" if there is none, or none in UTF-8
     findings: tuple[Finding, ...]
@@ -67,6 +69,13 @@ class Assets:
     def says(self, field: str) -> Any:
         """A top-level field of config.json, or None."""
         return (_parse(self.config) or {}).get(field)
+
+    def for_adapter(self, config: bytes) -> Assets:
+        """What goes with an adapter: its own config, and not that of the model, which peft takes from the base."""
+        own = Asset(ADAPTER_CONFIG, len(config), config)
+        others = (file for file in self.files if file.name not in (CONFIG, "generation_config.json"))
+        found = tuple(finding for finding in self.findings if finding.key != CONFIG)
+        return replace(self, files=(own, *others), config="", findings=found)
 
     @property
     def dtype(self) -> str | None:

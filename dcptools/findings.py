@@ -53,7 +53,7 @@ CODES: dict[str, Code] = {
     "flat-parameter": Code(
         "error", "FSDP1 flat parameters: names and shapes of the tensors are gone; they cannot be converted."
     ),
-    "lora": Code("warning", "Keys of a PEFT adapter: `transformers` does not load them as a model."),
+    "peft": Code("warning", "Keys of peft that are not those of a LoRA adapter: `transformers` does not load them."),
     "collision": Code("error", "Two checkpoint keys would get the same output name."),
     "reserved-name": Code("error", "An output name that safetensors cannot store."),
     "rename-unused": Code("warning", "A rename rule matched no name."),
@@ -91,12 +91,21 @@ CODES: dict[str, Code] = {
     "tied-kept": Code("warning", "Weights that the model ties are all written; their values were not compared."),
     "tied-dropped": Code("warning", "One of several weights that the model ties is written; values were not compared."),
     "tied-differ": Code("warning", "Weights that the model ties have different values; all are written."),
+    # an adapter
+    "adapter": Code("info", "The checkpoint has a LoRA adapter of peft, and that is written."),
+    "base-left-out": Code("warning", "The adapter is written, and the base model in the checkpoint is not."),
+    "adapter-left-out": Code("warning", "The base model is written, and the adapter in the checkpoint is not."),
+    "trained-copy": Code("warning", "Of a module that was trained whole, the copy that was trained is written."),
+    "adapter-config": Code("warning", "The adapter's config was not given and is made, or was given and is not used."),
+    "adapter-config-differs": Code("error", "The config that is given is not that of the adapter in the checkpoint."),
+    "adapter-mismatch": Code("error", "The adapter is not one of the model that config.json or the reference names."),
     # the plan
     "kept-float32": Code(
         "info", "Parts that the model keeps in float32 when it is loaded in a narrower dtype stay so."
     ),
     "float8": Code("warning", "fp8 tensors are passed through uncast: without their scales the numbers mean nothing."),
     "dtype-unsupported": Code("error", "safetensors has no type for this tensor's dtype."),
+    "adapter-not-cut": Code("info", "An adapter larger than the shard size stays one file: peft reads no other."),
     "large-tensor": Code("info", "One tensor is larger than the shard size and gets a file of its own."),
     # the write
     "cast-overflow": Code("warning", "Finite values became Inf in the cast."),

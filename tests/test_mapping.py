@@ -561,12 +561,6 @@ def test_flat_parameters_are_errors_and_a_new_name_does_not_hide_them(tmp_path: 
         assert {f.code for f in mapping.errors} == {"flat-parameter"}
 
 
-def test_adapters_are_warned_about(tmp_path: Path) -> None:
-    mapping = preview(lookalikes.lora_adapter(tmp_path / "c"))
-    assert {f.key for f in found(mapping, "lora")} == set(names(mapping))
-    assert not mapping.errors
-
-
 def test_a_broken_key_that_is_converted_is_an_error_and_all_are_named_at_once(tmp_path: Path) -> None:
     broken.missing_file(tmp_path / "c")
     with editing(tmp_path / "c") as metadata:

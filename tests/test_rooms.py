@@ -12,13 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "dcptools").rglob("*.py"))
 MOST_LINES, MOST_BODY_LINES = 300, 40
 ROOMS = ("_pickle", "checkpoint", "cli", "convert", "layouts", "mapping", "shards", "storage", "tensors", "writer")
-FROM_ELSEWHERE = {
-    "_exit",
-    "_make",
-    "_make_wrapper_subclass",
-    "_repr_mimebundle_",
-    "_unsafe_view",
-}  # os, named tuples, torch, ...
+# of os, of named tuples, of torch, of ipywidgets
+FROM_ELSEWHERE = {"_exit", "_make", "_replace", "_make_wrapper_subclass", "_unsafe_view", "_repr_mimebundle_"}
 
 
 def module_of(path: Path) -> str:

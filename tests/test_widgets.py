@@ -992,6 +992,7 @@ def test_a_mismatch_blocks_until_it_is_allowed(model: str, assets: str, tmp_path
 
 OTHER_VALUES = {
     "layout": ("container", "container"),
+    "mode": ("full", "full"),
     "root": ("model", "model"),
     "names": ("published", "published"),
     "tied": ("drop", "drop"),
@@ -1003,14 +1004,28 @@ OTHER_VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(MappingOptions)])
+def test_of_several_adapters_one_is_named(review: widgets.Mapping, tmp_path: Path) -> None:
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {"lora_A": (2, 8), "lora_B": (8, 2)}
+    state = {f"{stem}.{part}.{name}.weight": torch.ones(s) for part, s in shapes.items() for name in ("one", "two")}
+    review.checkpoint = read(saved.save(tmp_path / "adapters", {"model": state}))
+    assert "one" in text(review.message) and "two" in text(review.message)
+    review.rules.fields["adapter"].value = " two "
+    assert text(review.message) == ""
+    assert (review.mapping.kind, review.mapping.options.adapter) == ("adapter", "two")
+    assert "This is a LoRA adapter" in text(review.verdict)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(MappingOptions) if field.name != "adapter"])
 def test_every_option_of_preview_has_a_field_and_is_passed_on_whole(
     name: str, review: widgets.Mapping, model: str, tmp_path: Path
 ) -> None:
-    family = tmp_path / "family.toml"
+    family, adapter_config = tmp_path / "family.toml", tmp_path / "adapter_config.json"
+    adapter_config.write_text('{"peft_type": "LORA"}')
     family.write_text('trainer = "Mine"\nmodel = "mine"\n[weights]\n"model.model.norm.weight" = "model.norm.weight"\n')
     typed, taken = {
         **OTHER_VALUES, "family": (f" {family} ", str(family)), "reference": (f" {model} ", model),
+        "adapter_config_path": (f" {adapter_config} ", str(adapter_config)),
         "model_assets_dir": (f" {make_assets(tmp_path / 'mine')} ", str(tmp_path / "mine")),
     }[name]  # fmt: skip
     before = review.mapping.options

@@ -83,6 +83,19 @@ mapping_options = _options(
         "--root", type=TEXT, metavar="NAME", help="Convert this container instead of 'model', for example ema."
     ),
     click.option(
+        "--mode",
+        type=click.Choice(CHOICES["mode"]),
+        default="auto",
+        show_default=True,
+        help="With LoRA adapters: lora writes an adapter, full the base model; auto the adapter, if there is one.",
+    ),
+    click.option("--adapter", type=TEXT, metavar="NAME", help="The adapter, if there are several."),
+    click.option(
+        "--adapter-config-path",
+        type=PATH,
+        help="The adapter_config.json of the training.  [default: that of the assets, else made]",
+    ),
+    click.option(
         "--include",
         type=TEXT,
         multiple=True,

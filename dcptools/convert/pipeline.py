@@ -26,6 +26,9 @@ def convert(
     family: str | os.PathLike[str] | None = None,
     layout: str = "auto",
     root: str | None = None,
+    mode: str = "auto",
+    adapter: str | None = None,
+    adapter_config_path: str | os.PathLike[str] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     names: str = "stored",
@@ -51,6 +54,8 @@ def convert(
     save_dir
         The output directory; by default ``<load_dir>/hf_ckpt``.
     model_assets_dir, reference, family, layout, root, include, exclude, names, tied, unexpected, allow_mismatch, rename
+        As in :func:`dcptools.preview`.
+    mode, adapter, adapter_config_path
         As in :func:`dcptools.preview`.
     shard_size, dtype, dtype_for, strict
         As in :func:`dcptools.plan`.
@@ -83,6 +88,9 @@ def convert(
         family=family,
         layout=layout,
         root=root,
+        mode=mode,
+        adapter=adapter,
+        adapter_config_path=adapter_config_path,
         include=include,
         exclude=exclude,
         names=names,

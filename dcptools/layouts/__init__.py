@@ -10,10 +10,12 @@ from dcptools.layouts.choose import LAYOUTS, choose
 from dcptools.layouts.family import Family, FamilyLayout, families, read_family
 from dcptools.layouts.fit import STATES, Difference, Fit, fit
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
-from dcptools.layouts.readings import Candidate, candidates, family_roots
+from dcptools.layouts.peft import FROZEN, Part, Peft
+from dcptools.layouts.readings import Candidate, candidates, family_roots, layout_of
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
+    "FROZEN",
     "LAYOUTS",
     "STATES",
     "Candidate",
@@ -25,6 +27,8 @@ __all__ = [
     "Layout",
     "Leftover",
     "Output",
+    "Part",
+    "Peft",
     "Reading",
     "candidates",
     "choose",
@@ -32,6 +36,7 @@ __all__ = [
     "family_roots",
     "fit",
     "keys_of",
+    "layout_of",
     "read_family",
     "strip_wrappers",
     "top_level",

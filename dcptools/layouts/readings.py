@@ -63,6 +63,16 @@ def candidates(
     return sorted((each for each in tried if each.fit.fitting or family), key=rank, reverse=True)
 
 
+def layout_of(keys: Sequence[Key], expected: Expected | None, layout: str = "auto", root: str | None = None) -> Layout:
+    """The container, or the top level, where most of the keys are names of the model; by rules if none is."""
+    found = _roots(keys, expected, layout, root) if expected and root is None and layout == "auto" else []
+    if expected is None or not found:
+        return choose(keys, layout, root)
+    at = min(found, key=lambda at: any(segment in COPIES for segment in at.split(".")))  # the first that is no copy
+    reason = f"the names there are those of {expected.title}"
+    return Container(at, reason) if at else Bare.of(keys, reason)
+
+
 def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[Candidate]:
     """The readings of one container under HuggingFace's names."""
     name_of = Container(root, "").name_of

@@ -28,15 +28,23 @@ from dcptools.mapping.rename import Rename
 from dcptools.mapping.values import MappingOptions
 
 _FLAT = ("_flat_param", "flat_param")
-_ADAPTER = re.compile(r"(^|\.)(base_model\.model\.|lora_[AB]\b|lora_embedding_[AB]\b|modules_to_save\.)")
+_PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.)")
 
 
 def about_reading(
-    reading: Reading, outputs: Sequence[Output], checkpoint: Checkpoint, keys: Mapping[str, Key]
+    reading: Reading,
+    outputs: Sequence[Output],
+    checkpoint: Checkpoint,
+    keys: Mapping[str, Key],
+    adapters: Collection[str] = (),
 ) -> Iterator[Finding]:
-    """Which layout it is, and why; or that there is no model."""
+    """Which layout it is, and why; or that there is no model, and only ``adapters`` of one."""
     if outputs:
         yield from (finding for finding in reading.findings if not finding.key)
+        return
+    if adapters and not reading.outputs:
+        alone = "only adapters are in this checkpoint, not their base model: leave out --mode full, or look at --root"
+        yield Finding("no-model-weights", "", "No model weights found!", alone)
         return
     tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
@@ -56,16 +64,17 @@ def about_checkpoint(checkpoint: Checkpoint, outputs: Iterable[Output]) -> Itera
         yield replace(finding, severity="warning", hint="it is not converted") if harmless else finding
 
 
-def about_keys(reading: Reading, outputs: Iterable[Output], renamed: Collection[str]) -> Iterator[Finding]:
-    """What is odd about single keys that are converted; ``renamed`` are those that a rule gave another name."""
+def about_keys(reading: Reading, outputs: Iterable[Output], known: Collection[str]) -> Iterator[Finding]:
+    """What is odd about single keys that are converted; of the ``known`` ones it is clear what they are called."""
     found: dict[str, list[Finding]] = {}
     for finding in reading.findings:
-        if finding.key and not (finding.code == "unusual-key" and finding.key in renamed):
+        if finding.key and not (finding.code == "unusual-key" and finding.key in known):
             found.setdefault(finding.key, []).append(finding)
     kinds = {}
     for output in reading.outputs:
         for view in output.sources:
-            kinds[view.key] = _about_kind(view.key, output.name)
+            kind = _about_kind(view.key, output.name)
+            kinds[view.key] = None if kind and kind.code == "peft" and view.key in known else kind
     used = _used(outputs)
     for key, kind in kinds.items():
         if key in used:
@@ -80,10 +89,10 @@ def _about_kind(key: str, name: str) -> Finding | None:
             "flat-parameter", key, "a flat parameter of FSDP1 holds many tensors without names and shapes",
             "save with FSDP.set_state_dict_type(SHARDED_STATE_DICT) or with get_model_state_dict",
         )  # fmt: skip
-    if _ADAPTER.search(name):
+    if _PEFT.search(name):
         return Finding(
-            "lora", key, "a key of a PEFT adapter; transformers will not load it as part of a model",
-            "merge the adapter in the training script (merge_and_unload) and save again",
+            "peft", key, "a key of peft, and not of a LoRA adapter; transformers does not load it as part of a model",
+            "save with peft's save_pretrained, or merge in the training script (merge_and_unload) and save again",
         )  # fmt: skip
     return None
 

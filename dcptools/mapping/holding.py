@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
 from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Candidate, Fit, Leftover, Output, fit
+from dcptools.mapping.about_adapter import about_adapter
 from dcptools.mapping.about_model import about_model
+from dcptools.mapping.adapter_config import Adapted
 from dcptools.mapping.rename import Renames
-from dcptools.mapping.settling import Settled, names_differ, publish, tie, without_buffers, without_unexpected
+from dcptools.mapping.settling import (
+    Settled,
+    names_differ,
+    publish,
+    tie,
+    without_buffers,
+    without_tied_tokens,
+    without_unexpected,
+)
+from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 from dcptools.mapping.weights import Weight, weights_of
 
@@ -74,6 +86,33 @@ def hold(
 
 def _shapes(outputs: Sequence[Output]) -> dict[str, Shape]:
     return {output.name: output.shape for output in outputs}
+
+
+def hold_adapter(
+    outputs: Sequence[Output],
+    taken: Taken,
+    expected: Expected | None,
+    assets: Assets | None,
+    options: MappingOptions,
+    renames: Renames,
+) -> tuple[Held, Assets]:
+    """Hold an adapter against its own config and the model; returns also the files that go with it."""
+    settled = without_tied_tokens(tuple(map(renames.apply, outputs)), expected)
+    adapted = Adapted.of(settled.outputs, taken.peft)
+    config = taken.config or adapted.config(_modules(taken, expected), assets.says("_name_or_path") if assets else None)
+    found = tuple(about_adapter(taken, adapted, config, expected, options)) if settled.outputs else ()
+    beside = (assets or Assets("", (), "", ())).for_adapter(config.content)
+    known = frozenset(view.key for output in settled.outputs for view in output.sources)
+    return Held(settled.outputs, settled.leftovers, found, None, known), beside
+
+
+def _modules(taken: Taken, expected: Expected | None) -> set[str]:
+    """All modules that have a weight: of the expected model, or of the base model in the checkpoint, if it is there."""
+    if expected:
+        return {name.rpartition(".")[0] for name in expected.stored.shapes}
+    root = f"{taken.layout.root}." if taken.layout.root else ""
+    base = (name for name in taken.peft.base_weights if name.startswith(root))
+    return {name.removeprefix(root).rpartition(".")[0] for name in base}
 
 
 def _known(outputs: Sequence[Output], expected: Expected) -> frozenset[str]:

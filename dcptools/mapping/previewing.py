@@ -12,7 +12,7 @@ from dataclasses import replace
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
-from dcptools.layouts import Leftover, Output, Reading, candidates, choose, keys_of, read_family
+from dcptools.layouts import Leftover, Output, Reading, keys_of, read_family
 from dcptools.mapping.about import (
     about_assets,
     about_checkpoint,
@@ -24,10 +24,12 @@ from dcptools.mapping.about import (
     about_reading,
     about_rules,
 )
+from dcptools.mapping.about_adapter import about_full
 from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
-from dcptools.mapping.holding import Held, hold
+from dcptools.mapping.holding import Held, hold, hold_adapter
 from dcptools.mapping.rename import Rename, Renames
+from dcptools.mapping.taking import take
 from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
 
@@ -39,6 +41,9 @@ def preview(
     family: str | os.PathLike[str] | None = None,
     layout: str = "auto",
     root: str | None = None,
+    mode: str = "auto",
+    adapter: str | None = None,
+    adapter_config_path: str | os.PathLike[str] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     names: str = "stored",
@@ -65,6 +70,13 @@ def preview(
         How names are found: ``auto``, ``container`` or ``bare`` (see :mod:`dcptools.layouts`).
     root
         The container to convert, where it is not ``model``: ``ema``, ``app.model``.
+    mode
+        Of a model with LoRA adapters of peft: ``lora`` writes an adapter, ``full`` the model itself; ``auto`` writes an
+        adapter if there is one.
+    adapter
+        The adapter's name, if there are several.
+    adapter_config_path
+        The ``adapter_config.json`` of the training; by default that of the assets directory, else it is made.
     include, exclude
         Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too). Without ``include`` all keys are meant.
     names
@@ -96,6 +108,9 @@ def preview(
         _path(family),
         layout,
         root,
+        _chosen("mode", mode),
+        adapter,
+        _path(adapter_config_path),
         _globs(include),
         _globs(exclude),
         _chosen("names", names),
@@ -113,24 +128,25 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     expected, about_expectation = expectation(assets, options.reference)
     keys = keys_of(checkpoint)
     own = read_family(options.family) if options.family is not None else None
-    how = (options.layout, options.root, own)
-    tried = candidates(checkpoint, keys, expected, *how) if expected else []
-    chosen = tried[0].layout if tried else choose(list(keys.values()), *how)
-    reading = chosen.read(checkpoint, keys)
+    taken = take(checkpoint, keys, expected, own, options)
+    chosen, reading = taken.layout, taken.reading
     globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
     kept, left = _wanted(reading, checkpoint, globs)
     held = Held(tuple(kept))
-    if expected:
+    if taken.kind == "adapter":
+        held, assets = hold_adapter(kept, taken, expected, assets, options, renames)
+    elif expected:
         excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
-        held = hold(kept, expected, tried[0] if tried else None, checkpoint, options, renames, excluded)
+        held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
     outputs = tuple(sorted(map(renames.apply, held.outputs), key=lambda output: output.name))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
     findings = (
-        *about_reading(reading, outputs, checkpoint, keys),
+        *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
         *about_expectation,
         *held.findings,
         *about_checkpoint(checkpoint, outputs),
         *about_keys(reading, outputs, renames.renamed | held.known),
+        *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_foreign(chosen, keys.values(), held.fit, options),
         *about_lost(leftovers, outputs, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
@@ -138,9 +154,10 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_assets(assets, outputs, known=expected is not None),
         *about_leftovers(leftovers),
     )
-    fits = tuple(candidate.fit for candidate in tried)
+    fits = tuple(candidate.fit for candidate in taken.tried)
     where = (chosen.name, chosen.root, assets, options)
-    return KeyMapping(checkpoint, outputs, leftovers, findings, *where, expected, held.fit, fits, held.weights)
+    model = (expected if taken.kind == "model" else None, held.fit, fits, held.weights)
+    return KeyMapping(checkpoint, outputs, leftovers, findings, *where, *model, kind=taken.kind)
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 SHOWN_READINGS = 5
 # What an option can be; the first is its default.
-CHOICES = {"names": ("stored", "published"), "tied": ("auto", "keep", "drop"), "unexpected": ("keep", "drop")}
+CHOICES = {
+    "mode": ("auto", "full", "lora"),
+    "names": ("stored", "published"),
+    "tied": ("auto", "keep", "drop"),
+    "unexpected": ("keep", "drop"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,9 @@ class MappingOptions:
     family: str | None = None
     layout: str = "auto"
     root: str | None = None
+    mode: str = "auto"
+    adapter: str | None = None
+    adapter_config_path: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     names: str = "stored"
@@ -67,6 +75,7 @@ class KeyMapping(Shown, HasFindings):
     fit: Fit | None = None  # how well it is that model
     readings: tuple[Fit, ...] = ()  # those that were tried, the chosen one first
     weights: tuple[Weight, ...] = ()  # the model beside the checkpoint, sorted by name
+    kind: str = "model"  # or "adapter", which is another kind of result
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
@@ -138,6 +147,7 @@ class KeyMapping(Shown, HasFindings):
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "kind": self.kind,
             "layout": self.layout,
             "root": self.root,
             "model": self.fit.to_json() if self.fit else None,

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dcptools.shards.casts import DTYPES, parse_exceptions, written_dtypes
 from dcptools.shards.planning import plan, refuse_errors
-from dcptools.shards.values import DEFAULT_SHARD_SIZE, INDEX, PlannedTensor, PlanOptions, ShardFile, ShardPlan
+from dcptools.shards.values import (
+    DEFAULT_SHARD_SIZE,
+    INDEX,
+    SINGLE_FILE,
+    PlannedTensor,
+    PlanOptions,
+    ShardFile,
+    ShardPlan,
+)
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
     "DTYPES",
     "INDEX",
+    "SINGLE_FILE",
     "PlanOptions",
     "PlannedTensor",
     "ShardFile",

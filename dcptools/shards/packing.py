@@ -15,23 +15,22 @@ from dcptools._text import format_bytes
 from dcptools.dtypes import DType
 from dcptools.findings import Finding
 from dcptools.mapping import Output
-from dcptools.shards.values import PlannedTensor, ShardFile
+from dcptools.shards.values import SINGLE_FILE, PlannedTensor, ShardFile
 
 
-def pack(outputs: Sequence[Output], written: dict[str, DType], size: int) -> Iterator[ShardFile]:
-    """The files, for outputs that are sorted by name, in files of ``size`` bytes of values."""
+def pack(outputs: Sequence[Output], written: dict[str, DType], size: int, kind: str) -> Iterator[ShardFile]:
+    """The files, for outputs that are sorted by name, in files of ``size`` bytes of values; an adapter is one file."""
     shards: list[list[Output]] = []
     filled = 0
     for output in outputs:
         nbytes = output.numel * written[output.name].itemsize
-        if not shards or (filled + nbytes > size and shards[-1]):
+        if not shards or (filled + nbytes > size and shards[-1] and kind == "model"):
             shards.append([])
             filled = 0
         shards[-1].append(output)
         filled += nbytes
     for number, shard in enumerate(shards, start=1):
-        single = "model.safetensors"
-        name = single if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        name = SINGLE_FILE[kind] if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         yield _file(name, shard, written)
 
 
@@ -55,8 +54,14 @@ def _file(filename: str, outputs: Sequence[Output], written: dict[str, DType]) -
     return ShardFile(filename, len(text).to_bytes(8, "little") + text, tensors, start + at)
 
 
-def about_sizes(outputs: Sequence[Output], written: dict[str, DType], size: int) -> Iterator[Finding]:
-    """The tensors that are larger than a shard."""
+def about_sizes(outputs: Sequence[Output], written: dict[str, DType], size: int, kind: str) -> Iterator[Finding]:
+    """What is larger than a shard: tensors, or an adapter."""
+    if kind == "adapter":
+        nbytes = sum(output.numel * written[output.name].itemsize for output in outputs)
+        if nbytes > size:
+            larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}, and stay one file"
+            yield Finding("adapter-not-cut", "", larger, "peft reads no adapter that is cut")
+        return
     for output in outputs:
         nbytes = output.numel * written[output.name].itemsize
         if nbytes > size:

@@ -66,12 +66,12 @@ def plan(
         *mapping.findings,
         *(Finding("pattern-unused", "", f"{glob!r} of --dtype-for matched no name") for glob in unused),
         *about_dtypes(mapping, written),
-        *about_sizes(mapping.outputs, written, size),
+        *about_sizes(mapping.outputs, written, size, mapping.kind),
     ]
     if strict:
         found = [finding.as_error() if finding.severity == "warning" else finding for finding in found]
     refuse_errors(found, strict)
-    return ShardPlan(mapping, tuple(pack(mapping.outputs, written, size)), options, tuple(found))
+    return ShardPlan(mapping, tuple(pack(mapping.outputs, written, size, mapping.kind)), options, tuple(found))
 
 
 def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:

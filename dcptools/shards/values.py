@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SHARD_SIZE = 2_000_000_000  # bytes of the written dtype
 INDEX = "model.safetensors.index.json"
+SINGLE_FILE = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}  # by the kind of the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class ShardPlan(Shown, HasFindings):
     @property
     def assets(self) -> Assets | None:
         return self.mapping.assets
+
+    @property
+    def kind(self) -> str:
+        """What is written: "model" or "adapter"."""
+        return self.mapping.kind
 
     @property
     def found_while_planning(self) -> tuple[Finding, ...]:
@@ -171,6 +177,7 @@ class ShardPlan(Shown, HasFindings):
     def to_json(self) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
+            "kind": self.kind,
             "dtype": self.options.dtype,
             "shard_size": self.options.shard_size,
             "total_bytes": self.total_bytes,

@@ -114,7 +114,7 @@ class Convert(Step):
             return
         files = counted(len(planned.files), "file")
         assets = planned.assets
-        copied = f", and {len(assets.files)} files of {assets.directory}" if assets else ""
+        copied = f", and {len(assets.files)} files of {assets.directory}" if assets and assets.directory else ""
         self.found.value = alert(
             "info", f"Writes {files} with {format_bytes(planned.total_bytes)}{copied} to {target}."
         ) + findings_html(planned.warnings, most=2)

@@ -11,6 +11,7 @@ from dcptools.widgets._table import PagedTable
 
 COLUMNS = ["name", "key", "shape", "expected_shape", "state"]
 BUSY = "The model of config.json is being built, to know its weights. That takes some seconds, once."
+ADAPTER = "This is a LoRA adapter: it is written as peft saves it. Mode full writes the base model, if it is there."
 UNKNOWN = "Nothing is known of the model, so names are found by rules. A config.json or a reference would decide."
 
 
@@ -27,6 +28,8 @@ def model_table() -> PagedTable:
 
 def verdict_html(mapping: KeyMapping) -> str:
     """Whether it is the model, how that was read, and the other readings with their scores."""
+    if mapping.kind == "adapter":
+        return alert("info", ADAPTER)
     if mapping.fit is None:
         return alert("info", UNKNOWN)
     kind = "success" if mapping.fit.complete else "error"

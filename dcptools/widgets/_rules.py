@@ -12,12 +12,20 @@ from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES
 from dcptools.widgets._base import typed_path
 
-OF_ONE_MODEL = ("model_assets_dir", "reference", "family", "allow_mismatch")  # another checkpoint has its own
+OF_ONE_MODEL = (
+    "model_assets_dir",
+    "reference",
+    "family",
+    "allow_mismatch",
+    "adapter",
+    "adapter_config_path",
+)  # another checkpoint has its own
 
 _ROWS = (
     ("model_assets_dir",),
     ("reference", "family"),
     ("layout", "root"),
+    ("mode", "adapter", "adapter_config_path"),
     ("names", "tied", "unexpected", "allow_mismatch"),
     ("include", "exclude"),
     ("rename",),
@@ -63,6 +71,11 @@ def _fields() -> dict[str, W.Widget]:
         "root": W.Combobox(
             description="Root", placeholder="model", continuous_update=False, layout={"width": "240px"}
         ),
+        "mode": _choice("Mode", CHOICES["mode"], "the model, a LoRA adapter, or the adapter if there is one"),
+        "adapter": W.Text(
+            description="Adapter", placeholder="its name", continuous_update=False, layout={"width": "240px"}
+        ),
+        "adapter_config_path": _text("Its config", "adapter_config.json of the training", "420px"),
         "names": _choice("Names", CHOICES["names"], "of the live model, or those that save_pretrained writes"),
         "tied": _choice("Tied", CHOICES["tied"], "weights that the model ties: one if they are equal, all, or one"),
         "unexpected": _choice("Unexpected", CHOICES["unexpected"], "tensors that the model has no weight for"),
@@ -100,6 +113,7 @@ def _lines(text: str) -> list[str]:
 
 
 _MEANING: dict[str, Callable[[Any], Any]] = {
-    **{"model_assets_dir": _path, "reference": _path, "family": _path, "root": lambda text: text or None},
+    **{"model_assets_dir": _path, "reference": _path, "family": _path, "adapter_config_path": _path},
+    **{"root": lambda text: text or None, "adapter": lambda text: text.strip() or None},
     **{"include": str.split, "exclude": str.split, "rename": _lines},
 }

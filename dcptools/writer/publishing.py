@@ -70,7 +70,7 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
     *others, last = planned_names(plan)
     swap = Swap(save_dir)
     try:
-        swap.put_aside(old_model(save_dir), (*others, last))
+        swap.put_aside(old_model(save_dir, plan.kind), (*others, last))
         for name in others:
             sink.commit(name)
         if sync:
@@ -108,9 +108,9 @@ def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> None:
     if assets is None:
         return
     for file in assets.files:
-        rewritten = assets.config_for(plan.written_dtype) if file.name == CONFIG else None
-        if rewritten is not None:
-            _stage(sink, file.name, rewritten, sync=sync)
+        content = assets.config_for(plan.written_dtype) if file.name == CONFIG else file.content
+        if content is not None:
+            _stage(sink, file.name, content, sync=sync)
         else:
             _copy(sink, file.name, Path(assets.directory) / file.name, sync=sync)
 

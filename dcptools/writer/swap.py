@@ -16,12 +16,17 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dcptools.shards import INDEX
+from dcptools.shards import INDEX, SINGLE_FILE
 from dcptools.storage import TEMPORARY
 
 BEFORE = f"{TEMPORARY}before"
 _INDEXES = (INDEX, "pytorch_model.bin.index.json")
-_ENTRY_POINTS = ("model.safetensors", "pytorch_model.bin", *_INDEXES)  # what makes files a model, for transformers
+# What makes files a model for transformers, or an adapter for peft
+_STARTS = {
+    "model": (SINGLE_FILE["model"], "pytorch_model.bin", *_INDEXES),
+    "adapter": (SINGLE_FILE["adapter"], "adapter_model.bin"),
+}
+_ENTRY_POINTS = tuple(name for names in _STARTS.values() for name in names)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin", re.ASCII)
 MAX_INDEX_BYTES = 64 << 20
 
@@ -31,13 +36,16 @@ def is_file(path: Path) -> bool:
     return os.path.islink(path) or (os.path.lexists(path) and not path.is_dir())
 
 
-def old_model(directory: Path) -> list[str]:
-    """The names of an old model's files: what loading it begins with, its shards, and what its index names."""
+def old_model(directory: Path, kind: str = "model") -> list[str]:
+    """The names of an old model's files: what loading it begins with, its shards, and what its index names.
+
+    Of the kind "adapter": those of an old adapter. A model and an adapter can be in one directory.
+    """
     names = [name for name in os.listdir(directory) if is_file(directory / name)] if directory.is_dir() else []
     named = {name for index in _INDEXES for name in _named_by(directory / index)}.intersection(names)
     named = {name for name in named if not (directory / name).is_symlink()}
     shards = [name for name in names if _SHARD.fullmatch(name) or name in named]
-    return [name for name in _ENTRY_POINTS if name in names] + sorted(shards)
+    return [name for name in _STARTS[kind] if name in names] + (sorted(shards) if kind == "model" else [])
 
 
 def _named_by(index: Path) -> set[str]:

@@ -45,7 +45,7 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
             raise TargetError(
                 f"The output {save_dir} is where the checkpoint's own files are.\nGive another directory."
             )
-    if plan.assets is not None and _same(save_dir, Path(plan.assets.directory)):
+    if plan.assets is not None and plan.assets.directory and _same(save_dir, Path(plan.assets.directory)):
         raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
     existing = [] if overwrite else [*existing_weights(save_dir), *_replaced_assets(plan, save_dir)]
     if existing:

@@ -188,14 +188,17 @@ def save_cases(directory: Path, world_size: int = 4, timeout: float = 120.0) -> 
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (directory / "done").exists():
-            _launch(directory, world_size, timeout)
+            launch("checkpoints.distributed", directory, world_size, timeout)
             (directory / "done").touch()
     return {name: directory / name for name in CASES}
 
 
-def _launch(directory: Path, world_size: int, timeout: float) -> None:
+def launch(module: str, directory: Path, world_size: int, timeout: float) -> None:
+    """Run a module as a program of so many processes; it calls :func:`main`."""
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    command = [sys.executable, __file__, str(directory), str(world_size)]
+    environment["PYTHONPATH"] = paths
+    command = [sys.executable, "-m", module, str(directory), str(world_size)]
     done = subprocess.run(command, env=environment, timeout=timeout, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"saving failed with status {done.returncode}:\n{done.stderr[-6000:]}")
@@ -245,20 +248,24 @@ def _save_case(directory: Path, name: str) -> None:
         torch.save(tensors, directory / f"{name}.expected.pt")
 
 
-def _rank_main(rank: int, world_size: int, directory: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size)
+def _save_all(directory: Path) -> None:
     for name in CASES:
         _save_case(directory, name)
         dist.barrier()
+
+
+def _rank_main(rank: int, world_size: int, directory: Path, save_cases: Callable[[Path], None]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size)
+    save_cases(directory)
     dist.destroy_process_group()
 
 
-def main() -> None:
-    directory, world_size = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+def main(save_cases: Callable[[Path], None], directory: Path, world_size: int) -> None:
+    """Run a function in each of so many processes."""
     torch.set_num_threads(1)  # before the fork: a thread pool would not survive it
     start: Any = start_processes  # has no annotations
-    start(_rank_main, (world_size, directory), world_size, start_method="fork")
+    start(_rank_main, (world_size, directory.resolve(), save_cases), world_size, start_method="fork")
 
 
 if __name__ == "__main__":
-    main()
+    main(_save_all, Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,122 @@
+"""What is to be said about an adapter: which one it is, what is left out beside it, whether it fits the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from dcptools._text import counted, format_bytes, format_shape, some
+from dcptools.assets import ADAPTER_CONFIG
+from dcptools.expected import Expected
+from dcptools.findings import Finding
+from dcptools.layouts import FROZEN, Leftover, Output, Part
+from dcptools.mapping.adapter_config import Adapted, AdapterConfig
+from dcptools.mapping.taking import Taken
+from dcptools.mapping.values import MappingOptions
+
+ALLOW = "--allow-mismatch writes it all the same"
+
+
+def about_adapter(
+    taken: Taken, adapted: Adapted, config: AdapterConfig, expected: Expected | None, options: MappingOptions
+) -> Iterator[Finding]:
+    """Of an adapter that is written."""
+    name = f"the adapter {taken.adapter!r}" if taken.adapter else "an adapter"
+    ranks = some([str(rank) for rank in sorted(set(adapted.ranks.values()))])
+    whole = f", and {some(adapted.copies)} trained whole" if adapted.copies else ""
+    yield Finding(
+        "adapter", "", f"{name} is written: {counted(len(adapted.ranks), 'module')} of rank {ranks}{whole}",
+        "peft loads it beside the base model",
+    )  # fmt: skip
+    yield from _about_base(taken.reading.leftovers)
+    found = list(_about_config(taken, adapted, config, expected))
+    if expected:
+        found += _about_modules(adapted, expected)
+    for finding in found:
+        allowed = options.allow_mismatch and finding.severity == "error"
+        yield replace(finding, severity="warning") if allowed else finding
+
+
+def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
+    base = [left for left in leftovers if left.reason == FROZEN]
+    if base:
+        size = format_bytes(sum(left.nbytes for left in base))
+        yield Finding(
+            "base-left-out", "", f"{counted(len(base), 'tensor')} of the base model, {size}, are not written: "
+            "the adapter alone is",
+            "--mode full writes the base model, into a directory of its own",
+        )  # fmt: skip
+
+
+def _about_config(
+    taken: Taken, adapted: Adapted, config: AdapterConfig, expected: Expected | None
+) -> Iterator[Finding]:
+    if taken.config is None:
+        unknown = ["use_rslora", "alpha_pattern", "task_type"]
+        unknown += [] if config.said["base_model_name_or_path"] else ["base_model_name_or_path"]
+        whole = [module for module in adapted.ranks if expected and f"{module}.weight" not in expected.stored.shapes]
+        unknown += [f"which parameters of {some(whole, 2)} are adapted (target_parameters)"] if whole else []
+        yield Finding(
+            "adapter-config", ADAPTER_CONFIG, "made from names and shapes; lora_alpha is not known, and peft does not "
+            f"load it without; not known either: {', '.join(unknown)}",
+            "give the one of the training: --adapter-config-path; or write lora_alpha into it",
+        )  # fmt: skip
+        return
+    for difference in adapted.differences(config.said):
+        hint = f"take the {ADAPTER_CONFIG} of this training; {ALLOW}"
+        yield Finding("adapter-config-differs", taken.config.path, difference, hint)
+
+
+def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
+    """Adapted modules that the model does not have, or has with other sizes."""
+    names = expected.stored.shapes
+    known = {name.rsplit(".", count)[0] for name in names for count in range(name.count(".") + 1)}  # parameters too
+    lost = [module for module in adapted.ranks if module not in known]
+    if lost:
+        what = f"{expected.title} has no {some(lost, 3)}: {len(lost):,} of {counted(len(adapted.ranks), 'module')}"
+        yield Finding(
+            "adapter-mismatch", "", what, f"peft does not load these; {ALLOW}",
+            "warning" if len(lost) < len(adapted.ranks) else "error",
+        )  # fmt: skip
+    for module, sizes in _sizes(adapted.weights).items():
+        shape = names.get(f"{module}.weight")
+        if shape is not None and len(shape) == len(sizes) == 2 and sorted(shape) != sorted(sizes):
+            what = f"it was {format_shape(sizes)}, and the model has {format_shape(shape)}"
+            yield Finding("adapter-mismatch", module, what, f"another model, or one rank's share; {ALLOW}")
+
+
+def _sizes(weights: Iterable[tuple[Part, Output]]) -> dict[str, tuple[int, ...]]:
+    """(out, in) of each module that both of its matrices tell."""
+    shapes = {part.saved: output.shape for part, output in weights}
+    found: dict[str, tuple[int, ...]] = {}
+    for part, _ in weights:
+        for ending, other in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
+            stem = part.saved.removesuffix(ending)
+            first, second = shapes[part.saved], shapes.get(stem + other, ())
+            if stem != part.saved and len(first) == len(second) == 2:
+                found[part.module] = (second[0], first[1])
+    return found
+
+
+def about_full(taken: Taken, outputs: Sequence[Output], options: MappingOptions) -> Iterator[Finding]:
+    """Of a model that peft wrapped, if the model itself is written."""
+    if options.adapter_config_path is not None:
+        yield Finding("adapter-config", options.adapter_config_path, "not used: no adapter is written", "leave it out")
+    kinds = {key: part for key, part in taken.peft.parts.items() if part.kind != "base"}
+    for output in outputs:
+        if kinds.keys() & {view.key for view in output.sources}:
+            what = f"trained whole: the copy of the adapter {taken.adapter!r} is written, as peft's unload gives it"
+            yield Finding("trained-copy", output.name, what, "the original is left out")
+    left = [left for left in taken.reading.leftovers if left.key in kinds]
+    if left:
+        size = format_bytes(sum(each.nbytes for each in left))
+        yield Finding(
+            "adapter-left-out", "", f"{counted(len(left), 'tensor')} of {_named(taken.peft.adapters)}, {size}, are not "
+            f"written, and nothing of them is merged: {some([each.key for each in left], 3)}",
+            "--mode lora writes the adapter; peft merges the two: merge_and_unload",
+        )  # fmt: skip
+
+
+def _named(adapters: Sequence[str]) -> str:
+    named = [repr(name) for name in adapters if name]
+    return f"the adapter{'' if len(named) == 1 else 's'} {', '.join(named)}" if named else "an adapter"

@@ -1,0 +1,169 @@
+"""``adapter_config.json`` of peft: the one that is given, or what the checkpoint itself tells of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dcptools._text import counted, some
+from dcptools.assets import ADAPTER_CONFIG
+from dcptools.errors import UsageError, system_errors
+from dcptools.layouts import Output, Part, Peft
+from dcptools.storage import open_regular
+
+MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The config of an adapter, and its text as it is written."""
+
+    said: Mapping[str, Any]
+    content: bytes
+    path: str = ""  # of the file that was given
+
+
+def find_config(path: str | os.PathLike[str] | None, assets_dir: str | os.PathLike[str] | None) -> AdapterConfig | None:
+    """The config at a path, or in the directory of the assets; None if there is none.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, or is no JSON object.
+    """
+    if path is None:
+        found = Path(assets_dir, ADAPTER_CONFIG) if assets_dir is not None else None
+        return _read(found) if found is not None and found.is_file() else None
+    return _read(Path(path, ADAPTER_CONFIG) if os.path.isdir(path) else Path(path))
+
+
+def _read(path: Path) -> AdapterConfig:
+    cannot = f"The adapter's config {path} cannot be read"
+    with system_errors(UsageError, cannot), open(open_regular(path), "rb") as file:
+        content = file.read(MAX_BYTES)
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise UsageError(f"{path} is not a JSON object.\nGive the {ADAPTER_CONFIG} that peft wrote in the training.")
+    return AdapterConfig(said, content, str(path))
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What the tensors of an adapter tell: which modules are adapted, and how."""
+
+    weights: Sequence[tuple[Part, Output]]  # of the adapter, as they are written
+
+    @classmethod
+    def of(cls, outputs: Iterable[Output], peft: Peft) -> Adapted:
+        """From the outputs of an adapter, whose names no longer say which modules were trained whole."""
+        return cls([(Part.of(output.name)._replace(kind=_kind(output, peft)), output) for output in outputs])
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each module that is adapted."""
+        ranks = {}
+        for part, output in self.weights:
+            if part.saved.endswith((".lora_A.weight", ".lora_embedding_A")):
+                # experts may have one matrix each: (expert, rank, in)
+                ranks[part.module] = output.shape[1 if len(output.shape) == 3 else 0] if output.shape else 0
+        return ranks
+
+    @cached_property
+    def copies(self) -> tuple[str, ...]:
+        """The modules that were trained whole."""
+        return tuple(sorted({part.module for part, _ in self.weights if part.kind == "copy"}))
+
+    def has(self, ending: str) -> bool:
+        return any(part.saved.endswith(ending) for part, _ in self.weights)
+
+    @property
+    def rank(self) -> int:
+        """That of most modules."""
+        return Counter(sorted(self.ranks.values(), reverse=True)).most_common(1)[0][0] if self.ranks else 0
+
+    def config(self, modules: Collection[str], base: str | None) -> AdapterConfig:
+        """The config as far as it is known. ``modules`` are all of the model that are known, ``base`` is its name.
+
+        What is not known stands as null where peft needs it: no value is made up.
+        """
+        said = {
+            "base_model_name_or_path": base,
+            "bias": "all" if any(part.kind == "bias" for part, _ in self.weights) else "none",
+            "inference_mode": True,
+            "lora_alpha": None,
+            "lora_bias": self.has(".lora_B.bias"),
+            "modules_to_save": list(self.copies) or None,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "rank_pattern": {module: rank for module, rank in self.ranks.items() if rank != self.rank},
+            "target_modules": sorted(_targets(self.ranks, modules)),
+            "task_type": None,
+            "use_dora": self.has(".lora_magnitude_vector"),
+        }
+        return AdapterConfig(said, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
+
+    def differences(self, said: Mapping[str, Any]) -> Iterator[str]:
+        """Where a config is not that of this adapter."""
+        kind, targets = said.get("peft_type"), said.get("target_modules")
+        if kind != "LORA":
+            yield f"peft_type is {kind!r}, and the keys are those of 'LORA'"
+        patterns = said.get("rank_pattern")
+        patterns = patterns if isinstance(patterns, dict) else {}
+        if not said.get("target_parameters"):
+            ranks = {module: patterns.get(_pattern(module, patterns), said.get("r")) for module in self.ranks}
+            wrong = [module for module in ranks if ranks[module] != self.ranks[module]]
+            if wrong:
+                one, many = wrong[0], counted(len(wrong), "module")
+                yield f"r is {ranks[one]} for {one}, and its tensors have {self.ranks[one]}; so it is for {many}"
+            if isinstance(targets, list):
+                others = [module for module in self.ranks if not _ends_with_one(module, targets)]
+                yield from [f"target_modules does not name {some(others, 3)}"] if others else []
+        others = [module for module in self.copies if not _ends_with_one(module, said.get("modules_to_save") or ())]
+        yield from [f"modules_to_save does not name {some(others, 3)}"] if others else []
+        for field, ending in (("use_dora", ".lora_magnitude_vector"), ("lora_bias", ".lora_B.bias")):
+            if bool(said.get(field)) != self.has(ending):
+                yield f"{field} is {said.get(field)}, and there are {'' if self.has(ending) else 'no '}{ending[1:]}"
+
+
+def _kind(output: Output, peft: Peft) -> str:
+    """That of the part; what goes along with an adapter is an adapted embedding, a bias, or was trained whole."""
+    part = peft.parts[output.sources[0].key]
+    if part.kind != "base":
+        return part.kind
+    if part.saved.endswith(".bias"):
+        return "bias"
+    return "base" if part.saved != part.weight else "copy"
+
+
+def _targets(adapted: Iterable[str], modules: Collection[str]) -> set[str]:
+    """Last segments, where all modules of the model that end so are adapted; whole names otherwise."""
+    adapted = set(adapted)
+    lasts = {module.rpartition(".")[2] for module in adapted}
+    others = {module.rpartition(".")[2] for module in set(modules) - adapted}
+    short = lasts - others if modules else set()
+    return short | {module for module in adapted if module.rpartition(".")[2] not in short}
+
+
+def _pattern(module: str, patterns: Iterable[str]) -> str:
+    """The first pattern that peft finds for a module; the module's own name if there is none."""
+    for pattern in patterns:
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return pattern
+        except re.error:
+            continue
+    return module
+
+
+def _ends_with_one(module: str, names: Iterable[Any]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)

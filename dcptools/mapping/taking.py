@@ -1,0 +1,82 @@
+"""What of a checkpoint is converted, the model or an adapter, and how its keys are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dcptools._text import some
+from dcptools.checkpoint import Checkpoint
+from dcptools.errors import UsageError
+from dcptools.expected import Expected
+from dcptools.layouts import Candidate, Family, Key, Layout, Peft, Reading, candidates, choose, layout_of
+from dcptools.mapping.adapter_config import AdapterConfig, find_config
+from dcptools.mapping.values import MappingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The reading of a checkpoint that is converted."""
+
+    kind: str  # "model" or "adapter"
+    layout: Layout
+    reading: Reading
+    peft: Peft
+    tried: tuple[Candidate, ...] = ()  # the readings that were held against the model, the chosen one first
+    adapter: str | None = None  # the adapter that is taken, or whose copies of modules are; None: none
+    config: AdapterConfig | None = None  # of the adapter, if it was given
+
+
+def take(
+    checkpoint: Checkpoint,
+    keys: Mapping[str, Key],
+    expected: Expected | None,
+    family: Family | None,
+    options: MappingOptions,
+) -> Taken:
+    """Read the model; or, of a model that peft wrapped, the adapter, unless ``options.mode`` is "full".
+
+    Raises
+    ------
+    UsageError
+        An adapter is asked for that is not there, or there are several and none is named.
+    """
+    has_own = expected is not None and bool(Peft.of(_own(expected)).adapters)
+    peft = Peft(keys, {}) if has_own else Peft.of(keys)
+    if not peft.adapters and (options.mode == "lora" or options.adapter is not None):
+        raise UsageError(
+            "There is no LoRA adapter in this checkpoint: no key like '....lora_A.default.weight'.\n"
+            "Give its directory, or leave out --mode lora and --adapter."
+        )
+    if peft.adapters and options.mode != "full":
+        return _adapter(checkpoint, peft, expected, options)
+    adapter, wanted = _chosen(peft, options.adapter, peft.copying), peft.base()
+    tried = candidates(checkpoint, wanted, expected, options.layout, options.root, family) if expected else []
+    layout = tried[0].layout if tried else choose(list(wanted.values()), options.layout, options.root, family)
+    return Taken("model", layout, peft.base_of(layout.read(checkpoint, wanted), adapter), peft, tuple(tried), adapter)
+
+
+def _own(expected: Expected) -> dict[str, Key]:
+    """The names of a model that may have LoRA weights of its own, as keys."""
+    return {name: Key(name, ()) for name in expected.stored.shapes}
+
+
+def _adapter(checkpoint: Checkpoint, peft: Peft, expected: Expected | None, options: MappingOptions) -> Taken:
+    adapter = _chosen(peft, options.adapter, peft.adapters) or ""
+    layout = layout_of(peft.weights(), expected, options.layout, options.root)
+    config = find_config(options.adapter_config_path, options.model_assets_dir)
+    reading = peft.adapter_of(layout.read(checkpoint, peft.saved()), adapter, config.said if config else None)
+    return Taken("adapter", layout, reading, peft, (), adapter, config)
+
+
+def _chosen(peft: Peft, asked: str | None, names: tuple[str, ...]) -> str | None:
+    """The adapter that is asked for, or the only one of those that matter; None if none does."""
+    if asked is not None and asked not in peft.adapters:
+        raise UsageError(
+            f"There is no adapter {asked!r} in this checkpoint.\nAdapters here: {some(peft.adapters, 10)}."
+        )
+    if asked is None and len(names) > 1:
+        raise UsageError(
+            f"There are several adapters in this checkpoint: {some(names, 10)}.\nName one with --adapter, adapter=."
+        )
+    return asked if asked is not None else next(iter(names), None)

@@ -1,0 +1,369 @@
+"""LoRA adapters without peft: names, what is chosen and refused, configs, files. With peft: test_peft.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import lookalikes, saved
+from checkpoints.models import QWEN3_CONFIG
+from click.testing import CliRunner
+from reference import read_files
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import dcptools
+from dcptools.cli import convert_command
+from dcptools.errors import OutputExists, UsageError
+from dcptools.findings import Finding
+from dcptools.layouts import Part
+from dcptools.mapping import KeyMapping
+from dcptools.recipe import command_line, python_call
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+STEM = f"{PREFIX}model.layers.{{}}.self_attn.q_proj"
+PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+
+
+def adapted(layers: int = 2, *, name: str = ".default", out: int = 8, base: bool = True) -> dict[str, Tensor]:
+    """The state dict of the tiny model of ``saved`` with adapters of rank 2 on each q_proj."""
+    state = {f"{PREFIX}{key}": tensor for key, tensor in saved.model_state().items()} if base else {}
+    for layer in range(layers):
+        stem = STEM.format(layer)
+        if base:
+            state[f"{stem}.base_layer.weight"] = state.pop(f"{stem}.weight")
+        state[f"{stem}.lora_A{name}.weight"] = torch.randn(2, 8)
+        state[f"{stem}.lora_B{name}.weight"] = torch.randn(out, 2)
+    return state
+
+
+def assets(directory: Path, adapter: dict[str, Any] | None = None, **config: Any) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({**QWEN3_CONFIG, **config}))
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "generation_config.json").write_text("{}")
+    if adapter is not None:
+        (directory / CONFIG).write_text(json.dumps(adapter))
+    return directory
+
+
+def found(mapping: KeyMapping, code: str) -> list[Finding]:
+    return [finding for finding in mapping.findings if finding.code == code]
+
+
+def made_config(mapping: KeyMapping) -> dict[str, Any]:
+    assert mapping.assets is not None
+    (content,) = [asset.content for asset in mapping.assets.files if asset.name == CONFIG]
+    config: dict[str, Any] = json.loads(content or b"")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("base_model.model.a.q.lora_A.default.weight", ("lora", "default", "a.q.lora_A.weight", "a.q.weight")),
+        ("a.q.lora_B.x.bias", ("lora", "x", "a.q.lora_B.bias", "a.q.weight")),
+        ("a.q.lora_A.weight", ("lora", "", "a.q.lora_A.weight", "a.q.weight")),
+        ("m.base_model.model.e.lora_embedding_A.x", ("lora", "x", "m.e.lora_embedding_A", "m.e.weight")),
+        ("e.lora_embedding_B", ("lora", "", "e.lora_embedding_B", "e.weight")),
+        ("a.q.lora_magnitude_vector.x.weight", ("lora", "x", "a.q.lora_magnitude_vector", "a.q.weight")),
+        ("a.q.lora_magnitude_vector.x", ("lora", "x", "a.q.lora_magnitude_vector", "a.q.weight")),
+        ("a.q.lora_magnitude_vector", ("lora", "", "a.q.lora_magnitude_vector", "a.q.weight")),
+        ("e.base_layer.lora_A.x.weight", ("lora", "x", "e.base_layer.lora_A.weight", "e.weight")),
+        ("a.q.base_layer.weight", ("base", "", "a.q.base_layer.weight", "a.q.weight")),
+        ("h.modules_to_save.x.d.weight", ("copy", "x", "h.d.weight", "h.d.weight")),
+        ("h.original_module.d.weight", ("base", "", "h.original_module.d.weight", "h.d.weight")),
+        (
+            "e.token_adapter.trainable_tokens_delta.x",
+            ("tokens", "x", "e.token_adapter.trainable_tokens_delta", "e.weight"),
+        ),
+        ("a.norm.weight", ("base", "", "a.norm.weight", "a.norm.weight")),
+        # a moment of an optimizer is no weight
+        ("o.a.q.lora_A.x.weight.exp_avg", ("base", "", *["o.a.q.lora_A.x.weight.exp_avg"] * 2)),
+    ],
+)
+def test_what_a_key_is(name: str, part: tuple[str, ...]) -> None:
+    assert Part.of(name) == part
+
+
+def test_every_key_is_written_or_left_out_with_a_reason(tmp_path: Path) -> None:
+    state = adapted()
+    checkpoint = saved.save(tmp_path / "c", {"model": state, "optimizer": {"state": dict(state)}, "step": 3})
+    mapping = dcptools.preview(checkpoint)
+    assert mapping.kind == mapping.to_json()["kind"] == "adapter"
+    assert (mapping.layout, mapping.root) == ("container", "model")
+    assert {output.name for output in mapping.outputs} == {
+        f"{STEM.format(layer)}.lora_{side}.weight" for layer in (0, 1) for side in "AB"
+    }
+    reasons = {left.key: left.reason for left in mapping.leftovers}
+    assert reasons.pop("step") == "a pickled object, not a tensor"
+    in_model = {reason for key, reason in reasons.items() if key.startswith("model.")}
+    assert in_model == {"of the frozen base model"}
+    assert {finding.code for finding in mapping.warnings} == {"base-left-out", "adapter-config"}
+    (base,) = found(mapping, "base-left-out")
+    assert "--mode full" in base.hint and f"{len(saved.model_state())} tensors" in base.message
+
+
+def test_the_old_key_alone_is_an_adapter(tmp_path: Path) -> None:
+    mapping = dcptools.preview(lookalikes.lora_adapter(tmp_path / "c"))
+    assert mapping.kind == "adapter"
+    assert {finding.code for finding in mapping.warnings} == {"adapter-config"}
+
+
+def test_full_is_the_base_model_and_names_what_is_left(tmp_path: Path) -> None:
+    state = adapted()
+    checkpoint = saved.save(tmp_path / "c", {"model": state})
+    dcptools.convert(checkpoint, tmp_path / "out", mode="full", model_assets_dir=assets(tmp_path / "a"), dtype="keep")
+    written, wanted = load_file(tmp_path / "out" / "model.safetensors"), saved.model_state()
+    assert written.keys() == wanted.keys()
+    assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+    mapping = dcptools.preview(checkpoint, mode="full")
+    (left,) = found(mapping, "adapter-left-out")
+    assert left.message.startswith("4 tensors of the adapter 'default', ")
+    assert "model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" in left.message
+
+
+def test_full_of_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": adapted(base=False)})
+    mapping = dcptools.preview(checkpoint, mode="full", model_assets_dir=assets(tmp_path / "a"))
+    assert "no-model-weights" in {error.code for error in mapping.errors}
+    (nothing,) = found(mapping, "no-model-weights")
+    assert nothing.hint.startswith("only adapters are in this checkpoint, not their base model")
+
+
+def test_nothing_is_said_of_an_adapter_that_is_left_out(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+    mapping = dcptools.preview(checkpoint, exclude=["*lora_*"], model_assets_dir=assets(tmp_path / "a", PLAIN))
+    assert [error.code for error in mapping.errors] == ["no-model-weights"]
+    assert not found(mapping, "adapter") and mapping.expected is None
+
+
+@pytest.mark.parametrize("options", [{"mode": "lora"}, {"adapter": "default"}])
+def test_an_adapter_that_is_not_there_is_refused(options: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no LoRA adapter in this checkpoint"):
+        dcptools.preview(saved.trained(tmp_path / "c"), **options)  # type: ignore[arg-type]
+
+
+def test_an_adapter_of_another_name_is_refused(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": adapted(name=".mine")})
+    with pytest.raises(UsageError, match="no adapter 'default' in this checkpoint.\nAdapters here: mine."):
+        dcptools.preview(checkpoint, adapter="default")
+    assert dcptools.preview(checkpoint, adapter="mine").outputs
+
+
+def test_a_mode_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="mode cannot be 'base'.\nExpected one of auto, full, lora."):
+        dcptools.preview(saved.trained(tmp_path / "c"), mode="base")
+
+
+def test_weights_that_the_model_itself_calls_so_are_no_adapter(tmp_path: Path) -> None:
+    """Phi-4-multimodal is published with LoRA weights in it."""
+    state = {f"model.{name}": tensor for name, tensor in adapted(name=".speech").items()}
+    save_file(adapted(name=".speech"), tmp_path / "reference.safetensors")
+    checkpoint = saved.save(tmp_path / "c", state)
+    mapping = dcptools.preview(checkpoint, reference=tmp_path / "reference.safetensors")
+    assert mapping.kind == "model" and not mapping.errors
+    assert found(mapping, "model-fits")
+
+
+@pytest.mark.parametrize("key", ["ia3_l.default", "lora_E.default"])
+def test_other_methods_of_peft_are_warned_about(key: str, tmp_path: Path) -> None:
+    state = adapted() if "lora" in key else {f"{PREFIX}{k}": t for k, t in saved.model_state().items()}
+    state[f"{STEM.format(0)}.{key}"] = torch.ones(8)
+    mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}))
+    assert mapping.kind == "model"
+    assert f"model.{STEM.format(0)}.{key}" in {finding.key for finding in found(mapping, "peft")}
+
+
+class TestModel:
+    """What config.json says about the modules that are adapted."""
+
+    def test_one_of_another_model_is_an_error(self, tmp_path: Path) -> None:
+        directory = assets(tmp_path / "a", PLAIN)
+        state = {name.replace("q_proj", "query"): tensor for name, tensor in adapted(base=False).items()}
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}), model_assets_dir=directory)
+        (mismatch,) = [error for error in mapping.errors if error.code == "adapter-mismatch"]
+        assert mismatch.message.startswith("Qwen3ForCausalLM has no model.layers.0.self_attn.query, ")
+        allowed = dcptools.preview(mapping.checkpoint, model_assets_dir=directory, allow_mismatch=True)
+        assert not allowed.errors
+
+    def test_one_module_too_many_is_a_warning(self, tmp_path: Path) -> None:
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted(3, base=False)})
+        mapping = dcptools.preview(checkpoint, model_assets_dir=assets(tmp_path / "a", PLAIN))
+        (mismatch,) = found(mapping, "adapter-mismatch")
+        assert mismatch.severity == "warning" and "1 of 3 modules" in mismatch.message
+
+    def test_half_a_matrix_is_an_error(self, tmp_path: Path) -> None:
+        """As one of two tensor-parallel ranks holds it."""
+        mapping = dcptools.preview(
+            saved.save(tmp_path / "c", {"model": adapted(1, base=False, out=4)}),
+            model_assets_dir=assets(tmp_path / "a", PLAIN),
+        )
+        (mismatch,) = mapping.errors
+        assert (mismatch.code, mismatch.key) == ("adapter-mismatch", "model.layers.0.self_attn.q_proj")
+        assert mismatch.message == "it was [4, 8], and the model has [8, 8]"
+
+
+class TestConfig:
+    def test_that_of_the_assets_is_taken(self, tmp_path: Path) -> None:
+        directory = assets(tmp_path / "a", PLAIN)
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        report = dcptools.convert(checkpoint, tmp_path / "out", model_assets_dir=directory)
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [CONFIG, WEIGHTS, "tokenizer.json"]
+        assert (tmp_path / "out" / CONFIG).read_bytes() == (directory / CONFIG).read_bytes()
+        assert report.assets == (CONFIG, "tokenizer.json")
+        assert {finding.code for finding in report.warnings} == {"base-left-out"}
+
+    def test_the_one_that_is_named_comes_first(self, tmp_path: Path) -> None:
+        directory = assets(tmp_path / "a", {"peft_type": "LORA", "r": 16})
+        (tmp_path / "mine.json").write_text(json.dumps(PLAIN))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        mapping = dcptools.preview(
+            checkpoint, model_assets_dir=directory, adapter_config_path=tmp_path / "mine.json"
+        )  # fmt: skip
+        assert made_config(mapping) == PLAIN and not mapping.errors
+
+    @pytest.mark.parametrize("content", ["[]", "{", "\xff"])
+    def test_what_is_no_config_is_refused(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_bytes(content.encode("latin-1"))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        with pytest.raises(UsageError, match="adapter_config.json is not a JSON object.\nGive the"):
+            dcptools.preview(checkpoint, adapter_config_path=tmp_path)
+
+    def test_one_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        with pytest.raises(UsageError, match="nowhere.json cannot be read: No such file"):
+            dcptools.preview(checkpoint, adapter_config_path=tmp_path / "nowhere.json")
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"peft_type": "LOHA"}, "peft_type is 'LOHA', and the keys are those of 'LORA'"),
+            (
+                {"r": 8},
+                "r is 8 for model.layers.0.self_attn.q_proj, and its tensors have 2; so it is for 2 modules",
+            ),
+            (
+                {"rank_pattern": {"layers.1.*": 4}},
+                "r is 4 for model.layers.1.self_attn.q_proj, and its tensors have 2; so it is for 1 module",
+            ),
+            ({"target_modules": ["k_proj"]}, "target_modules does not name model.layers.0.self_attn.q_proj, "),
+            ({"use_dora": True}, "use_dora is True, and there are no lora_magnitude_vector"),
+        ],
+    )
+    def test_one_of_another_adapter_is_an_error(self, wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+        directory = assets(tmp_path / "a", {**PLAIN, **wrong})
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        (error,) = dcptools.preview(checkpoint, model_assets_dir=directory).errors
+        assert error.code == "adapter-config-differs"
+        assert error.message.startswith(message)
+
+    def test_a_made_one_says_what_tensors_tell(self, tmp_path: Path) -> None:
+        state = adapted()
+        state[f"{STEM.format(0)}.lora_A.default.weight"] = torch.ones(3, 8)
+        state[f"{STEM.format(0)}.lora_B.default.weight"] = torch.ones(8, 3)
+        state[f"{PREFIX}model.layers.0.mlp.up_proj.lora_A.default.weight"] = torch.ones(2, 8)
+        state[f"{PREFIX}lm_head.modules_to_save.default.weight"] = torch.ones(16, 8)
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}))
+        assert made_config(mapping) == {
+            "base_model_name_or_path": None,
+            "bias": "none",
+            "inference_mode": True,
+            "lora_alpha": None,
+            "lora_bias": False,
+            "modules_to_save": ["lm_head"],
+            "peft_type": "LORA",
+            "r": 2,
+            "rank_pattern": {"model.layers.0.self_attn.q_proj": 3},
+            "target_modules": ["model.layers.0.mlp.up_proj", "q_proj"],  # not every up_proj is adapted
+            "task_type": None,
+            "use_dora": False,
+        }
+        (finding,) = found(mapping, "adapter-config")
+        assert "lora_alpha is not known" in finding.message and "--adapter-config-path" in finding.hint
+
+    def test_without_the_model_modules_are_named_whole(self, tmp_path: Path) -> None:
+        """For all that is known, there are other modules of that last name, which are not adapted."""
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": adapted(1, base=False)}))
+        assert made_config(mapping)["target_modules"] == ["model.layers.0.self_attn.q_proj"]
+
+    def test_the_name_of_the_base_comes_from_config_json(self, tmp_path: Path) -> None:
+        directory = assets(tmp_path / "a", _name_or_path="org/base")
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": adapted()}), model_assets_dir=directory)
+        assert made_config(mapping)["base_model_name_or_path"] == "org/base"
+
+    def test_where_no_adapter_is_written_it_is_not_used(self, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text("{}")
+        mapping = dcptools.preview(saved.trained(tmp_path / "c"), adapter_config_path=tmp_path / CONFIG)
+        assert found(mapping, "adapter-config")[0].message == "not used: no adapter is written"
+
+
+class TestFiles:
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        return saved.save(tmp_path / "c", {"model": adapted()})
+
+    def test_it_is_never_cut(self, checkpoint: Path, tmp_path: Path) -> None:
+        plan = dcptools.plan(checkpoint, shard_size=50)
+        assert [file.filename for file in plan.files] == [WEIGHTS] and plan.index is None
+        (finding,) = [finding for finding in plan.findings if finding.code == "adapter-not-cut"]
+        assert finding.message == "128 B are more than a shard of 50 B, and stay one file"
+        assert not {"large-tensor"} & {finding.code for finding in plan.findings}
+        dcptools.write(plan, tmp_path / "out")
+        assert len(load_file(tmp_path / "out" / WEIGHTS)) == 4
+
+    def test_a_model_that_is_there_stays(self, checkpoint: Path, tmp_path: Path) -> None:
+        """Base and adapter can lie in one directory; what is replaced is the old adapter."""
+        out = tmp_path / "out"
+        out.mkdir()
+        for name in ("model.safetensors", "adapter_model.bin", CONFIG, "config.json"):
+            (out / name).write_text("old")
+        with pytest.raises(OutputExists):
+            dcptools.convert(checkpoint, out)
+        dcptools.convert(checkpoint, out, overwrite=True)
+        assert sorted(path.name for path in out.iterdir()) == [CONFIG, WEIGHTS, "config.json", "model.safetensors"]
+        assert (out / "model.safetensors").read_text() == (out / "config.json").read_text() == "old"
+        assert json.loads((out / CONFIG).read_text())["r"] == 2
+
+    def test_an_adapter_that_is_there_stays_when_a_model_is_written(self, checkpoint: Path, tmp_path: Path) -> None:
+        dcptools.convert(checkpoint, tmp_path / "out")
+        dcptools.convert(checkpoint, tmp_path / "out", mode="full", overwrite=True)
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [CONFIG, WEIGHTS, "model.safetensors"]
+
+    def test_it_can_be_written_where_one_is(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No assets directory was given, and the current directory is not one."""
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        dcptools.convert(checkpoint, ".")
+        assert sorted(path.name for path in Path().iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": {**adapted(), **adapted(name=".other")}})
+    (tmp_path / "mine.json").write_text(json.dumps(PLAIN))
+    base = ["--load-dir", str(checkpoint), "--save-dir", str(tmp_path / "out")]
+    refused = CliRunner().invoke(convert_command, base)
+    assert "several adapters in this checkpoint: default, other" in str(refused.exception)
+    words = ["--mode", "lora", "--adapter", "other", "--adapter-config-path", str(tmp_path / "mine.json")]
+    done = CliRunner().invoke(convert_command, [*base, *words])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / CONFIG).read_text()) == PLAIN
+
+
+def test_the_recipe_does_the_same_again(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": {**adapted(), **adapted(name=".other")}})
+    (tmp_path / "mine.json").write_text(json.dumps(PLAIN))
+    mapping = dcptools.preview(checkpoint, mode="lora", adapter="other", adapter_config_path=tmp_path / "mine.json")
+    plan = dcptools.plan(mapping)
+    assert command_line(plan, "out").endswith(
+        f" --save-dir out --mode lora --adapter other --adapter-config-path {tmp_path / 'mine.json'}"
+    )
+    dcptools.write(plan, tmp_path / "written")
+    exec(python_call(plan, str(tmp_path / "called")), {"dcptools": dcptools})
+    assert read_files(tmp_path / "called") == read_files(tmp_path / "written")
