@@ -2,6 +2,7 @@
 
     python3.11 -m venv venv
     venv/bin/python -m pip install torch==2.13.0 transformers==5.23.0 torchtitan==0.3.0
+    venv/bin/python -m pip install --no-deps triton  # it is imported, and not used
     venv/bin/python -m torch.distributed.run --nproc-per-node 2 make_torchtitan.py
 
 The models are built, sharded and saved by torchtitan: its configs, its ``parallelize_*`` (FSDP2; experts over both
@@ -9,10 +10,11 @@ processes, where there are any) and its ``CheckpointManager``. What is expected 
 gives. For a machine without an accelerator the device is the CPU, and flex attention is not compiled.
 """
 
+# ruff: noqa: E402 - torchtitan asks for the device while it is imported
+
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ import torch._utils
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-torch._utils._get_available_device_type = lambda: "cpu"  # torchtitan asks while it is imported
+torch._utils._get_available_device_type = lambda: "cpu"
 
 from keeping import TOKENS, keep, randomise
 from torch.nn.attention.flex_attention import flex_attention
@@ -86,25 +88,25 @@ def llama(layers: int) -> tuple[Any, ...]:
 
 def qwen(moe: bool) -> tuple[Any, ...]:
     dim, heads, kv_heads, head_dim, hidden, layers = 32, 4, 2, 16, 24, 2
-    common = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=dim,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-        max_position_embeddings=128,
-    )
-    sizes = dict(
-        n_layers=layers,
-        dim=dim,
-        n_heads=heads,
-        n_kv_heads=kv_heads,
-        head_dim=head_dim,
-        rope=CosSinRoPE.Config(dim=head_dim, max_seq_len=128, theta=1000000.0),
-        attn_backend="flex",
-    )
+    common = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": dim,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "max_position_embeddings": 128,
+    }
+    sizes = {
+        "n_layers": layers,
+        "dim": dim,
+        "n_heads": heads,
+        "n_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "rope": CosSinRoPE.Config(dim=head_dim, max_seq_len=128, theta=1000000.0),
+        "attn_backend": "flex",
+    }
     if moe:
         config: Any = Qwen3MoeConfig(
             **common, moe_intermediate_size=hidden, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
