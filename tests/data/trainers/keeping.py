@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -31,6 +32,13 @@ def randomise(tensors: dict[str, torch.Tensor]) -> None:
         values = 0.2 * torch.randn(tensor.shape, generator=generator)
         with torch.no_grad():
             tensor.copy_((values + (tensor.ndim == 1)).to(tensor.dtype))
+
+
+def check_stored(checkpoint: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Read the tensors back by their keys with torch, and compare them bit for bit."""
+    read = {key: torch.empty_like(tensor) for key, tensor in tensors.items()}
+    dcp.load(read, checkpoint_id=checkpoint, no_dist=True)
+    assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
 
 
 def keep(

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 import torch._utils
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 
 torch._utils._get_available_device_type = lambda: "cpu"
 
-from keeping import TOKENS, keep, randomise
+from keeping import TOKENS, check_stored, keep, randomise
 from torch.nn.attention.flex_attention import flex_attention
 from torchtitan.components.checkpointer.dcp import CheckpointManager
 from torchtitan.components.dataloader import ParallelAwareDataloader
@@ -257,9 +256,7 @@ def make(name: str, parts: tuple[Any, ...], experts: bool = False, dtype: str | 
         if dtype is not None:
             gathered = {key: value.to(getattr(torch, dtype)) for key, value in gathered.items()}
             alone.load_state_dict(gathered)
-        read = {key: torch.empty_like(value) for key, value in gathered.items()}
-        dcp.load(read, checkpoint_id=f"{box[0]}/checkpoint/step-1", no_dist=True)
-        assert all(torch.equal(read[key], gathered[key]) for key in read)
+        check_stored(f"{box[0]}/checkpoint/step-1", gathered)
         positions = torch.arange(TOKENS.shape[1])[None]
         with torch.no_grad():
             logits = alone(TOKENS, attention_masks=alone.get_attention_masks(positions), positions=positions)

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 import torch._utils
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 
 torch._utils._get_available_device_type = lambda: "cpu"
 
-from keeping import TOKENS, keep, randomise
+from keeping import TOKENS, check_stored, keep, randomise
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import build_optimizers
@@ -234,9 +233,7 @@ def make(name: str, parts: tuple[Any, ...], tensors: bool = False, experts: bool
     dist.barrier()
     if dist.get_rank() == 0:
         checkpoint = f"{box[0]}/checkpoint/step-1"
-        read = {key: torch.empty_like(value) for key, value in gathered.items()}
-        dcp.load(read, checkpoint_id=checkpoint, no_dist=True)
-        assert all(torch.equal(read[key], gathered[key]) for key in read)
+        check_stored(checkpoint, gathered)
         with torch.no_grad():
             logits = alone(TOKENS)
         keep(

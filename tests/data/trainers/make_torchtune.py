@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from keeping import TOKENS, keep, randomise
+from keeping import TOKENS, check_stored, keep, randomise
 from omegaconf import OmegaConf
 from torchtune.models.convert_weights import tune_to_hf
 from torchtune.models.llama3 import llama3
@@ -67,9 +66,7 @@ def make(name: str, alone: torch.nn.Module, config: Any, save: Any, export: Any)
     save(model, box[0])
     dist.barrier()
     if dist.get_rank() == 0:
-        read = {"model": {key: torch.empty_like(value) for key, value in weights.items()}}
-        dcp.load(read, checkpoint_id=f"{box[0]}/dist_epoch_0", no_dist=True)
-        assert all(torch.equal(read["model"][key], weights[key]) for key in weights)
+        check_stored(f"{box[0]}/dist_epoch_0", {f"model.{key}": value for key, value in weights.items()})
         with torch.no_grad():
             logits = alone.eval()(TOKENS)
         keep(
