@@ -1,14 +1,15 @@
 """Makes the checkpoint ``composer-qwen2`` with the trainer of Composer 0.32.1, on two processes.
 
     python3.11 -m venv venv
-    venv/bin/python -m pip install torch==2.13.0 transformers==5.23.0
+    venv/bin/python -m pip install torch==2.13.0 transformers==4.57.6
     venv/bin/python -m pip install --no-deps mosaicml==0.32.1
     venv/bin/python -m pip install torchmetrics==1.7.4 pyyaml tqdm torch-optimizer coolname==2.2.0 tabulate==0.9.0 \\
         py-cpuinfo importlib_metadata requests psutil pillow mosaicml-cli
     venv/bin/python -m torch.distributed.run --nproc-per-node 2 make_composer.py
 
-Composer 0.32.1, its last release, asks for torch 2.7.0 at most and for torchvision, which has no build beside torch 2.13
-for CPUs alone. It imports torchvision for its vision algorithms only, so an empty module stands in for it. It takes FSDP to mean CUDA: it is told that the CPU is the current device.
+Composer 0.32.1, its last release, asks for torch 2.7.0 at most, and for torchvision, which fails to import beside the
+CPU build of torch 2.13. It imports torchvision for its vision algorithms only, so an empty module stands in for it,
+with which transformers 5 would not work. It takes FSDP to mean CUDA: it is told that the CPU is the current device.
 """
 
 # ruff: noqa: E402 - the stand-in comes first
