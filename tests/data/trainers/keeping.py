@@ -63,6 +63,7 @@ def keep(
         model, loading = AutoModelForCausalLM.from_pretrained(given, output_loading_info=True, dtype=dtype)
         bad = {kind: sorted(map(str, keys)) for kind, keys in loading.items() if keys}
         assert not bad, (name, bad)
+        config.architectures = [type(model).__name__]  # what the config of a live model has
         model.save_pretrained(again)
         written = load_file(f"{again}/model.safetensors")
         tied = {key: tensors[key] for key in set(tensors) - set(written)}
