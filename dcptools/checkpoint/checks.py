@@ -9,7 +9,7 @@ import numpy as np
 
 from dcptools._text import some
 from dcptools.checkpoint.cover import check_cover
-from dcptools.checkpoint.metadata import RawMetadata, RawTensor
+from dcptools.checkpoint.metadata import ALIKE, RawMetadata, RawTensor
 from dcptools.checkpoint.storage_data import READABLE
 from dcptools.checkpoint.stored import Columns, StoredFile, StoredTensor
 from dcptools.checkpoint.times import about_times
@@ -22,7 +22,14 @@ _SAVE_AGAIN = "use another checkpoint, or save again"
 
 
 def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
-    """Classes that nobody here knows."""
+    """Classes that nobody here knows, and those that are read as torch's by their names and fields."""
+    alike = [name for name in names if name.rpartition(".")[2] in ALIKE]
+    if alike:
+        yield Finding(
+            "foreign-class", "", f".metadata has {some(alike)} in the place of torch's class; it was read by its "
+            "fields, which are checked as torch's are, and nothing of it was imported", severity="info",
+        )  # fmt: skip
+    names = [name for name in names if name not in alike]
     if names:
         yield Finding(
             "foreign-class", "", f".metadata names {some(names)}; nothing of it was imported",

@@ -6,6 +6,7 @@ from array import array
 from itertools import repeat
 from typing import Any
 
+from dcptools._pickle import Record
 from dcptools.checkpoint.fields import (
     REPR,
     TOO_LARGE,
@@ -17,7 +18,7 @@ from dcptools.checkpoint.fields import (
     number_of,
     text_of,
 )
-from dcptools.checkpoint.runs import INDEX, TAKEN, Run
+from dcptools.checkpoint.runs import INDEX, STORED, TAKEN, Run
 
 LONGEST_TRANSFORMS = 1000  # characters
 MANY_HASHES = 8192
@@ -49,15 +50,18 @@ class StorageData:
                 self._add(*index.columns)
             elif index is not TAKEN:
                 self.one_by_one += 1
-                self._add_one(fields_of(index), fields_of(info))
+                self._add_one(fields_of(index), info)
 
-    def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:
+    def _add_one(self, index: dict[str, Any], stored: Any) -> None:
         key, offsets = index.get("fqn"), index.get("offset")
         if type(key) is not str:
             raise expected("storage_data, a key", "a MetadataIndex with a name", key)
         if offsets is not None and not is_integers(offsets):
             raise expected(f"storage_data, an offset of {REPR.repr(key)}", "a tuple of integers", offsets)
         try:
+            if type(stored) is Record and stored.kind is not STORED:
+                raise expected("", "torch's _StorageInfo", stored)
+            info = fields_of(stored)
             name, start, nbytes = info["relative_path"], info["offset"], info["length"]
             number_of(start, ".offset")
             number_of(nbytes, ".length")

@@ -487,6 +487,26 @@ def megatron_like(directory: Path) -> Path:
     return directory
 
 
+@dataclass
+class OwnStorageInfo:
+    """What a trainer with a writer of its own has in place of torch's class (OLMo-core): the same fields."""
+
+    relative_path: str
+    offset: int
+    length: int
+
+
+def own_storage_info(directory: Path, own: type = OwnStorageInfo, name: str = "_StorageInfo") -> Path:
+    """A trained checkpoint whose ``storage_data`` has instances of ``trainer.filesystem.<name>``."""
+    metadata, called = load_metadata(trained(directory)), type(name, (own,), {})
+    metadata.storage_data = {
+        index: called(info.relative_path, info.offset, info.length) for index, info in metadata.storage_data.items()
+    }
+    with module_of(called, "trainer.filesystem"):
+        dump_metadata(directory, metadata)
+    return directory
+
+
 def _write_item(key: str, entry: TensorStorageMetadata) -> WriteItem:
     data = TensorWriteData(entry.chunks[0], entry.properties, entry.size)
     return WriteItem(MetadataIndex(key, entry.chunks[0].offsets, 0), WriteItemType.SHARD, tensor_data=data)
