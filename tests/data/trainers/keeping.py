@@ -5,6 +5,7 @@ Runs in each trainer's own virtual environment, so it needs torch, transformers 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -76,14 +77,51 @@ def keep(
             print(f"{name}: the logits differ by {difference:.1e} of their standard deviation")
             assert difference < tolerance, (name, difference)
 
-        place = DATA / name
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(checkpoint, place / "checkpoint")
-        config.save_pretrained(place)
-    about = {**about, "torch": torch.__version__}
-    (place / "expected.json").write_text(json.dumps({**about, "tensors": describe(written)}, indent=1) + "\n")
+        store(name, checkpoint, config, written, about)
+
+
+def keep_adapter(
+    name: str,
+    checkpoint: str | Path,
+    base: torch.nn.Module,
+    adapter: str | Path,
+    logits: torch.Tensor,
+    tolerance: float = 1e-4,
+    holds_base: bool = False,
+    **about: Any,
+) -> None:
+    """Check that peft takes the ``adapter``, which the trainer exported, for the ``base``, then keep the checkpoint.
+
+    The base with it must have the trainer's ``logits``, up to ``tolerance`` times their standard deviation, and the
+    base alone must be five times as far from them. If the checkpoint ``holds_base``, its tensors are described, too.
+    """
+    from peft import PeftModel  # only where there is LoRA
+
+    config = copy.deepcopy(base.config)
+    if holds_base:
+        with tempfile.TemporaryDirectory() as saved:
+            base.save_pretrained(saved)
+            about["base"] = describe(load_file(f"{saved}/model.safetensors"))
+    with torch.no_grad():
+        alone = copy.deepcopy(base).float().eval()(TOKENS).logits
+        theirs = PeftModel.from_pretrained(base, str(adapter)).float().eval()(TOKENS).logits
+    assert (alone - logits).abs().max() > 5 * tolerance * theirs.std(), name
+    difference = ((theirs - logits.float()).abs().max() / theirs.std()).item()
+    print(f"{name}: the logits differ by {difference:.1e} of their standard deviation")
+    assert difference < tolerance, (name, difference)
+    store(name, checkpoint, config, load_file(f"{adapter}/adapter_model.safetensors"), about)
+    shutil.copy(f"{adapter}/adapter_config.json", DATA / name)
+
+
+def store(name: str, checkpoint: str | Path, config: Any, tensors: dict[str, torch.Tensor], about: Any) -> None:
+    place = DATA / name
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(checkpoint, place / "checkpoint")
+    config.save_pretrained(place)
+    about = {**about, "torch": torch.__version__, "tensors": describe(tensors)}
+    (place / "expected.json").write_text(json.dumps(about, indent=1) + "\n")
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    print(f"{name}: kept, {size / 1024:.0f} KiB, {len(written)} tensors")
+    print(f"{name}: kept, {size / 1024:.0f} KiB, {len(tensors)} tensors")
 
 
 def describe(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
