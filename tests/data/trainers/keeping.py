@@ -117,7 +117,8 @@ def store(name: str, checkpoint: str | Path, config: Any, tensors: dict[str, tor
     place = DATA / name
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(checkpoint, place / "checkpoint")
-    config.save_pretrained(place)
+    if config is not None:
+        config.save_pretrained(place)
     about = {**about, "torch": torch.__version__, "tensors": describe(tensors)}
     (place / "expected.json").write_text(json.dumps(about, indent=1) + "\n")
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())

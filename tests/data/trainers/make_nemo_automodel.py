@@ -29,7 +29,7 @@ from transformers import Qwen3MoeConfig
 CONFIG = Qwen3MoeConfig(
     vocab_size=96,
     hidden_size=32,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=16,

@@ -126,8 +126,12 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     init_parallel_state(dp_size=2, dp_shard_size=2, dp_mode="fsdp2", device_type="cpu")
     make("veomni-qwen3", Qwen3Config(**SIZES, tie_word_embeddings=True), "bfloat16")
-    make_lora("veomni-qwen3-lora", Qwen3Config(**SIZES, tie_word_embeddings=False), trainable_only=True)
-    make_lora("veomni-qwen3-lora-full", Qwen3Config(**SIZES, tie_word_embeddings=False))
+    make_lora(
+        "veomni-qwen3-lora",
+        Qwen3Config(**{**SIZES, "num_hidden_layers": 1}, tie_word_embeddings=False),
+        trainable_only=True,
+    )
+    make_lora("veomni-qwen3-lora-full", Qwen3Config(**{**SIZES, "num_hidden_layers": 1}, tie_word_embeddings=False))
     parallel = init_parallel_state(
         dp_size=2, dp_shard_size=2, dp_mode="fsdp2", device_type="cpu", extra_parallel_sizes=(2,), name="experts"
     )

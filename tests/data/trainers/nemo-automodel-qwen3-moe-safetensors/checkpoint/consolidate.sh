@@ -32,15 +32,15 @@ if [[ "${NPROC_PER_NODE}" -gt 1 ]]; then
     --backend gloo \
     --num-threads "${NUM_THREADS}" \
     --model-name "" \
-    --input-dir "/tmp/tmp_bslheg2/epoch_0_step_1/model" \
-    --output-dir "/tmp/tmp_bslheg2/epoch_0_step_1/model/consolidated" \
+    --input-dir "/tmp/tmpcd4ebskv/epoch_0_step_1/model" \
+    --output-dir "/tmp/tmpcd4ebskv/epoch_0_step_1/model/consolidated" \
     "${CAST_DTYPE_ARGS[@]}"
 else
   "${PYTHON}" "${CONSOLIDATION_TOOL}" \
     --backend gloo \
     --num-threads "${NUM_THREADS}" \
     --model-name "" \
-    --input-dir "/tmp/tmp_bslheg2/epoch_0_step_1/model" \
-    --output-dir "/tmp/tmp_bslheg2/epoch_0_step_1/model/consolidated" \
+    --input-dir "/tmp/tmpcd4ebskv/epoch_0_step_1/model" \
+    --output-dir "/tmp/tmpcd4ebskv/epoch_0_step_1/model/consolidated" \
     "${CAST_DTYPE_ARGS[@]}"
 fi
