@@ -7,7 +7,8 @@ the layout by names alone. A layout takes the checkpoint and gives outputs and l
 from __future__ import annotations
 
 from dcptools.layouts.choose import LAYOUTS, choose
-from dcptools.layouts.family import Family, FamilyLayout, families, read_family
+from dcptools.layouts.family import Family, FamilyLayout
+from dcptools.layouts.family_files import families, read_family
 from dcptools.layouts.fit import Difference, Fit, fit
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.readings import Candidate, candidates, family_roots

@@ -12,7 +12,8 @@ from dcptools.expected import Expected, Naming, Shape
 from dcptools.layouts.bare import Bare
 from dcptools.layouts.choose import choose
 from dcptools.layouts.container import CONTAINER, Container
-from dcptools.layouts.family import Family, FamilyLayout, families, pattern_of
+from dcptools.layouts.family import Family, FamilyLayout, pattern_of
+from dcptools.layouts.family_files import families
 from dcptools.layouts.fit import Fit, fit
 from dcptools.layouts.keys import Key
 from dcptools.layouts.training import COPIES, TRAINING_STATE

@@ -32,7 +32,7 @@ from olmo_core.train.checkpoint import Checkpointer
 from olmo_core.train.train_module import TransformerDataParallelConfig, TransformerTrainModuleConfig
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 SIZES = {"d_model": 32, "vocab_size": 96, "n_heads": 4, "n_kv_heads": 2, "rope_theta": 10000}
 REORDERED = {"block_name": TransformerBlockType.reordered_norm, "qk_norm": True, "layer_norm_eps": 1e-6}
@@ -99,6 +99,24 @@ if __name__ == "__main__":
         "olmo-core-olmo2",
         TransformerConfig.llama_like(**{**SIZES, "d_model": 16}, **REORDERED, n_layers=1, feed_forward=feed_forward),
         train=True,
+    )
+    make(
+        "olmo-core-qwen3",
+        TransformerConfig.llama_like(
+            **SIZES, n_layers=1, feed_forward=feed_forward, qk_norm=True, use_head_qk_norm=True, layer_norm_eps=1e-6
+        ),
+        Qwen3Config(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=False,
+        ),
     )
     make(
         "olmo-core-llama",
