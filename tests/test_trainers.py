@@ -30,10 +30,6 @@ DATA = Path(__file__).parent / "data" / "trainers"
 MODELS = sorted(
     file.parent.name for file in DATA.glob("*/config.json") if not file.with_name("adapter_config.json").exists()
 )
-SAFETENSORS = (
-    *("nemo-automodel-qwen3-moe-safetensors", "torch-hf-writer-qwen3", "torch-safetensors-qwen3"),
-    "transformers-distributed-qwen3-moe",
-)
 BELOW = ("", "model_and_optim", "pytorch_model_fsdp_0")  # where trainers keep the model of a checkpoint
 
 
@@ -80,7 +76,7 @@ def written(mapping: KeyMapping) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in SAFETENSORS])
+@pytest.mark.parametrize("name", MODELS)
 def test_it_becomes_what_the_trainers_own_exporter_writes(name: str) -> None:
     mapping = preview(name, names="published")
     assert mapping.errors == ()
@@ -89,7 +85,7 @@ def test_it_becomes_what_the_trainers_own_exporter_writes(name: str) -> None:
     assert written(mapping) == exported(name)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in SAFETENSORS])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_converted_model_is_loaded_with_nothing_missing(name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

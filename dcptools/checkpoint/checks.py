@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,11 +10,11 @@ from dcptools._text import some
 from dcptools.checkpoint.cover import check_cover
 from dcptools.checkpoint.metadata import ALIKE, RawMetadata, RawTensor
 from dcptools.checkpoint.storage_data import READABLE
-from dcptools.checkpoint.stored import Columns, StoredFile, StoredTensor
+from dcptools.checkpoint.stored import Columns, StoredFile
 from dcptools.checkpoint.times import about_times
 from dcptools.findings import Finding
 
-__all__ = ["about_encoding", "about_foreign", "about_holes", "about_speed", "about_storage", "about_times"]
+__all__ = ["about_foreign", "about_holes", "about_speed", "about_storage", "about_times"]
 
 MANY = 1000  # records; so many take no time to speak of
 _SAVE_AGAIN = "use another checkpoint, or save again"
@@ -43,19 +42,6 @@ def about_speed(raw: RawMetadata) -> Iterator[Finding]:
         yield Finding(
             "metadata-slow", "", f".metadata has {raw.one_by_one:,} records in a form that is read one by one",
             "it is right, and takes up to ten times as long; please tell which program wrote it",
-        )  # fmt: skip
-
-
-def about_encoding(tensors: Iterable[StoredTensor]) -> Iterator[Finding]:
-    """An item of exactly the values' bytes has no archive around it: SerializationFormat.SAFETENSORS."""
-    tensor = next((t for t in tensors if t.numel and len(t.offsets)), None)
-    if tensor is None:
-        return
-    chunk = tensor.chunk(0)
-    if chunk.encoding == "torch" and chunk.nbytes == math.prod(chunk.shape) * tensor.dtype.itemsize > 0:
-        yield Finding(
-            "unsupported-encoding", "", "the .distcp files are not archives of torch.save; they were written "
-            "with SerializationFormat.SAFETENSORS, which torch itself cannot load either", "save in the default format",
         )  # fmt: skip
 
 

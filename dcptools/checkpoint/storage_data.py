@@ -24,7 +24,8 @@ LONGEST_TRANSFORMS = 1000  # characters
 MANY_HASHES = 8192
 MOST_UNSTORED = 1 << 20  # chunks of which the metadata does not say where they are stored
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
-READABLE = frozenset(ENCODINGS.values())
+VALUES = "values"  # the values themselves in row-major order, inside of a safetensors file
+READABLE = frozenset((*ENCODINGS.values(), VALUES))
 
 
 class StorageData:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
 import pickle
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import metadata as torch22
 from torch.distributed.checkpoint import state_dict_saver
@@ -386,6 +388,22 @@ def hf_dcp(directory: Path, state: State | None = None) -> Path:
     """``HuggingFaceStorageWriter(save_distributed=True)`` of one rank: safetensors shards, no ``.metadata``."""
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     _save(model_state() if state is None else state, writer)
+    return directory
+
+
+def save_shards(
+    directory: Path, tensors: Mapping[str, Sequence[Placed]], sharding: str | None = "DCP_SHARDING_INFO"
+) -> Path:
+    """Shards of ``HuggingFaceStorageWriter`` with tensors cut at will, each chunk on a rank of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for rank in range(max(map(len, tensors.values()))):
+        placed = {key: chunks[rank] for key, chunks in tensors.items() if rank < len(chunks)}
+        offsets = {key: {"saved_offsets": list(at)} for key, (at, _) in placed.items()}
+        save_file(
+            {key: chunk.contiguous().clone() for key, (_, chunk) in placed.items()},
+            directory / f"shard-{rank + 1:05}-model-00001-of-00001.safetensors",
+            {"format": "pt"} | ({sharding: json.dumps(offsets)} if sharding else {}),
+        )
     return directory
 
 
