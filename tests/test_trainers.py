@@ -95,6 +95,13 @@ def test_the_converted_model_is_loaded_with_nothing_missing(name: str, tmp_path:
     assert not any(info.values()), info
 
 
+@pytest.mark.parametrize("name", ["lightning-llama", "composer-qwen2"])
+def test_the_attribute_that_holds_the_model_is_found_without_a_config(name: str) -> None:
+    mapping = dcptools.preview(checkpoint_of(name))
+    assert {finding.code for finding in mapping.warnings} == {"container", "assets-none"}
+    assert written(mapping) == exported(name)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 FOREIGN = {
