@@ -176,9 +176,7 @@ def imports_of(source: str) -> Imports:
 
 
 def files_under(directory: Path) -> Iterator[Path]:
-    """Without the scripts that make test data, each of which says which environment of its own it wants."""
-    own = ROOT / "tests" / "data"
-    yield from sorted(p for p in directory.rglob("*.py") if "__pycache__" not in p.parts and own not in p.parents)
+    yield from sorted(path for path in directory.rglob("*.py") if "__pycache__" not in path.parts)
 
 
 @functools.cache

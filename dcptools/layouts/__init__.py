@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dcptools.layouts.choose import LAYOUTS, choose
 from dcptools.layouts.family import Family, FamilyLayout
-from dcptools.layouts.family_files import families, read_family
+from dcptools.layouts.family_files import read_family
 from dcptools.layouts.fit import Difference, Fit, fit
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
-from dcptools.layouts.readings import Candidate, candidates, family_roots
+from dcptools.layouts.readings import Candidate, candidates, foreign_families
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
@@ -28,9 +28,8 @@ __all__ = [
     "Reading",
     "candidates",
     "choose",
-    "families",
-    "family_roots",
     "fit",
+    "foreign_families",
     "keys_of",
     "read_family",
     "strip_wrappers",

@@ -102,6 +102,12 @@ def _in_family(
         yield Candidate(replace(layout, reason=reason), measured, "published")
 
 
+def foreign_families(keys: Iterable[Key]) -> list[Family]:
+    """The families of trainers whose own names of layers occur among the keys."""
+    patterns = {pattern_of(key.name) for key in keys}  # a few for very many keys
+    return [each for each in families() if any(True for pattern in patterns for _ in _places(pattern, each.telling))]
+
+
 def family_roots(family: Family, keys: Iterable[Key]) -> list[str]:
     """The containers below which a trainer's own names of layers stand."""
     return _most(place for key in keys for place in _places(pattern_of(key.name), family.telling))

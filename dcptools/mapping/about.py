@@ -20,8 +20,7 @@ from dcptools.layouts import (
     Leftover,
     Output,
     Reading,
-    families,
-    family_roots,
+    foreign_families,
     top_level,
 )
 from dcptools.mapping.rename import Rename
@@ -95,9 +94,8 @@ def about_foreign(
     if isinstance(chosen, FamilyLayout) or (found is not None and found.complete):
         return
     trainers: dict[str, list[Family]] = {}
-    for family in families():
-        if family_roots(family, keys):
-            trainers.setdefault(family.trainer, []).append(family)
+    for family in foreign_families(keys):
+        trainers.setdefault(family.trainer, []).append(family)
     asked = options.allow_mismatch or options.layout != "auto" or options.root is not None
     for trainer, known in trainers.items():
         refused = next((family.refused for family in known if family.refused), "")
