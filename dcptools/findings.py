@@ -29,6 +29,7 @@ CODES: dict[str, Code] = {
     "foreign-class": Code(
         "warning", "The metadata names a class that dcptools does not know; it was replaced by an inert stand-in."
     ),
+    "no-metadata": Code("info", "There is no .metadata; the headers of safetensors shards say what is there."),
     "metadata-slow": Code("info", "The records of .metadata are read one by one, not in batches, which takes longer."),
     "missing-file": Code("error", "A .distcp file that the metadata names is not in the directory."),
     "truncated-file": Code("error", "A .distcp file ends before the bytes that the metadata promises."),

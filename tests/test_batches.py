@@ -28,10 +28,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from dcptools import _pickle
 from dcptools._pickle import machine as machine_module
-from dcptools.checkpoint import batches, records
 from dcptools.checkpoint import metadata as metadata_module
+from dcptools.checkpoint import records
 from dcptools.checkpoint.metadata import RawMetadata
 from dcptools.errors import BrokenCheckpoint
 
@@ -39,9 +38,7 @@ WHAT = "The pickle"
 
 
 def read(data: bytes, *, in_steps: bool) -> RawMetadata:
-    shortcuts = batches.shortcuts if in_steps else None
-    found = _pickle.loads(data, what=WHAT, allowed=metadata_module._allowed(data), shortcuts=shortcuts)
-    return metadata_module._checked(*found, WHAT, len(data))
+    return metadata_module._checked(*metadata_module._loads(data, WHAT, in_steps=in_steps), WHAT, len(data))
 
 
 def same(data: bytes) -> bool:
@@ -79,7 +76,7 @@ def framed(metadata: object, nbytes: int) -> bytes:
 
 MAKERS = [
     saved.trained, saved.zstd, saved.extra_state, saved.bare, saved.replicated_chunks, saved.megatron_like,
-    saved.old_torch_metadata, saved.strided, saved.odd_names, saved.windows_paths,
+    saved.own_storage_info, saved.old_torch_metadata, saved.strided, saved.odd_names, saved.windows_paths,
 ]  # fmt: skip
 
 
@@ -293,7 +290,7 @@ def test_a_part_of_a_batch_may_occur_again(change: Any) -> None:
 def test_a_record_of_a_batch_may_be_changed_afterwards() -> None:
     """BUILD on one of them, by its number in the memo: what is read is the later state."""
     data = pickle.dumps(four_tensors(), protocol=4)
-    machine = machine_module._Machine(data, WHAT, metadata_module._allowed(data), None, None)
+    machine = machine_module._Machine(data, WHAT, metadata_module._allowed(data), {}, None, None)
     machine.run()
     last = max(n for n, value in enumerate(machine.memo) if getattr(value, "kind", None) is records.STORED)
     state = b"}(" + text("relative_path") + text("g") + text("offset") + b"K\x05" + text("length") + b"K\x06ub"

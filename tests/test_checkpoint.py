@@ -8,12 +8,13 @@ import inspect
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -72,7 +73,11 @@ def _makers() -> dict[str, Callable[[Path], Path]]:
 
 
 # there is no .metadata, two chunks at one place, or a class that is not installed here
-UNREADABLE_FOR_TORCH = ("hf_dcp", "replicated_chunks", "megatron_like", "python313_paths", "windows_paths")
+UNREADABLE_FOR_TORCH = (
+    *("hf_dcp", "replicated_chunks", "megatron_like", "own_storage_info"),
+    *("safetensors_format", "safetensors_format_with_bytes"),
+    *("python313_paths", "windows_paths"),
+)
 
 
 def as_torch_reads(directory: Path) -> dict[str, Any]:
@@ -148,10 +153,12 @@ def test_what_looks_odd_and_is_no_fault_has_no_finding(maker: Callable[[Path], P
     assert dcptools.read(maker(tmp_path / "a")).findings == ()
 
 
-@pytest.mark.parametrize("name", [n for n in _makers() if n not in ("hf_dcp", "megatron_like", "safetensors_format")])
+WITH_FINDINGS = ("hf_dcp", "megatron_like", "own_storage_info")
+
+
+@pytest.mark.parametrize("name", [name for name in _makers() if name not in WITH_FINDINGS])
 def test_whole_checkpoints_have_no_finding(name: str, tmp_path: Path) -> None:
-    if name != "safetensors_format_with_bytes":
-        assert findings(_makers()[name](tmp_path / "a")) == []
+    assert findings(_makers()[name](tmp_path / "a")) == []
 
 
 # --- tensors, objects, roots ------------------------------------------------------------------------------------
@@ -292,14 +299,6 @@ def test_an_object_without_storage_is_a_finding(tmp_path: Path) -> None:
     assert dcptools.read(tmp_path).objects[B].nbytes is None
 
 
-def test_files_that_are_safetensors_are_a_finding(tmp_path: Path) -> None:
-    for maker in (saved.safetensors_format, saved.safetensors_format_with_bytes):
-        assert findings(maker(tmp_path / maker.__name__)) == [
-            "error[unsupported-encoding]: the .distcp files are not archives of torch.save; they were written with "
-            "SerializationFormat.SAFETENSORS, which torch itself cannot load either (save in the default format)"
-        ]
-
-
 def test_compressed_chunks_are_known(tmp_path: Path) -> None:
     tensors = dcptools.read(saved.zstd(tmp_path)).tensors.values()
     assert {chunk.encoding for tensor in tensors for chunk in tensor.chunks} == {"zstd"}
@@ -324,6 +323,49 @@ def test_foreign_classes_are_a_finding_and_the_rest_is_read(tmp_path: Path) -> N
             "harmless unless keys are missing",
         ),
     )
+
+
+def test_a_trainers_own_storage_info_is_read_as_torchs(tmp_path: Path) -> None:
+    checkpoint = dcptools.read(saved.own_storage_info(tmp_path / "own"))
+    assert as_read(checkpoint) == as_read(dcptools.read(saved.trained(tmp_path / "torch")))
+    assert checkpoint.findings == (
+        Finding(
+            "foreign-class",
+            "",
+            ".metadata has trainer.filesystem._StorageInfo in the place of torch's class; it was read by its fields, "
+            "which are checked as torch's are, and nothing of it was imported",
+            severity="info",
+        ),
+    )
+
+
+@dataclass
+class Outside(saved.OwnStorageInfo):
+    def __post_init__(self) -> None:
+        self.relative_path = "../outside"
+
+
+@dataclass
+class Otherwise:
+    place: str
+    first: int
+    count: int
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "expected"),
+    [
+        (Outside, "_StorageInfo", r"\.relative_path: expected the name of a file in .*, found '\.\./outside'\."),
+        (Otherwise, "_StorageInfo", r": expected a field relative_path, found none\."),
+        (saved.OwnStorageInfo, "Place", r": expected torch's _StorageInfo, found a trainer\.filesystem\.Place\."),
+    ],
+)
+def test_the_fields_of_a_trainers_own_storage_info_are_checked(
+    own: type, name: str, expected: str, tmp_path: Path
+) -> None:
+    found = message(saved.own_storage_info(tmp_path, own, name))
+    start = r"has classes of another program and cannot be read: storage_data\['[\w.]+'\]"
+    assert re.fullmatch(start + expected, found)
 
 
 # --- every field is checked -------------------------------------------------------------------------------------

@@ -88,6 +88,32 @@ CHOSEN: dict[str, tuple[list[Key], Layout]] = {
         [*inside("ema", *MODEL), *top(*MODEL)],
         Bare(BARE),
     ),
+    # the container holds a module of the trainer's, which holds the model
+    "Lightning's attribute": (
+        inside("model", *(f"net.{name}" for name in MODEL)),
+        Container(
+            "model.net",
+            f"{BY_CONTAINER}, and all of it is in an attribute 'net', with names of HuggingFace models",
+            True,
+        ),
+    ),
+    "Composer's attribute, which is called as the base model is": (
+        inside("state.model", *(f"model.{name}" for name in MODEL)),
+        Container(
+            "state.model.model",
+            "the saved state dict has a model in the container 'state.model', "
+            "and all of it is in an attribute 'model', with names of HuggingFace models",
+            True,
+        ),
+    ),
+    "an attribute beside others": (
+        inside("model", *(f"net.{name}" for name in MODEL), "metric.total"),
+        Container("model", BY_CONTAINER),
+    ),
+    "an attribute without names of HuggingFace": (
+        inside("model", "net.0.weight", "net.2.weight"),
+        Container("model", BY_CONTAINER),
+    ),
     # 3: bare names, with a head at the top
     "bare": (top(*MODEL), Bare(BARE)),
     "bare without planner_data": (unknown(*MODEL), Bare(BARE)),

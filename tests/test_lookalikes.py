@@ -203,19 +203,6 @@ def test_metadata_of_each_rank(tmp_path: Path) -> None:
     )
 
 
-def test_shards_of_the_huggingface_writer(tmp_path: Path) -> None:
-    saved.hf_dcp(tmp_path / "a")
-    assert_error(
-        tmp_path / "a",
-        tmp_path,
-        UnsupportedCheckpoint,
-        "HERE/a has shards of torch's HuggingFaceStorageWriter (shard-00001-model-00001-of-00001.safetensors), "
-        "which keep no .metadata.",
-        "Load it in the training script with HuggingFaceStorageReader, and save it with dcp.save and the default",
-        "writer.",
-    )
-
-
 # --- other people's checkpoints ---------------------------------------------------------------------------------
 
 FROM_PRETRAINED = "Nothing has to be converted: load it with from_pretrained."

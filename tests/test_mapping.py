@@ -238,7 +238,7 @@ def test_a_container_may_be_called_module(options: dict[str, Any], tmp_path: Pat
 )
 def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops: str, tmp_path: Path) -> None:
     mapping = preview(make(tmp_path / "c"))
-    assert mapping.errors == (
+    assert [error for error in mapping.errors if error.code != "foreign-names"] == [
         Finding(
             "no-model-weights",
             "",
@@ -246,7 +246,7 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
             f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
             f"top-level keys here: {tops}; if the model is there, say where with --layout or --root",
         ),
-    )
+    ]
     assert (mapping.outputs, mapping.layout) == ((), "")
 
 

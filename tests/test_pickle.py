@@ -147,6 +147,28 @@ def test_foreign_classes_become_inert_records_and_are_named() -> None:
     assert value["z"] == 1
 
 
+class Twin:
+    """A class of a trainer's own that says the same as a class that is known."""
+
+    def __init__(self) -> None:
+        self.offset = 7
+
+
+def test_a_class_that_is_alike_stands_for_a_known_one_and_is_foreign_all_the_same() -> None:
+    known = Class("theirs.Twin")
+    data = pickle.dumps([Twin(), Twin(), Foreign()], protocol=4)
+    value, foreign = loads(data, what=WHAT, allowed={}, alike={"Twin": known})
+    assert foreign == ("test_pickle.Foreign", "test_pickle.Twin")
+    assert [each.kind is known for each in value] == [True, True, False]
+    assert [each.state for each in value] == [{"offset": 7}, {"offset": 7}, None]
+
+
+def test_a_class_of_the_standard_library_is_never_alike() -> None:
+    data = hostile.stack_global("os", "Twin")
+    with pytest.raises(UnsafeMetadata, match=r"asks for os\.Twin"):
+        loads(pickle_of(data), what=WHAT, allowed={}, alike={"Twin": Class("theirs.Twin")})
+
+
 def test_a_class_cannot_be_given_attributes_that_stay() -> None:
     with pytest.raises(BrokenCheckpoint, match=r"mine\.Config is given a state"):
         load(pickle_of(hostile.stack_global("mine", "Config"), b"N}", hostile.text("x"), b"K\x01s\x86b"))

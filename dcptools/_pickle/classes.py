@@ -35,10 +35,15 @@ _PLAIN_VALUES = frozenset(
 
 class ClassOpcodes(Stack):
     def __init__(
-        self, data: bytes, what: str, allowed: Mapping[str, Any], persistent: Callable[[Any], Any] | None
+        self,
+        data: bytes,
+        what: str,
+        allowed: Mapping[str, Any],
+        alike: Mapping[str, Class],
+        persistent: Callable[[Any], Any] | None,
     ) -> None:
         super().__init__(data, what)
-        self._allowed, self._persistent = allowed, persistent
+        self._allowed, self._alike, self._persistent = allowed, alike, persistent
         self.foreign: dict[str, Class] = {}
 
     def global_(self, at: int) -> int:
@@ -72,7 +77,7 @@ class ClassOpcodes(Stack):
             )
         if len(self.foreign) >= MAX_FOREIGN and full not in self.foreign:
             raise self.refused(f"names more than {MAX_FOREIGN:,} classes that nobody knows")
-        return self.foreign.setdefault(full, Class(full))
+        return self.foreign.setdefault(full, self._alike.get(name) or Class(full))
 
     def reduce(self, at: int) -> int:
         arguments, function = self.stack.pop(), self.stack.pop()

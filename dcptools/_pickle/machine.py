@@ -18,13 +18,15 @@ def loads(
     *,
     what: str,
     allowed: Mapping[str, Any],
+    alike: Mapping[str, Class] | None = None,
     persistent: Callable[[Any], Any] | None = None,
     shortcuts: Callable[[list[Any]], Mapping[Class, Shortcut]] | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
     """The value of a pickle, and the names in it that are not ``allowed``, which became a :class:`Class` each.
 
     ``allowed`` says what ``module.name`` stands for: a function, which may be called with whatever is in the pickle; a
-    :class:`Class`; or a constant. ``persistent`` gives the value of a persistent id. ``what`` is how errors call it.
+    :class:`Class`; or a constant. ``alike`` says for which class one stands that is not allowed, by its name without
+    the module. ``persistent`` gives the value of a persistent id. ``what`` is how errors call it.
     ``shortcuts`` gives, for the memo of the machine, what may take instances of a class in one step.
 
     Raises
@@ -43,7 +45,7 @@ def loads(
     """
     if not data.startswith(b"\x80"):  # PROTO; DCP never wrote protocol 0 or 1, which have none
         raise BrokenCheckpoint(f"{what} is not a pickle: it starts with {data[:24]!r}.")
-    return _Machine(data, what, allowed, persistent, shortcuts).run()
+    return _Machine(data, what, allowed, alike or {}, persistent, shortcuts).run()
 
 
 class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
@@ -52,10 +54,11 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
         data: bytes,
         what: str,
         allowed: Mapping[str, Any],
+        alike: Mapping[str, Class],
         persistent: Callable[[Any], Any] | None,
         shortcuts: Callable[[list[Any]], Mapping[Class, Shortcut]] | None,
     ) -> None:
-        super().__init__(data, what, allowed, persistent)
+        super().__init__(data, what, allowed, alike, persistent)
         self.shortcuts = {} if shortcuts is None else shortcuts(self.memo)
 
     def run(self) -> tuple[Any, tuple[str, ...]]:

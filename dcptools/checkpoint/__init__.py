@@ -4,7 +4,8 @@ The facts about the format come from torch's ``distributed/checkpoint`` (``metad
 ``_nested_dict.py``) and from files that torch 2.2 to 2.13 wrote.
 
 ``metadata`` makes plain columns of ``.metadata``, with ``batches`` of ``records`` as its fast path; ``checks`` and
-``cover`` say what is wrong with them; ``lookalikes`` says what a directory without it is instead.
+``cover`` say what is wrong with them. ``sharded`` finds values in safetensors files, with or without ``.metadata``, and
+``lookalikes`` says what any other directory is instead.
 """
 
 from __future__ import annotations

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from dcptools._text import some
 from dcptools.checkpoint.cover import check_cover
-from dcptools.checkpoint.metadata import RawMetadata, RawTensor
+from dcptools.checkpoint.metadata import ALIKE, RawMetadata, RawTensor
 from dcptools.checkpoint.storage_data import READABLE
-from dcptools.checkpoint.stored import Columns, StoredFile, StoredTensor
+from dcptools.checkpoint.stored import Columns, StoredFile
 from dcptools.findings import Finding
 
 MANY = 1000  # records; so many take no time to speak of
@@ -19,7 +18,14 @@ _SAVE_AGAIN = "use another checkpoint, or save again"
 
 
 def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
-    """Classes that nobody here knows."""
+    """Classes that nobody here knows, and those that are read as torch's by their names and fields."""
+    alike = [name for name in names if name.rpartition(".")[2] in ALIKE]
+    if alike:
+        yield Finding(
+            "foreign-class", "", f".metadata has {some(alike)} in the place of torch's class; it was read by its "
+            "fields, which are checked as torch's are, and nothing of it was imported", severity="info",
+        )  # fmt: skip
+    names = [name for name in names if name not in alike]
     if names:
         yield Finding(
             "foreign-class", "", f".metadata names {some(names)}; nothing of it was imported",
@@ -33,19 +39,6 @@ def about_speed(raw: RawMetadata) -> Iterator[Finding]:
         yield Finding(
             "metadata-slow", "", f".metadata has {raw.one_by_one:,} records in a form that is read one by one",
             "it is right, and takes up to ten times as long; please tell which program wrote it",
-        )  # fmt: skip
-
-
-def about_encoding(tensors: Iterable[StoredTensor]) -> Iterator[Finding]:
-    """An item of exactly the values' bytes has no archive around it: SerializationFormat.SAFETENSORS."""
-    tensor = next((t for t in tensors if t.numel and len(t.offsets)), None)
-    if tensor is None:
-        return
-    chunk = tensor.chunk(0)
-    if chunk.encoding == "torch" and chunk.nbytes == math.prod(chunk.shape) * tensor.dtype.itemsize > 0:
-        yield Finding(
-            "unsupported-encoding", "", "the .distcp files are not archives of torch.save; they were written "
-            "with SerializationFormat.SAFETENSORS, which torch itself cannot load either", "save in the default format",
         )  # fmt: skip
 
 

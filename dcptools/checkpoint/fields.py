@@ -56,15 +56,15 @@ def dict_of(fields: dict[str, Any], name: str) -> dict[Any, Any]:
     return value
 
 
-def text_of(value: Any, field: str) -> str:
+def text_of(value: Any, field: str, longest: int | None = LONGEST_KEY) -> str:
     if type(value) is not str:
         raise expected(field, "a string", value)
     try:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, which no file can hold
         raise expected(field, "a string of Unicode", value) from None
-    if len(value) > LONGEST_KEY:
-        raise expected(field, f"a string of at most {LONGEST_KEY:,} characters", value)
+    if longest is not None and len(value) > longest:
+        raise expected(field, f"a string of at most {longest:,} characters", value)
     return value
 
 

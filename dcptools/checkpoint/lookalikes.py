@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 
 from dcptools._text import some
+from dcptools.checkpoint.sharded import shard_files
 from dcptools.errors import DcptoolsError, NotACheckpoint, UnsupportedCheckpoint
 from dcptools.storage import Source
 
@@ -37,13 +38,6 @@ def _unsupported(place: str, names: list[str]) -> UnsupportedCheckpoint | None:
             f"{place} has a metadata file for each rank ({some(ranks, 3)}) and no {METADATA}.\n"
             "It was saved with dcp.save(..., use_collectives=False), so nothing in it knows the whole tensors.\n"
             "Load it in the training script, with as many ranks, and save it again with use_collectives=True."
-        )
-    shards = _matching(names, r"shard-\d+-model-.*\.safetensors")
-    if shards:
-        return UnsupportedCheckpoint(
-            f"{place} has shards of torch's HuggingFaceStorageWriter ({some(shards, 3)}), which keep no {METADATA}.\n"
-            "Load it in the training script with HuggingFaceStorageReader, and save it with dcp.save and the default\n"
-            "writer."
         )
     return None
 
@@ -113,7 +107,7 @@ def _checkpoints_below(source: Source, names: list[str]) -> list[str]:
 
     def is_checkpoint(name: str) -> bool:
         with suppress(OSError):
-            return source.kind(f"{name}/{METADATA}") == "file"
+            return source.kind(f"{name}/{METADATA}") == "file" or bool(shard_files(source.entries(name)))
         return False
 
     children = [name for name in names if is_checkpoint(name)]

@@ -119,6 +119,8 @@ _NAMES: Mapping[str, Any] = {
     },
     **{f"torch.{name}": name for name in (*TABLE, *ALIASES)},
 }
+# A trainer with a writer of its own may have a class of its own too: with torch's name and fields, it says the same.
+ALIKE: Mapping[str, Class] = {"_StorageInfo": STORED}
 _PATH_NAMES = tuple(
     f"{module}.{name}"
     for module in ("pathlib", "pathlib._local")
@@ -142,12 +144,16 @@ def parse(data: bytes, what: str) -> RawMetadata:
     gc.disable()  # millions of small objects and no cycle: collections would only triple the time
     try:
         with contextlib.suppress(BrokenCheckpoint):
-            return _checked(*loads(data, what=what, allowed=_allowed(data), shortcuts=shortcuts), what, len(data))
+            return _checked(*_loads(data, what, in_steps=True), what, len(data))
         # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
-        return _checked(*loads(data, what=what, allowed=_allowed(data)), what, len(data))
+        return _checked(*_loads(data, what, in_steps=False), what, len(data))
     finally:
         if collecting:
             gc.enable()
+
+
+def _loads(data: bytes, what: str, *, in_steps: bool) -> tuple[Any, tuple[str, ...]]:
+    return loads(data, what=what, allowed=_allowed(data), alike=ALIKE, shortcuts=shortcuts if in_steps else None)
 
 
 def _allowed(data: bytes) -> Mapping[str, Any]:
@@ -164,7 +170,8 @@ def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawM
     try:
         return _content(top, foreign, nbytes)
     except Wrong as wrong:
-        raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.") from None
+        verdict = "has classes of another program and cannot be read" if foreign else "is damaged"
+        raise BrokenCheckpoint(f"{what} {verdict}: {wrong.field}: {wrong.problem}.") from None
 
 
 def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:

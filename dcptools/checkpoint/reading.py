@@ -8,13 +8,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dcptools._text import format_bytes
-from dcptools.checkpoint.checks import about_encoding, about_foreign, about_holes, about_speed, about_storage
+from dcptools.checkpoint.checks import about_foreign, about_holes, about_speed, about_storage
 from dcptools.checkpoint.lookalikes import METADATA, explain
 from dcptools.checkpoint.metadata import RawMetadata, parse
+from dcptools.checkpoint.sharded import about_shards, lies_in_safetensors, place_items, read_shards, shard_files
 from dcptools.checkpoint.stored import Columns, StoredFile, StoredObject, StoredTensor
 from dcptools.checkpoint.times import about_times
 from dcptools.checkpoint.values import Checkpoint
 from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, system_errors
+from dcptools.findings import Finding
 from dcptools.storage import FileState, LocalSource, Source
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     load_dir
-        The directory that holds ``.metadata``.
+        The directory that holds ``.metadata``, or shards of safetensors files that say themselves what they have.
 
     Raises
     ------
@@ -54,7 +56,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
         state = source.state(METADATA)  # before it is read: what is written to meanwhile counts as changed
         if state is None:
-            raise explain(source)
+            return _read_shards(source)
         if state.nbytes > MOST_BYTES:
             raise BrokenCheckpoint(
                 f"{metadata} has {format_bytes(state.nbytes)}; that of 100 million chunks has less than "
@@ -63,7 +65,12 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     try:
         with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
             data = source.content(METADATA)
-        return _build(source, _parse(data, metadata), data, state)
+        raw = _parse(data, metadata)
+        about: tuple[Finding, ...] = ()
+        if lies_in_safetensors(raw):
+            with system_errors(BrokenCheckpoint, f"The files that {metadata} names cannot be looked at"):
+                raw, about = place_items(source, raw)
+        return _build(source, raw, len(data), hashlib.sha256(data).hexdigest(), state, about)
     except MemoryError:
         raise BrokenCheckpoint(
             f"{metadata} has {format_bytes(state.nbytes)}, and what it says does not fit into memory.\n"
@@ -80,6 +87,15 @@ def _parse(data: bytes, metadata: str) -> RawMetadata:
         raise
     except BrokenCheckpoint as error:
         raise BrokenCheckpoint(f"{error}\n{_COPY_AGAIN}") from None
+
+
+def _read_shards(source: Source) -> Checkpoint:
+    """A checkpoint without ``.metadata``: its shards say all themselves. Raises what says why it is none."""
+    names = shard_files(source.entries()) if source.kind() == "directory" else []
+    if not names:
+        raise explain(source)
+    raw, nbytes, digest = read_shards(source, names)
+    return _build(source, raw, nbytes, digest, None, (about_shards(names),))
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
@@ -111,8 +127,18 @@ def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
     return as_checkpoint(checkpoint).to_frame()
 
 
-def _build(source: Source, raw: RawMetadata, data: bytes, metadata: FileState) -> Checkpoint:
-    """The checkpoint, with what is wrong with it and with the files that lie there."""
+def _build(
+    source: Source,
+    raw: RawMetadata,
+    nbytes: int,
+    digest: str,
+    metadata: FileState | None,
+    about: tuple[Finding, ...],
+) -> Checkpoint:
+    """The checkpoint, with what is wrong with it and with the files that lie there.
+
+    ``nbytes`` and ``digest`` are those of the metadata: of the file, or of the headers.
+    """
     columns = Columns(
         source, tuple(raw.file_names), tuple(raw.encodings), raw.file, raw.start, raw.nbytes, raw.encoding
     )
@@ -129,15 +155,16 @@ def _build(source: Source, raw: RawMetadata, data: bytes, metadata: FileState) -
     findings = (
         *about_foreign(raw.foreign),
         *about_speed(raw),
-        *about_encoding(tensors.values()),
+        *about,
         *holes.values(),
         *about_storage(rows, columns, files),
         *about_times(metadata, states),
     )
-    identities = {name: state.identity if state else None for name, state in {METADATA: metadata, **states}.items()}
+    all_states = states if metadata is None else {METADATA: metadata, **states}
+    identities = {name: state.identity if state else None for name, state in all_states.items()}
     return Checkpoint(
         source.location, MappingProxyType(tensors), MappingProxyType(objects), files, findings, raw.version,
-        len(data), hashlib.sha256(data).hexdigest(), source, MappingProxyType(identities),
+        nbytes, digest, source, MappingProxyType(identities),
     )  # fmt: skip
 
 

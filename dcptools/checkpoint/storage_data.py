@@ -6,6 +6,7 @@ from array import array
 from itertools import repeat
 from typing import Any
 
+from dcptools._pickle import Record
 from dcptools.checkpoint.batches import TAKEN, Batch
 from dcptools.checkpoint.fields import (
     REPR,
@@ -18,14 +19,15 @@ from dcptools.checkpoint.fields import (
     number_of,
     text_of,
 )
-from dcptools.checkpoint.records import INDEX
+from dcptools.checkpoint.records import INDEX, STORED
 
 LONGEST_TRANSFORMS = 1000  # characters
 MANY_HASHES = 1024
 FEW_COLLISIONS = 2  # among so many; by chance there is none
 MOST_UNSTORED = 1 << 16  # chunks of which the metadata does not say where they are stored
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
-READABLE = frozenset(ENCODINGS.values())
+VALUES = "values"  # the values themselves in row-major order, inside of a safetensors file
+READABLE = frozenset((*ENCODINGS.values(), VALUES))
 
 
 class StorageData:
@@ -51,10 +53,10 @@ class StorageData:
                 self._add(*index.columns)
             elif index is not TAKEN:
                 self.one_by_one += 1
-                self._add_one(fields_of(index), fields_of(info))
+                self._add_one(fields_of(index), info)
         self._look_at_hashes()
 
-    def _add_one(self, index: dict[str, Any], info: dict[str, Any]) -> None:
+    def _add_one(self, index: dict[str, Any], stored: Any) -> None:
         """Check the fields of one item, and add a row for it."""
         key, offsets = index.get("fqn"), index.get("offset")
         if type(key) is not str:
@@ -62,6 +64,9 @@ class StorageData:
         if offsets is not None and not is_integers(offsets):
             raise expected(f"storage_data, an offset of {REPR.repr(key)}", "a tuple of integers", offsets)
         try:
+            if type(stored) is Record and stored.kind is not STORED:
+                raise expected("", "torch's _StorageInfo", stored)
+            info = fields_of(stored)
             name, start, nbytes = info["relative_path"], info["offset"], info["length"]
             number_of(start, ".offset")
             number_of(nbytes, ".length")

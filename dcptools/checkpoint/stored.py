@@ -36,8 +36,8 @@ class Chunk(NamedTuple):
     shape: tuple[int, ...]  # elements
     file: str  # name in the checkpoint's directory; "" if the metadata does not say
     start: int  # bytes from the start of the file
-    nbytes: int  # bytes as stored: a torch.save archive, or what a transform made of it
-    encoding: str  # "torch", "zstd", or "transform ..." for what dcptools cannot undo
+    nbytes: int  # bytes as stored: a torch.save archive, what a transform made of it, or the values
+    encoding: str  # "torch", "zstd", "values", or "transform ..." for what dcptools cannot undo
 
 
 @dataclass(frozen=True, slots=True)

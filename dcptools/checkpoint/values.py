@@ -67,9 +67,10 @@ class Checkpoint(Shown, HasFindings):
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks that wrote, by the names of the files (``__<rank>_<n>.distcp``)."""
-        found = (re.fullmatch(r"__(\d+)_\d+\.distcp", file.name.rpartition("/")[2]) for file in self.files)
-        return tuple(sorted({int(match[1]) for match in found if match}))
+        """The ranks that wrote, by the names of the files (``__<rank>_<n>.distcp``, ``shard-<rank + 1>-model-...``)."""
+        pattern = re.compile(r"__(\d+)_\d+\.distcp|shard-(\d+)-model-.*")
+        found = (pattern.fullmatch(file.name.rpartition("/")[2]) for file in self.files)
+        return tuple(sorted({int(match[1]) if match[1] else int(match[2]) - 1 for match in found if match}))
 
     @cached_property
     def chunk_count(self) -> int:

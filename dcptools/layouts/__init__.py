@@ -7,11 +7,12 @@ the layout by names alone. A layout takes the checkpoint and gives outputs and l
 from __future__ import annotations
 
 from dcptools.layouts.choose import LAYOUTS, choose
-from dcptools.layouts.family import Family, FamilyLayout, families, read_family
+from dcptools.layouts.family import Family, FamilyLayout
+from dcptools.layouts.family_files import read_family
 from dcptools.layouts.fit import STATES, Difference, Fit, fit
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.peft import FROZEN, Part, Peft
-from dcptools.layouts.readings import Candidate, candidates, family_roots, layout_of
+from dcptools.layouts.readings import Candidate, candidates, foreign_families, layout_of
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
@@ -32,9 +33,8 @@ __all__ = [
     "Reading",
     "candidates",
     "choose",
-    "families",
-    "family_roots",
     "fit",
+    "foreign_families",
     "keys_of",
     "layout_of",
     "read_family",

@@ -11,6 +11,7 @@ from dcptools.layouts.container import CONTAINER, Container
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
 from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
+from dcptools.layouts.training import is_extra_state
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
 
@@ -47,7 +48,21 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
         return Container(CONTAINER, "the layout 'container' was asked for")
     rules = (_by_names, _by_container, _bare, _by_other_container, _any_model)
     found: Iterator[Layout | None] = (rule(keys) for rule in rules)
-    return next(filter(None, found), Unknown())
+    chosen = next(filter(None, found), Unknown())
+    return _wrapped(chosen, keys) if isinstance(chosen, Container) else chosen
+
+
+def _wrapped(container: Container, keys: Sequence[Key]) -> Container:
+    """The attribute in which a module of the trainer's holds the model (Lightning, Composer), if the container does."""
+    names = [name for key in keys if (name := container.name_of(key)) is not None and not is_extra_state(name)]
+    attributes = {name.partition(".")[0] for name in names}
+    if len(attributes) != 1 or any(map(is_huggingface_name, names)):
+        return container
+    (attribute,) = attributes
+    if not any(is_huggingface_name(name.partition(".")[2]) for name in names):
+        return container
+    reason = f"{container.reason}, and all of it is in an attribute {attribute!r}, with names of HuggingFace models"
+    return Container(f"{container.root}.{attribute}", reason, True)
 
 
 def _by_names(keys: Sequence[Key]) -> Container | None:

@@ -12,7 +12,8 @@ from dcptools.expected import Expected, Naming, Shape
 from dcptools.layouts.bare import Bare
 from dcptools.layouts.choose import choose
 from dcptools.layouts.container import CONTAINER, Container
-from dcptools.layouts.family import Family, FamilyLayout, families, pattern_of
+from dcptools.layouts.family import Family, FamilyLayout, pattern_of
+from dcptools.layouts.family_files import families
 from dcptools.layouts.fit import Fit, fit
 from dcptools.layouts.keys import Key
 from dcptools.layouts.training import COPIES, TRAINING_STATE
@@ -109,6 +110,12 @@ def _in_family(
         measured = fit(expected.title, said, shapes, expected.published)
         reason = f"they make {measured.fitting:,} of {measured.weights:,} weights of {measured.title}"
         yield Candidate(replace(layout, reason=reason), measured, "published")
+
+
+def foreign_families(keys: Iterable[Key]) -> list[Family]:
+    """The families of trainers whose own names of layers occur among the keys."""
+    patterns = {pattern_of(key.name) for key in keys}  # a few for very many keys
+    return [each for each in families() if any(True for pattern in patterns for _ in _places(pattern, each.telling))]
 
 
 def family_roots(family: Family, keys: Iterable[Key]) -> list[str]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 from dcptools.errors import UsageError
 from dcptools.tensors import Composed
 
+MOST_PARTS = 1 << 16  # that one tensor is cut into; no model has so many experts
 _TOKENS = re.compile(r"\s*(\(|\)|\{\w+\}|\w+)")
 
 
@@ -46,12 +47,19 @@ class Rearrangement:
             raise _not_one(text)
         return cls(text, before, after, split)
 
-    def apply(self, tensor: Composed, sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, int], Composed]]:
+    def apply(
+        self, tensor: Composed, sizes: Mapping[str, int], differ: Collection[str] = ()
+    ) -> Iterator[tuple[dict[str, int], Composed]]:
         """The tensors that it makes, each with the indices of the axes in braces.
 
-        ``sizes`` are those of axes that the shape does not give. Raises ValueError where the shape does not fit.
+        ``sizes`` are those of axes that the shape does not give. Raises ValueError where the shape does not fit, or
+        where axes that must ``differ``, or nothing would tell how the values lie, have the same size.
         """
-        known = self._sizes(tensor.shape, sizes)
+        known = self._axes(tensor.shape, sizes)
+        if differ and len({known[axis] for axis in differ}) < len(differ):
+            raise ValueError(f"{' and '.join(differ)} have the same size, so nothing tells which of them runs first")
+        if (count := math.prod(known[axis] for axis in self.split)) > MOST_PARTS:
+            raise ValueError(f"it would be cut into {count:,} tensors")
         axes = [axis for dimension in self.before for axis in dimension]
         order = [*self.split, *(axis for dimension in self.after for axis in dimension)]
         turned = tensor.reshape(*(known[axis] for axis in axes)).permute(*(axes.index(axis) for axis in order))
@@ -62,8 +70,8 @@ class Rearrangement:
                 part = part.select(0, index)
             yield dict(zip(self.split, at, strict=True)), part.reshape(*shape)
 
-    def _sizes(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
-        """The size of each axis: as told, or what the others leave of its dimension."""
+    def _axes(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
+        """The size of each axis of a tensor: as told, or what the others leave of its dimension."""
         if len(shape) != len(self.before):
             raise ValueError(f"{self.text!r} needs {len(self.before)} dimensions, and there are {len(shape)}")
         found: dict[str, int] = {}
@@ -72,7 +80,8 @@ class Rearrangement:
             open_axes = [axis for axis in dimension if axis not in told]
             rest, odd = divmod(whole, math.prod(told.values()) or 1)
             if odd or len(open_axes) > 1 or (not open_axes and rest != 1):
-                raise ValueError(f"a dimension of {whole} is not ({' '.join(dimension)}) with {told}")
+                sized = ", ".join(f"{axis} {size}" for axis, size in told.items()) or "no size"
+                raise ValueError(f"a dimension of {whole} is not ({' '.join(dimension)}), of which is known: {sized}")
             found |= told | dict.fromkeys(open_axes, rest)
         return found
 

@@ -20,8 +20,7 @@ from dcptools.layouts import (
     Leftover,
     Output,
     Reading,
-    families,
-    family_roots,
+    foreign_families,
     top_level,
 )
 from dcptools.mapping.rename import Rename
@@ -104,17 +103,20 @@ def about_foreign(
     if isinstance(chosen, FamilyLayout) or (found is not None and found.complete):
         return
     trainers: dict[str, list[Family]] = {}
-    for family in families():
-        if family_roots(family, keys):
-            trainers.setdefault(family.trainer, []).append(family)
+    for family in foreign_families(keys):
+        trainers.setdefault(family.trainer, []).append(family)
     asked = options.allow_mismatch or options.layout != "auto" or options.root is not None
     for trainer, known in trainers.items():
         refused = next((family.refused for family in known if family.refused), "")
-        models = some([family.model for family in known])
-        hint = refused or f"give --model-assets-dir with the config.json of a model that is known: {models}"
+        models = some([family.model for family in known if family.weights], 10)
+        ways = [f"give --model-assets-dir with the config.json of {models}"] if models and not refused else []
+        ways += [
+            f"convert it with {exporter}" for exporter in dict.fromkeys(each.exporter for each in known) if exporter
+        ]
+        why = refused or "whose values lie otherwise than HuggingFace's"
         yield Finding(
-            "foreign-names", "", f"these are names of {trainer}, whose values lie otherwise than HuggingFace's",
-            f"{hint}; --layout bare keeps names and values as they are",
+            "foreign-names", "", f"these are names of {trainer}, {why}",
+            f"{', or '.join(ways)}; --layout bare keeps names and values as they are",
             "warning" if asked else "error",
         )  # fmt: skip
 

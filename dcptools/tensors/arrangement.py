@@ -8,6 +8,7 @@ bytes lie transposed.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,13 @@ class Arrangement:
     def plain(self) -> bool:
         """Whether the stored bytes are the values in row-major order, as they are."""
         return self.row_major and not (self.conjugate or self.negative)
+
+
+@functools.lru_cache(maxsize=4096)
+def in_order(dtype: DType, shape: tuple[int, ...]) -> Arrangement:
+    """That of values which follow each other in row-major order, from the start of the storage."""
+    strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+    return Arrangement(dtype, shape, strides, 0, "", False, False, True, math.prod(shape) * dtype.itemsize)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,8 +11,10 @@ from dcptools.dtypes import DType
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, UnsupportedCheckpoint
 from dcptools.storage import Source
 from dcptools.tensors.archive import Archive, Entry, Frame
-from dcptools.tensors.arrangement import Arrangement, parse_arrangement
+from dcptools.tensors.arrangement import Arrangement, in_order, parse_arrangement
 from dcptools.tensors.unpacked import ARCHIVE_BYTES, UNPACKED, Unpacked, decompress
+
+NOWHERE = "The metadata does not say where it is stored."
 
 
 class Item(NamedTuple):
@@ -60,11 +62,23 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Call
         There is no space to unpack it, or no directory for it.
     """
     try:
+        if chunk.encoding == "values":
+            return _values(source, tensor, chunk)
         return _like_another(source, tensor, chunk) or _open(
             _archive(source, tensor.dtype, chunk, unpacked), tensor, chunk
         )
     except DcptoolsError as error:
         raise type(error)(f"{_label(tensor.key, chunk)}:\n{error}") from None
+
+
+def _values(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
+    """An item that is the values and nothing else; there is no checksum."""
+    if not chunk.file:
+        raise BrokenCheckpoint(NOWHERE)
+    arrangement = in_order(tensor.dtype, chunk.shape)
+    if arrangement.end != chunk.nbytes:
+        raise BrokenCheckpoint(f"{chunk.nbytes:,} bytes are stored, and {arrangement.end:,} are expected.")
+    return Item(source, chunk.file, chunk.start, chunk.nbytes, 0, arrangement, tensor.key, chunk)
 
 
 def _label(key: str, chunk: Chunk) -> str:
@@ -74,7 +88,7 @@ def _label(key: str, chunk: Chunk) -> str:
 def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Archive:
     """The archive of a chunk, which is unpacked first if need be."""
     if not chunk.file:
-        raise BrokenCheckpoint("The metadata does not say where it is stored.")
+        raise BrokenCheckpoint(NOWHERE)
     if chunk.encoding == "zstd":
         target = unpacked()
         most = math.prod(chunk.shape) * dtype.itemsize + ARCHIVE_BYTES

@@ -147,7 +147,7 @@ def _found(engine: Engine) -> Iterator[Finding]:
     if engine.checksums.without:
         yield Finding(
             "no-checksum", "", f"{engine.checksums.without:,} items were stored without a checksum",
-            "torch computes them unless it is told not to",
+            "safetensors files have none; torch computes them otherwise, unless it is told not to",
         )  # fmt: skip
 
 

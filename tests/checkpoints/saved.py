@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
 import pickle
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import metadata as torch22
 from torch.distributed.checkpoint import state_dict_saver
@@ -389,6 +391,22 @@ def hf_dcp(directory: Path, state: State | None = None) -> Path:
     return directory
 
 
+def save_shards(
+    directory: Path, tensors: Mapping[str, Sequence[Placed]], sharding: str | None = "DCP_SHARDING_INFO"
+) -> Path:
+    """Shards of ``HuggingFaceStorageWriter`` with tensors cut at will, each chunk on a rank of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for rank in range(max(map(len, tensors.values()))):
+        placed = {key: chunks[rank] for key, chunks in tensors.items() if rank < len(chunks)}
+        offsets = {key: {"saved_offsets": list(at)} for key, (at, _) in placed.items()}
+        save_file(
+            {key: chunk.contiguous().clone() for key, (_, chunk) in placed.items()},
+            directory / f"shard-{rank + 1:05}-model-00001-of-00001.safetensors",
+            {"format": "pt"} | ({sharding: json.dumps(offsets)} if sharding else {}),
+        )
+    return directory
+
+
 def file_per_item(directory: Path) -> Path:
     """``single_file_per_rank=False``: a ``.distcp`` file for every item."""
     return trained(directory, optimizer=False, single_file_per_rank=False)
@@ -483,6 +501,26 @@ def megatron_like(directory: Path) -> Path:
     metadata.all_local_plans = [SavePlan(items, storage_data=_StoragePrefix("__0_"))]
     metadata.extra = MCoreMetadata()
     with module_of(MCoreMetadata, "megatron.core.dist_checkpointing.core"):
+        dump_metadata(directory, metadata)
+    return directory
+
+
+@dataclass
+class OwnStorageInfo:
+    """What a trainer with a writer of its own has in place of torch's class (OLMo-core): the same fields."""
+
+    relative_path: str
+    offset: int
+    length: int
+
+
+def own_storage_info(directory: Path, own: type = OwnStorageInfo, name: str = "_StorageInfo") -> Path:
+    """A trained checkpoint whose ``storage_data`` has instances of ``trainer.filesystem.<name>``."""
+    metadata, called = load_metadata(trained(directory)), type(name, (own,), {})
+    metadata.storage_data = {
+        index: called(info.relative_path, info.offset, info.length) for index, info in metadata.storage_data.items()
+    }
+    with module_of(called, "trainer.filesystem"):
         dump_metadata(directory, metadata)
     return directory
 

@@ -1,0 +1,131 @@
+"""The header of a safetensors file: which tensors it has, of what they are parts, and where their bytes are.
+
+The format is that of the safetensors project: 8 bytes of length, JSON, values. torch's writers say in
+``DCP_SHARDING_INFO`` of its ``__metadata__`` where in the whole tensor each part lies (``_hf_utils.py``). A header is
+untrusted: each field is checked, and nothing is read that is longer than safetensors itself allows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from dcptools.checkpoint.fields import TOO_LARGE, Wrong, dict_of, expected, is_integers, text_of
+from dcptools.dtypes import TABLE, DType
+from dcptools.errors import BrokenCheckpoint
+from dcptools.storage import Source
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# Brackets in a header: a tensor has three in 45 bytes or more, and two in what says where its part lies. A list or dict
+# takes far more memory than its two bytes.
+BYTES_PER_BRACKET = 8
+_AGAIN = "Copy the checkpoint again, use another one, or save again."
+_METADATA, _SHARDING = "__metadata__", "DCP_SHARDING_INFO"
+_BY_CODE = {dtype.code: dtype for dtype in TABLE.values() if dtype.code}
+
+
+class Part(NamedTuple):
+    """What a file holds of one tensor, in row-major order."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...] | None  # where it begins in the whole tensor, elements; None: the file does not say
+    start: int  # bytes from the start of the file
+    nbytes: int
+
+
+def read_header(source: Source, file: str, start: int = 0) -> tuple[bytes, dict[str, Part]]:
+    """The header that begins at that byte of a file, as it is, and the parts by their keys.
+
+    Whether the values are there is not looked at.
+
+    Raises
+    ------
+    BrokenCheckpoint
+        The file ends too early, or this is no header.
+    """
+    length = bytearray(LENGTH_BYTES)
+    source.read_into(file, start, memoryview(length))
+    nbytes = int.from_bytes(length, "little")
+    what = source.path(file)
+    if not 2 <= nbytes <= MAX_HEADER_BYTES:
+        raise BrokenCheckpoint(f"{what} is no safetensors file: it would have a header of {nbytes:,} bytes.\n{_AGAIN}")
+    header = bytearray(nbytes)
+    source.read_into(file, start + LENGTH_BYTES, memoryview(header))
+    try:
+        return bytes(header), _parts(_json(bytes(header), "the header"), start + LENGTH_BYTES + nbytes)
+    except Wrong as wrong:
+        raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.\n{_AGAIN}") from None
+
+
+def _json(text: bytes, field: str) -> dict[str, Any]:
+    """A JSON object in which no name stands twice."""
+    if text.count(b"{") + text.count(b"[") > 100 + len(text) // BYTES_PER_BRACKET:
+        raise Wrong(field, "it nests more than any tensors need")
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+        raise Wrong(field, f"it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise expected(field, "an object", value)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
+def _parts(header: dict[str, Any], values_at: int) -> dict[str, Part]:
+    metadata = dict_of(header, _METADATA) if _METADATA in header else {}
+    said = metadata.get(_SHARDING)
+    sharding = None if said is None else _json(text_of(said, _SHARDING, longest=None).encode(), _SHARDING)
+    parts = {}
+    for key, entry in header.items():
+        if key == _METADATA:
+            continue
+        try:
+            text_of(key, ", a key")
+            parts[key] = _part(entry, values_at, None if sharding is None else _offsets(sharding, key))
+        except Wrong as wrong:
+            raise wrong.inside(f"[{key[:200]!r}]") from None
+    places = sorted((part.start, part.start + part.nbytes) for part in parts.values())
+    for (_, end), (begin, _) in pairwise([(0, values_at), *places]):
+        if begin != end:
+            raise Wrong("data_offsets", f"the values do not follow each other at byte {end - values_at:,}")
+    return parts
+
+
+def _part(entry: Any, values_at: int, offsets: tuple[int, ...] | None) -> Part:
+    if not isinstance(entry, dict):
+        raise expected("", "an object", entry)
+    code, shape, place = entry.get("dtype"), _sizes(entry, "shape"), _sizes(entry, "data_offsets")
+    dtype = _BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise expected(".dtype", "a dtype of safetensors that dcptools knows", code)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if len(place) != 2 or place[1] - place[0] != nbytes:
+        raise expected(".data_offsets", f"two places that are {nbytes:,} bytes apart", entry.get("data_offsets"))
+    if offsets is not None and len(offsets) != len(shape):
+        raise expected(".saved_offsets", f"{len(shape)} numbers", list(offsets))
+    return Part(dtype, shape, offsets, values_at + place[0], nbytes)
+
+
+def _offsets(sharding: dict[str, Any], key: str) -> tuple[int, ...]:
+    entry = sharding.get(key)
+    if not isinstance(entry, dict):
+        raise expected(f" in {_SHARDING}", "saved_offsets", entry)
+    return _sizes(entry, "saved_offsets")
+
+
+def _sizes(entry: dict[str, Any], name: str) -> tuple[int, ...]:
+    value = entry.get(name)
+    numbers = tuple(value) if isinstance(value, list) else None
+    if not is_integers(numbers) or numbers is None or not all(0 <= n < TOO_LARGE for n in numbers):
+        raise expected(f".{name}", "a list of numbers below 2**62", value)
+    return numbers
