@@ -47,7 +47,8 @@ def about_model(
 
 def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:
     if not wrong:
-        return Finding("model-fits", "", f"{found.sentence} ({found.reading})")
+        part = f"{found.fitting:,} of {counted(found.weights, 'weight')} of {found.title} are converted, and fit"
+        return Finding("model-fits", "", f"{found.sentence if found.complete else part} ({found.reading})")
     causes = list(_causes(found, expected))
     return Finding(
         "model-mismatch", "", f"{found.sentence} ({found.reading})",

@@ -9,7 +9,7 @@ from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
 from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding
-from dcptools.layouts import Candidate, Fit, Leftover, Output, fit
+from dcptools.layouts import Candidate, FamilyLayout, Fit, Leftover, Output, fit
 from dcptools.mapping.about_adapter import about_adapter
 from dcptools.mapping.about_model import about_model
 from dcptools.mapping.adapter_config import Adapted
@@ -73,7 +73,8 @@ def hold(
         if found.complete:
             measured, names = latest(), expected.published
             found = fit(expected.title, reading, _shapes(measured), names)
-    differ = names_differ(expected, naming, options.names)
+    made = candidate is not None and isinstance(candidate.layout, FamilyLayout)  # of other names, whatever was asked
+    differ = None if made else names_differ(expected, naming, options.names)
     return Held(
         latest(),
         tuple(left for each in settled for left in each.leftovers),
