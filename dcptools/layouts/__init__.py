@@ -10,6 +10,7 @@ from dcptools.layouts.choose import LAYOUTS, choose
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.family_files import read_family
 from dcptools.layouts.fit import STATES, Difference, Fit, fit
+from dcptools.layouts.huggingface import is_body_name
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.peft import FROZEN, Part, Peft
 from dcptools.layouts.readings import Candidate, candidates, foreign_families, layout_of
@@ -35,6 +36,7 @@ __all__ = [
     "choose",
     "fit",
     "foreign_families",
+    "is_body_name",
     "keys_of",
     "layout_of",
     "read_family",

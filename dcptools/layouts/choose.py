@@ -54,12 +54,16 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
 
 def _wrapped(container: Container, keys: Sequence[Key]) -> Container:
     """The attribute in which a module of the trainer's holds the model (Lightning, Composer), if the container does."""
-    names = [name for key in keys if (name := container.name_of(key)) is not None and not is_extra_state(name)]
-    attributes = {name.partition(".")[0] for name in names}
-    if len(attributes) != 1 or any(map(is_huggingface_name, names)):
-        return container
-    (attribute,) = attributes
-    if not any(is_huggingface_name(name.partition(".")[2]) for name in names):
+    attribute, named = None, False
+    for key in keys:
+        name = container.name_of(key)
+        if name is None or is_extra_state(name):
+            continue
+        first, _, rest = name.partition(".")
+        if is_huggingface_name(name) or attribute not in (None, first):
+            return container
+        attribute, named = first, named or is_huggingface_name(rest)
+    if not named:
         return container
     reason = f"{container.reason}, and all of it is in an attribute {attribute!r}, with names of HuggingFace models"
     return Container(f"{container.root}.{attribute}", reason, True)

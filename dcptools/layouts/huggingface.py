@@ -45,6 +45,11 @@ BODY = _whole_segments(HUGGINGFACE_NAMES)
 HEAD = re.compile(rf"(?:{'|'.join(HEADS)})\.(?:weight|bias)\Z")
 
 
+def is_body_name(name: str) -> bool:
+    """Whether a name is one of a HuggingFace model without its head, from its first segment on."""
+    return bool(BODY.match(name))
+
+
 def is_huggingface_name(name: str) -> bool:
     """Whether a name is one of a HuggingFace model, from its first segment on.
 

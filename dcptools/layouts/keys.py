@@ -18,7 +18,7 @@ def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
     >>> strip_wrappers("model._orig_mod.model.norm.weight")
     ('model.model.norm.weight', ('_orig_mod',))
     """
-    if "_" not in key and "module." not in key:
+    if "._" not in key and "module." not in key and key[:1] != "_":  # nearly all keys
         return key, ()
     parts = key.split(".")
     removed = tuple(part for part in parts if part in WRAPPERS)

@@ -79,6 +79,8 @@ class Peft:
     @classmethod
     def of(cls, keys: Mapping[str, Key]) -> Peft:
         """Look for LoRA adapters; those of AdaLoRA, which arranges its values when it saves, are none."""
+        if not any("lora_" in key.name for key in keys.values()):
+            return cls(keys, {})
         parts = {stored: Part.of(key.name) for stored, key in keys.items()}
         other = any(".lora_E." in key.name for key in keys.values())
         return cls(keys, parts if any(part.kind == "lora" for part in parts.values()) and not other else {})

@@ -21,6 +21,7 @@ from dcptools.layouts import (
     Output,
     Reading,
     foreign_families,
+    is_body_name,
     top_level,
 )
 from dcptools.mapping.rename import Rename
@@ -97,10 +98,11 @@ def _about_kind(key: str, name: str) -> Finding | None:
 
 
 def about_foreign(
-    chosen: Layout, keys: Collection[Key], found: Fit | None, options: MappingOptions
+    chosen: Layout, keys: Collection[Key], outputs: Iterable[Output], found: Fit | None, options: MappingOptions
 ) -> Iterator[Finding]:
     """A trainer's own names that are taken for those of the model: renaming alone would give a wrong model."""
-    if isinstance(chosen, FamilyLayout) or (found is not None and found.complete):
+    right = found.complete if found else any(is_body_name(output.name) for output in outputs)
+    if right or isinstance(chosen, FamilyLayout):
         return
     trainers: dict[str, list[Family]] = {}
     for family in foreign_families(keys):

@@ -147,7 +147,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_checkpoint(checkpoint, outputs),
         *about_keys(reading, outputs, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
-        *about_foreign(chosen, keys.values(), held.fit, options),
+        *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, outputs, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
         *about_names(outputs),

@@ -15,7 +15,10 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     >>> row_major((2, 3, 4))
     (12, 4, 1)
     """
-    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * shape[dim + 1]
+    return tuple(strides)
 
 
 def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
