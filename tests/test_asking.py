@@ -92,10 +92,10 @@ def test_what_cannot_be_built_is_answered_at_once(config: str, monkeypatch: pyte
 
 def test_a_preview_builds_only_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     builder(monkeypatch, model("Qwen3ForCausalLM"))
-    assert not must_build(None, None) and not must_build(str(tmp_path), None)
+    assert not must_build(None) and not must_build(str(tmp_path))
     (tmp_path / "config.json").write_text(QWEN3)
-    assert must_build(str(tmp_path), None) and not must_build(str(tmp_path), "reference")
+    assert must_build(str(tmp_path))
     expect(QWEN3)
-    assert not must_build(str(tmp_path), None)
+    assert not must_build(str(tmp_path))
     with pytest.raises(UsageError, match="does not exist"):
-        must_build(str(tmp_path / "nowhere"), None)
+        must_build(str(tmp_path / "nowhere"))

@@ -62,7 +62,7 @@ def nest(path: str, state: Any) -> Any:
     return state
 
 
-@pytest.mark.parametrize("root", ["", "model", "module", "app.model", "state.model", "state_dict.net", "a.b.c.d"])
+@pytest.mark.parametrize("root", ["", "model", "module", "app.model", "state.model", "state_dict.net", "a.b.c.model"])
 def test_the_model_is_found_in_any_container(root: str, preview: Any) -> None:
     state = saved.model_state()
     mapping = preview(nest(root, dict(state)) | {"step": torch.tensor(3)})
@@ -116,6 +116,41 @@ def test_moments_of_an_optimizer_are_never_the_model(preview: Any) -> None:
     mapping = preview({"optimizer": {"exp_avg": state}})
     assert mapping.root != "optimizer.exp_avg"
     assert mapping.errors
+
+
+@pytest.mark.parametrize("beside", ["ref_model", "ema", "teacher"])
+@pytest.mark.parametrize("root", ["model", "train_state.model", "extra_state.model"])
+def test_the_model_is_preferred_to_what_is_only_like_it(root: str, beside: str, preview: Any) -> None:
+    """Also where a trainer keeps it in its own state; and what is left out is not passed over."""
+    mapping = preview(nest(root, saved.model_state()) | {beside: saved.model_state(seed=1)})
+    assert mapping.root == root
+    assert [(f.code, f.key) for f in mapping.warnings] == [("left-out-tensor", beside)]
+
+
+@pytest.mark.parametrize("root", ["ref_model", "teacher", "a.b"])
+def test_a_model_in_another_container_than_usual_is_a_warning(root: str, preview: Any) -> None:
+    assert [f.code for f in preview(nest(root, saved.model_state())).warnings] == ["container"]
+
+
+@pytest.mark.parametrize("root", ["exp_avg", "momentum_buffer", "optimizer.exp_avg_sq", "grads"])
+def test_moments_are_never_the_model(root: str, preview: Any) -> None:
+    assert preview(nest(root, saved.model_state())).errors
+
+
+def test_a_whole_average_does_not_stand_for_a_model_that_lacks_something(preview: Any) -> None:
+    state = saved.model_state()
+    broken = {name: tensor for name, tensor in state.items() if name != "model.norm.weight"}
+    mapping = preview({"model": broken, "ema": state})
+    assert mapping.root == "model"
+    assert told(mapping, "weight-missing")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.complex64])
+def test_numbers_where_the_model_has_floating_values_are_a_warning(dtype: torch.dtype, preview: Any) -> None:
+    state = saved.model_state()
+    name = "model.layers.0.mlp.up_proj.weight"
+    mapping = preview({"model": {**state, name: state[name].to(dtype)}})
+    assert [(f.code, f.key) for f in mapping.warnings] == [("weight-kind", name)]
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------
@@ -294,6 +329,12 @@ def test_a_head_alone_is_written_under_the_name_of_the_embedding(preview: Any) -
     assert mapping.fit.complete
 
 
+@pytest.mark.parametrize("other", ["_orig_mod.lm_head.weight", "module.lm_head.weight"])
+def test_two_keys_of_one_tied_name_are_a_collision(other: str, preview: Any) -> None:
+    mapping = preview({"model": {**with_head(), other: torch.full((16, 8), 7.0)}}, TIED)
+    assert [f.key for f in mapping.errors if f.code == "collision"] == [HEAD]
+
+
 # --- without a config, or with another model --------------------------------------------------------------------
 
 
@@ -309,6 +350,18 @@ def test_a_reference_decides_in_place_of_the_config(tmp_path: Path) -> None:
     assert mapping.fit.complete
     smaller = saved.save(tmp_path / "d", {"model": saved.model_state(vocab=12)})
     assert told(dcptools.preview(smaller, reference=tmp_path / "other.safetensors"), "weight-shape")
+
+
+def test_a_config_of_another_model_than_the_reference_is_a_warning(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = saved.model_state(layers=1)
+    save_file(state, tmp_path / "other.safetensors")
+    checkpoint = saved.save(tmp_path / "c", {"model": state})
+    for number, (layers, told_of) in enumerate([(1, False), (2, True)]):
+        directory = assets(tmp_path / f"a{number}", num_hidden_layers=layers)
+        mapping = dcptools.preview(checkpoint, model_assets_dir=directory, reference=tmp_path / "other.safetensors")
+        assert bool(told(mapping, "config-differs")) == told_of
 
 
 def test_a_model_that_needs_its_own_code_is_read_by_rules_and_said_so(tmp_path: Path) -> None:

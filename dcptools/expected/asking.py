@@ -59,8 +59,11 @@ def _refusal(config: str) -> NotExpected | None:
     """What is known without building it: that nothing will be."""
     try:
         said = json.loads(config)
-        if not said.get("architectures"):
+        named = said.get("architectures")
+        if not named:
             return NotExpected("config.json names no architecture")
+        if not isinstance(named, list) or not isinstance(named[0], str):
+            return NotExpected("its architectures are no list of names", broken=True)
     except (ValueError, RecursionError, AttributeError):
         return NotExpected("config.json is not a JSON object", broken=True)
     if is_known(said.get("model_type")) is False:

@@ -75,6 +75,8 @@ def build(config: dict[str, Any]) -> Any:
     with torch.device("meta"):
         model = made(CONFIG_MAPPING[model_type].from_dict(plain))
     model.tie_weights()
+    if not model.state_dict():
+        raise ValueError(f"{name} has no weights: it is no whole model")
     return model
 
 
@@ -90,6 +92,7 @@ def describe(model: Any) -> dict[str, Any]:
         "stored": shapes,
         "published": _published(model, shapes),
         "ties": ties,
+        "numbers": [name for name, tensor in state.items() if not tensor.is_floating_point()],
         "unsaved": sorted(unsaved),
         "optional": _matching(getattr(model, "_keys_to_ignore_on_load_missing", None), shapes),
         "ignored": _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None)),

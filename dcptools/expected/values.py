@@ -65,6 +65,7 @@ class Expected:
     unsaved: frozenset[str] = frozenset()  # stored names of buffers that are in no file
     ignored: tuple[str, ...] = ()  # regular expressions of names that transformers knows to be left over
     float32: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by dtype, the names that stay float32 in it
+    numbers: frozenset[str] | None = None  # stored names of integers and booleans; None: not known
     sizes: Mapping[str, int] = field(default_factory=dict)  # the integers of the config
     unpublished: str = ""  # why the published names are not known
 
@@ -89,6 +90,7 @@ class Expected:
             frozenset(answer["unsaved"]),
             tuple(answer["ignored"]),
             {dtype: frozenset(_both_names(kept, conversion)) for dtype, kept in answer["float32"].items()},
+            frozenset(_both_names(answer["numbers"], conversion)),
             answer["sizes"],
             answer["published"].get("unknown", ""),
         )

@@ -11,7 +11,7 @@ from dcptools.layouts.container import CONTAINER, Container
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
 from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
-from dcptools.layouts.training import is_extra_state
+from dcptools.layouts.training import MOMENT, is_extra_state
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
 
@@ -90,7 +90,7 @@ def _by_other_container(keys: Sequence[Key]) -> Container | None:
 
 def _holds_model(key: Key) -> bool:
     *_, last = containers = key.path[:-1]
-    if any("optim" in container for container in containers):
+    if any("optim" in container or MOMENT.fullmatch(container) for container in containers):
         return False
     called_so = last in WRAPPERS or (last == CONTAINER and len(containers) > 1)
     rest = key.below(key.container)

@@ -131,7 +131,7 @@ class FamilyLayout:
         sizes = {
             axis: self.config.get(size) if isinstance(size, str) else size for axis, size in self.family.sizes.items()
         }
-        return {axis: size for axis, size in sizes.items() if size is not None}
+        return {axis: size for axis, size in sizes.items() if size is not None and size > 0}
 
 
 def _output(

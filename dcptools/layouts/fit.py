@@ -54,7 +54,7 @@ class Fit:
     @property
     def complete(self) -> bool:
         """Whether it is the model, whatever stands beside it."""
-        return all(each.expected is None for each in self.differences)
+        return self.weights > 0 and all(each.expected is None for each in self.differences)
 
     @property
     def sentence(self) -> str:

@@ -16,9 +16,10 @@ from dcptools.layouts.family import Family, FamilyLayout, pattern_of
 from dcptools.layouts.family_files import families
 from dcptools.layouts.fit import Fit, fit
 from dcptools.layouts.keys import Key
-from dcptools.layouts.training import COPIES, TRAINING_STATE
+from dcptools.layouts.training import COPIES, MOMENT, TRAINING_STATE
 from dcptools.layouts.values import Layout
 
+USUAL = frozenset(("model", "module", "net", "network", "state", "state_dict", "model_state_dict", "policy", "actor"))
 MAX_ROOTS = 8  # containers that are tried, those with the most names of the model
 
 
@@ -56,10 +57,11 @@ def candidates(
             if expected.title in each.architectures:
                 tried += _in_family(each, checkpoint, keys, expected, root)
 
-    def rank(candidate: Candidate) -> tuple[bool, int, bool, bool, int]:
-        place = candidate.layout.root
+    def rank(candidate: Candidate) -> tuple[bool, bool, int, bool, bool, bool, int]:
+        place, measured = candidate.layout.root, candidate.fit
         copy = any(segment in COPIES for segment in place.split("."))
-        return candidate.fit.complete, candidate.fit.fitting, not copy, place == by_rules, -len(place)
+        likely = is_usual(place), not _is_training(place), place == by_rules
+        return not copy, measured.complete, measured.fitting, *likely, -len(place)
 
     return sorted((each for each in tried if each.fit.fitting or family), key=rank, reverse=True)
 
@@ -95,7 +97,7 @@ def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[
 def _layout(root: str, measured: Fit, names: Naming, prefix: str, keys: Sequence[Key]) -> Layout:
     reason = f"{measured.fitting:,} of {measured.weights:,} weights of {measured.title} are {measured.reading}"
     if root:
-        return Container(root, reason, prefix=prefix)
+        return Container(root, reason, not is_usual(root), prefix)
     return Bare.of(keys, reason, frozenset(names.shapes), prefix)
 
 
@@ -136,10 +138,23 @@ def _roots(keys: Iterable[Key], expected: Expected, layout: str, root: str | Non
 
 
 def _most(places: Iterable[str]) -> list[str]:
-    """Those that occur most often, without what holds training state."""
+    """Those that occur most often, without training state and an optimizer's moments."""
     counted = Counter(places).most_common()
-    wanted = (place for place, _ in counted if not any(map(TRAINING_STATE.fullmatch, place.split("."))))
+    wanted = (place for place, _ in counted if not _is_moment(place) and (is_usual(place) or not _is_training(place)))
     return [place for place, _ in zip(wanted, range(MAX_ROOTS), strict=False)]
+
+
+def is_usual(root: str) -> bool:
+    """Whether a model in this container is the one that was trained, as far as its name tells."""
+    return not root or root.rpartition(".")[2] in USUAL
+
+
+def _is_training(root: str) -> bool:
+    return any(map(TRAINING_STATE.fullmatch, root.split(".")))
+
+
+def _is_moment(root: str) -> bool:
+    return any(map(MOMENT.fullmatch, root.split(".")))
 
 
 def _places(key: str, names: Names[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ TRAINING_STATE = re.compile(
     r"|((cpu|cuda|torch|numpy|python|device)_)?rng|callback|loop|(global_)?step|iteration|epoch"
     r"|(train|trainer|training|extra|client)_state)(_states?)?(_dict)?s?(_?[0-9]+)?"
 )
+MOMENT = re.compile(r"(max_)?exp_avg(_sq)?s?|momentum(_buffer)?s?|moments?_?[0-9]?|square_avg|grads?|gradients?")
 COPIES = ("ema", "ema_model", "model_ema")  # averages of the weights, kept beside the model
 
 

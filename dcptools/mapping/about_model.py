@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dcptools._text import counted, format_shape, some
 from dcptools.expected import Expected
 from dcptools.findings import Finding
-from dcptools.layouts import Difference, Fit
+from dcptools.layouts import Difference, Fit, Output
 
 _VOCABULARY = re.compile(
     r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|shared|embed_in|embed_out|decoder)\.(weight|bias)$"
@@ -43,6 +43,20 @@ def about_model(
     for each in found.unexpected if found.fitting else ():
         what = f"{found.title} has no weight of this name; it is written all the same"
         yield Finding("weight-unexpected", each.name, what, "--unexpected drop leaves such tensors out")
+
+
+def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Finding]:
+    """Weights that are stored in a dtype that no such model has."""
+    if expected.numbers is None:
+        return
+    known = expected.stored.shapes.keys() | expected.published.shapes.keys()
+    for output in outputs:
+        floating = output.dtype.kind in ("float", "float8") or output.name in expected.numbers
+        if output.name in known and not floating:
+            what = f"{output.dtype.name} is stored, and {expected.title} has floating values there"
+            yield Finding(
+                "weight-kind", output.name, what, "convert the checkpoint that was trained, not a quantized one"
+            )
 
 
 def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:

@@ -14,7 +14,8 @@ def expectation(
 ) -> tuple[Expected | None, tuple[Finding, ...]]:
     """The model, or None and the finding that says why nothing is known of it. Raises UsageError for the reference."""
     if reference is not None:
-        return expect_reference(reference), ()
+        expected = expect_reference(reference)
+        return expected, _about_config(expected, assets)
     if assets is None or not _names_a_model(assets):
         return None, ()  # that there is no config, or that it names none, is a finding of the assets
     try:
@@ -26,9 +27,9 @@ def expectation(
     return expected, ()
 
 
-def must_build(model_assets_dir: str | None, reference: str | None) -> bool:
+def must_build(model_assets_dir: str | None) -> bool:
     """Whether a preview has to build the model of config.json first, which takes seconds. Raises UsageError."""
-    if model_assets_dir is None or reference is not None:
+    if model_assets_dir is None:
         return False
     assets = find_assets(model_assets_dir)
     return _names_a_model(assets) and not is_answered(assets.config)
@@ -36,3 +37,19 @@ def must_build(model_assets_dir: str | None, reference: str | None) -> bool:
 
 def _names_a_model(assets: Assets) -> bool:
     return bool(assets.says("architectures"))
+
+
+def _about_config(expected: Expected, assets: Assets | None) -> tuple[Finding, ...]:
+    """Whether the config that is copied is that of the reference, as far as both are known."""
+    if assets is None or not _names_a_model(assets):
+        return ()
+    try:
+        other = expect(assets.config)
+    except NotExpected:
+        return ()
+    found = expected.stored.shapes
+    for naming in (other.stored, other.published):
+        if all(name in found and found[name] in (None, naming.shapes[name]) for name in naming.needed):
+            return ()
+    what = f"it is of a {other.title} with other weights than the reference {expected.title}"
+    return (Finding("config-differs", "config.json", what, "give the config of the reference"),)

@@ -11,7 +11,7 @@ from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Candidate, FamilyLayout, Fit, Leftover, Output, fit
 from dcptools.mapping.about_adapter import about_adapter
-from dcptools.mapping.about_model import about_model
+from dcptools.mapping.about_model import about_kinds, about_model
 from dcptools.mapping.adapter_config import Adapted
 from dcptools.mapping.rename import Renames
 from dcptools.mapping.settling import (
@@ -74,6 +74,7 @@ def hold(
             measured, names = latest(), expected.published
             found = fit(expected.title, reading, _shapes(measured), names)
     made = candidate is not None and isinstance(candidate.layout, FamilyLayout)  # of other names, whatever was asked
+    about = (*about, *about_kinds(latest(), expected))
     differ = None if made else names_differ(expected, naming, options.names)
     return Held(
         latest(),

@@ -59,6 +59,8 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
     ``how`` is "auto" (if they have the same values), "drop" (whatever their values are) or "keep" (write all).
     """
     by_name = {output.name: output for output in outputs}
+    if len(by_name) < len(outputs):  # two of one name: an error that is told of them
+        return Settled(tuple(outputs))
     gone: list[Output] = []
     renamed: dict[Output, Output] = {}
     findings = []

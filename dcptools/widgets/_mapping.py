@@ -105,7 +105,7 @@ class Mapping(Step):
 
     def _takes_long(self) -> bool:
         options = self.rules.options
-        return self.checkpoint is not None and must_build(options["model_assets_dir"], options["reference"])
+        return self.checkpoint is not None and must_build(options["model_assets_dir"])
 
     def _forget(self) -> None:
         """What was said of other rules must not stand below a message."""
