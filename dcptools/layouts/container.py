@@ -77,7 +77,7 @@ class Container:
             yield Finding("container", "", f"the model is read from {self.root!r}", "--root names another")
 
     def _about_key(self, stored: str, key: Key, name: str) -> Iterator[Finding]:
-        wrappers = self.wrappers_in(key)
+        wrappers = self.wrappers_in(key) if key.stored else ()  # most keys have none
         if wrappers:
             yield Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}")
         if not _is_usual(name):

@@ -57,7 +57,9 @@ class Key(NamedTuple):
     def below(self, root: str) -> str | None:
         """What stands below a container, as it was stored where that says more; None if the key is not in it."""
         prefix = root + "."
-        return next((k[len(prefix) :] for k in (self.stored, self.name) if k.startswith(prefix)), None)
+        if self.stored.startswith(prefix):
+            return self.stored[len(prefix) :]
+        return self.name[len(prefix) :] if self.name.startswith(prefix) else None
 
 
 def keys_of(checkpoint: Checkpoint) -> dict[str, Key]:

@@ -28,7 +28,7 @@ def is_training_state(key: Key, beside: str = "") -> bool:
 
 def is_extra_state(stored: str) -> bool:
     """TransformerEngine and others keep a module's extra state as a tensor; it is no weight."""
-    return "_extra_state" in stored.split(".")
+    return "_extra_state" in stored and "_extra_state" in stored.split(".")
 
 
 def is_counter(tensor: StoredTensor) -> bool:

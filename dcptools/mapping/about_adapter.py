@@ -103,7 +103,7 @@ def about_full(taken: Taken, outputs: Sequence[Output], options: MappingOptions)
     if options.adapter_config_path is not None:
         yield Finding("adapter-config", options.adapter_config_path, "not used: no adapter is written", "leave it out")
     kinds = {key: part for key, part in taken.peft.parts.items() if part.kind != "base"}
-    for output in outputs:
+    for output in outputs if kinds else ():
         if kinds.keys() & {view.key for view in output.sources}:
             what = f"trained whole: the copy of the adapter {taken.adapter!r} is written, as peft's unload gives it"
             yield Finding("trained-copy", output.name, what, "the original is left out")
