@@ -39,7 +39,7 @@ STEPS = ("inspect", "preview", "plan", "convert")
 COMMANDS = (*STEPS, "verify", "diff")
 WARNED = (
     "warning[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the directory "
-    "that holds config.json: model_assets_dir=, --model-assets-dir)\n"
+    "that holds config.json: --model-assets-dir)\n"
 )
 
 

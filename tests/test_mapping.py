@@ -31,7 +31,7 @@ NO_ASSETS = Finding(
     "assets-none",
     "",
     "no assets directory was given, so config and tokenizer will be missing",
-    "give the directory that holds config.json: model_assets_dir=, --model-assets-dir",
+    "give the directory that holds config.json: --model-assets-dir",
 )
 
 

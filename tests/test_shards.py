@@ -367,7 +367,7 @@ def test_strict_turns_warnings_into_errors(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "1 error forbids to convert (warnings count as errors: strict):\n"
         "error[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the "
-        "directory that holds config.json: model_assets_dir=, --model-assets-dir)"
+        "directory that holds config.json: --model-assets-dir)"
     )
 
 

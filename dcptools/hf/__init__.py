@@ -1,7 +1,7 @@
 """A HuggingFace model on the disk: its weights by name, from headers and index alone; their bytes when asked for.
 
-The only room that reads safetensors files. ``header`` reads and checks the header of one file, ``reading`` puts files
-and index together, ``values`` is what comes out.
+``header`` reads and checks the header of one file, ``reading`` puts files and index together, ``values`` is what comes
+out.
 """
 
 from __future__ import annotations

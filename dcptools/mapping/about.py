@@ -186,7 +186,7 @@ def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: boo
     if assets is None:
         yield Finding(
             "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
-            "give the directory that holds config.json: model_assets_dir=, --model-assets-dir",
+            "give the directory that holds config.json: --model-assets-dir",
         )  # fmt: skip
         return
     yield from assets.findings

@@ -142,7 +142,7 @@ def _found(engine: Engine) -> Iterator[Finding]:
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
             "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
-            "write it wider: dtype_for=, --dtype-for",
+            "write it wider: --dtype-for",
         )  # fmt: skip
     if engine.checksums.without:
         yield Finding(
