@@ -56,30 +56,29 @@ def about_reading(
     )  # fmt: skip
 
 
-def about_checkpoint(checkpoint: Checkpoint, outputs: Iterable[Output]) -> Iterator[Finding]:
+def about_checkpoint(checkpoint: Checkpoint, used: Collection[str]) -> Iterator[Finding]:
     """The checkpoint's findings; what concerns only keys that are not converted does not stop anything."""
-    used = _used(outputs)
     for finding in checkpoint.findings:
         harmless = finding.severity == "error" and finding.key and finding.key not in used
         yield replace(finding, severity="warning", hint="it is not converted") if harmless else finding
 
 
-def about_keys(reading: Reading, outputs: Iterable[Output], known: Collection[str]) -> Iterator[Finding]:
+def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) -> Iterator[Finding]:
     """What is odd about single keys that are converted; of the ``known`` ones it is clear what they are called."""
     found: dict[str, list[Finding]] = {}
     for finding in reading.findings:
         if finding.key and not (finding.code == "unusual-key" and finding.key in known):
             found.setdefault(finding.key, []).append(finding)
-    kinds = {}
-    for output in reading.outputs:
-        for view in output.sources:
-            kind = _about_kind(view.key, output.name)
-            kinds[view.key] = None if kind and kind.code == "peft" and view.key in known else kind
-    used = _used(outputs)
-    for key, kind in kinds.items():
-        if key in used:
-            yield from (f for f in found.get(key, ()) if kind is None or f.code != "unusual-key")
-            yield from [kind] if kind else ()
+    names = {view.key: output.name for output in reading.outputs for view in output.sources if view.key in used}
+    for key, name in names.items():
+        kind = _about_kind(key, name)
+        if kind and kind.code == "peft" and key in known:
+            kind = None
+        for finding in found.get(key, ()):
+            if kind is None or finding.code != "unusual-key":
+                yield finding
+        if kind:
+            yield kind
 
 
 def _about_kind(key: str, name: str) -> Finding | None:
@@ -124,14 +123,14 @@ def about_foreign(
 
 
 def about_lost(
-    leftovers: Iterable[Leftover], outputs: Sequence[Output], checkpoint: Checkpoint, layout: str
+    leftovers: Iterable[Leftover], used: Collection[str], checkpoint: Checkpoint, layout: str
 ) -> Iterator[Finding]:
     """A head must never vanish quietly: what is a tensor, is no training state and is not converted is warned about."""
     lost: dict[str, list[StoredTensor]] = {}
     for left in leftovers:
-        if left.part and outputs:
+        if left.part and used:
             lost.setdefault(left.part, []).append(checkpoint.tensors[left.key])
-    nested = any(len(checkpoint.tensors[key].path) > 1 for key in _used(outputs))
+    nested = any(len(checkpoint.tensors[key].path) > 1 for key in used)
     for part, tensors in lost.items():
         yield _lost(part, tensors, layout, nested)
 
@@ -160,13 +159,12 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
-    for output in outputs:
-        if output.name in ("__metadata__", "") or not _is_text(output.name):
-            would = f"would be named {output.name!r}, which safetensors cannot store"
-            yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     by_name: dict[str, list[str]] = {}
     for output in outputs:
         by_name.setdefault(output.name, []).append(output.sources[0].key)
+        if output.name in ("__metadata__", "") or not _is_text(output.name):
+            would = f"would be named {output.name!r}, which safetensors cannot store"
+            yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     for name, keys in by_name.items():
         if len(keys) > 1:
             yield Finding("collision", name, f"{some(keys)} would get this one name", "rename or exclude one of them")
@@ -175,10 +173,9 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
 def _is_text(name: str) -> bool:
     """Whether it can be written as UTF-8; half a surrogate pair cannot, which bytes of a command line can become."""
     try:
-        name.encode()
+        return name.isascii() or bool(name.encode())
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: bool) -> Iterator[Finding]:
@@ -208,8 +205,3 @@ def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:
         counts = Counter(left.reason for left in leftovers)
         text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
         yield Finding("left-out", "", f"{counted(len(leftovers), 'key')}: {text}")
-
-
-def _used(outputs: Iterable[Output]) -> set[str]:
-    """The keys that outputs are made of."""
-    return {view.key for output in outputs for view in output.sources}

@@ -140,15 +140,16 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
     outputs = tuple(sorted(map(renames.apply, held.outputs), key=lambda output: output.name))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
+    used = {view.key for output in outputs for view in output.sources}
     findings = (
         *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
         *about_expectation,
         *held.findings,
-        *about_checkpoint(checkpoint, outputs),
-        *about_keys(reading, outputs, renames.renamed | held.known),
+        *about_checkpoint(checkpoint, used),
+        *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
-        *about_lost(leftovers, outputs, checkpoint, chosen.name),
+        *about_lost(leftovers, used, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
         *about_names(outputs),
         *about_assets(assets, outputs, known=expected is not None),
@@ -179,6 +180,8 @@ def _chosen(option: str, value: str) -> str:
 
 def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[list[Output], list[Leftover]]:
     """The outputs that the user wants, and the tensors that are left out. One refused source refuses its output."""
+    if not globs:
+        return list(reading.outputs), list(reading.leftovers)
     refused = {key: why for key in checkpoint.tensors if (why := globs.refusal(key))}
     kept = [output for output in reading.outputs if refused.keys().isdisjoint(view.key for view in output.sources)]
     used = {view.key for output in kept for view in output.sources}
