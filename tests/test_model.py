@@ -236,6 +236,11 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     moved = preview({"model": saved.model_state()}, rename=[r"model\.(.*)=language_model.\1"])
     assert moved.fit.complete
     assert not moved.errors
+    ((severity, text),) = told(moved, "renamed-away")
+    assert severity == "warning"
+    assert "24 tensors of the model" in text
+    assert "model.embed_tokens.weight to language_model.embed_tokens.weight" in text
+    assert not told(repaired, "renamed-away")
 
 
 @pytest.mark.parametrize("unexpected", ["keep", "drop"])

@@ -157,6 +157,14 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
         yield Finding("pattern-unused", "", f"{glob!r} matched no tensor's key")
 
 
+def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Iterator[Finding]:
+    """Weights of the model that the rules, once it was clear what they are, call otherwise than the model does."""
+    names = [f"{old.name} to {new.name}" for old, new in zip(weights, renamed, strict=True) if old.name != new.name]
+    if names:
+        found = f"{counted(len(names), 'tensor')} of the model renamed to what it does not have: {some(names)}"
+        yield Finding("renamed-away", "", found, "transformers will not find them; leave out --rename if it should")
+
+
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
     by_name: dict[str, list[str]] = {}

@@ -22,6 +22,7 @@ from dcptools.mapping.about import (
     about_lost,
     about_names,
     about_reading,
+    about_renamed,
     about_rules,
 )
 from dcptools.mapping.about_adapter import about_full
@@ -138,7 +139,8 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     elif expected:
         excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
-    outputs = tuple(sorted(map(renames.apply, held.outputs), key=lambda output: output.name))
+    renamed = [renames.apply(output) for output in held.outputs]
+    outputs = tuple(sorted(renamed, key=lambda output: output.name))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
     used = {view.key for output in outputs for view in output.sources}
     findings = (
@@ -151,6 +153,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
+        *(about_renamed(held.outputs, renamed) if held.fit else ()),
         *about_names(outputs),
         *about_assets(assets, outputs, known=expected is not None),
         *about_leftovers(leftovers),
