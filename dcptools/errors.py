@@ -68,7 +68,7 @@ class ChecksumError(BrokenCheckpoint):
 
 
 class FindingsError(DcptoolsError):
-    """Findings of severity ``error`` forbid to go on; ``findings`` holds all of them."""
+    """Findings of severity ``error`` stop here; ``findings`` holds all of them."""
 
     def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
         super().__init__(message)

@@ -177,7 +177,7 @@ class HasFindings:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that forbid to go on."""
+        """The findings that stop the conversion."""
         return of_severity(self.findings, "error")
 
     @property

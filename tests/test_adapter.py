@@ -105,7 +105,7 @@ def test_every_key_is_written_or_left_out_with_a_reason(tmp_path: Path) -> None:
     assert in_model == {"of the frozen base model"}
     assert {finding.code for finding in mapping.warnings} == {"base-left-out", "adapter-config"}
     (base,) = found(mapping, "base-left-out")
-    assert "--mode full" in base.hint and f"{len(saved.model_state())} tensors" in base.message
+    assert "mode='full'" in base.hint and f"{len(saved.model_state())} tensors" in base.message
 
 
 def test_the_old_key_alone_is_an_adapter(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ class TestConfig:
             "use_dora": False,
         }
         (finding,) = found(mapping, "adapter-config")
-        assert "lora_alpha is not known" in finding.message and "--adapter-config-path" in finding.hint
+        assert "lora_alpha is not known" in finding.message and "adapter_config_path=" in finding.hint
 
     def test_without_the_model_modules_are_named_whole(self, tmp_path: Path) -> None:
         """For all that is known, there are other modules of that last name, which are not adapted."""

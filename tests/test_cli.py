@@ -258,6 +258,13 @@ def test_preview(cli: Cli, tmp_path: Path) -> None:
     ]
 
 
+def test_messages_name_options_as_they_are_typed(cli: Cli, tmp_path: Path) -> None:
+    directory = tiny(tmp_path / "c")
+    out = cli("preview", directory)[1]
+    assert "(--layout overrides it)" in out and "give the directory that holds config.json: --model-assets-dir" in out
+    assert "(layout= overrides it)" in str(dcptools.preview(directory))
+
+
 def test_plan(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("plan", tiny(tmp_path / "c"), "--shard-size", 8)
     assert status == 0
@@ -285,7 +292,7 @@ def test_convert(cli: Cli, tmp_path: Path) -> None:
         "config.json",
         "tokenizer.json",
     ]
-    assert last.startswith("checksums: 2 stored items right; peak memory ")
+    assert last.startswith("checksums: 2 stored items verified; peak memory ")
     assert "warning" not in err
 
 
@@ -373,7 +380,7 @@ def test_json_of_a_refusal_is_one_object_too(command: str, cli: Cli, tmp_path: P
 
 def test_json_of_a_preview_with_errors_is_one_object_too(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("preview", broken.hole(tmp_path / "c"), "--json")
-    assert (status, err) == (1, "Error: 1 error; this checkpoint cannot be converted so.\n")
+    assert (status, err) == (1, "Error: 1 error; this checkpoint cannot be converted with these options.\n")
     assert [f["code"] for f in json.loads(out)["findings"] if f["severity"] == "error"] == ["hole"]
 
 
@@ -511,7 +518,7 @@ def test_no_model_weights_says_what_to_check_and_which_patterns_matched_nothing(
 def test_all_errors_are_named_at_once(cli: Cli, tmp_path: Path) -> None:
     err = cli("convert", lookalikes.flat_parameters(tmp_path / "c")).err
     message = err[err.index("Error: ") :].splitlines()
-    assert message[0] == "Error: 3 errors forbid to convert:"
+    assert message[0] == "Error: 3 errors prevent the conversion:"
     assert [line.partition(":")[0] for line in message[1:]] == [
         f"error[flat-parameter] model._fsdp_wrapped_module.{rest}_flat_param"
         for rest in ("", *(f"model.layers.{n}._fsdp_wrapped_module." for n in range(2)))

@@ -289,7 +289,7 @@ def test_a_dtype_that_safetensors_lacks_is_an_error_and_all_are_named(tmp_path: 
     with pytest.raises(FindingsError) as caught:
         plan(checkpoint(tmp_path / "c", {**state, **floats(c=1)}))
     assert str(caught.value) == (
-        "2 errors forbid to convert:\n"
+        "2 errors prevent the conversion:\n"
         "error[dtype-unsupported] model.a: safetensors has no type for complex128 (leave it out with --exclude)\n"
         "error[dtype-unsupported] model.b: safetensors has no type for complex32 (leave it out with --exclude)"
     )
@@ -365,7 +365,7 @@ def test_strict_turns_warnings_into_errors(tmp_path: Path) -> None:
     with pytest.raises(FindingsError) as caught:
         plan(mapping, strict=True)
     assert str(caught.value) == (
-        "1 error forbids to convert (warnings count as errors: strict):\n"
+        "1 error prevents the conversion (warnings count as errors: strict):\n"
         "error[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the "
         "directory that holds config.json: --model-assets-dir)"
     )

@@ -105,7 +105,7 @@ def test_a_model_is_not_overwritten_unasked(name: str, plan: ShardPlan, tmp_path
     (tmp_path / "out" / name).write_bytes(b"precious")
     assert refusal(plan, tmp_path / "out", OutputExists, overwrite=False) == (
         f"{tmp_path / 'out'} already holds {name}.\nNothing was written. Give another directory, or overwrite "
-        "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
+        "(overwrite=True): that replaces a model, and leaves weights of something else."
     )
     assert read_files(tmp_path / "out") == {name: b"precious"}
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 import dcptools
 from dcptools import plots, widgets
+from dcptools._option import speaking
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
 from dcptools.expected import Expected, Naming, NotExpected, asking
@@ -33,6 +34,7 @@ from dcptools.widgets import _convert, _job
 from dcptools.widgets._base import Step, alert, handler
 from dcptools.widgets._inspect import KEYS, SIZES, TREE
 from dcptools.widgets._job import Job
+from dcptools.widgets._labels import by_label
 from dcptools.widgets._mapping import MODEL, OUTPUTS
 from dcptools.widgets._table import PAGE_ROWS, PagedTable
 from dcptools.widgets._tree import TREE_ROWS, TreeView
@@ -812,7 +814,8 @@ def test_the_tree_has_pages(view: TreeView) -> None:
 
 def test_mapping_shows_what_preview_says(checkpoint: Checkpoint, assets: str) -> None:
     step = widgets.Mapping(checkpoint, model_assets_dir=assets)
-    expected = preview(checkpoint, model_assets_dir=assets)
+    with speaking(by_label):
+        expected = preview(checkpoint, model_assets_dir=assets)
     assert step.mapping.to_json() == expected.to_json()
     assert list(step.outputs.frame["name"]) == [output.name for output in expected.outputs]
     assert_frame_equal(step.leftovers.frame, expected.leftovers_frame())
@@ -1196,7 +1199,7 @@ def test_another_dtype_plans_again(mapping: KeyMapping) -> None:
 def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
     broken.hole(tmp_path / "hole")
     step = widgets.Shards(preview(read(tmp_path / "hole")))
-    assert "1 error forbids to convert" in text(step.message) and roles(step.message) == ["alert"]
+    assert "1 error prevents the conversion" in text(step.message) and roles(step.message) == ["alert"]
     assert (step.plan, step.files.layout.display) == (None, "none") and step.blocked
 
 
@@ -1466,7 +1469,9 @@ def test_the_wizard_clicks_through_to_a_model(wizard: widgets.Wizard, tmp_path: 
 
 def test_the_wizards_values_are_the_cores(wizard: widgets.Wizard, checkpoint: Checkpoint, assets: str) -> None:
     report = converted(wizard)
-    mapping = preview(checkpoint, model_assets_dir=assets)
+    with speaking(by_label):
+        mapping = preview(checkpoint, model_assets_dir=assets)
+    assert "“Layout” overrides it" in str(mapping)
     assert wizard.checkpoint.to_json() == checkpoint.to_json()
     assert wizard.mapping.to_json() == mapping.to_json()
     assert wizard.plan.to_json() == plan(mapping, 1000).to_json()

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dcptools._option import option
 from dcptools._text import counted
 from dcptools.checkpoint.fields import TOO_LARGE
 from dcptools.checkpoint.headers import Part, read_header
@@ -108,7 +109,7 @@ def about_shards(names: Sequence[str]) -> Finding:
     return Finding(
         "no-metadata", "", f"the headers of {counted(len(names), 'shard')} say what is there: a tensor ends where its "
         "last part does, so shards of the last ranks that are missing do not show",
-        "--model-assets-dir or --reference holds it against the model",
+        f"{option('model_assets_dir')} or {option('reference')} holds it against the model",
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def preview_command(
         print_lines(f"{mapping}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
         tell_findings(mapping.errors if quiet else ())
-        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted so.")
+        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted with these options.")
         raise click.exceptions.Exit(1)
 
 

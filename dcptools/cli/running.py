@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO, cast
 import click
 
 from dcptools import _start
+from dcptools._option import in_shell, speaking
 from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
 from dcptools.errors import DcptoolsError, FindingsError
 
@@ -25,7 +26,7 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is _start.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     open_closed_streams()
-    with contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
+    with speaking(in_shell), contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
         status = _status(command, name)
     sys.exit(status)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dcptools._option import option
 from dcptools._text import some
 from dcptools.errors import UsageError
 from dcptools.layouts.bare import Bare
@@ -33,19 +34,19 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
     if layout not in LAYOUTS:
         raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
     if family is not None:
-        return FamilyLayout(family, root or "", "the family was asked for")
+        return FamilyLayout(family, root or "", "as requested")
     if root is not None and layout == "bare":
-        raise UsageError("Bare names have no root.\nLeave out --root or --layout bare.")
+        raise UsageError(f"Bare names have no root.\nLeave out {option('root')} or {option('layout', 'bare')}.")
     if root is not None:
         if all(key.below(root) is None for key in keys):
             raise UsageError(
                 f"No tensor's key starts with {root + '.'!r}.\nTop-level keys: {some(top_level(keys), 10)}."
             )
-        return Container(root, f"the root {root!r} was asked for")
+        return Container(root, f"the root {root!r}, as requested")
     if layout == "bare":
-        return Bare.of(keys, "the layout 'bare' was asked for")
+        return Bare.of(keys, "as requested")
     if layout == "container":
-        return Container(CONTAINER, "the layout 'container' was asked for")
+        return Container(CONTAINER, "as requested")
     rules = (_by_names, _by_container, _bare, _by_other_container, _any_model)
     found: Iterator[Layout | None] = (rule(keys) for rule in rules)
     chosen = next(filter(None, found), Unknown())

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from dcptools._option import option
 from dcptools._text import counted, format_bytes, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
@@ -43,16 +44,21 @@ def about_reading(
         yield from (finding for finding in reading.findings if not finding.key)
         return
     if adapters and not reading.outputs:
-        alone = "only adapters are in this checkpoint, not their base model: leave out --mode full, or look at --root"
+        alone = (
+            "only adapters are in this checkpoint, not their base model: "
+            f"leave out {option('mode', 'full')}, or look at {option('root')}"
+        )
         yield Finding("no-model-weights", "", "No model weights found!", alone)
         return
     tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
         "no-model-weights", "", "No model weights found!",
-        f"{counted(len(reading.outputs), 'key')} of the model, and all left out: look at --include and --exclude"
+        f"{counted(len(reading.outputs), 'key')} of the model, and all are left out: "
+        f"look at {option('include')} and {option('exclude')}"
         if reading.outputs else
         f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
-        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, say where with --layout or --root",
+        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
+        f"say where with {option('layout')} or {option('root')}",
     )  # fmt: skip
 
 
@@ -110,14 +116,14 @@ def about_foreign(
     for trainer, known in trainers.items():
         refused = next((family.refused for family in known if family.refused), "")
         models = some([family.model for family in known if family.weights], 10)
-        ways = [f"give --model-assets-dir with the config.json of {models}"] if models and not refused else []
+        ways = [f"give {option('model_assets_dir')} with the config.json of {models}"] if models and not refused else []
         ways += [
             f"convert it with {exporter}" for exporter in dict.fromkeys(each.exporter for each in known) if exporter
         ]
         why = refused or "whose values lie otherwise than HuggingFace's"
         yield Finding(
             "foreign-names", "", f"these are names of {trainer}, {why}",
-            f"{', or '.join(ways)}; --layout bare keeps names and values as they are",
+            f"{', or '.join(ways)}; {option('layout', 'bare')} keeps names and values as they are",
             "warning" if asked else "error",
         )  # fmt: skip
 
@@ -139,13 +145,13 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
     nbytes = format_bytes(sum(tensor.nbytes for tensor in tensors))
     keys = some([tensor.key for tensor in tensors])
     found = f"{counted(len(tensors), 'tensor')} of {nbytes}, no training state, and not converted: {keys}"
-    hint = f"--exclude '{part}*' leaves it out knowingly"
+    hint = f"{option('exclude', part + '*')} leaves it out knowingly"
     if layout == "bare" or not any(len(tensor.path) == 1 for tensor in tensors):
         containers = {".".join(tensor.path[:-1]) for tensor in tensors}
         root = (containers.pop() if len(containers) == 1 else "") or part
-        hint = f"--root {root} converts it instead; {hint}"
+        hint = f"{option('root', root)} converts it instead; {hint}"
     elif not nested:  # the model's keys are at the top as well
-        hint = f"--layout bare keeps all keys as they are; {hint}"
+        hint = f"{option('layout', 'bare')} keeps all keys as they are; {hint}"
     return Finding("left-out-tensor", part, found, hint)
 
 
@@ -162,7 +168,9 @@ def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Itera
     names = [f"{old.name} to {new.name}" for old, new in zip(weights, renamed, strict=True) if old.name != new.name]
     if names:
         found = f"{counted(len(names), 'tensor')} of the model renamed to what it does not have: {some(names)}"
-        yield Finding("renamed-away", "", found, "transformers will not find them; leave out --rename if it should")
+        yield Finding(
+            "renamed-away", "", found, f"transformers will not find them; leave out {option('rename')} if it should"
+        )
 
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
@@ -191,7 +199,7 @@ def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: boo
     if assets is None:
         yield Finding(
             "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
-            "give the directory that holds config.json: --model-assets-dir",
+            f"give the directory that holds config.json: {option('model_assets_dir')}",
         )  # fmt: skip
         return
     yield from assets.findings
@@ -211,5 +219,5 @@ def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:
     """How many keys are left out, by reason."""
     if leftovers:
         counts = Counter(left.reason for left in leftovers)
-        text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+        text = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items()))
         yield Finding("left-out", "", f"{counted(len(leftovers), 'key')}: {text}")

@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from dcptools._option import option
 from dcptools._text import counted, some
 from dcptools.dtypes import TABLE, DType
 from dcptools.errors import UsageError
@@ -69,19 +70,19 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
         if target.code is None:
             yield Finding(
                 "dtype-unsupported", output.name, f"safetensors has no type for {target.name}",
-                "leave it out with --exclude",
+                f"leave it out with {option('exclude')}",
             )  # fmt: skip
         elif target.kind == "float8":
             yield Finding(
                 "float8", output.name, f"{target.name} is written as it is; its scale must be beside it",
-                "cast it with --dtype-for if there is none",
+                f"cast it with {option('dtype_for')} if there is none",
             )  # fmt: skip
     narrower = {target.name for target in written.values() if target.kind == "float" and target.itemsize == 2}
     kept = {name for names in mapping.expected.float32.values() for name in names} if mapping.expected else set()
     in_float32 = [name for name in sorted(kept & written.keys()) if written[name].name == "float32"]
     if narrower and in_float32:
         text = f"{counted(len(in_float32), 'tensor')} stay float32, as the model keeps them: {some(in_float32)}"
-        yield Finding("kept-float32", "", text, "--dtype-for casts them")
+        yield Finding("kept-float32", "", text, f"{option('dtype_for')} casts them")
     quantized = mapping.assets.says("quantization_config") if mapping.assets else None
     if quantized and not any(target.kind == "float8" for target in written.values()):
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
+from dcptools._option import option
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def plan(
     written, unused = written_dtypes(mapping, dtype, exceptions)
     found = [
         *mapping.findings,
-        *(Finding("pattern-unused", "", f"{glob!r} of --dtype-for matched no name") for glob in unused),
+        *(Finding("pattern-unused", "", f"{glob!r} of {option('dtype_for')} matched no name") for glob in unused),
         *about_dtypes(mapping, written),
         *about_sizes(mapping.outputs, written, size, mapping.kind),
     ]
@@ -85,5 +86,5 @@ def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
         others = summary_lines(finding for finding in errors if finding is not nothing)
         raise NoModelWeights("\n".join([nothing.message, *hint, *others]), findings)
     because = " (warnings count as errors: strict)" if strict else ""
-    count = counted(len(errors), "error") + (" forbids" if len(errors) == 1 else " forbid")
-    raise FindingsError("\n".join([f"{count} to convert{because}:", *summary_lines(errors)]), findings)
+    count = counted(len(errors), "error") + (" prevents" if len(errors) == 1 else " prevent")
+    raise FindingsError("\n".join([f"{count} the conversion{because}:", *summary_lines(errors)]), findings)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.checkpoint import Checkpoint
@@ -198,7 +199,7 @@ def _expected(
         return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}
     written, unused = written_dtypes(mapping, dtype, exceptions)
     if unused:
-        raise UsageError(f"{unused[0]!r} of --dtype-for matched no name.\nGive a glob on names of the model.")
+        raise UsageError(f"{unused[0]!r} of {option('dtype_for')} matched no name.\nGive a glob on names of the model.")
     return mapping, None, {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
 
 

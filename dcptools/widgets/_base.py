@@ -13,11 +13,13 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools import plots
+from dcptools._option import speaking
 from dcptools._table import SHOWN_ROWS, html_table
 from dcptools._text import printable
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary
+from dcptools.widgets._labels import by_label
 
 P = ParamSpec("P")
 
@@ -117,7 +119,8 @@ def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
     def safe(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             self.message.value = ""
-            method(self, *args, **kwargs)
+            with speaking(by_label):
+                method(self, *args, **kwargs)
         except Exception as error:
             self.show_error(error)
 

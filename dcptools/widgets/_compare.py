@@ -16,6 +16,7 @@ from dcptools._text import format_shape
 from dcptools.comparing import BY, STATISTICS, Comparison, diff
 from dcptools.widgets._base import Step, alert, figure_html, handler, typed_path
 from dcptools.widgets._job import Job
+from dcptools.widgets._labels import LABELS
 from dcptools.widgets._table import PagedTable
 
 NUMBERS = ("max_abs", "relative", "cosine")
@@ -50,13 +51,11 @@ class Compare(Step):
         cast: bool = False,
     ) -> None:
         self.a, self.b = (_path_field(name, path) for name, path in (("A", a), ("B", b)))
-        self.by = W.Dropdown(options=BY, value=by, description="Compare by", layout={"width": "220px"})
+        self.by = W.Dropdown(options=BY, value=by, description=LABELS["by"], layout={"width": "220px"})
         self.globs = W.Text(
             description="Only", placeholder="all; or globs, with spaces between", layout={"width": "420px"}
         )
-        self.cast = W.Checkbox(
-            value=cast, description="cast A to the dtypes of B first", indent=False, layout={"width": "auto"}
-        )
+        self.cast = W.Checkbox(value=cast, description=LABELS["cast"], indent=False, layout={"width": "auto"})
         self.job = Job("Compare", self._run, self._done, self.show_error, self._ready)
         self.statistic = W.Dropdown(
             options=[(about, name) for name, about in STATISTICS.items()],

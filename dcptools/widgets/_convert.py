@@ -16,6 +16,7 @@ from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, table_html, typed_path
 from dcptools.widgets._job import Job
+from dcptools.widgets._labels import LABELS
 from dcptools.writer import Report, default_save_dir, write
 
 
@@ -44,10 +45,10 @@ class Convert(Step):
         field = {"width": "640px"}
         self.save_dir = W.Text(value=save_dir, description="Save to", continuous_update=False, layout=field)
         self.assets = W.Text(
-            description="Assets", placeholder="directory with config.json and tokenizer", continuous_update=False,
-            layout=field,
+            description=LABELS["model_assets_dir"], placeholder="directory with config.json and tokenizer",
+            continuous_update=False, layout=field,
         )  # fmt: skip
-        self.overwrite = W.Checkbox(description="Overwrite a model that is there", indent=False)
+        self.overwrite = W.Checkbox(description=LABELS["overwrite"], indent=False)
         self.found, self.recipe = W.HTML(), W.HTML()
         self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
         self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it

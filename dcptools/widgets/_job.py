@@ -14,9 +14,11 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
+from dcptools._option import speaking
 from dcptools._text import format_bytes
 from dcptools.errors import Cancelled
 from dcptools.widgets._base import escape
+from dcptools.widgets._labels import by_label
 
 UPDATE_SECONDS = 0.1
 Run = Callable[[Callable[[int, int, str], None], threading.Event], Any]
@@ -81,7 +83,8 @@ class Job(W.VBox):  # type: ignore[misc]
 
     def _work(self) -> None:
         try:
-            result = self._run(self._progress, self._cancel)
+            with speaking(by_label):
+                result = self._run(self._progress, self._cancel)
             self.bar.value = 1.0
             self._end("success", f"done in {time.monotonic() - self._since:.1f} s")
             self._done(result)

@@ -14,6 +14,7 @@ from dcptools.findings import SHOWN_PER_CODE
 from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.shards import DTYPES, written_dtypes
 from dcptools.widgets._base import Step, alert, findings_html, handler, identity
+from dcptools.widgets._labels import LABELS
 from dcptools.widgets._latest import Latest
 from dcptools.widgets._model import BUSY, model_table, verdict_html
 from dcptools.widgets._rules import Rules
@@ -46,7 +47,7 @@ class Mapping(Step):
     dtype = T.Unicode("bfloat16")
 
     def __init__(self, checkpoint: Checkpoint | None = None, model_assets_dir: str = "") -> None:
-        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout={"width": "240px"})
+        self.dtype_choice = W.Dropdown(options=DTYPES, description=LABELS["dtype"], layout={"width": "240px"})
         self.rules = Rules(beside=[self.dtype_choice])
         self.verdict, self.found, self.findings = W.HTML(), W.HTML(), W.HTML()
         self.verdict.add_class("dcp-verdict")
@@ -192,7 +193,7 @@ def _found_html(mapping: KeyMapping) -> str:
     count = f"{counted(len(mapping.outputs), 'output')}, {counted(len(mapping.leftovers), 'key')} left out"
     kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
     verdict = {
-        "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted so.",
+        "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted with these options.",
         "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
         "success": "No warnings.",
     }[kind]

@@ -76,7 +76,7 @@ class Report(Shown, HasFindings):
         return self.found_while_writing
 
     def facts(self) -> str:
-        parts = [f"checksums: {self.items_checked:,} stored items right"]
+        parts = [f"checksums: {self.items_checked:,} stored items verified"]
         parts += [f"{self.items_unchecked:,} read in part"] if self.items_unchecked else []
         parts += [f"{self.items_without_checksum:,} without"] if self.items_without_checksum else []
         return ", ".join(parts) + f"; peak memory {format_bytes(self.peak_bytes)} with {self.workers} workers"

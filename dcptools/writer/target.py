@@ -7,6 +7,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from dcptools._option import option
 from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
@@ -51,7 +52,7 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
     if existing:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
-            "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
+            f"({option('overwrite', True)}): that replaces a model, and leaves weights of something else."
         )
     _refuse_what_is_in_the_way(plan, save_dir)
     _check_space(plan, save_dir)

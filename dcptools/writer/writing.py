@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
@@ -142,7 +143,7 @@ def _found(engine: Engine) -> Iterator[Finding]:
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
             "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
-            "write it wider: --dtype-for",
+            f"write it wider: {option('dtype_for')}",
         )  # fmt: skip
     if engine.checksums.without:
         yield Finding(

@@ -133,7 +133,9 @@ def test_a_broken_checkpoint_is_said_in_words_and_goes_no_further(wizard: Wizard
     shown.click("Next")
     shown.at(3, "Mapping")
     expect(page.get_by_role("alert").filter(has_text=words).first).to_be_visible()
-    expect(page.get_by_role("alert").filter(has_text="1 error: this cannot be converted so.")).to_be_visible()
+    expect(
+        page.get_by_role("alert").filter(has_text="1 error: this cannot be converted with these options.")
+    ).to_be_visible()
     expect(page.get_by_role("status").filter(has_text="The mapping has errors")).to_be_visible()
     expect(following).to_be_disabled()
     shown.click("Back")
