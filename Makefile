@@ -10,7 +10,10 @@ PIP_ARGS ?=
 
 RUN = $(VENV)/bin/
 STAMP = $(VENV)/.installed
-PIP = $(RUN)python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
+PIP = $(RUN)python -m pip --disable-pip-version-check install --progress-bar off $(PIP_ARGS)
+# A dot per package, so that one sees that pip is working; what it says on stderr, its errors, is shown as it is.
+DOTS = awk '/^Collecting /{printf "."; fflush()} /^Installing collected/{printf " unpacking"; fflush()} /^pip failed$$/{bad = 1} \
+  END {print ""; exit bad}'
 TORCH = $(shell grep '^torch==' constraints.txt)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 WIZARD = notebooks/5-wizard.ipynb
@@ -24,12 +27,12 @@ help: ## this list
 install: $(STAMP) ## the virtual environment
 
 # The stamp lies in the environment, so that both go together. torch comes first and alone: with the pinned version in
-# place no later step is tempted to fetch another build of it. pip still prints its errors (-qq silences the rest).
+# place no later step is tempted to fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing $(TORCH) into $(VENV) (the first time this takes minutes)"
-	@$(PIP) '$(TORCH)'
+	@{ $(PIP) '$(TORCH)' || echo 'pip failed'; } | $(DOTS)
 	@echo "Installing dcptools with its notebook, test and docs extras"
-	@$(PIP) -c constraints.txt -e '.[notebook,test,docs]'
+	@{ $(PIP) -c constraints.txt -e '.[notebook,test,docs]' || echo 'pip failed'; } | $(DOTS)
 	@touch $@
 
 $(VENV)/bin/pip:
