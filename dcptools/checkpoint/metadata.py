@@ -17,10 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
-from dcptools.checkpoint.batches import TAKEN, Batch, shortcuts
-from dcptools.checkpoint.cover import Ints
-from dcptools.checkpoint.fields import (
+from dcptools._fields import (
     REPR,
     TOO_LARGE,
     Wrong,
@@ -32,6 +29,9 @@ from dcptools.checkpoint.fields import (
     no_field,
     text_of,
 )
+from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
+from dcptools.checkpoint.batches import TAKEN, Batch, shortcuts
+from dcptools.checkpoint.cover import Ints
 from dcptools.checkpoint.records import CHUNK, INDEX, PROPERTIES, STORED, TENSOR
 from dcptools.checkpoint.storage_data import MOST_UNSTORED, StorageData
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
@@ -171,7 +171,7 @@ def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawM
         return _content(top, foreign, nbytes)
     except Wrong as wrong:
         verdict = "has classes of another program and cannot be read" if foreign else "is damaged"
-        raise BrokenCheckpoint(f"{what} {verdict}: {wrong.field}: {wrong.problem}.") from None
+        raise BrokenCheckpoint(f"{what} {verdict}: {wrong}.") from None
 
 
 def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:

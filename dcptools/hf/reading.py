@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dcptools._fields import Wrong
+from dcptools._safetensors import MAX_HEADER_BYTES, SHARDING, Header, Part, parse_header
+from dcptools._safetensors import header_bytes as unchecked
 from dcptools._text import format_bytes, some
-from dcptools.errors import BrokenModel, NotAModel, system_errors
+from dcptools.errors import BrokenCheckpoint, BrokenModel, NotAModel, system_errors
 from dcptools.findings import Finding
-from dcptools.hf.header import MAX_HEADER_BYTES, Header, read_header
 from dcptools.hf.values import Model, Weight, WeightFile
-from dcptools.storage import LocalSource
+from dcptools.storage import LocalSource, Source
 
 SUFFIX = ".safetensors"
 _INDEX_SUFFIX = f"{SUFFIX}.index.json"
 _FIRST = ("model", "adapter_model")  # what transformers and peft look for
-_CHUNKS = "DCP_SHARDING_INFO"  # in the metadata of a header
 _WHAT_TO_DO = "Give the directory of a model, one that holds model.safetensors or model.safetensors.index.json."
 
 
@@ -55,7 +57,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
         source, names, index = _parts(path)
         headers = {name: _header(source, name) for name in names}
     files = tuple(file for file, _, _ in headers.values())
-    weights, twice = _merged(header for _, header, _ in headers.values() if header is not None)
+    weights, twice = _merged({name: header.parts for name, (_, header, _) in headers.items() if header is not None})
     findings = (
         *(found for _, _, found in headers.values() if found is not None),
         *twice,
@@ -161,26 +163,60 @@ def _header(source: LocalSource, name: str) -> tuple[WeightFile, Header | None, 
             Finding("model-file", name, "the file is not there", "copy it again"),
         )
     try:
-        header = read_header(source, name, state.nbytes)
+        header = _checked(source, name, state.nbytes)
     except BrokenModel as error:
         found = Finding("model-file", name, str(error), "copy it again, or write the model again")
         return WeightFile(name, state.nbytes, 0, ()), None, found
     file = WeightFile(name, state.nbytes, header.nbytes, tuple(sorted(header.metadata.items())))
-    if _CHUNKS in header.metadata:
+    if SHARDING in header.metadata:
         what = "it holds chunks that torch's HuggingFaceStorageWriter saved, not whole weights"
         return file, header, Finding("model-file", name, what, "give the model that was made of them")
     return file, header, None
 
 
-def _merged(headers: Iterable[Header]) -> tuple[dict[str, Weight], list[Finding]]:
+def header_bytes(source: Source, name: str) -> bytes:
+    """The header of a file of a model, with its length field, unchecked.
+
+    Raises
+    ------
+    BrokenModel
+        The file cannot be read, or cannot begin with a header.
+    """
+    with _broken_model():
+        return unchecked(source, name)
+
+
+def _checked(source: Source, name: str, nbytes: int) -> Header:
+    """The header of a file of that size, which the values fill."""
+    data = header_bytes(source, name)
+    with _broken_model():
+        header = parse_header(data)
+    end = header.nbytes + sum(part.nbytes for part in header.parts.values())
+    if end != nbytes:
+        raise BrokenModel(f"it has {nbytes:,} bytes, and its header says {end:,}")
+    return header
+
+
+@contextmanager
+def _broken_model() -> Iterator[None]:
+    try:
+        yield
+    except Wrong as wrong:
+        raise BrokenModel(f"it is not a sound safetensors file: {wrong}") from None
+    except BrokenCheckpoint as error:  # of a source
+        raise BrokenModel(str(error).partition("\n")[0].removesuffix(".")) from None
+
+
+def _merged(parts: Mapping[str, Mapping[str, Part]]) -> tuple[dict[str, Weight], list[Finding]]:
+    """The weights of all files, and those that are in two."""
     weights: dict[str, Weight] = {}
     findings = []
-    for header in headers:
-        for weight in header.weights:
-            if weight.name in weights:
-                both = f"it is in {weights[weight.name].file} and in {weight.file}"
-                findings.append(Finding("model-file", weight.name, both, "remove the file that does not belong here"))
-            weights.setdefault(weight.name, weight)
+    for file, found in parts.items():
+        for name, part in found.items():
+            if name in weights:
+                both = f"it is in {weights[name].file} and in {file}"
+                findings.append(Finding("model-file", name, both, "remove the file that does not belong here"))
+            weights.setdefault(name, Weight(name, part.shape, part.dtype, file, part.start, part.nbytes))
     return weights, findings
 
 

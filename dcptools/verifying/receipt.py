@@ -170,7 +170,7 @@ def _fields(entry: Any, types: Mapping[str, type]) -> dict[str, Any]:
 def _weight_file(model: Model, name: str) -> ReceiptFile:
     (nbytes,) = [file.nbytes for file in model.files if file.name == name]
     assert nbytes is not None
-    digest = hashlib.sha256(header_bytes(model.source, name, nbytes)).hexdigest()
+    digest = hashlib.sha256(header_bytes(model.source, name)).hexdigest()
     return ReceiptFile(name, nbytes, digest, True)
 
 
