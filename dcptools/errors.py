@@ -130,3 +130,8 @@ def system_errors(kind: type[DcptoolsError], what: str) -> Iterator[None]:
         where = f" ({other})" if isinstance(other, str) and other not in what else ""
         advice = _ADVICE.get(number, "Check the path.")
         raise kind(f"{what}: {reason or error}{where}.\n{advice}") from None
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    """The notes of an exception and of those that led to it: a second Ctrl-C breaks into what the first one did."""
+    return [*getattr(error, "__notes__", ()), *notes_of(error.__cause__ or error.__context__)] if error else []

@@ -571,6 +571,33 @@ def test_a_signal_cleans_up(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Stopped by a signal.")]
+)
+@pytest.mark.parametrize("where", ["swap.Swap.clean", "report", "verify_written"])
+def test_a_signal_when_the_model_is_complete_says_so(
+    where: str, number: signal.Signals, said: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    tiny(tmp_path / "c")
+    words = ["convert", tmp_path / "c", "--save-dir", tmp_path / "out", "--verify", "--overwrite", "--json"]
+    words += ["--report", tmp_path / "report.json"]
+    assert cli(*words).status == 0
+    places = {"swap.Swap.clean": "dcptools.writer.swap.Swap.clean", "report": "dcptools.verifying.write_receipt"}
+    monkeypatch.setattr(places.get(where, f"dcptools.verifying.{where}"), lambda *_, **__: signal.raise_signal(number))
+    try:
+        result = cli(*words)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    rest = {"swap.Swap.clean": f"; the next run there removes what is left of the old one in {tmp_path / 'out'}/"}
+    assert result.status == 128 + number
+    assert f"{said}\nThe {'new ' * (where in rest)}model is complete in {tmp_path / 'out'}" in result.err
+    assert rest.get(where, "; what comes after it (--verify, --report) was not finished.") in result.err
+    assert "removed." not in result.err
+    assert json.loads(result.out)["message"].startswith(said)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 # --- real processes ---------------------------------------------------------------------------------------------
 
 

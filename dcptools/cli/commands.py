@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +144,28 @@ def convert_command(
         check_receipt_path(report)
     running: dict[str, Any] = {"workers": workers, "progress": not quiet}
     written = write(planned, target, overwrite=overwrite, fsync=not no_fsync, **running)
-    found = verify_written(planned, target, **running) if verify else None
+    with _model_is_written(target):
+        found = verify_written(planned, target, **running) if verify else None
+        try:
+            if report is not None:
+                write_receipt(report, receipt_of(planned, written, verified=verify, **running))
+            if as_json:
+                print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
+            elif not quiet:
+                text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
+                print_lines(f"{text}\n{found.headline()}" if found else text)
+        except DcptoolsError as error:
+            raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+
+
+@contextmanager
+def _model_is_written(target: Path) -> Iterator[None]:
+    """Ctrl-C or a signal leaves the model, and says so."""
     try:
-        if report is not None:
-            write_receipt(report, receipt_of(planned, written, verified=verify, **running))
-        if as_json:
-            print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
-        elif not quiet:
-            text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
-            print_lines(f"{text}\n{found.headline()}" if found else text)
-    except DcptoolsError as error:
-        raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        stop.add_note(f"The model is complete in {target}; what comes after it (--verify, --report) was not finished.")
+        raise
 
 
 @click.command(

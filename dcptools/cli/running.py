@@ -17,7 +17,7 @@ import click
 from dcptools import _start
 from dcptools._option import in_shell, speaking
 from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
-from dcptools.errors import DcptoolsError, FindingsError
+from dcptools.errors import DcptoolsError, FindingsError, notes_of
 
 
 def run(command: click.Command, name: str | None = None) -> NoReturn:
@@ -43,16 +43,15 @@ def _status(command: click.Command, name: str | None) -> int:
         tell(shown.getvalue().rstrip("\n"))
         print_error(error, error.format_message())
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break into what is said here
-        tell("Interrupted; what was half-written is removed.")
-        print_error("Interrupted", "Interrupted; what was half-written is removed.")
+        _tell_end("Interrupted", stop)
         return 130
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         let_go(sys.stdout)
         return 0
     except _Stopped as stop:
-        print_error("Stopped", "Stopped by a signal; what was half-written is removed.")
+        _tell_end("Stopped", stop)
         return int(str(stop.code))
     except SystemExit as stop:
         if stop.code != 1:
@@ -79,5 +78,13 @@ class _Stopped(SystemExit):
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)  # some batch systems send it again and again; cleaning up goes on
-    tell("Stopped by a signal; what was half-written is removed.")
     raise _Stopped(128 + signum)
+
+
+def _tell_end(what: str, stop: BaseException) -> None:
+    """Say what became of the output: what the writer noted on the interruption, or that nothing is left of it."""
+    notes = notes_of(stop)
+    said = "Interrupted" if what == "Interrupted" else "Stopped by a signal"
+    text = "\n".join([f"{said}.", *notes]) if notes else f"{said}; what was half-written is removed."
+    tell(text)
+    print_error(what, text)

@@ -61,14 +61,15 @@ def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
 def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[tuple[str, OSError]]:
     """Make the staged files a model, in place of an old one; returns what is left of that, and why.
 
-    At no moment does an old index name new shards. If a step fails, the old files are back.
+    At no moment does an old index name new shards. If a step fails, the old files are back. What interrupts the removal
+    of the old files gets a note that the new model is whole.
     """
     _stage_assets(plan, sink, sync=sync)
     if plan.index is not None:
         _stage(sink, INDEX, plan.index, sync=sync)
     refuse_changes(plan.checkpoint, *DURING)
     *others, last = planned_names(plan)
-    swap = Swap(save_dir)
+    swap, whole = Swap(save_dir), False
     try:
         swap.put_aside(old_model(save_dir, plan.kind), (*others, last))
         for name in others:
@@ -78,10 +79,15 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
         sink.commit(last)
         if sync:
             _sync_directory(save_dir)
+        whole = True
+        return swap.clean()
     except BaseException as error:
-        _undo(swap, error)
+        if whole:
+            left = f"; the next run there removes what is left of the old one in {swap.before}." if swap.begun else "."
+            error.add_note(f"The new model is complete in {save_dir}{left}")
+        else:
+            _undo(swap, error)
         raise
-    return swap.clean()
 
 
 def _undo(swap: Swap, error: BaseException) -> None:
@@ -93,6 +99,9 @@ def _undo(swap: Swap, error: BaseException) -> None:
             f"Writing to {swap.directory} failed: {reason(error)}.\nWhat was there before is in {swap.before}, and "
             f"could not be put back: {reason(second)}.\nThe next run into this directory tries it again."
         ) from error
+    except BaseException as second:  # Ctrl-C once more
+        second.add_note(f"What was there before is in {swap.before}; the next run into this directory puts it back.")
+        raise
 
 
 def reason(error: BaseException) -> str:

@@ -13,10 +13,10 @@ from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError
+from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError, notes_of
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
-from dcptools.storage import LocalSink
+from dcptools.storage import TEMPORARY, LocalSink
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
 from dcptools.writer.lock import clear_remains, locked
@@ -86,7 +86,7 @@ def write(
     target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
-    with locked(target):
+    with _noted(target) as published, locked(target):
         check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
         clear_remains(target)
         sink = LocalSink(target, plan.fingerprint[:12])
@@ -95,6 +95,7 @@ def write(
             with _explained(target, plan.checkpoint):
                 found = fill(engine, progress, cancel)
                 left = publish(plan, target, sink, sync=fsync)
+            published.set()
         finally:
             sink.discard()
             plan.checkpoint.source.close()
@@ -120,6 +121,20 @@ def fill(
     for file in engine.files:
         check_file(file, engine.sink.staged(file.filename))
     return found
+
+
+@contextmanager
+def _noted(target: Path) -> Iterator[threading.Event]:
+    """What interrupts a run gets a note if the model is published, or if hidden files are left."""
+    published = threading.Event()
+    try:
+        yield published
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if published.is_set():
+            stop.add_note(f"The new model is complete in {target}.")
+        elif not notes_of(stop) and any(target.glob(f"{TEMPORARY}*")):
+            stop.add_note(f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there removes them.")
+        raise
 
 
 @contextmanager
