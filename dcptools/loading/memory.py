@@ -70,7 +70,7 @@ def not_enough(needed: int, available: int, where: str = "here") -> NotEnoughMem
     """The error that says both numbers."""
     return NotEnoughMemory(
         f"This takes {format_bytes(needed)} of memory, and {format_bytes(available)} are free {where}.\n"
-        "Load a part of it (keys=), a narrower dtype, or use a machine with more memory.",
+        "Load a part of it, or in a narrower dtype, or on a machine with more memory.",
         needed,
         available,
     )
