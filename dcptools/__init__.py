@@ -16,6 +16,7 @@ from dcptools.comparing import Comparison, diff
 from dcptools.convert import convert
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
+from dcptools.loading import load_model, load_state_dict
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, plan
 from dcptools.values import load_tensor, stats
@@ -34,6 +35,8 @@ __all__ = [
     "convert",
     "diff",
     "inspect",
+    "load_model",
+    "load_state_dict",
     "load_tensor",
     "plan",
     "preview",

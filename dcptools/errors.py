@@ -91,6 +91,14 @@ class OutputExists(TargetError, FileExistsError):
     """The output directory already holds a model, and ``overwrite`` was not asked for."""
 
 
+class NotEnoughMemory(DcptoolsError, MemoryError):
+    """What was to be loaded does not fit into memory; ``needed`` and ``available`` are in bytes."""
+
+    def __init__(self, message: str, needed: int = 0, available: int = 0) -> None:
+        super().__init__(message)
+        self.needed, self.available = needed, available
+
+
 class Cancelled(DcptoolsError):
     """The caller's cancel event was set; everything half-written was removed."""
 

@@ -25,12 +25,14 @@ import dcptools
 from dcptools import plots, widgets
 from dcptools._option import speaking
 from dcptools.checkpoint import Checkpoint, read
+from dcptools.demo import Demo
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
 from dcptools.expected import Expected, Naming, NotExpected, asking
+from dcptools.loading import continuation, loss, open_tokenizer
 from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
-from dcptools.widgets import _convert, _job
+from dcptools.widgets import _convert, _job, _try
 from dcptools.widgets._base import Step, alert, handler
 from dcptools.widgets._inspect import KEYS, SIZES, TREE
 from dcptools.widgets._job import Job
@@ -191,7 +193,7 @@ def test_nothing_hides_what_ipywidgets_needs(checkpoint: Checkpoint) -> None:
 def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
-        "Wizard", "Open", "Inspect", "Mapping", "Shards", "Convert", "Result",
+        "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
         "PagedTable", "TreeView", "Values", "OneTensor", "Job", "Rules",
     }  # fmt: skip
 
@@ -222,6 +224,7 @@ def test_without_a_kernel_an_empty_step_says_so() -> None:
         widgets.Open(),
         widgets.Inspect(),
         widgets.Mapping(),
+        widgets.Try(),
         widgets.Shards(),
         widgets.Convert(),
         widgets.Result(),
@@ -230,6 +233,7 @@ def test_without_a_kernel_an_empty_step_says_so() -> None:
         "No checkpoint is open. (Run the notebook for the live view.)",
         "No checkpoint is open. (Run the notebook for the live view.)",
         "No mapping yet. (Run the notebook for the live view.)",
+        "Nothing was tried. (Run the notebook for the live view.)",
         "No plan yet. (Run the notebook for the live view.)",
         "Nothing was written yet. (Run the notebook for the live view.)",
         "Nothing was written yet. (Run the notebook for the live view.)",
@@ -1136,11 +1140,85 @@ def test_the_wizard_goes_on_while_a_model_is_built(building: Building, checkpoin
     assert building.begun.wait(30)
     wizard.next.click()
     wizard.next.click()
-    assert heading(wizard) == "Step 3 of 6" and wizard.next.disabled
+    assert heading(wizard) == "Step 3 of 7" and wizard.next.disabled
     assert text(wizard.why) == "The model is being built; wait a moment." and wizard.plan is None
     building.go.set()
     wizard.mapping_step.join(30)
     assert not wizard.next.disabled and wizard.plan.mapping is wizard.mapping
+
+
+# --- Try it -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoken(demo: Demo) -> ShardPlan:
+    """A plan of a model that has a tokenizer."""
+    return plan(preview(demo.checkpoint, model_assets_dir=demo.assets), dtype="keep")
+
+
+def test_the_model_speaks_before_it_is_written(spoken: ShardPlan, demo: Demo, tmp_path: Path) -> None:
+    write(spoken, tmp_path / "model", fsync=False)
+    step = widgets.Try(spoken)
+    assert "2.89 MB of memory, and writes nothing." in text(step.facts) and step.blocked == ""
+    step.prompt.value, step.most.value = "The shards", 8
+    step.sample.value, step.reference.value = "The shards are written.", str(tmp_path / "model")
+    step.job.start.click()
+    here, beside = finished(step).said
+    assert text(step.message) == "" and here.who == "this checkpoint" and beside.who == str(tmp_path / "model")
+    assert (here.text, here.loss) == (beside.text, beside.loss)
+    model = dcptools.load_model(spoken.mapping, dtype="keep")
+    tokenizer = open_tokenizer(demo.assets)
+    assert here.text == continuation(model, tokenizer, "The shards", 8) != ""
+    assert here.loss == loss(model, tokenizer, "The shards are written.")
+    assert pre(step.answer, "said").endswith(here.text)
+    assert f"Loss on the text: {here.loss:.3f} nats per token" in text(step.answer)
+    assert not step.free.disabled
+    step.free.click()
+    assert step.free.disabled and not step.job.start.disabled
+
+
+def test_another_plan_is_another_model(spoken: ShardPlan, mapping: KeyMapping) -> None:
+    step = widgets.Try(spoken)
+    step.most.value = 2
+    step.job.start.click()
+    assert finished(step).said
+    step.plan = plan(spoken.mapping)
+    assert (step.said, step.answer.value, step.free.disabled) == ((), "", True)
+    assert "1.45 MB" in text(step.facts)
+    step.plan = None
+    assert text(step.facts) == "Review the mapping first." and step.job.start.disabled
+
+
+def test_what_cannot_be_tried_says_why_and_is_left_out(
+    spoken: ShardPlan, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = widgets.Try(plan(checkpoint))
+    assert "There is no config.json" in text(step.facts) and step.job.start.disabled and step.blocked == ""
+    monkeypatch.setattr(_try, "available_bytes", lambda: 1_000_000)
+    step.plan = spoken
+    assert "The model takes 2.89 MB of memory, and 1.00 MB are free." in text(step.facts)
+    assert "the step can be left out" in text(step.facts)
+    assert step.job.start.disabled and step.blocked == "" and roles(step.facts) == ["alert"]
+    step.job.begin()
+    assert not step.job.running
+
+
+def test_what_goes_wrong_while_it_is_tried_is_said(spoken: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Try(spoken)
+    step.reference.value = str(tmp_path)
+    step.job.start.click()
+    finished(step)
+    assert f"transformers cannot load the model of {tmp_path}" in text(step.message)
+    assert step.said == () and not step.job.start.disabled
+
+
+def test_what_a_model_says_is_text_and_no_page(spoken: ShardPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_try, "continuation", lambda *_: f"\n{SCRIPT}")
+    step = widgets.Try(spoken)
+    step.prompt.value = SCRIPT
+    step.job.start.click()
+    finished(step)
+    assert pre(step.answer, "said") == f"{SCRIPT}\n{SCRIPT}" and "script" not in tags(step.answer)
 
 
 # --- Shards -----------------------------------------------------------------------------------------------------
@@ -1446,7 +1524,7 @@ def wizard(checkpoint: Checkpoint, assets: str, tmp_path: Path) -> widgets.Wizar
 
 def converted(wizard: widgets.Wizard) -> Report:
     """Click through to the end."""
-    while wizard.step < 4:
+    while wizard.step < 5:
         wizard.next.click()
     wizard.convert_step.job.start.click()
     report: Report = finished(wizard.convert_step).report
@@ -1460,8 +1538,8 @@ def heading(wizard: widgets.Wizard) -> str:
 
 def test_the_wizard_clicks_through_to_a_model(wizard: widgets.Wizard, tmp_path: Path) -> None:
     report = converted(wizard)
-    assert wizard.report is report and wizard.step == 5
-    assert heading(wizard) == "Step 6 of 6"
+    assert wizard.report is report and wizard.step == 6
+    assert heading(wizard) == "Step 7 of 7"
     assert (tmp_path / "model" / "model.safetensors.index.json").exists()
     assert report.headline() in text(wizard.result_step.body)
     assert wizard.next.disabled and not wizard.back.disabled
@@ -1489,7 +1567,7 @@ def test_next_waits_for_a_checkpoint(checkpoint: Checkpoint) -> None:
     assert (wizard.next.disabled, wizard.why.value.count("Read")) == (False, 0)
 
 
-@pytest.mark.parametrize(("step", "shown"), [(99, "Step 6 of 6"), (-1, "Step 1 of 6")])
+@pytest.mark.parametrize(("step", "shown"), [(99, "Step 7 of 7"), (-1, "Step 1 of 7")])
 def test_a_step_that_is_not_there_is_the_nearest(step: int, shown: str, checkpoint: Checkpoint) -> None:
     wizard = widgets.Wizard(checkpoint.path)
     wizard.step = step
@@ -1500,11 +1578,11 @@ def test_warnings_block_next_until_they_are_read(checkpoint: Checkpoint) -> None
     wizard = widgets.Wizard(checkpoint.path)
     wizard.next.click()
     wizard.next.click()
-    assert heading(wizard) == "Step 3 of 6" and wizard.next.disabled
+    assert heading(wizard) == "Step 3 of 7" and wizard.next.disabled
     wizard.mapping_step.accept.value = True
     assert not wizard.next.disabled
     wizard.next.click()
-    assert heading(wizard) == "Step 4 of 6"
+    assert heading(wizard) == "Step 4 of 7"
 
 
 def test_a_wrong_assets_directory_is_mended_in_the_step_that_complains(checkpoint: Checkpoint, assets: str) -> None:
@@ -1527,11 +1605,11 @@ def test_errors_block_next(tmp_path: Path, assets: str) -> None:
 
 
 def test_the_step_is_said_to_programs_and_people(wizard: widgets.Wizard) -> None:
-    wizard.step = 3
+    wizard.step = 4
     page = wizard.heading.value
-    assert "Step 4 of 6: Shards" in text(wizard.heading)
+    assert "Step 5 of 7: Shards" in text(wizard.heading)
     assert page.count("aria-current='step'") == 1
-    assert wizard.stack.selected_index == 3
+    assert wizard.stack.selected_index == 4
 
 
 def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) -> None:
@@ -1574,7 +1652,7 @@ def test_a_change_in_an_earlier_step_forgets_the_report(wizard: widgets.Wizard, 
     assert wizard.report is None
     assert text(wizard.result_step.body) == "Nothing was written yet."
     assert text(wizard.convert_step.job.text) == "not started"
-    wizard.step = 4
+    wizard.step = 5
     assert wizard.next.disabled
 
 
@@ -1599,7 +1677,7 @@ def test_going_back_without_a_change_keeps_the_report(wizard: widgets.Wizard) ->
         wizard.back.click()
     while not wizard.next.disabled:
         wizard.next.click()
-    assert wizard.step == 5 and wizard.report is report
+    assert wizard.step == 6 and wizard.report is report
 
 
 def test_assets_typed_in_convert_reach_mapping_and_plan(checkpoint: Checkpoint, assets: str) -> None:

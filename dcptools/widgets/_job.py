@@ -40,8 +40,11 @@ class Job(W.VBox):  # type: ignore[misc]
         done: Callable[[Any], None],
         failed: Callable[[BaseException], None],
         ready: Callable[[], bool] = lambda: True,
+        *,
+        cancelled: str = "cancelled; nothing half-written is left",
     ) -> None:
         self._run, self._done, self._failed, self._ready = run, done, failed, ready
+        self._cancelled = cancelled  # what is said then
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
         self.start = W.Button(description=label, button_style="primary", layout={"width": "160px"})
@@ -89,7 +92,7 @@ class Job(W.VBox):  # type: ignore[misc]
             self._end("success", f"done in {time.monotonic() - self._since:.1f} s")
             self._done(result)
         except Cancelled:
-            self._end("warning", "cancelled; nothing half-written is left")
+            self._end("warning", self._cancelled)
         except BaseException as error:
             self._end("danger", "failed")
             self._failed(error)

@@ -16,6 +16,7 @@ from dcptools.widgets._inspect import Inspect
 from dcptools.widgets._mapping import Mapping
 from dcptools.widgets._open import Open
 from dcptools.widgets._shards import Shards
+from dcptools.widgets._try import Try
 from dcptools.writer import Report
 
 
@@ -44,10 +45,11 @@ class Wizard(Step):
         self.open_step = Open(load_dir)
         self.inspect_step = Inspect()
         self.mapping_step = Mapping(model_assets_dir=str(model_assets_dir))
+        self.try_step = Try()
         self.shards_step = Shards(shard_size=shard_size)
         self.convert_step = Convert(save_dir=str(save_dir))
         self.result_step = Result()
-        first = (self.open_step, self.inspect_step, self.mapping_step)
+        first = (self.open_step, self.inspect_step, self.mapping_step, self.try_step)
         self.steps: tuple[Step, ...] = (*first, self.shards_step, self.convert_step, self.result_step)
         self.heading, self.why = W.HTML(), W.HTML()
         self.back = W.Button(description="Back", layout={"width": "120px"})
@@ -70,6 +72,7 @@ class Wizard(Step):
         T.dlink((self.mapping_step, "mapping"), (self.inspect_step.values, "mapping"))
         T.dlink((self.mapping_step, "dtype"), (self.shards_step, "dtype"))
         T.dlink((self.mapping_step, "mapping"), (self.shards_step, "mapping"), _without_errors)
+        T.dlink((self.shards_step, "plan"), (self.try_step, "plan"))
         T.dlink((self.shards_step, "plan"), (self.convert_step, "plan"))
         T.link((self.mapping_step, "model_assets_dir"), (self.convert_step, "model_assets_dir"))
         T.dlink((self.convert_step, "report"), (self.result_step, "report"))

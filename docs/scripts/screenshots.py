@@ -27,7 +27,7 @@ from tests.e2e.servers import CHROMIUM_FLAGS, NO_CHROMIUM, RUN_ALL, find_chromiu
 
 IMAGES = ROOT / "docs" / "images"
 NOTEBOOK = "5-wizard.ipynb"
-STEPS = ("checkpoint", "inspect", "mapping", "shards", "convert", "result")
+STEPS = ("checkpoint", "inspect", "mapping", "try", "shards", "convert", "result")
 PARAMETERS = 'load_dir = "step-100"\nmodel_assets_dir = "assets"\nsave_dir = "model"'
 SHARD_SIZE = "400kB"  # cuts the demo into a handful of files
 WIDTH, HEIGHT, SCALE = 1240, 2000, 2  # CSS pixels of the window, and device pixels of each
@@ -97,6 +97,11 @@ def act(page: Page, step: str) -> None:
     """What a person does in a step before looking at it."""
     if step == "mapping":
         page.get_by_text("every shape fits").first.wait_for()
+    if step == "try":
+        page.get_by_label("Prompt", exact=True).fill("The shards")
+        page.get_by_label("Text", exact=True).fill("The shards are written.")
+        page.get_by_role("button", name="Try it", exact=True).click()
+        page.get_by_text("Loss on the text").wait_for(timeout=120_000)
     if step == "shards":
         page.get_by_label("Bytes", exact=True).fill(SHARD_SIZE)
         page.keyboard.press("Enter")

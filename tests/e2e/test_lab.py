@@ -57,13 +57,18 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
         read_warnings.check()
     shown.click("Next")
 
-    shown.at(4, "Shards")
+    shown.at(4, "Try it")
+    shown.click("Try it")
+    expect(page.get_by_test_id("said")).to_have_text(re.compile("^The"), timeout=120_000)
+    assert not target.exists()
+    shown.click("Next")
+    shown.at(5, "Shards")
     shown.enter("Bytes", "400kB")
     expect(page.get_by_role("cell", name=re.compile("^model-00002-of-"))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("of the output files of a plan"))).to_be_visible()
     shown.click("Next")
 
-    shown.at(5, "Convert")
+    shown.at(6, "Convert")
     shown.enter("Save to", str(target))
     assert not target.exists()
     command = page.get_by_test_id("command")
@@ -76,7 +81,7 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
     expect(convert).to_be_disabled()
     shown.click("Next")
 
-    shown.at(6, "Result")
+    shown.at(7, "Result")
     names = {path.name for path in target.iterdir()}
     for name in names:
         expect(page.get_by_role("cell", name=name, exact=True)).to_be_visible()
@@ -87,7 +92,7 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
 
     page.get_by_role("button", name="Back", exact=True).click()
     page.get_by_role("checkbox", name="Overwrite a model that is there").check()
-    for _ in range(4):
+    for _ in range(5):
         shown.click("Back")
     other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
     shown.enter("Path", str(other))
@@ -96,7 +101,7 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
         shown.click("Next")
         shown.at(number, name)
     page.get_by_role("checkbox", name="I have read the warnings").check()
-    for number, name in ((4, "Shards"), (5, "Convert")):
+    for number, name in ((4, "Try it"), (5, "Shards"), (6, "Convert")):
         shown.click("Next")
         shown.at(number, name)
     expect(page.get_by_role("textbox", name="Save to")).to_have_value(f"{other}/hf_ckpt")
@@ -177,9 +182,11 @@ def test_a_checkpoint_that_is_not_the_model_is_told_and_goes_on_when_that_is_all
     expect(verdict).to_be_visible()
     page.get_by_role("checkbox", name="I have read the warnings").check()
     shown.click("Next")
-    shown.at(4, "Shards")
+    shown.at(4, "Try it")
     shown.click("Next")
-    shown.at(5, "Convert")
+    shown.at(5, "Shards")
+    shown.click("Next")
+    shown.at(6, "Convert")
     expect(page.get_by_test_id("command")).to_contain_text("--allow-mismatch")
 
 
@@ -218,9 +225,9 @@ def test_a_running_conversion_is_cancelled_and_leaves_nothing(wizard: Wizard, tm
     checkpoint = large(tmp_path / "large", keys=32, megabytes=256)
     shown = wizard(load_dir=checkpoint, model_assets_dir=of_no_known_model(tmp_path / "assets"), save_dir=target)
     page = shown.page
-    for _ in range(4):
+    for _ in range(5):
         shown.click("Next")
-    shown.at(5, "Convert")
+    shown.at(6, "Convert")
     shown.click("Convert")
     expect(page.get_by_role("status").filter(has_text=re.compile(r"^\d+%: .* of 4.29 GB"))).to_be_visible()
     start = time.monotonic()
@@ -314,12 +321,14 @@ def test_names_of_a_checkpoint_run_no_code(wizard: Wizard, tmp_path: Path) -> No
     expect(page.get_by_role("cell", name=f"model.{SCRIPT}", exact=True)).to_be_visible()
     page.get_by_role("checkbox", name="I have read the warnings").check()
     shown.click("Next")
-    shown.at(4, "Shards")
+    shown.at(4, "Try it")
+    shown.click("Next")
+    shown.at(5, "Shards")
     shown.enter("Bytes", IMAGE)
     expect(page.get_by_role("alert").filter(has_text=IMAGE)).to_be_visible()
     shown.enter("Bytes", "1MB")
     shown.click("Next")
-    shown.at(5, "Convert")
+    shown.at(6, "Convert")
     expect(page.get_by_test_id("command")).to_contain_text(IMAGE)
     assert page.evaluate("() => window.__xss") is None
     assert page.locator(".dcptools script, .dcptools img[src='x']").count() == 0
