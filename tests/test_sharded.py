@@ -28,7 +28,7 @@ from dcptools.tensors import read_region
 AGAIN = "Copy the checkpoint again, use another one, or save again."
 INFO = (
     "info[no-metadata]: the headers of {} say what is there: a tensor ends where its last part does, so shards of the "
-    "last ranks that are missing do not show (--model-assets-dir or --reference holds it against the model)"
+    "last ranks that are missing do not show (model_assets_dir= or reference= holds it against the model)"
 )
 
 

@@ -253,7 +253,7 @@ def test_exceptions_are_on_output_names_and_split_at_the_last_equals_sign(tmp_pa
 def test_an_exception_that_matches_nothing_is_a_warning(tmp_path: Path) -> None:
     planned = plan(checkpoint(tmp_path / "c", floats(a=1)), dtype_for=["*a=float32", "*b=float32"])
     assert [str(f) for f in planned.warnings if f.code == "pattern-unused"] == [
-        "warning[pattern-unused]: '*b' of --dtype-for matched no name"
+        "warning[pattern-unused]: '*b' of dtype_for= matched no name"
     ]
 
 
@@ -290,8 +290,8 @@ def test_a_dtype_that_safetensors_lacks_is_an_error_and_all_are_named(tmp_path: 
         plan(checkpoint(tmp_path / "c", {**state, **floats(c=1)}))
     assert str(caught.value) == (
         "2 errors prevent the conversion:\n"
-        "error[dtype-unsupported] model.a: safetensors has no type for complex128 (leave it out with --exclude)\n"
-        "error[dtype-unsupported] model.b: safetensors has no type for complex32 (leave it out with --exclude)"
+        "error[dtype-unsupported] model.a: safetensors has no type for complex128 (leave it out with exclude=)\n"
+        "error[dtype-unsupported] model.b: safetensors has no type for complex32 (leave it out with exclude=)"
     )
     assert len(plan(preview(tmp_path / "c", exclude=["*.a", "*.b"])).files) == 1
 
@@ -367,7 +367,7 @@ def test_strict_turns_warnings_into_errors(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "1 error prevents the conversion (warnings count as errors: strict):\n"
         "error[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the "
-        "directory that holds config.json: --model-assets-dir)"
+        "directory that holds config.json: model_assets_dir=)"
     )
 
 
@@ -400,7 +400,7 @@ def test_no_model_weights_has_an_error_of_its_own(tmp_path: Path) -> None:
     assert first == "No model weights found!"
     assert " ".join(hint) == (
         f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
-        "top-level keys here: optimizer, step; if the model is there, say where with --layout or --root"
+        "top-level keys here: optimizer, step; if the model is there, say where with layout= or root="
     )
     assert [f.code for f in caught.value.findings if f.severity == "error"] == ["no-model-weights"]
 

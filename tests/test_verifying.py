@@ -419,7 +419,7 @@ class TestUsage:
             dcptools.verify(model, plan.mapping, root="ema")
         with pytest.raises(UsageError, match="There are exceptions of the dtype, and no dtype"):
             dcptools.verify(model, checkpoint, dtype_for=["a=keep"])
-        with pytest.raises(UsageError, match="'nothing' of --dtype-for matched no name"):
+        with pytest.raises(UsageError, match="'nothing' of dtype_for= matched no name"):
             dcptools.verify(model, checkpoint, dtype="bfloat16", dtype_for=["nothing=keep"])
         with pytest.raises(UsageError, match="0 workers"):
             dcptools.verify(model, checkpoint, workers=0)

@@ -213,7 +213,7 @@ def test_strict_keeps_no_model_with_values_that_became_inf(tmp_path: Path) -> No
         dcptools.write(plan, tmp_path / "out")
     assert str(raised.value) == (
         "1 error prevents the conversion (warnings count as errors: strict):\n"
-        "error[cast-overflow] model.w: 1 finite values became Inf in the cast (write it wider: --dtype-for)"
+        "error[cast-overflow] model.w: 1 finite values became Inf in the cast (write it wider: dtype_for=)"
     )
     assert not (tmp_path / "out").exists()
 
