@@ -270,7 +270,7 @@ def test_fp8_passes_through_with_a_warning_each(tmp_path: Path) -> None:
     planned = plan(checkpoint(tmp_path / "c", {**state, **floats(c=1)}))
     assert [str(f) for f in planned.warnings if f.code == "float8"] == [
         f"warning[float8] model.{n}: float8_e4m3fn is written as it is; its scale must be beside it (cast it with "
-        "--dtype-for if there is none)"
+        "dtype_for= if there is none)"
         for n in "ab"
     ]
 
