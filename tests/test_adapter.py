@@ -234,6 +234,34 @@ class TestConfig:
         with pytest.raises(UsageError, match="adapter_config.json is not a JSON object.\nGive the"):
             dcptools.preview(checkpoint, adapter_config_path=tmp_path)
 
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"bias": {}}, "bias: expected a text, found a dict"),
+            (
+                {"target_modules": [["q_proj"]]},
+                "target_modules: expected a text or a list of texts, found [['q_proj']]",
+            ),
+            ({"modules_to_save": 3}, "modules_to_save: expected a list of texts, found 3"),
+            ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern: expected numbers by pattern, found a dict"),
+            ({"lora_bias": "x" * 9000}, f"lora_bias: expected true or false, found '{'x' * 97}...{'x' * 98}'"),
+        ],
+    )
+    def test_a_field_of_another_kind_is_named(self, wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, **wrong}))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        with pytest.raises(UsageError) as caught:
+            dcptools.preview(checkpoint, adapter_config_path=tmp_path)
+        assert str(caught.value).splitlines() == [
+            f"{tmp_path / CONFIG}: {message}.", f"Give the {CONFIG} that peft wrote in the training."
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("pattern", [r"([a-z_]+\.?\d*)+x", r".*.*.*.*.*.*.*.*.*x", r"q{99999999999}"])
+    def test_patterns_that_would_take_for_ever_are_not_tried(self, pattern: str, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, "rank_pattern": {pattern: 4}}))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        assert not dcptools.preview(checkpoint, adapter_config_path=tmp_path).errors
+
     def test_one_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
         with pytest.raises(UsageError, match="nowhere.json cannot be read: No such file"):

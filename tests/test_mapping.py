@@ -501,6 +501,13 @@ def test_a_bad_rename_rule_is_named_with_the_reason(rule: str, message: str) -> 
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("rule", ["x" * 9000, "(=" + "x" * 9000])
+def test_what_is_said_of_a_long_rename_rule_is_short(rule: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Rename.parse(rule)
+    assert len(str(caught.value)) < 500
+
+
 def test_a_rename_rule_that_matches_nothing_is_a_warning(tmp_path: Path) -> None:
     checkpoint = keys(tmp_path / "c", "model.model.w")
     rules = [r"model\.w=x", r"model\.w=y", r"other=z"]
