@@ -1307,6 +1307,9 @@ def test_convert_shows_the_command_and_the_call(planned: ShardPlan) -> None:
     step.save_dir.value = "out"
     assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True)
     assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True)
+    step.resume.value = True
+    assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True, resume=True)
+    assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True, resume=True)
 
 
 def test_convert_says_what_it_will_write(planned: ShardPlan, assets: str) -> None:
@@ -1340,6 +1343,20 @@ def test_what_is_there_is_not_overwritten_unasked(planned: ShardPlan, tmp_path: 
     step.job.start.click()
     finished(step)
     assert step.report is not None
+
+
+def test_a_run_that_was_stopped_goes_on(planned: ShardPlan, tmp_path: Path) -> None:
+    def stop(done: int, total: int, name: str) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(planned, tmp_path / "model", resume=True, progress=stop)
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.resume.value = True
+    step.job.start.click()
+    finished(step)
+    assert step.report.taken_over == tuple(file.filename for file in planned.files)
 
 
 def test_a_conversion_can_be_cancelled(planned: ShardPlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,7 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
 @mapping_options
 @plan_options
 @click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
+@click.option("--resume", is_flag=True, help="Go on where a run was stopped; keep what is finished if this one is.")
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
 @workers_option
 @click.option("--verify", is_flag=True, help="Read the model again when it is written, and compare it bit for bit.")
@@ -113,6 +114,7 @@ def convert_command(
     as_json: bool,
     quiet: bool,
     overwrite: bool,
+    resume: bool,
     no_fsync: bool,
     workers: int | None,
     verify: bool,
@@ -143,7 +145,7 @@ def convert_command(
     if report is not None:
         check_receipt_path(report)
     running: dict[str, Any] = {"workers": workers, "progress": not quiet}
-    written = write(planned, target, overwrite=overwrite, fsync=not no_fsync, **running)
+    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **running)
     with _model_is_written(target):
         found = verify_written(planned, target, **running) if verify else None
         try:

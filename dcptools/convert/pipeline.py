@@ -38,6 +38,7 @@ def convert(
     rename: Iterable[str | tuple[str, str] | Rename] = (),
     strict: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     fsync: bool = True,
     workers: int | None = None,
     progress: Progress | bool | None = None,
@@ -59,7 +60,7 @@ def convert(
         As in :func:`dcptools.preview`.
     shard_size, dtype, dtype_for, strict
         As in :func:`dcptools.plan`.
-    overwrite, fsync, workers, progress, cancel
+    overwrite, resume, fsync, workers, progress, cancel
         As in :func:`dcptools.write`.
     verify
         Read the written model again and compare it with the checkpoint, as :func:`dcptools.verify` does.
@@ -104,7 +105,7 @@ def convert(
     if report is not None:
         check_receipt_path(report)
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
-    written = write(planned, target, overwrite=overwrite, fsync=fsync, **running)
+    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=fsync, **running)
     if verify:
         verify_written(planned, target, **running)
     if report is not None:

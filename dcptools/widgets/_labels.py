@@ -22,6 +22,7 @@ LABELS = {
     "rename": "Rename",
     "dtype": "Write as",
     "overwrite": "Overwrite a model that is there",
+    "resume": "Go on where a run was stopped, and keep what is finished",
     "by": "Compare by",
     "cast": "Cast A to the dtypes of B first",
 }

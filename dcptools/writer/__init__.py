@@ -1,7 +1,8 @@
 """The last stage: ``write`` fills the planned files with values, and publishes them when they are whole.
 
-``target`` and ``lock`` look after the output directory; ``cut`` says what is read, cast and written together, and
-``engine`` does it; ``publishing`` and ``swap`` give the files their names, all of them or none.
+``target`` and ``lock`` look after the output directory, ``staged``, ``journal`` and ``sums`` after what is finished;
+``cut`` says what is read, cast and written together, and ``engine`` does it; ``publishing`` and ``swap`` give the files
+their names, all of them or none.
 """
 
 from __future__ import annotations

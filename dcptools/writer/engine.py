@@ -26,9 +26,11 @@ from dcptools.storage import Sink
 from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
+from dcptools.writer.sums import FileSums
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 Work = tuple[ShardFile, Block | Tile]
+Finish = Callable[[ShardFile, int, dict[str, int]], None]
 
 
 @dataclass
@@ -52,10 +54,13 @@ class Engine:
         workers: int,
         sync: bool,
         sizes: Sizes | None = None,
+        finished: Finish | None = None,
     ) -> None:
+        """``finished`` hears of each file that is whole, in whatever thread, with its CRC-32 and its overflows."""
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
         self.sink, self.workers, self.sync, self.sizes = sink, workers, sync, sizes or Sizes()
         self.checksums, self.tally = Checksums(), Tally()
+        self._finished, self._sums = finished, FileSums()
         self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
         self._unwritten: dict[str, int] = {}  # by filename: bytes of values
         self._lock = threading.Lock()  # guards the tally and what is unwritten
@@ -104,6 +109,7 @@ class Engine:
         """The work of one file, in the order of its bytes."""
         self.sink.create(file.filename, file.nbytes)
         self.sink.write(file.filename, 0, memoryview(file.header))
+        self._sum(file, 0, memoryview(file.header))
         with self._lock:
             self._unwritten[file.filename] = file.data_nbytes
         self._wrote(file, 0)  # a file without values is finished now
@@ -135,7 +141,9 @@ class Engine:
             file, work = piece
             if isinstance(work, Block):
                 self._fill(work, memory)
-                self.sink.write(file.filename, work.start, memory.block.bytes.data[: work.nbytes])
+                data = memory.block.bytes.data[: work.nbytes]
+                self._sum(file, work.start, data)
+                self.sink.write(file.filename, work.start, data)
             else:
                 self._rearrange(file, work, memory)
             self._wrote(file, work.nbytes, work.name)
@@ -151,6 +159,14 @@ class Engine:
             if self._unwritten[file.filename]:
                 return
         self.sink.finish(file.filename, sync=self.sync)
+        if self._finished is not None:
+            crc = self._sums.take(file.filename, file.nbytes, self.sink.staged(file.filename))
+            overflows = {t.output.name: self.tally.overflows[t.output.name] for t in file.tensors}
+            self._finished(file, crc, {name: count for name, count in overflows.items() if count})
+
+    def _sum(self, file: ShardFile, start: int, data: memoryview) -> None:
+        if self._finished is not None:
+            self._sums.add(file.filename, start, data)
 
     def _fill(self, block: Block, memory: _Memory) -> None:
         """Read and cast a block, a slab at a time."""

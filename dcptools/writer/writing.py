@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
@@ -19,9 +20,10 @@ from dcptools.shards import ShardPlan, refuse_errors
 from dcptools.storage import TEMPORARY, LocalSink
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
-from dcptools.writer.lock import clear_remains, locked
+from dcptools.writer.lock import locked
 from dcptools.writer.publishing import DURING, SINCE, check_file, publish, reason, refuse_changes
 from dcptools.writer.report import Report, report_of
+from dcptools.writer.staged import StagedFiles, tag_of
 from dcptools.writer.swap import Swap
 from dcptools.writer.target import check_target
 
@@ -31,6 +33,7 @@ def write(
     save_dir: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    resume: bool = False,
     fsync: bool = True,
     workers: int | None = None,
     progress: Progress | bool | None = None,
@@ -51,6 +54,9 @@ def write(
         The output directory; made if need be. One that holds a model is refused without ``overwrite``.
     overwrite
         Replace the model that is there. Its files go when the new one is complete; all others stay.
+    resume
+        Go on where a run of the same plan was stopped: what it has finished is checked and not written again. If this
+        run is stopped, what it has finished stays. Where there is nothing to go on with, it begins.
     fsync
         Wait until the bytes are on the disk. False is faster, for scratch file systems.
     workers
@@ -66,7 +72,8 @@ def write(
     Raises
     ------
     OutputExists, TargetError
-        The directory cannot be used, or the disk is too small; nothing was written.
+        The directory cannot be used, or the disk is too small; nothing was written. Or there is nothing to go on with
+        but files of another conversion.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
         A stored item is damaged, or in an encoding that is not read; or a file of the checkpoint was written to,
         replaced or removed since it was read. Nothing was kept.
@@ -86,21 +93,22 @@ def write(
     target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
-    with _noted(target) as published, locked(target):
+    running: dict[str, Any] = {"workers": count, "progress": progress, "cancel": cancel}
+    with _noted(target, resume=resume) as published, locked(target):
         check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
-        clear_remains(target)
-        sink = LocalSink(target, plan.fingerprint[:12])
-        engine = Engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
-        try:
-            with _explained(target, plan.checkpoint):
-                found = fill(engine, progress, cancel)
-                left = publish(plan, target, sink, sync=fsync)
+        sink = LocalSink(target, tag_of(plan.fingerprint))
+        staged = StagedFiles(plan, target, sink, resume=resume)
+        staged.begin(**running)
+        with _ended(staged), _explained(target, plan.checkpoint, staged):
+            staged.record(sync=fsync)
+            engine = Engine(plan, sink, staged.missing, workers=count, sync=fsync, sizes=sizes, finished=staged.add)
+            engine.tally.overflows.update(staged.overflows)
+            found = fill(engine, progress, cancel)
+            left = publish(plan, target, sink, sync=fsync)
             published.set()
-        finally:
-            sink.discard()
-            plan.checkpoint.source.close()
     seconds = time.perf_counter() - start
-    return report_of(plan, target, engine.checksums, (*found, *_stale(left)), workers=count, seconds=seconds)
+    findings = (*found, *_stale(left))
+    return report_of(plan, target, engine.checksums, findings, staged.taken_over, workers=count, seconds=seconds)
 
 
 def fill(
@@ -124,7 +132,7 @@ def fill(
 
 
 @contextmanager
-def _noted(target: Path) -> Iterator[threading.Event]:
+def _noted(target: Path, *, resume: bool) -> Iterator[threading.Event]:
     """What interrupts a run gets a note if the model is published, or if hidden files are left."""
     published = threading.Event()
     try:
@@ -133,24 +141,46 @@ def _noted(target: Path) -> Iterator[threading.Event]:
         if published.is_set():
             stop.add_note(f"The new model is complete in {target}.")
         elif not notes_of(stop) and any(target.glob(f"{TEMPORARY}*")):
-            stop.add_note(f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there removes them.")
+            what = "takes what is finished, and removes the others" if resume else "removes them"
+            stop.add_note(f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there {what}.")
         raise
 
 
 @contextmanager
-def _explained(target: Path, checkpoint: Checkpoint) -> Iterator[None]:
+def _ended(staged: StagedFiles) -> Iterator[None]:
+    """Whatever happens, what does not stay is removed."""
+    try:
+        yield
+    except BaseException as error:
+        staged.end(error)
+        raise
+    else:
+        staged.end(None)
+    finally:
+        staged.plan.checkpoint.source.close()
+
+
+@contextmanager
+def _explained(target: Path, checkpoint: Checkpoint, staged: StagedFiles) -> Iterator[None]:
     """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
     try:
         yield
-    except Cancelled:
-        raise Cancelled("Cancelled; what was half-written is removed.") from None
-    except BrokenCheckpoint:
+    except Cancelled as error:
+        kept = f"\n{staged.told(error)}" if staged.kept(error) else ""
+        raise Cancelled(f"Cancelled; what was half-written is removed.{kept}") from None
+    except BrokenCheckpoint as error:
         refuse_changes(checkpoint, *DURING)
+        if staged.kept(error):
+            raise type(error)(f"{error}\n{staged.told(error)}") from error
         raise
     except OSError as error:
         if isinstance(error, TargetError):
             raise
-        raise TargetError(f"Writing to {target} failed: {reason(error)}.\nNothing was kept.") from error
+        raise TargetError(f"Writing to {target} failed: {reason(error)}.\n{staged.told(error)}") from error
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if staged.kept(stop) and not notes_of(stop):
+            stop.add_note(staged.told(stop))
+        raise
 
 
 def _found(engine: Engine) -> Iterator[Finding]:
