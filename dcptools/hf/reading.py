@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dcptools._paths import expanded
 from dcptools._text import format_bytes, some
 from dcptools.errors import BrokenModel, NotAModel, system_errors
 from dcptools.findings import Finding
@@ -50,7 +51,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     >>> read_model(tmp_dir / "model").weights["lm_head.weight"].dtype.name
     'bfloat16'
     """
-    path = Path(path)
+    path = Path(expanded(path))
     with system_errors(NotAModel, f"The model {path} cannot be read"):
         source, names, index = _parts(path)
         headers = {name: _header(source, name) for name in names}
@@ -74,7 +75,7 @@ def as_model(model: Model | str | os.PathLike[str]) -> Model:
 
 def is_model(path: str | os.PathLike[str]) -> bool:
     """Whether there are safetensors files at the path, or it is one, or the index of some."""
-    where = Path(path)
+    where = Path(expanded(path))
     try:
         if where.is_dir():
             return any(name.endswith((SUFFIX, _INDEX_SUFFIX)) for name in os.listdir(where))

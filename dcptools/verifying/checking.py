@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
@@ -24,14 +24,17 @@ from dcptools.verifying.receipt import read_receipt
 from dcptools.verifying.values import Compared, Verification, VerifiedWeight
 from dcptools.verifying.weights import Difference, Expected, about_values, castable, compare_values
 
+if TYPE_CHECKING:
+    import torch
+
 
 def verify(
     save_dir: Model | str | os.PathLike[str],
     load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str] | None = None,
     *,
     report: str | os.PathLike[str] | None = None,
-    dtype: str | None = None,
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    dtype: str | torch.dtype | None = None,
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
@@ -176,8 +179,8 @@ def refuse_differences(found: Verification) -> None:
 
 def _expected(
     load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str],
-    dtype: str | None,
-    dtype_for: Iterable[str | tuple[str, str]],
+    dtype: str | torch.dtype | None,
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
     options: dict[str, Any],
 ) -> tuple[KeyMapping, ShardPlan | None, dict[str, Expected]]:
     """What the weights of the model must be, by name."""

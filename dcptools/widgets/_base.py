@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import os
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
@@ -13,6 +12,7 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools import plots
+from dcptools._paths import expanded
 from dcptools._table import SHOWN_ROWS, html_table
 from dcptools._text import printable
 from dcptools.checkpoint import Checkpoint
@@ -65,7 +65,7 @@ def identity(checkpoint: Checkpoint) -> tuple[str, str]:
 
 def typed_path(text: str) -> str:
     """A path as somebody typed it: without blanks around it, and with ``~`` as a shell reads it."""
-    return os.path.expanduser(text.strip())
+    return expanded(text.strip())
 
 
 def alert(kind: str, text: str, details: str = "") -> str:

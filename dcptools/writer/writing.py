@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dcptools._parallel import Progress, default_workers
+from dcptools._paths import expanded
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError
@@ -82,7 +83,7 @@ def write(
     """
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
-    target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
+    target, count, start = Path(expanded(save_dir)), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
     with locked(target):
