@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcptools._paths import expanded
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.expected import is_known
@@ -92,7 +93,7 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
     UsageError
         There is no such directory, or it or its config.json cannot be read.
     """
-    path = Path(directory)
+    path = Path(expanded(directory))
     with system_errors(UsageError, f"The assets directory {path} cannot be read"):
         return _look_through(path)
 

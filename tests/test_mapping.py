@@ -436,13 +436,6 @@ def test_a_pattern_that_matches_nothing_is_a_warning(tmp_path: Path) -> None:
     ]
 
 
-def test_one_string_is_not_a_list_of_globs(tmp_path: Path) -> None:
-    checkpoint = keys(tmp_path / "c", "model.model.w")
-    for options in ({"include": "model.*"}, {"exclude": "model.*"}):
-        with pytest.raises(UsageError, match="lists of globs, not one string"):
-            preview(checkpoint, **options)
-
-
 def renamed(checkpoint: Path, *rules: Any) -> dict[str, str]:
     return names(preview(checkpoint, rename=rules))
 

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
+from dcptools._paths import expanded
 from dcptools.checkpoint import METADATA
 from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
-from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, PlanOptions
+from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, SHORT_NAMES, PlanOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -36,7 +37,7 @@ class _Path(click.Path):
     """A path; an empty word, which a shell makes of a variable that is not set, does not mean the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value, param, ctx) if value else self.fail("The path is empty.", param, ctx)
+        return super().convert(expanded(value), param, ctx) if value else self.fail("The path is empty.", param, ctx)
 
 
 class _Text(click.types.StringParamType):
@@ -51,6 +52,13 @@ class _Text(click.types.StringParamType):
             except UnicodeError:
                 self.fail(f"{value!r} is not UTF-8.", param, ctx)
         return value
+
+
+class _DType(click.Choice):  # type: ignore[type-arg]
+    """A dtype, also by its short name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(SHORT_NAMES.get(value, value), param, ctx)
 
 
 PATH, TEXT = _Path(path_type=Path), _Text()
@@ -154,11 +162,11 @@ plan_options = _options(
         default=str(DEFAULT_SHARD_SIZE),
         show_default=True,
         metavar="BYTES",
-        help="Bytes of values per file, in the written dtype; also 5GB, 500MB.",
+        help="Bytes of values per file, in the written dtype; also 5GB, 2GiB, 1e9.",
     ),
     click.option(
         "--dtype",
-        type=click.Choice(DTYPES),
+        type=_DType(DTYPES),
         default="bfloat16",
         show_default=True,
         help="Floating tensors are written as this; integers and booleans never change.",
@@ -184,9 +192,7 @@ model_options = _options(
 )
 verify_options = _options(
     click.option("--shard-size", metavar="BYTES", help="The files must be those of this size, byte for byte."),
-    click.option(
-        "--dtype", type=click.Choice(DTYPES), help="What floating tensors must be.  [default: what the files say]"
-    ),
+    click.option("--dtype", type=_DType(DTYPES), help="What floating tensors must be.  [default: what the files say]"),
     click.option(
         "--dtype-for", type=TEXT, multiple=True, metavar="GLOB=DTYPE", help="An exception for names; repeatable."
     ),

@@ -14,6 +14,7 @@ from typing import Any
 
 from dcptools._option import option
 from dcptools._parallel import Progress
+from dcptools._paths import expanded
 from dcptools.checkpoint import METADATA, Checkpoint, read
 from dcptools.comparing.measures import Sums, castable, statistics, sums, sums_after_cast
 from dcptools.comparing.sides import CutSide, Readers, StoredSide, WeightSide
@@ -127,7 +128,7 @@ def _opened(given: Given) -> KeyMapping | Checkpoint | Model:
     """What is at a path: a checkpoint, or else a model; the value itself if it is one."""
     if isinstance(given, (KeyMapping, Checkpoint, Model)):
         return given
-    if not Path(given, METADATA).is_file() and is_model(given):
+    if not Path(expanded(given), METADATA).is_file() and is_model(given):
         return read_model(given)
     try:
         return read(given)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dcptools._fields import Wrong
+from dcptools._paths import expanded
 from dcptools._safetensors import MAX_HEADER_BYTES, SHARDING, Header, Part, parse_header
 from dcptools._safetensors import header_bytes as unchecked
 from dcptools._text import format_bytes, some
@@ -52,7 +53,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     >>> read_model(tmp_dir / "model").weights["lm_head.weight"].dtype.name
     'bfloat16'
     """
-    path = Path(path)
+    path = Path(expanded(path))
     with system_errors(NotAModel, f"The model {path} cannot be read"):
         source, names, index = _parts(path)
         headers = {name: _header(source, name) for name in names}
@@ -76,7 +77,7 @@ def as_model(model: Model | str | os.PathLike[str]) -> Model:
 
 def is_model(path: str | os.PathLike[str]) -> bool:
     """Whether there are safetensors files at the path, or it is one, or the index of some."""
-    where = Path(path)
+    where = Path(expanded(path))
     try:
         if where.is_dir():
             return any(name.endswith((SUFFIX, _INDEX_SUFFIX)) for name in os.listdir(where))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dcptools._parallel import Progress
+from dcptools._paths import expanded
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.expected import Unknown, architecture_of
@@ -30,8 +31,8 @@ def load_model(
     model_assets_dir: str | os.PathLike[str] | None = None,
     keys: Sequence[str] | str | None = None,
     device: str | torch.device = "cpu",
-    dtype: str = "bfloat16",
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    dtype: str | torch.dtype = "bfloat16",
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
@@ -99,7 +100,7 @@ def open_tokenizer(directory: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(os.fspath(directory), local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(expanded(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a tokenizer's own code raises for files that make no sense
         raise UsageError(f"transformers cannot open the tokenizer of {directory}: {first_line(error)}") from None
 

@@ -6,9 +6,10 @@ No tensor data is read. What a :class:`KeyMapping` shows is what is written: not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from dcptools._paths import expanded
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
@@ -29,7 +30,7 @@ from dcptools.mapping.about_adapter import about_full
 from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
 from dcptools.mapping.holding import Held, hold, hold_adapter
-from dcptools.mapping.rename import Rename, Renames
+from dcptools.mapping.rename import Rename, Renames, parse_renames
 from dcptools.mapping.taking import take
 from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
@@ -45,13 +46,13 @@ def preview(
     mode: str = "auto",
     adapter: str | None = None,
     adapter_config_path: str | os.PathLike[str] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     names: str = "stored",
     tied: str = "auto",
     unexpected: str = "keep",
     allow_mismatch: bool = False,
-    rename: Iterable[str | tuple[str, str] | Rename] = (),
+    rename: Mapping[str, str] | Iterable[str | tuple[str, str] | Rename] = (),
 ) -> KeyMapping:
     """Say which key becomes which HuggingFace name, what is left out, and what looks wrong. Writes nothing.
 
@@ -79,7 +80,7 @@ def preview(
     adapter_config_path
         The ``adapter_config.json`` of the training; by default that of the assets directory, else it is made.
     include, exclude
-        Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too). Without ``include`` all keys are meant.
+        Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too), or one. Without ``include`` all keys are meant.
     names
         ``stored``: the names that the live model has; ``published``: those that ``save_pretrained`` writes.
     tied
@@ -90,7 +91,8 @@ def preview(
     allow_mismatch
         Make warnings of what is missing, or of another shape than the model expects.
     rename
-        Rules for HuggingFace names, ``REGEX=REPLACEMENT`` or pairs. The first that matches a whole name wins.
+        Rules for HuggingFace names: ``{REGEX: REPLACEMENT}``, pairs, or ``"REGEX=REPLACEMENT"``, one or several. The
+        first that matches a whole name wins.
 
     Raises
     ------
@@ -118,7 +120,7 @@ def preview(
         _chosen("tied", tied),
         _chosen("unexpected", unexpected),
         allow_mismatch,
-        tuple(Rename.parse(rule) for rule in rename),
+        parse_renames(rename),
     )
     return _mapping(as_checkpoint(checkpoint), options)
 
@@ -165,13 +167,11 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+    return None if path is None else expanded(path)
 
 
-def _globs(globs: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(globs, str):
-        raise UsageError("include and exclude are lists of globs, not one string.")
-    return tuple(globs)
+def _globs(globs: Sequence[str] | str) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
 def _chosen(option: str, value: str) -> str:

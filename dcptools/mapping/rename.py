@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dcptools.errors import UsageError
@@ -51,6 +51,12 @@ class Rename:
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
+
+
+def parse_renames(rules: Mapping[str, str] | Iterable[str | tuple[str, str] | Rename]) -> tuple[Rename, ...]:
+    """The rules of an option: several, a mapping of patterns to replacements, or one."""
+    listed = [rules] if isinstance(rules, str) else rules
+    return tuple(map(Rename.parse, listed.items() if isinstance(listed, Mapping) else listed))
 
 
 class Renames:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dcptools._option import option
 from dcptools._text import counted, some
@@ -13,22 +14,39 @@ from dcptools.errors import UsageError
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
 
+if TYPE_CHECKING:
+    import torch
+
 DTYPES = ("bfloat16", "float16", "float32", "keep")
+SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
-def checked_dtype(name: str) -> str:
-    """The name itself; raises UsageError if it is not one of ``DTYPES``."""
+def checked_dtype(dtype: str | torch.dtype) -> str:
+    """Its plain name: of ``torch.bfloat16`` and ``"bf16"`` too; raises UsageError if it is not one of ``DTYPES``.
+
+    >>> checked_dtype("bf16"), checked_dtype("torch.float16")
+    ('bfloat16', 'float16')
+    """
+    name = str(dtype).removeprefix("torch.")
+    name = SHORT_NAMES.get(name, name)
     if name not in DTYPES:
-        raise UsageError(f"{name!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")
+        raise UsageError(f"{str(dtype)!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")
     return name
 
 
-def parse_exceptions(exceptions: Iterable[str | tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Exceptions of the dtype as pairs of a glob and a dtype; raises UsageError."""
-    return tuple(map(_parse_exception, exceptions))
+def parse_exceptions(
+    exceptions: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
+) -> tuple[tuple[str, str], ...]:
+    """Exceptions of the dtype as pairs of a glob and a dtype; raises UsageError.
+
+    >>> parse_exceptions({"*.norm.weight": "fp32"}) == parse_exceptions("*.norm.weight=float32")
+    True
+    """
+    listed = [exceptions] if isinstance(exceptions, str) else exceptions
+    return tuple(map(_parse_exception, listed.items() if isinstance(listed, Mapping) else listed))
 
 
-def _parse_exception(exception: str | tuple[str, str]) -> tuple[str, str]:
+def _parse_exception(exception: str | tuple[str, str | torch.dtype]) -> tuple[str, str]:
     """A glob and a dtype, split at the last ``=``."""
     glob, equals, name = exception.rpartition("=") if isinstance(exception, str) else (exception[0], "=", exception[1])
     if not equals or not glob:
@@ -39,7 +57,7 @@ def _parse_exception(exception: str | tuple[str, str]) -> tuple[str, str]:
 
 
 def written_dtypes(
-    mapping: KeyMapping, dtype: str, exceptions: Sequence[tuple[str, str]] = ()
+    mapping: KeyMapping, dtype: str | torch.dtype, exceptions: Sequence[tuple[str, str]] = ()
 ) -> tuple[dict[str, DType], list[str]]:
     """The dtype that each output is written in, by name, and the globs of the exceptions that matched nothing.
 
@@ -48,7 +66,7 @@ def written_dtypes(
     Raises UsageError for a dtype that cannot be written.
     """
     default = checked_dtype(dtype)
-    kept = mapping.expected.float32.get(dtype, frozenset()) if mapping.expected else frozenset()
+    kept = mapping.expected.float32.get(default, frozenset()) if mapping.expected else frozenset()
     rules = [(glob, re.compile(fnmatch.translate(glob)), checked_dtype(name)) for glob, name in exceptions]
     unused = dict.fromkeys(glob for glob, _ in exceptions)
     written = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from dcptools._option import option
 from dcptools._sizes import parse_bytes
@@ -17,15 +18,18 @@ from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions,
 from dcptools.shards.packing import about_sizes, pack
 from dcptools.shards.values import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan
 
+if TYPE_CHECKING:
+    import torch
+
 HINT_WIDTH = 120  # characters of a line
 
 
 def plan(
     mapping: KeyMapping | Checkpoint | str | os.PathLike[str],
-    shard_size: int | str = DEFAULT_SHARD_SIZE,
-    dtype: str = "bfloat16",
+    shard_size: float | str = DEFAULT_SHARD_SIZE,
+    dtype: str | torch.dtype = "bfloat16",
     *,
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     strict: bool = False,
 ) -> ShardPlan:
     """Fix every file of the result before a byte is written.
@@ -38,12 +42,14 @@ def plan(
     mapping
         What :func:`dcptools.preview` returned; or a checkpoint or a path, previewed with the defaults.
     shard_size
-        Bytes of values per file, in the written dtype; also ``"5GB"``, ``"500MB"``.
+        Bytes of values per file, in the written dtype; also ``"5GB"``, ``"2GiB"``, ``1e9``.
     dtype
         ``bfloat16``, ``float16``, ``float32`` or ``keep``, for floating tensors. Integers and booleans are never
-        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex).
+        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex). Also ``"bf16"`` and
+        ``torch.bfloat16``.
     dtype_for
-        Exceptions, as ``"GLOB=DTYPE"`` or pairs, on HuggingFace names; the first that matches wins.
+        Exceptions for HuggingFace names: ``{GLOB: DTYPE}``, pairs, or ``"GLOB=DTYPE"``, one or several; the first that
+        matches wins.
     strict
         Treat warnings as errors, those that only writing can find (``cast-overflow``) among them.
 

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from dcptools._paths import expanded
 from dcptools.errors import BrokenCheckpoint
 
 try:
@@ -79,7 +80,7 @@ class LocalSource:
     """A directory. Files are opened when first read and kept open, as many as the process may well have."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = Path(expanded(directory))
         self._open: dict[str, OpenFile] = {}  # the one that was opened first comes first
         self._lock = threading.Lock()  # guards changes of it
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dcptools._option import option
 from dcptools._parallel import Progress
@@ -25,14 +25,17 @@ from dcptools.verifying.receipt import read_receipt
 from dcptools.verifying.values import Compared, Verification, VerifiedWeight
 from dcptools.verifying.weights import Difference, Expected, about_values, castable, compare_values
 
+if TYPE_CHECKING:
+    import torch
+
 
 def verify(
     save_dir: Model | str | os.PathLike[str],
     load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str] | None = None,
     *,
     report: str | os.PathLike[str] | None = None,
-    dtype: str | None = None,
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    dtype: str | torch.dtype | None = None,
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
@@ -177,8 +180,8 @@ def refuse_differences(found: Verification) -> None:
 
 def _expected(
     load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str],
-    dtype: str | None,
-    dtype_for: Iterable[str | tuple[str, str]],
+    dtype: str | torch.dtype | None,
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
     options: dict[str, Any],
 ) -> tuple[KeyMapping, ShardPlan | None, dict[str, Expected]]:
     """What the weights of the model must be, by name."""

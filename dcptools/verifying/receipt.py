@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dcptools._parallel import Progress
+from dcptools._paths import expanded
 from dcptools.errors import UsageError, system_errors
 from dcptools.hf import Model, header_bytes, read_model
 from dcptools.shards import ShardPlan
@@ -102,7 +103,7 @@ def write_receipt(path: str | os.PathLike[str], receipt: dict[str, Any]) -> None
     UsageError
         The file cannot be written.
     """
-    target = Path(path)
+    target = Path(expanded(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with system_errors(UsageError, f"The report {target} cannot be written"):
         try:
@@ -120,7 +121,7 @@ def check_receipt_path(path: str | os.PathLike[str]) -> None:
     UsageError
         It is a directory, or lies in none.
     """
-    target = Path(path)
+    target = Path(expanded(path))
     with system_errors(UsageError, f"The report {target} cannot be written"):
         if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
             what = "is a directory" if target.is_dir() else "lies in no directory that can be written to"
@@ -135,7 +136,7 @@ def read_receipt(path: str | os.PathLike[str]) -> Receipt:
     UsageError
         There is no such file, or it is something else.
     """
-    target = Path(path)
+    target = Path(expanded(path))
     with system_errors(UsageError, f"The report {target} cannot be read"):
         with open(open_regular(target), "rb") as file:
             content = file.read(MOST_BYTES + 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import os
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
@@ -14,6 +13,7 @@ import traitlets as T
 
 from dcptools import plots
 from dcptools._option import speaking
+from dcptools._paths import expanded
 from dcptools._table import SHOWN_ROWS, html_table
 from dcptools._text import printable
 from dcptools.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def identity(checkpoint: Checkpoint) -> tuple[str, str]:
 
 def typed_path(text: str) -> str:
     """A path as somebody typed it: without blanks around it, and with ``~`` as a shell reads it."""
-    return os.path.expanduser(text.strip())
+    return expanded(text.strip())
 
 
 def alert(kind: str, text: str, details: str = "") -> str:

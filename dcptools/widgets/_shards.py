@@ -41,7 +41,7 @@ class Shards(Step):
     dtype = T.Unicode("bfloat16")
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
 
-    def __init__(self, mapping: KeyMapping | None = None, shard_size: int | str = DEFAULT_SHARD_SIZE) -> None:
+    def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
         self.slider = W.FloatLogSlider(
             base=10, min=MIN_LOG, max=MAX_LOG, step=0.05, description="Shard size", readout=False,
             continuous_update=False, layout={"width": "420px"},

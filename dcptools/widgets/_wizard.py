@@ -40,7 +40,7 @@ class Wizard(Step):
         *,
         save_dir: str | os.PathLike[str] = "",
         model_assets_dir: str | os.PathLike[str] = "",
-        shard_size: int | str = DEFAULT_SHARD_SIZE,
+        shard_size: float | str = DEFAULT_SHARD_SIZE,
     ) -> None:
         self.open_step = Open(load_dir)
         self.inspect_step = Inspect()

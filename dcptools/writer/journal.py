@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dcptools._option import option
 from dcptools._text import some
 from dcptools.errors import TargetError
 from dcptools.recipe import given_options
@@ -131,7 +132,7 @@ def refuse_others(plan: ShardPlan, save_dir: Path, header: Mapping[str, Any]) ->
         differences = "\n".join(f"  {line}" for line in _differences(header, now))
         raise TargetError(
             f"The finished files in {save_dir} are those of another conversion:\n{differences}\n"
-            "Give the same options to go on with them. Without --resume (resume=True) it starts anew, and removes them."
+            f"Give the same options to go on with them. Without {option('resume', True)} it starts anew, and removes them."
         )
     before = header.get("identities")
     before = before if isinstance(before, dict) else {}
@@ -139,7 +140,7 @@ def refuse_others(plan: ShardPlan, save_dir: Path, header: Mapping[str, Any]) ->
         raise TargetError(
             f"The checkpoint {plan.checkpoint.path} changed since the finished files in {save_dir} were made of it: "
             f"{some(changed)} {'was' if len(changed) == 1 else 'were'} written to or replaced.\n"
-            "Without --resume (resume=True) it starts anew, and removes them."
+            f"Without {option('resume', True)} it starts anew, and removes them."
         )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from dcptools._option import option
 from dcptools._parallel import Progress, run
 from dcptools._progress import bar
 from dcptools._text import counted
@@ -94,7 +95,7 @@ class StagedFiles:
             return "Nothing was kept."
         files = counted(len(self.plan.files), "file")
         be = "is" if len(kept) == 1 else "are"
-        return f"{len(kept)} of {files} {be} finished and kept: go on with --resume (resume=True)."
+        return f"{len(kept)} of {files} {be} finished and kept: go on with {option('resume', True)}."
 
     def end(self, error: BaseException | None) -> None:
         """Remove what does not stay; what cannot be removed goes with the next run."""

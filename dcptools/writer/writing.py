@@ -12,6 +12,7 @@ from typing import Any
 
 from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
+from dcptools._paths import expanded
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError, notes_of
@@ -90,7 +91,7 @@ def write(
     """
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
-    target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
+    target, count, start = Path(expanded(save_dir)), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
     running: dict[str, Any] = {"workers": count, "progress": progress, "cancel": cancel}
