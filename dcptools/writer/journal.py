@@ -132,7 +132,8 @@ def refuse_others(plan: ShardPlan, save_dir: Path, header: Mapping[str, Any]) ->
         differences = "\n".join(f"  {line}" for line in _differences(header, now))
         raise TargetError(
             f"The finished files in {save_dir} are those of another conversion:\n{differences}\n"
-            f"Give the same options to go on with them. Without {option('resume', True)} it starts anew, and removes them."
+            "Give the same options to go on with them. "
+            f"Without {option('resume', True)} it starts anew, and removes them."
         )
     before = header.get("identities")
     before = before if isinstance(before, dict) else {}
