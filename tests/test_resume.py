@@ -161,7 +161,7 @@ STOPS: dict[str, tuple[Callable[[], Any], type[BaseException], str]] = {
     ),
     "Ctrl-C": (lambda: (_ for _ in ()).throw(KeyboardInterrupt), KeyboardInterrupt, ""),
 }  # fmt: skip
-KEPT = "2 of 6 files are finished and kept: go on with --resume (resume=True)."
+KEPT = "2 of 6 files are finished and kept: go on with resume=True."
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -196,7 +196,7 @@ def test_a_cancelled_run_goes_on(plan: ShardPlan, undisturbed: dict[str, bytes],
         dcptools.write(plan, tmp_path / "out", workers=1, resume=True, cancel=cancel)
     said = str(caught.value).splitlines()
     assert said[0] == "Cancelled; what was half-written is removed."
-    assert said[1].endswith("finished and kept: go on with --resume (resume=True).")
+    assert said[1].endswith("finished and kept: go on with resume=True.")
     begun, _ = begun_by(plan, tmp_path / "out", resume=True)
     assert begun == SHARDS[int(said[1][0]) :]
     assert read_files(tmp_path / "out") == undisturbed
@@ -334,7 +334,7 @@ def test_another_plan_is_refused_with_what_differs(plan: ShardPlan, checkpoint: 
         f"The finished files in {out} are those of another conversion:\n"
         "  dtype: keep before, the default now\n"
         "  shard_size: 36 before, 72 now\n"
-        "Give the same options to go on with them. Without --resume (resume=True) it starts anew, and removes them."
+        "Give the same options to go on with them. Without resume=True it starts anew, and removes them."
     )
     dcptools.write(other, out)
     assert remains(out) == []
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_changed_in_between_is_refused(plan: ShardPlan, checkp
     (checkpoint / "__0_0.distcp").write_bytes(content)
     assert refusal(planned(checkpoint, tmp_path), out) == (
         f"The checkpoint {checkpoint} changed since the finished files in {out} were made of it: __0_0.distcp was "
-        "written to or replaced.\nWithout --resume (resume=True) it starts anew, and removes them."
+        "written to or replaced.\nWithout resume=True it starts anew, and removes them."
     )
 
 
