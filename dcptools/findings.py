@@ -49,7 +49,9 @@ CODES: dict[str, Code] = {
         "info", "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key."
     ),
     "unusual-key": Code(
-        "warning", "A key under the container is neither `model.*` nor `lm_head.*`; it lost the container's prefix."
+        "warning",
+        "A key under the container is neither `model.*` nor a head (`lm_head.weight`, `score.weight`); it lost the "
+        "container's prefix.",
     ),
     "flat-parameter": Code(
         "error", "FSDP1 flat parameters: names and shapes of the tensors are gone; they cannot be converted."

@@ -1085,3 +1085,23 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
     status, _, err = cli("diff", source, source, "--csv", tmp_path)
     assert status == 2 and f"{tmp_path} cannot be written" in err
+
+
+@pytest.mark.parametrize("case", ["tied", "app", "score"])
+def test_strict_lets_what_is_ordinary_through(case: str, cli: Cli, tmp_path: Path, expected_in_process: None) -> None:
+    """A tied model, the layout of PyTorch's own tutorial, and a classifier, whether the model is known or not."""
+    state = saved.model_state(tied=case == "tied", lm_head=case != "score")
+    if case == "score":
+        state["score.weight"] = torch.ones(2, 8)
+    checkpoint = (saved.app_state if case == "app" else saved.trained)(tmp_path / "c", state)
+    architecture = "Qwen3ForSequenceClassification" if case == "score" else "Qwen3ForCausalLM"
+    for known in (True, False):
+        assets = tmp_path / f"assets-{known}"
+        assets.mkdir()
+        config = {**models.QWEN3_CONFIG, "architectures": [architecture], "tie_word_embeddings": case == "tied"}
+        unknown = {**json.loads(models.UNKNOWN_CONFIG), "tie_word_embeddings": case == "tied"}
+        (assets / "config.json").write_text(json.dumps(config if known else unknown))
+        (assets / "tokenizer.json").write_text("{}")
+        done = cli("plan", checkpoint, "--model-assets-dir", assets, "--strict")
+        assert done.status == 0, done.err
+        assert "warning" not in done.out + done.err
