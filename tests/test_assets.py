@@ -241,12 +241,23 @@ def test_a_config_of_quantized_weights_is_a_warning_where_others_are_written(tmp
     assert "config-quantized" not in codes
 
 
-@pytest.mark.parametrize(("ties", "lm_head", "count"), [(True, True, 1), (True, False, 0), (False, True, 0)])
-def test_tied_weights_that_are_both_stored_are_a_warning(ties: bool, lm_head: bool, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ties", "tied", "option", "code", "written"),
+    [
+        (True, True, "auto", "tied-weights", 1), (True, False, "auto", "tied-differ", 2), (False, True, "auto", "", 2),
+        (True, True, "keep", "tied-kept", 2), (True, False, "drop", "tied-dropped", 1),
+    ],
+)  # fmt: skip
+def test_a_config_of_no_known_model_says_whether_embedding_and_head_are_one_weight(
+    ties: bool, tied: bool, option: str, code: str, written: int, tmp_path: Path
+) -> None:
     directory = make(tmp_path / "a", {**CONFIG, "tie_word_embeddings": ties})
-    checkpoint = saved.trained(tmp_path / "c", saved.model_state(lm_head=lm_head), optimizer=False)
-    found = [f for f in preview(checkpoint, model_assets_dir=directory).warnings if f.code == "tied-kept"]
-    assert [f.key for f in found] == ["lm_head.weight"] * count
+    checkpoint = saved.trained(tmp_path / "c", saved.model_state(tied=tied), optimizer=False)
+    mapping = preview(checkpoint, model_assets_dir=directory, tied=option)
+    assert mapping.fit is None
+    assert [f.code for f in mapping.findings if f.code.startswith("tied")] == ([code] if code else [])
+    both = {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(both & {output.name for output in mapping.outputs}) == written
 
 
 # --- the config that is written ---------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_a_rules_file_that_is_no_text_is_refused(cli: Cli, tmp_path: Path) -> No
 
 
 def test_at_most_20_findings_of_a_code_are_printed(cli: Cli, tmp_path: Path) -> None:
-    many(tmp_path / "c", 25, "model.visual.{}.weight")
+    many(tmp_path / "c", 25, "model.visual{}.weight")
     lines = cli("convert", tmp_path / "c", "--dry-run").err.splitlines()
     shown = [line for line in lines if line.startswith("warning[unusual-key]")]
     assert len(shown) == 21
@@ -1119,3 +1119,23 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
     status, _, err = cli("diff", source, source, "--csv", tmp_path)
     assert status == 2 and f"{tmp_path} cannot be written" in err
+
+
+@pytest.mark.parametrize("case", ["tied", "app", "score"])
+def test_strict_lets_what_is_ordinary_through(case: str, cli: Cli, tmp_path: Path, expected_in_process: None) -> None:
+    """A tied model, the layout of PyTorch's own tutorial, and a classifier, whether the model is known or not."""
+    state = saved.model_state(tied=case == "tied", lm_head=case != "score")
+    if case == "score":
+        state["score.weight"] = torch.ones(2, 8)
+    checkpoint = (saved.app_state if case == "app" else saved.trained)(tmp_path / "c", state)
+    architecture = "Qwen3ForSequenceClassification" if case == "score" else "Qwen3ForCausalLM"
+    for known in (True, False):
+        assets = tmp_path / f"assets-{known}"
+        assets.mkdir()
+        config = {**models.QWEN3_CONFIG, "architectures": [architecture], "tie_word_embeddings": case == "tied"}
+        unknown = {**json.loads(models.UNKNOWN_CONFIG), "tie_word_embeddings": case == "tied"}
+        (assets / "config.json").write_text(json.dumps(config if known else unknown))
+        (assets / "tokenizer.json").write_text("{}")
+        done = cli("plan", checkpoint, "--model-assets-dir", assets, "--strict")
+        assert done.status == 0, done.err
+        assert "warning" not in done.out + done.err

@@ -78,7 +78,7 @@ CHOSEN: dict[str, tuple[list[Key], Layout]] = {
     ),
     "app.model": (
         [*inside("app.model", "visual.w"), *inside("app.optim.state", "model.layers.0.w")],
-        Container("app.model", "the saved state dict has a model in the container 'app.model'", True),
+        Container("app.model", "the saved state dict has a model in the container 'app.model'"),
     ),
     "a container of another name with a model's keys": (
         inside("state_dict", "model.embed_tokens.weight"),

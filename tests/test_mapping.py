@@ -105,10 +105,10 @@ def test_the_chosen_layout_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_another_container_than_model_is_a_warning(tmp_path: Path) -> None:
-    mapping = preview(saved.app_state(tmp_path / "c"))
-    assert (mapping.layout, mapping.root) == ("container", "app.model")
+    mapping = preview(saved.save(tmp_path / "c", {"ema": saved.model_state()}))
+    assert (mapping.layout, mapping.root) == ("container", "ema")
     assert [str(f) for f in found(mapping, "container")] == [
-        "warning[container]: the model is read from 'app.model' (root= names another)"
+        "warning[container]: the model is read from 'ema' (root= names another)"
     ]
 
 

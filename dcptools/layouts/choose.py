@@ -16,6 +16,7 @@ from dcptools.layouts.training import MOMENT, is_extra_state
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
 
+APP_STATE = "app.model"  # {"app": AppState(model, optimizer)}, as PyTorch's tutorial of DCP saves it
 LAYOUTS = ("auto", "container", "bare")
 
 
@@ -85,7 +86,8 @@ def _by_container(keys: Sequence[Key]) -> Container | None:
 def _by_other_container(keys: Sequence[Key]) -> Container | None:
     others = sorted({key.container for key in keys if len(key.path) > 1 and _holds_model(key)})
     if len(others) == 1:
-        return Container(others[0], f"the saved state dict has a model in the container {others[0]!r}", True)
+        reason = f"the saved state dict has a model in the container {others[0]!r}"
+        return Container(others[0], reason, others[0] != APP_STATE)
     return None
 
 

@@ -15,6 +15,7 @@ from dcptools.layouts.values import Leftover, Output, Reading
 from dcptools.tensors import View
 
 CONTAINER = "model"  # what nearly all trainers call it
+HEADS = ("lm_head.weight", "score.weight")  # of a language model, and of a classifier made of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +90,4 @@ class Container:
 
 def _is_usual(name: str) -> bool:
     """Whether a name is what nearly all models have: it is more likely one than what only lost its container."""
-    return name.startswith("model.") or name == "lm_head.weight"
+    return name.startswith("model.") or name in HEADS

@@ -194,8 +194,8 @@ def _is_text(name: str) -> bool:
         return False
 
 
-def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: bool) -> Iterator[Finding]:
-    """What is missing or odd beside the weights; what a ``known`` model ties was looked at already."""
+def about_assets(assets: Assets | None) -> Iterator[Finding]:
+    """What is missing or odd beside the weights."""
     if assets is None:
         yield Finding(
             "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
@@ -203,16 +203,6 @@ def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: boo
         )  # fmt: skip
         return
     yield from assets.findings
-    names = {output.name for output in outputs}
-    if (
-        not known
-        and assets.says("tie_word_embeddings") is True
-        and {"lm_head.weight", "model.embed_tokens.weight"} <= names
-    ):
-        yield Finding(
-            "tied-kept", "lm_head.weight", "config.json ties it to the embedding; both are written",
-            "transformers uses the embedding for both; exclude one if they are equal",
-        )  # fmt: skip
 
 
 def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from dcptools.mapping.about import (
 from dcptools.mapping.about_adapter import about_full
 from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
-from dcptools.mapping.holding import Held, hold, hold_adapter
+from dcptools.mapping.holding import Held, hold, hold_adapter, hold_tied
 from dcptools.mapping.rename import Rename, Renames, parse_renames
 from dcptools.mapping.taking import take
 from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
@@ -141,6 +141,8 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     elif expected:
         excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
+    elif assets and assets.says("tie_word_embeddings") is True:
+        held = hold_tied(kept, checkpoint, options)
     renamed = [renames.apply(output) for output in held.outputs]
     outputs = tuple(sorted(renamed, key=lambda output: output.name))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
@@ -157,7 +159,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_rules(renames.unused, sorted(globs.unused)),
         *(about_renamed(held.outputs, renamed) if held.fit else ()),
         *about_names(outputs),
-        *about_assets(assets, outputs, known=expected is not None),
+        *about_assets(assets),
         *about_leftovers(leftovers),
     )
     fits = tuple(candidate.fit for candidate in taken.tried)
