@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
+from dcptools._collector import no_collections
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from dcptools.shards.values import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan
 HINT_WIDTH = 120  # characters of a line
 
 
+@no_collections()
 def plan(
     mapping: KeyMapping | Checkpoint | str | os.PathLike[str],
     shard_size: int | str = DEFAULT_SHARD_SIZE,

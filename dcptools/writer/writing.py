@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dcptools._collector import what_is_there_stays
 from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
@@ -111,7 +112,7 @@ def fill(
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint, FindingsError, Cancelled
         As :func:`write`.
     """
-    with bar(progress, "writing") as report:
+    with bar(progress, "writing") as report, what_is_there_stays():
         engine.run(report, cancel)
     found = tuple(_found(engine))
     if engine.plan.options.strict:
