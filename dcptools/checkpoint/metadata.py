@@ -7,7 +7,6 @@ collected from files written by torch 2.2 to 2.13. Torch is not imported.
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcptools._collector import no_collections
 from dcptools._fields import (
     REPR,
     TOO_LARGE,
@@ -128,6 +128,7 @@ _PATH_NAMES = tuple(
 )
 
 
+@no_collections()
 def parse(data: bytes, what: str) -> RawMetadata:
     """Unpickle and check. A million chunks take some seconds and, while it runs, about 300 bytes per chunk.
 
@@ -140,16 +141,10 @@ def parse(data: bytes, what: str) -> RawMetadata:
     UnsafeMetadata
         The pickle asks for what no checkpoint needs.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # millions of small objects and no cycle: collections would only triple the time
-    try:
-        with contextlib.suppress(BrokenCheckpoint):
-            return _checked(*_loads(data, what, in_steps=True), what, len(data))
-        # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
-        return _checked(*_loads(data, what, in_steps=False), what, len(data))
-    finally:
-        if collecting:
-            gc.enable()
+    with contextlib.suppress(BrokenCheckpoint):
+        return _checked(*_loads(data, what, in_steps=True), what, len(data))
+    # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
+    return _checked(*_loads(data, what, in_steps=False), what, len(data))
 
 
 def _loads(data: bytes, what: str, *, in_steps: bool) -> tuple[Any, tuple[str, ...]]:

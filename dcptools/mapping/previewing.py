@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from dcptools._collector import no_collections
 from dcptools._paths import expanded
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
@@ -125,6 +126,7 @@ def preview(
     return _mapping(as_checkpoint(checkpoint), options)
 
 
+@no_collections()
 def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     """Read the checkpoint in the best way, keep what is wanted, let the model say what that is, and say what is odd."""
     assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None

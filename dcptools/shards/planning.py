@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from dcptools._collector import no_collections
 from dcptools._option import option
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 HINT_WIDTH = 120  # characters of a line
 
 
+@no_collections()
 def plan(
     mapping: KeyMapping | Checkpoint | str | os.PathLike[str],
     shard_size: float | str = DEFAULT_SHARD_SIZE,

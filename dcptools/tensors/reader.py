@@ -48,7 +48,6 @@ class TensorReader:
         self.tensor, self.chunks = tensor, Chunks(tensor)
         self._checksums, self._scratch_bytes = checksums, scratch_bytes
         self._items: dict[int, Item] = {}
-        self._unpacked = functools.cache(Unpacked)
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -85,6 +84,8 @@ class TensorReader:
 
     def open(self) -> None:
         """Open all items now and not when they are first read; raises what ``read_region`` raises."""
+        if len(self._items) == len(self.chunks.boxes):
+            return  # as of an expert of many that lie in one tensor
         chunks = self.tensor.chunks
         with self._lock:
             for index, _, _ in self.chunks.boxes:
@@ -219,8 +220,13 @@ class TensorReader:
                 self._items[index] = self._open(self.tensor.chunk(index))
         return self._items[index]
 
+    @functools.cached_property
+    def _unpacked(self) -> Unpacked:
+        """Where items are unpacked to, if one has to be."""
+        return Unpacked()
+
     def _open(self, chunk: Chunk) -> Item:
-        item = open_item(self.tensor.source, self.tensor, chunk, self._unpacked)
+        item = open_item(self.tensor.source, self.tensor, chunk, lambda: self._unpacked)
         if self._checksums is not None:
             self._checksums.open(item)
         return item

@@ -26,6 +26,7 @@ class Sizes:
     # than they save in the cache (measured: 1, 2, 4 MiB).
     slab_bytes: int = 2 << 20
     block_slabs: int = 2
+    block_parts: int = 256  # more of them, of small tensors, only take memory until they are written
     # Cut and opened together: few, so that copying begins soon where each read takes long; but not fewer than
     # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
     blocks_together: int = 16
@@ -114,7 +115,7 @@ class Block:
     def __init__(self, start: int, sizes: Sizes) -> None:
         self.start = self.end = start  # bytes from the start of the file
         self.slabs: list[Slab] = []
-        self._size = sizes.block_bytes
+        self._size, self._parts_left = sizes.block_bytes, sizes.block_parts
         self._limit = (start // self._size + 1) * self._size
 
     @property
@@ -143,14 +144,15 @@ class Block:
         return self._put(self.slabs[-1], part, first, count)
 
     def _room(self, part: Part) -> int:
-        """Values that fit; none if they would not lie at a multiple of their size."""
+        """Values that fit; none if they would not lie at a multiple of their size, or if it has many parts."""
         itemsize = part.tensor.dtype.itemsize
-        return 0 if self.nbytes % itemsize else (self._limit - self.end) // itemsize
+        return 0 if self.nbytes % itemsize or not self._parts_left else (self._limit - self.end) // itemsize
 
     def _put(self, slab: Slab, part: Part, first: int, count: int) -> int:
         """Append values of a part to the last slab."""
         slab.values.append((part, first, first + count))
         slab.count += count
+        self._parts_left -= 1
         self.end += count * part.tensor.dtype.itemsize
         return count
 

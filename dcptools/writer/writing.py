@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dcptools._collector import what_is_there_stays
 from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
 from dcptools._paths import expanded
@@ -122,7 +123,7 @@ def fill(
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint, FindingsError, Cancelled
         As :func:`write`.
     """
-    with bar(progress, "writing") as report:
+    with bar(progress, "writing") as report, what_is_there_stays():
         engine.run(report, cancel)
     found = tuple(_found(engine))
     if engine.plan.options.strict:
