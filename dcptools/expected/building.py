@@ -67,10 +67,10 @@ def build(config: dict[str, Any]) -> Any:
     remote = " without the code that comes with it" if config.get("auto_map") else ""
     version = f"transformers {transformers.__version__}"
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise Unknown(f"{version} does not know the model_type {model_type!r}{remote}")
+        raise Unknown(f"{version} does not know the model_type {model_type!r:.200}{remote}")
     made = getattr(transformers, name, None)
     if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
-        raise Unknown(f"{version} does not know the architecture {name!r}{remote}")
+        raise Unknown(f"{version} does not know the architecture {name!r:.200}{remote}")
     plain = {field: value for field, value in config.items() if field not in ("quantization_config", "auto_map")}
     with torch.device("meta"):
         model = made(CONFIG_MAPPING[model_type].from_dict(plain))
