@@ -2,11 +2,13 @@
 #
 #   make test PYTHON=python3.12        another Python for the virtual environment
 #   make demo VENV=/tmp/venv           another place for it
+#   make test-long FUZZ_SECONDS=60     less than an hour of hostile files
 #   make demo PIP_ARGS='--index-url …' anything else that pip should know, such as where a CPU build of torch is
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+FUZZ_SECONDS ?= 3600
 
 RUN = $(VENV)/bin/
 STAMP = $(VENV)/.installed
@@ -57,7 +59,7 @@ test: $(STAMP) ## all tests but the long ones, and every notebook
 	exit $$failed
 
 test-long: $(STAMP) ## the tests that take minutes or gigabytes
-	$(RUN)python -m pytest -q -rs -m long
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN)python -m pytest -q -rs -m long
 
 check: $(STAMP) ## lint, format, types, direction of imports, notebooks without output
 	@failed=0; \

@@ -167,7 +167,7 @@ def _check_config(config: dict[str, Any]) -> Iterator[Finding]:
     if not isinstance(model_type, str):
         yield Finding("config-unknown-model-type", CONFIG, "it has no model_type", "AutoConfig cannot load it")
     elif "auto_map" not in config and is_known(model_type) is False:
-        unknown = f"the installed transformers has no model_type {model_type!r}"
+        unknown = f"the installed transformers has no model_type {model_type!r:.200}"
         yield Finding("config-unknown-model-type", CONFIG, unknown, "load it with a version that has it")
 
 

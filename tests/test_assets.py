@@ -210,6 +210,11 @@ def test_a_model_type_that_nobody_knows_is_a_warning(
     assert lines(make(tmp_path / "a", config)) == ([text] if expected else [])
 
 
+def test_what_is_said_of_a_long_config_is_short(tmp_path: Path) -> None:
+    (line,) = lines(make(tmp_path / "a", {"architectures": ["Qwen3ForCausalLM"], "model_type": "x" * 9000}))
+    assert len(line) < 400
+
+
 @pytest.mark.parametrize("what", ["does not exist", "is not a directory"])
 def test_a_wrong_assets_directory_is_a_usage_error(what: str, tmp_path: Path) -> None:
     path = tmp_path / "a"

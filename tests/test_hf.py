@@ -153,6 +153,13 @@ class TestIndex:
         (directory / INDEX).write_bytes(content)
         assert [line.split(":")[0] for line in said(read_model(directory))] == [f"model-index {INDEX}"]
 
+    def test_what_is_said_of_a_long_one_is_short(self, tmp_path: Path) -> None:
+        directory = two_files(tmp_path / "m")
+        metadata = {"total_size": ["x" * 9000], "total_parameters": {"x": [1] * 9000}}
+        write_index(directory, {"metadata": metadata, "weight_map": {"a": FIRST, "b": FIRST, "c": ["y"] * 9000}})
+        lines = said(read_model(directory))
+        assert len(lines) == 3 and max(map(len, lines)) < 400
+
     def test_a_name_in_two_files(self, tmp_path: Path) -> None:
         directory = two_files(tmp_path / "m")
         save_file({"c": torch.tensor(7), "a": torch.ones(1)}, directory / SECOND)

@@ -25,8 +25,8 @@ def architecture_of(config: Mapping[str, Any]) -> tuple[Any, Any]:
     remote = " without the code that comes with it" if config.get("auto_map") else ""
     version = f"transformers {transformers.__version__}"
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise Unknown(f"{version} does not know the model_type {model_type!r}{remote}")
+        raise Unknown(f"{version} does not know the model_type {model_type!r:.200}{remote}")
     made = getattr(transformers, name, None)
     if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
-        raise Unknown(f"{version} does not know the architecture {name!r}{remote}")
+        raise Unknown(f"{version} does not know the architecture {name!r:.200}{remote}")
     return made, CONFIG_MAPPING[model_type]

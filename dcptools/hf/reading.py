@@ -140,7 +140,7 @@ def _read_index(source: LocalSource, name: str) -> _Index:
         return _Index(name, {}, {}, [_bad_index(name, "it has no weight_map")])
     metadata = parsed.get("metadata")
     good = {key: file for key, file in weight_map.items() if _is_plain(file)}
-    bad = [_bad_index(key, f"it is said to be in {file!r}, no file of the directory") for key, file in
+    bad = [_bad_index(key, f"it is said to be in {file!r:.200}, no file of the directory") for key, file in
            weight_map.items() if key not in good]  # fmt: skip
     return _Index(name, good, metadata if isinstance(metadata, dict) else {}, bad)
 
@@ -238,8 +238,10 @@ def _about_index(index: _Index, weights: Mapping[str, Weight], readable: set[str
     if all(file in readable for file in index.weight_map.values()):
         size = sum(weight.nbytes for weight in weights.values())
         if total is not None and total != size:
-            yield _bad_index(index.name, f"total_size is {total!r}, and the weights have {size:,} bytes")
+            yield _bad_index(index.name, f"total_size is {total!r:.200}, and the weights have {size:,} bytes")
         numel = sum(weight.numel for weight in weights.values())
         parameters = index.metadata.get("total_parameters")
         if parameters is not None and parameters != numel:
-            yield _bad_index(index.name, f"total_parameters is {parameters!r}, and the weights have {numel:,} elements")
+            yield _bad_index(
+                index.name, f"total_parameters is {parameters!r:.200}, and the weights have {numel:,} elements"
+            )
