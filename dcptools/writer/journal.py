@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from dcptools.storage import TEMPORARY, open_regular
 JOURNAL = f"{TEMPORARY}journal.tmp"
 NEW_JOURNAL = f"{TEMPORARY}journal-new.tmp"
 _FORMAT = 1
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,6 @@ def _header(plan: ShardPlan) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     header = {
         "format": _FORMAT,
-        "dcptools": version("dcptools"),
         "fingerprint": plan.fingerprint,
         "checkpoint": checkpoint.path,
         "digest": checkpoint.digest,
@@ -160,9 +158,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     for name in sorted(was.keys() | now["options"].keys()):
         if was.get(name) != now["options"].get(name):
             lines.append(f"{name}: {_said(was, name)} before, {_said(now['options'], name)} now")
-    if before.get("dcptools") != now["dcptools"]:
-        lines.append(f"dcptools: {before.get('dcptools')} before, {now['dcptools']} now")
-    return lines or ["names, shapes or dtypes of the result; its config.json or reference may have changed"]
+    return lines or ["names, shapes or dtypes of the result: its config.json, reference or dcptools may have changed"]
 
 
 def _said(options: Mapping[str, Any], name: str) -> str:

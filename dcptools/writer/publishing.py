@@ -35,9 +35,13 @@ def check_file(file: ShardFile, path: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Any] = {}
-    with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
-        slices = {name: opened.get_slice(name) for name in opened.keys()}
-        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    try:
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except FileNotFoundError:  # so it says, whatever the reason
+        os.close(open_regular(Path(path)))
+        raise
     wanted = {t.output.name: (t.dtype.code, t.output.shape) for t in file.tensors}
     if found != wanted or os.path.getsize(path) != file.nbytes:
         raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")

@@ -16,7 +16,7 @@ from dcptools._parallel import Progress, default_workers
 from dcptools._paths import expanded
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError, notes_of
+from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UnsupportedCheckpoint, UsageError, notes_of
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
 from dcptools.storage import TEMPORARY, LocalSink
@@ -170,7 +170,7 @@ def _explained(target: Path, checkpoint: Checkpoint, staged: StagedFiles) -> Ite
     except Cancelled as error:
         kept = f"\n{staged.told(error)}" if staged.kept(error) else ""
         raise Cancelled(f"Cancelled; what was half-written is removed.{kept}") from None
-    except BrokenCheckpoint as error:
+    except (BrokenCheckpoint, UnsupportedCheckpoint) as error:
         refuse_changes(checkpoint, *DURING)
         if staged.kept(error):
             raise type(error)(f"{error}\n{staged.told(error)}") from error
