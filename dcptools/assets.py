@@ -29,13 +29,15 @@ TOKENIZER_FILES = (
 )
 MAX_CONFIG_BYTES = 64 << 20
 
-# Weights, optimizer and training state, and what would make transformers look for other weights
+# Weights, optimizer and training state, what would make transformers look for other weights, and what is about another
+# copy of the model
 _NOT_ASSETS = re.compile(
     r"\..*"  # .metadata, .gitattributes
     r"|.*\.(safetensors|bin|pt|pth|ckpt|distcp|h5|msgpack|gguf|ggml|ot|onnx|onnx_data|npz|npy|tmp|lock|incomplete)"
     r"(\.index\.json)?"
     r"|(optimizer|optim|scheduler|lr_scheduler|rng_state|random_states?|scaler|training_args|events\.out)(_\d|\b).*"
-    r"|(trainer_state|adapter_config)\.json|latest|zero_to_fp32\.py",
+    r"|(trainer_state|adapter_config)\.json|latest|zero_to_fp32\.py"
+    r"|.*(~|\.(bak|backup|old|orig|swp|log|out|err)(\.?\d+)?)|readme(\..*)?",  # backups, logs, another model's card
     re.IGNORECASE,
 )
 

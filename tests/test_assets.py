@@ -26,7 +26,8 @@ COPIED = (
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "feature_extractor.json",
     "chat_template.jinja", "chat_template.json",
     "modeling_mine.py", "configuration_mine.py", "tokenization_mine.py", "optimization.py", "scheduler_config.json",
-    "README.md", "LICENSE", "params.json", "optimum.json", "latest.txt", "model.safetensors.md", "binary_head.py",
+    "LICENSE", "readme_template.jinja", "catalog", "layout", "modeling_log.py", "params.json",
+    "optimum.json", "latest.txt", "model.safetensors.md", "binary_head.py",
 )  # fmt: skip
 NOT_COPIED = (
     # weights, in every format that the Hub has seen, and their indices
@@ -44,6 +45,9 @@ NOT_COPIED = (
     # leftovers of other programs
     ".gitattributes", ".cache", "tokenizer.json.lock", "model.tmp", "blob.incomplete",
     "PYTORCH_MODEL.BIN", "Optimizer.pt",
+    # backups and logs, and what is about another copy of the model
+    "config.json.bak", "notes.txt~", "tokenizer.json.orig", "train.log", "train.log.1", "slurm.out",
+    "README.md", "README",
 )  # fmt: skip
 
 

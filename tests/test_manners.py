@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from checkpoints import saved
 from click.testing import CliRunner
 
 import dcptools
+from dcptools import _progress
 from dcptools.cli import main_group
 from dcptools.demo import Demo
 from dcptools.errors import UsageError
@@ -116,3 +120,39 @@ def test_a_size_in_any_form(size: Any, demo: Demo) -> None:
     assert dcptools.plan(demo.checkpoint, size).options.shard_size == 1_000_000
     done = CliRunner().invoke(main_group, ["plan", str(demo.checkpoint), "--shard-size", str(size), "--dtype", "bf16"])
     assert done.exit_code == 0 and "2 files with 1.45 MB" in done.output, done.output
+
+
+def test_a_byte_order_mark_in_a_file_of_rules_is_no_part_of_a_rule(demo: Demo, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.txt"
+    rules.write_text("lm_head.weight=head.weight\n", encoding="utf-8-sig")
+    done = CliRunner().invoke(main_group, ["preview", str(demo.checkpoint), "--rename-file", str(rules)])
+    assert done.exit_code == 0 and "rename-unused" not in done.output and " head.weight" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype_for": "*=float32"}, "elements as float32)"),
+        ({"dtype_for": "lm_head.*=float32"}, "elements as bfloat16, float32)"),
+        ({"dtype": "keep"}, "elements as float32)"),
+    ],
+)
+def test_the_headline_says_what_is_written(options: Any, said: str, demo: Demo) -> None:
+    assert said in dcptools.plan(demo.checkpoint, **options).headline()
+
+
+def test_a_log_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_progress, "LOG_SECONDS", 0.0)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    with _progress.bar(True, "writing") as report:
+        assert report is not None
+        report(25, 100, "a.weight")
+        report(100, 100, "b.weight")
+    lines = capsys.readouterr().err
+    assert re.fullmatch(r"writing: 25%, 25 B of 100 B, .*/s\n", lines)
+
+
+def test_a_short_run_leaves_nothing_of_its_progress_in_a_log(demo: Demo, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "dcptools", "convert", demo.checkpoint, "--save-dir", tmp_path / "out"]
+    done = subprocess.run([*words, "--no-fsync"], capture_output=True, text=True)
+    assert done.returncode == 0 and "\r" not in done.stderr and "writing" not in done.stderr

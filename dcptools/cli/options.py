@@ -265,5 +265,5 @@ def sides_of(a: Path, b: Path, by: str, options: dict[str, Any]) -> tuple[Any, A
 def _read_rules(path: Path) -> list[str]:
     """The rename rules of a file."""
     with system_errors(UsageError, f"The file of rename rules {path} cannot be read"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # an editor may have put a mark in front
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

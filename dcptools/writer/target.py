@@ -15,7 +15,7 @@ from dcptools.storage import TEMPORARY
 from dcptools.writer.swap import Swap, is_file
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
+SPARE_BYTES = 64 << 10  # for directory entries, and what is left of the last blocks
 
 
 def default_save_dir(load_dir: str | os.PathLike[str]) -> Path:
@@ -40,6 +40,8 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
         raise TargetError(f"The output {save_dir} {what}.\nGive a directory, new or without a model in it.")
     if not os.access(there, os.W_OK | os.X_OK):
+        if _is_read_only(there):
+            raise TargetError(f"{there} is on a file system that is mounted read-only.\nGive a directory elsewhere.")
         raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory of yours.")
     for file in plan.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
@@ -118,6 +120,11 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _is_read_only(directory: Path) -> bool:
+    """Whether nobody can write there, whatever the permissions say."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:
