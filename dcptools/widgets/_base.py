@@ -49,9 +49,15 @@ STYLE = """<style>
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
 .dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
 .dcptools .widget-html-content > p { margin: 6px 0 2px; }
-.dcptools .dcp-tree button { white-space: pre; text-align: left; background: transparent; color: var(--dcp-text);
-  font-family: var(--jp-code-font-family, monospace); font-size: 12px; overflow: hidden; text-overflow: ellipsis; }
-.dcptools .dcp-tree button:disabled { opacity: 1; }
+.dcptools .dcp-beside { flex-flow: row wrap; align-items: flex-start; gap: 8px 16px; overflow: visible; }
+.dcptools .dcp-beside > .dcp-list { flex: 3 1 560px; min-width: 0; margin: 0; }
+.dcptools .dcp-beside > .dcp-detail { flex: 1 1 380px; min-width: 0; margin: 0; padding: 0 2px; overflow: visible; }
+.dcptools h3.dcp { font: 600 13px/1.4 var(--jp-code-font-family, monospace); margin: 0 0 6px; color: var(--dcp-text);
+  overflow-wrap: anywhere; user-select: all; }
+.dcptools dl.dcp { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 0; font-size: 12px; }
+.dcptools dl.dcp dt { color: var(--dcp-soft); } .dcptools dl.dcp dd { margin: 0; overflow-wrap: anywhere; }
+.dcptools button.dcp-finding { height: auto; white-space: normal; text-align: left; line-height: 1.4; padding: 4px 10px;
+  border-left: 4px solid #e69f00; background: var(--dcp-fill); color: var(--dcp-text); overflow-wrap: anywhere; }
 </style>"""
 
 
@@ -110,6 +116,14 @@ def figure_html(figure: Any, width: int = 900) -> str:
     data = base64.b64encode(target.getvalue()).decode()
     text = escape(plots.describe(figure))
     return f"<img class='dcp' style='width:{width}px' alt='{text}' src='data:image/png;base64,{data}'>"
+
+
+def beside(table: W.Widget, detail: W.Widget) -> W.HBox:
+    """A table, and to its right what is said of the chosen row; below it where that has no room."""
+    table.add_class("dcp-list")
+    box = W.HBox([table, detail])
+    box.add_class("dcp-beside")
+    return box
 
 
 def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:

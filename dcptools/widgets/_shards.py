@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ipywidgets as W
-import pandas as pd
 import traitlets as T
 
 from dcptools import plots
@@ -15,10 +14,18 @@ from dcptools._text import format_bytes
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._rows import Column
+from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
 
 MIN_LOG, MAX_LOG = 4.0, 11.0  # of the slider: 10 kB to 100 GB
+FILES = (
+    Column("file", searched=True),
+    Column("tensors", "{:,}".format, numeric=True),
+    Column("nbytes", format_bytes, "bytes", numeric=True),
+    Column("first", label="first tensor", searched=True),
+    Column("last", label="last tensor", searched=True),
+)
 
 
 class Shards(Step):
@@ -49,11 +56,7 @@ class Shards(Step):
         self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
-        self.files = PagedTable(
-            pd.DataFrame(columns=["file", "tensors", "nbytes", "first", "last"]),
-            search=["file", "first", "last"], formats={"nbytes": format_bytes}, numeric=["tensors", "nbytes"],
-            label="Search files",
-        )  # fmt: skip
+        self.files = Table(FILES, noun="file")
         self._syncing = False
         super().__init__([W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files])
         self.slider.observe(self._slid, "value")

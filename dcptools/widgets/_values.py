@@ -1,4 +1,4 @@
-"""Looks at values: statistics of many tensors, and one tensor at a time."""
+"""Statistics of the values of many tensors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ import ipywidgets as W
 import pandas as pd
 import traitlets as T
 
-from dcptools import plots
-from dcptools._text import counted, format_bytes, format_shape, some
+from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.mapping import KeyMapping, preview
-from dcptools.values import STATISTICS, load_tensor, stats
-from dcptools.widgets._base import alert, escape, figure_html
+from dcptools.values import STATISTICS, stats
+from dcptools.widgets._base import alert
 from dcptools.widgets._job import Job
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._rows import Column
+from dcptools.widgets._table import Table
 
 COLUMNS = ["key", "dtype", "numel", *STATISTICS]
+NUMBER = "{:.4g}".format
+COUNT = "{:,}".format
+TABLE = (
+    Column("key", searched=True),
+    Column("nan", COUNT, "NaN", numeric=True, kinds=lambda count: ["some"] if count else []),
+    Column("inf", COUNT, "Inf", numeric=True, kinds=lambda count: ["some"] if count else []),
+    *(Column(name, NUMBER, numeric=True) for name in ("min", "max", "mean", "std", "norm")),
+    Column("zeros", COUNT, numeric=True),
+    Column("dtype"),
+    Column("numel", COUNT, "elements", numeric=True),
+)
 
 
 class Values(W.VBox):  # type: ignore[misc]
@@ -38,13 +49,7 @@ class Values(W.VBox):  # type: ignore[misc]
         )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
         self.note = W.HTML()
-        self.table = PagedTable(
-            pd.DataFrame(columns=COLUMNS),
-            search=["key"],
-            flags={"only NaN or Inf": lambda frame: (frame["nan"] > 0) | (frame["inf"] > 0)},
-            formats={**dict.fromkeys(("min", "max", "mean", "std", "norm"), "{:.4g}".format), "numel": "{:,}".format},
-            numeric=["numel", *STATISTICS],
-        )
+        self.table = Table(TABLE, noun="tensor")
         about = W.HTML(
             "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
         )
@@ -81,51 +86,3 @@ class Values(W.VBox):  # type: ignore[misc]
         self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at} were looked at.")
         self.table.frame = frame
         self._tell(frame)
-
-
-class OneTensor(W.VBox):  # type: ignore[misc]
-    """Where a tensor's chunks lie, how its values are distributed, and the first of them."""
-
-    checkpoint = T.Any(None, allow_none=True)
-
-    def __init__(self, failed: Callable[[BaseException], None]) -> None:
-        self._failed = failed
-        self.key = W.Combobox(
-            description="Key", placeholder="type a part of a key", ensure_option=False, continuous_update=False,
-            layout={"width": "640px"},
-        )  # fmt: skip
-        self.body = W.HTML()
-        super().__init__([self.key, self.body])
-        self.key.observe(self._show, "value")
-        self.observe(self._new, "checkpoint")
-
-    def _new(self, _: Any) -> None:
-        self.body.value = ""
-        names = list(self.checkpoint.tensors) if self.checkpoint is not None else []
-        self.key.options = names[:200]  # suggestions only; any key can be typed
-        self.key.value = ""
-
-    def _show(self, _: Any) -> None:
-        try:
-            self.body.value = self._describe() if self.key.value else ""
-        except Exception as error:
-            self.body.value = alert("error", str(error))
-
-    def _describe(self) -> str:
-        key = self.key.value
-        tensor = self.checkpoint[key]
-        first = tuple(slice(0, 6) for _ in tensor.shape)
-        size = f"{format_bytes(tensor.nbytes)}, {counted(len(tensor.offsets), 'chunk')}"
-        facts = f"{format_shape(tensor.shape)} {tensor.dtype.name}, {size}"
-        parts = [f"<p><strong>{escape(key)}</strong>: {escape(facts)}</p>"]
-        parts.append(figure_html(plots.chunks(self.checkpoint, key)))
-        if tensor.numel and tensor.dtype.kind != "opaque":
-            parts.append(figure_html(plots.histogram(self.checkpoint, key)))
-        if tensor.dtype.kind != "opaque":
-            values = load_tensor(self.checkpoint, key, first)
-            parts.append(f"<p>First values</p><pre class='dcp'>{escape_lines(str(values))}</pre>")
-        return "".join(parts)
-
-
-def escape_lines(text: str) -> str:
-    return "\n".join(escape(line) for line in text.splitlines())

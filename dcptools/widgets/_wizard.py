@@ -69,7 +69,7 @@ class Wizard(Step):
     def _link(self) -> None:
         T.dlink((self.open_step, "checkpoint"), (self.inspect_step, "checkpoint"))
         T.dlink((self.open_step, "checkpoint"), (self.mapping_step, "checkpoint"))
-        T.dlink((self.mapping_step, "mapping"), (self.inspect_step.values, "mapping"))
+        T.dlink((self.mapping_step, "mapping"), (self.inspect_step, "mapping"))
         T.dlink((self.mapping_step, "dtype"), (self.shards_step, "dtype"))
         T.dlink((self.mapping_step, "mapping"), (self.shards_step, "mapping"), _without_errors)
         T.dlink((self.shards_step, "plan"), (self.try_step, "plan"))
