@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import matplotlib
 import numpy as np
@@ -39,6 +42,7 @@ from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
 from dcptools.tensors import View
 
 W = "model.model.w"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 # --- reading a figure -------------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def test_many_tensors_of_one_layer_are_drawn_as_one_and_nothing_moves() -> None:
     assert "neighbours of one colour are drawn as one" in title(figure)
 
 
-def test_a_hundred_thousand_tensors_are_some_two_thousand_segments_that_add_up() -> None:
+def test_a_hundred_thousand_tensors_are_some_hundred_segments_that_add_up() -> None:
     names = [f"model.layers.{n % 61}.mlp.experts.{n}.weight" for n in range(100_000)]  # no neighbours of one layer
     plan = plan_of(*([(name, 7 + i % 5) for i, name in enumerate(names[f::50])] for f in range(50)))
     figure = plots.shards(plan)
@@ -213,7 +217,7 @@ def test_a_hundred_thousand_tensors_are_some_two_thousand_segments_that_add_up()
         assert start == pytest.approx(totals[row])  # no gap, no overlap
         totals[row] += round(width)
     assert [totals[row] for row in range(50)] == [file.data_nbytes for file in plan.files]
-    assert 500 < len(drawn) <= 2050
+    assert 400 < len(drawn) <= 1050
     assert "are drawn as one" in title(figure)
 
 
@@ -644,6 +648,115 @@ def test_diff_refuses_another_statistic(tmp_path: Path) -> None:
         plots.diff(found, "variance")  # type: ignore[arg-type]
 
 
+# --- on a page --------------------------------------------------------------------------------------------------
+
+
+def element(figure: Figure) -> Element:
+    """The figure as a page gets it."""
+    return ElementTree.fromstring(plots.svg(figure))
+
+
+def tips(figure: Figure) -> list[str]:
+    return [title.text or "" for title in element(figure).iter(f"{SVG}title")]
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.text for text in element(figure).iter(f"{SVG}text") if text.text]
+
+
+def styles(shown: Element) -> dict[str, list[str]]:
+    """What is said of each property anywhere."""
+    found: dict[str, list[str]] = {}
+    for part in [part for part in shown.iter() if part is not shown]:
+        for said in filter(None, part.get("style", "").split(";")):
+            name, value = said.split(":", 1)
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def test_segments_say_which_tensors_they_are() -> None:
+    figure = plots.shards(plan_of([("model.layers.3.b", 1500), ("lm_head.weight", 20)]))
+    assert tips(figure) == ["model.layers.3.b\n1.50 kB, layer 3", "lm_head.weight\n20 B, outside of layers"]
+    assert tips(plots.shards(plan_of([("x.norm", 9)]), color_by="module")) == ["x.norm\n9 B, module norm"]
+
+
+def test_neighbours_that_are_drawn_as_one_say_so() -> None:
+    figure = plots.shards(plan_of(layers(range(2), each=600)))
+    first, second = "model.layers.0.mlp.experts.0.weight", "model.layers.0.mlp.experts.599.weight"
+    assert tips(figure)[0] == f"600 tensors:\n{first}\nto {second}\n6.00 kB, layer 0"
+
+
+def test_bars_boxes_bins_and_cells_say_what_they_are(tmp_path: Path) -> None:
+    tensors = {W: [((0, 0), torch.zeros(2, 3)), ((2, 0), torch.ones(2, 3))]}
+    path = saved.save_chunks(tmp_path / "a", tensors, files=2)
+    assert tips(plots.sizes(path, by="dtype")) == ["float32\n48 bytes, 100%"]
+    assert tips(plots.chunks(path, W)) == [
+        f"rank {n}: __{n}_0.distcp\ndimension 0: {2 * n} to {2 * n + 1}\ndimension 1: 0 to 2" for n in range(2)
+    ]
+    assert tips(plots.histogram(path, W, bins=2)) == ["0 to 0.5\n6 values", "0.5 to 1\n6 values"]
+    state = {"model.layers.0.w": torch.ones(2), "model.layers.1.w": torch.ones(2)}
+    other = saved.save(tmp_path / "c", state | {"model.layers.1.w": torch.tensor([1.0, 2.0])})
+    found = dcptools.diff(saved.save(tmp_path / "b", state), other)
+    equal, apart = tips(plots.diff(found, "max_abs"))
+    assert equal == "model.layers.0.w\nequal\nlargest absolute difference: 0"
+    assert apart == "model.layers.1.w\nvalues\nlargest absolute difference: 1"
+
+
+def test_a_page_gets_text_in_its_own_colours_on_a_clear_ground(tmp_path: Path) -> None:
+    ours = {f"var(--dcp-{name})" for name in ("text", "soft", "line", "fill", "ground")}
+    for figure in figures(tmp_path):
+        shown = element(figure)
+        assert shown.get("role") == "img" and shown.get("aria-label") == plots.describe(figure)
+        for text in shown.iter(f"{SVG}text"):
+            said = dict(part.split(":", 1) for part in text.get("style", "").split(";"))
+            assert said.get("fill", "black") in ours | {"#ffffff", "black"}
+            assert "font-family" not in said
+        found = styles(shown)
+        assert "var(--dcp-text)" in found["fill"]
+        assert not {"#1a1a1a", "#595959", "#dddddd", "#e8e8e8"} & {*found["fill"], *found["stroke"]}
+        assert "#ffffff" not in found["stroke"]
+
+
+def test_labels_on_a_page_are_text(demo: Demo) -> None:
+    figure = plots.chunks(demo.checkpoint, "model.lm_head.weight")
+    assert {"model.lm_head.weight", "rank 0", "__0_0.distcp", "dimension 1 (columns)"} <= set(words(figure))
+
+
+def test_names_are_text_in_an_element_of_a_page_and_nothing_else(tmp_path: Path) -> None:
+    key = "model.model.<script>alert(1)</script></title></svg>&\"'\x00\x1b\u202e" + "a" * 1000 + ".w"
+    path = saved.save_chunks(tmp_path, {key: [((0,), torch.arange(3.0))]})
+    allowed = {"svg", "style", "g", "path", "text", "title", "use", "defs", "clipPath", "rect"}
+    shown = [plots.sizes(path), plots.chunks(path, key), plots.histogram(path, key)]
+    for figure in [*shown, plots.shards(dcptools.plan(path, "1GB"))]:
+        text = plots.svg(figure)
+        assert {part.tag.removeprefix(SVG) for part in ElementTree.fromstring(text).iter()} <= allowed
+        assert "<script" not in text and "&lt;script&gt;" in text
+        assert text.count("</title>") == text.count("<title>") and text.count("</svg>") == 1
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert max(map(len, "\n".join(tips(figure)).split("\n")), default=0) <= 200
+
+
+def test_two_figures_on_a_page_share_no_ids(demo: Demo) -> None:
+    ids = [
+        [part.get("id") for part in element(plots.sizes(demo.checkpoint)).iter() if part.get("id")] for _ in range(2)
+    ]
+    assert ids[0] and ids[1] and not set(ids[0]) & set(ids[1])
+    figure = plots.svg(plots.sizes(demo.checkpoint))
+    used = set(re.findall(r"(?:url\(|href=\")#([\w-]+)", figure))
+    assert used == set(re.findall(r' id="([^"]+)"', figure))
+
+
+def test_a_figure_of_a_hundred_thousand_tensors_is_a_small_element() -> None:
+    names = [f"model.layers.{n % 61}.mlp.experts.{n}.weight" for n in range(100_000)]
+    plan = plan_of(*([(name, 7 + i % 5) for i, name in enumerate(names[f::50])] for f in range(50)))
+    assert len(plots.svg(plots.shards(plan))) < 300_000
+
+
+def test_svg_refuses_other_figures() -> None:
+    with pytest.raises(UsageError, match="not made by dcptools.plots"):
+        plots.svg(Figure())
+
+
 # --- all of them ------------------------------------------------------------------------------------------------
 
 EVIL = "model.model.$x_1$.\x1b[31m\u202e重<b>\"'" + "a" * 1000
@@ -661,7 +774,7 @@ def figures(directory: Path) -> Iterator[Figure]:
 
 
 def test_names_are_drawn_as_plain_clipped_text(tmp_path: Path) -> None:
-    _, sizes, chunks, histogram, _ = figures(tmp_path)
+    _, sizes, chunks, histogram, *_ = figures(tmp_path)
     start = r"model.model.$x_1$.\x1b[31m\u202"
     assert [figure.get_suptitle().strip()[:30] for figure in (chunks, histogram)] == [start[:30]] * 2
     assert chunks.get_suptitle().strip() == start[:30] + "…" + "a" * 29
@@ -695,7 +808,7 @@ def test_figures_stay_dark_on_white_in_a_dark_style(tmp_path: Path) -> None:
             for text in figure.findobj(Text):
                 assert isinstance(text, Text)
                 if text.get_text() and to_hex(text.get_color()) == "#ffffff":
-                    assert "distcp" in text.get_text()  # on a dark box
+                    assert text.get_text().endswith((".distcp", " B"))  # on a dark box
 
 
 def test_a_figure_describes_itself_in_a_sentence(demo: Demo) -> None:
@@ -711,15 +824,20 @@ def test_other_figures_have_no_description() -> None:
         plots.describe(Figure())
 
 
-def test_a_notebook_gets_a_picture_with_an_escaped_text_alternative(tmp_path: Path) -> None:
+def test_a_notebook_gets_an_element_of_its_page_and_a_picture_for_where_that_is_forbidden(tmp_path: Path) -> None:
     path = saved.save_chunks(tmp_path, {"model.model.<b>'": [((0,), torch.arange(2.0))]})
     bundle = plots.histogram(path, "model.model.<b>'")._repr_mimebundle_()  # type: ignore[attr-defined]
     assert bundle.keys() == {"text/html", "image/png", "text/plain"}
     head, _, tail = bundle["text/html"].partition(bundle["image/png"])
-    assert head == "<img src='data:image/png;base64,"
-    assert tail == (
+    assert head == "<div class='dcp-shown'><img src='data:image/png;base64,"
+    image, _, element = tail.partition("<div hidden>")
+    assert image == (
         "' width='900' style='max-width:100%' alt='Histogram of model.model.&lt;b&gt;&#x27;: "
         "float32, 2 values; 0 NaN, 0 Inf, 1 zero; from 0 to 1.'>"
+    )
+    assert element.startswith('<svg xmlns="http://www.w3.org/2000/svg" ')
+    assert element.endswith(
+        "</svg></div></div><style>.dcp-shown>img{display:none}.dcp-shown>div[hidden]{display:block!important}</style>"
     )
 
 
@@ -753,7 +871,7 @@ except dcptools.DcptoolsError as error:
     assert run(code).splitlines()[-1] == "Install it with: pip install 'dcptools[notebook]'"
 
 
-@pytest.mark.parametrize("module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram"])
+@pytest.mark.parametrize("module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram", "_diff", "_svg"])
 def test_the_examples_are_true(demo: Demo, module: str) -> None:
     tests = importlib.import_module(f"dcptools.plots.{module}")
     assert doctest.testmod(tests, extraglobs={"demo": demo}).failed == 0

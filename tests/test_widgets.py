@@ -632,9 +632,9 @@ def test_sizes_are_pictures_with_words_and_drawn_when_looked_at(checkpoint: Chec
     step = widgets.Inspect(checkpoint)
     assert step.sizes.value == ""
     step.tabs.selected_index = SIZES
-    assert step.sizes.value.count("<img") == 3
+    assert step.sizes.value.count("<svg") == 3
     for by in ("root", "dtype", "module"):
-        assert f"alt='{plots.describe(plots.sizes(checkpoint, by=by))}'" in step.sizes.value
+        assert f'aria-label="{plots.describe(plots.sizes(checkpoint, by=by))}"' in step.sizes.value
 
 
 def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
@@ -714,7 +714,7 @@ def test_one_tensor_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> Non
     step = widgets.Inspect(checkpoint)
     step.tensor.key.value = "model.lm_head.weight"
     assert "model.lm_head.weight: [16, 8] float32, 512 B, 1 chunk" in text(step.tensor.body)
-    assert step.tensor.body.value.count("<img") == 2
+    assert step.tensor.body.value.count("<svg") == 2
     values = dcptools.load_tensor(checkpoint, "model.lm_head.weight")[:6, :6]
     assert str(values) in text(step.tensor.body)
 
@@ -1149,9 +1149,9 @@ def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
     assert step.plan.fingerprint == expected.fingerprint
     assert_frame_equal(step.files.frame, expected.files_frame())
     assert text(step.found).startswith(f"{len(expected.files)} files with 2.93 kB, the largest ")
-    assert f"alt='{plots.describe(plots.shards(expected))}'" in step.figure.value
+    assert f'aria-label="{plots.describe(plots.shards(expected))}"' in step.figure.value
     step.color.value = "module"
-    assert f"alt='{plots.describe(plots.shards(expected, color_by='module'))}'" in step.figure.value
+    assert f'aria-label="{plots.describe(plots.shards(expected, color_by="module"))}"' in step.figure.value
     assert (step.blocked, step.size.value) == ("", "1.00 kB")
 
 

@@ -73,7 +73,7 @@ def _group(entry: StoredTensor | StoredObject, by: str, depth: int | None) -> st
 
 
 def _draw(counts: Counter[str], by: str) -> Figure:
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], page.natural(item[0])))
     bars = [(page.name_label(group) or "(no name)", nbytes) for group, nbytes in ranked[:MOST_BARS]]
     rest = ranked[MOST_BARS:]
     if rest:
@@ -85,6 +85,10 @@ def _draw(counts: Counter[str], by: str) -> Figure:
     drawn = axes.barh(range(len(bars)), [nbytes for _, nbytes in bars], height=0.72, color=page.BLUE)
     if rest:
         drawn[-1].set_facecolor(page.GREY)
+    names = [page.tip_name(group) or "(no name)" for group, _ in ranked[:MOST_BARS]] + [f"{len(rest):,} more"]
+    for number, (bar, name) in enumerate(zip(drawn, names, strict=False)):
+        nbytes = bars[number][1]
+        page.explain(figure, bar, f"bar {number}", [f"{name}\n{nbytes:,} bytes, {_percent(nbytes, total)}"])
     texts = [f"{format_bytes(nbytes)}  {_percent(nbytes, total)}" for _, nbytes in bars]
     axes.bar_label(drawn, texts, padding=4, fontsize=page.SMALL, color=page.INK)
     axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=page.SMALL)
