@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints import broken, edit, saved
@@ -38,6 +39,7 @@ from dcptools.dtypes import TABLE
 from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
 from dcptools.plots import _diff, _histogram
+from dcptools.plots import _figure as page
 from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
 from dcptools.tensors import View
 
@@ -726,7 +728,7 @@ def test_names_are_text_in_an_element_of_a_page_and_nothing_else(tmp_path: Path)
     key = "model.model.<script>alert(1)</script></title></svg>&\"'\x00\x1b\u202e" + "a" * 1000 + ".w"
     path = saved.save_chunks(tmp_path, {key: [((0,), torch.arange(3.0))]})
     allowed = {"svg", "style", "g", "path", "text", "title", "use", "defs", "clipPath", "rect"}
-    shown = [plots.sizes(path), plots.chunks(path, key), plots.histogram(path, key)]
+    shown = [plots.sizes(path), plots.chunks(path, key), plots.values(dcptools.stats(path)), plots.histogram(path, key)]
     for figure in [*shown, plots.shards(dcptools.plan(path, "1GB"))]:
         text = plots.svg(figure)
         assert {part.tag.removeprefix(SVG) for part in ElementTree.fromstring(text).iter()} <= allowed
@@ -750,11 +752,108 @@ def test_a_figure_of_a_hundred_thousand_tensors_is_a_small_element() -> None:
     names = [f"model.layers.{n % 61}.mlp.experts.{n}.weight" for n in range(100_000)]
     plan = plan_of(*([(name, 7 + i % 5) for i, name in enumerate(names[f::50])] for f in range(50)))
     assert len(plots.svg(plots.shards(plan))) < 300_000
+    frame = pd.DataFrame({"key": [f"model.layers.{n // 40}.m{n % 40}.w" for n in range(100_000)]})
+    figure = plots.values(frame.assign(norm=frame.index % 7, numel=4, min=0.0, max=1.0, std=1.0, zeros=0, nan=0, inf=0))
+    text = plots.svg(figure)
+    assert "<image" in text and "<title>" not in text  # more cells than there is room for tooltips
+    assert len(text) < 300_000
 
 
 def test_svg_refuses_other_figures() -> None:
     with pytest.raises(UsageError, match="not made by dcptools.plots"):
         plots.svg(Figure())
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def table(**norms: float) -> pd.DataFrame:
+    """Statistics of tensors of these norms, ``__`` for a dot."""
+    keys = [key.replace("__", ".") for key in norms]
+    frame = pd.DataFrame({"key": keys, "norm": list(norms.values())})
+    return frame.assign(numel=8, min=-1.0, max=2.0, std=1.0, zeros=0, nan=0, inf=0)
+
+
+def maps(figure: Figure) -> dict[str, list[str]]:
+    """The names of the maps, and the texts in their cells."""
+    return {axes.get_title("left"): [text.get_text() for text in axes.texts] for axes in figure.axes}
+
+
+def opacity(figure: Figure) -> dict[tuple[str, str], tuple[str, float]]:
+    """Labels of row and column to the colour of the cell and how strong it is."""
+    faces = np.asarray(collection(figure, "cells").get_facecolor())
+    return {at: (to_hex(face[:3]), float(face[3])) for at, face in zip(cells(figure), faces, strict=True)}
+
+
+def test_a_layer_that_differs_from_the_others_stands_out() -> None:
+    norms = {f"model__layers__{n}__mlp__up": 2.0 for n in (0, 1, 2, 10)} | {"model__layers__3__mlp__up": 16.0}
+    figure = plots.values(table(**norms, model__layers__4__mlp__up=1.0, lm_head=50.0))
+    found = opacity(figure)
+    assert [row for row, column in found if column == "mlp.up"] == ["0", "1", "2", "10", "3", "4"]
+    assert y_labels(figure) == ["0", "1", "2", "3", "4", "10", "no layer"]
+    assert {found[layer, "mlp.up"][1] for layer in ("0", "1", "2", "10")} == {found["no layer", "lm_head"][1]} == {0.0}
+    assert found["3", "mlp.up"] == (page.RED.lower(), 0.8)
+    assert found["4", "mlp.up"] == (page.BLUE.lower(), pytest.approx(0.8 / 3))
+    assert tips(figure)[4] == "model.layers.3.mlp.up\nnorm: 16\n8 times the median of the module, 2"
+    assert plots.describe(figure) == (
+        "Heat map of the norm by layer and module: weights: 6 layers, 2 modules; "
+        "what stands out most is model.layers.*.mlp.up of layer 3: 16, 8 times the median."
+    )
+
+
+def test_real_values_are_read_streamed_and_drawn(tmp_path: Path) -> None:
+    state = {f"model.layers.{n}.w": torch.ones(4) for n in range(5)}
+    state["model.layers.2.w"] = torch.tensor([1.0, math.nan, 1.0, math.inf])
+    state["model.layers.4.w"] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    path = saved.save(tmp_path, state)
+    drawn = opacity(plots.values(path, "nan"))
+    assert drawn["2", "w"] == (page.PURPLE.lower(), 0.8)
+    assert {strength for at, (_, strength) in drawn.items() if at != ("2", "w")} == {0.0}
+    assert "model.layers.2.w\nshare of NaN: 0.25\n1 NaN and 1 Inf of 4 values" in tips(plots.values(path, "nan"))
+    zeros = plots.values(dcptools.stats(path), "zeros")
+    assert [at for at, (_, strength) in opacity(zeros).items() if strength] == [("2", "w"), ("4", "w")]
+    assert legend(zeros) == ["0.01%", "1%", "100%", "holds NaN or Inf"]
+    assert {"NaN", "0.5"} == set(texts(zeros))
+
+
+def test_weights_and_moments_are_maps_of_their_own_and_counters_are_none(demo: Demo) -> None:
+    figure = plots.values(demo.checkpoint)
+    assert list(maps(figure)) == ["weights", "exp_avg", "exp_avg_sq"]
+    assert {len(axes.collections[0].get_paths()) for axes in figure.axes} == {47}
+    assert "48 other tensors not drawn: counters and the like, or empty" in title(figure)
+    assert [len([t for t in axes.get_xticklabels() if t.get_visible()]) for axes in figure.axes] == [0, 0, 14]
+    assert [text for text in words(figure) if text == "mlp.up_proj.weight"] == ["mlp.up_proj.weight"]
+
+
+def test_of_several_experts_the_one_that_stands_out_is_drawn() -> None:
+    norms = {f"model__layers__{n}__experts__{e}__w": 4.0 for n in range(2) for e in range(12)}
+    figure = plots.values(table(**{**norms, "model__layers__1__experts__10__w": 1.0}))
+    assert maps(figure) == {"": ["4", "1"]}
+    assert tips(figure)[1] == (
+        "model.layers.1.experts.10.w\nnorm: 1\n0.25 times the median of the module, 4\n"
+        "what stands out most of 12 tensors"
+    )
+
+
+def test_values_that_are_all_alike_or_missing_can_be_drawn() -> None:
+    zero = plots.values(table(model__layers__0__w=0.0, model__layers__1__w=0.0, model__layers__2__w=3.0))
+    assert [strength for _, strength in opacity(zero).values()] == [0.0, 0.0, 0.8]
+    alike = plots.values(table(model__layers__0__w=2.0, model__layers__1__w=2.0))
+    assert plots.describe(alike).endswith("; no layer differs from the others.")
+    for figure in (plots.values(table()), plots.values(table(w=math.nan)), alike):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.canvas.draw()
+
+
+def test_values_refuses_what_it_cannot_draw() -> None:
+    wrong: Any = "kurtosis"
+    with pytest.raises(
+        UsageError, match="Cannot draw 'kurtosis'.\nExpected one of norm, std, max_abs, zeros, nan, inf."
+    ):
+        plots.values(table(w=1.0), wrong)
+    with pytest.raises(UsageError, match="no column 'inf'"):
+        plots.values(table(w=1.0).drop(columns="inf"))
 
 
 # --- all of them ------------------------------------------------------------------------------------------------
@@ -771,6 +870,7 @@ def figures(directory: Path) -> Iterator[Figure]:
     yield plots.chunks(path, EVIL)
     yield plots.histogram(path, EVIL)
     yield plots.diff(dcptools.diff(path, path))
+    yield plots.values(path)
 
 
 def test_names_are_drawn_as_plain_clipped_text(tmp_path: Path) -> None:
@@ -871,7 +971,9 @@ except dcptools.DcptoolsError as error:
     assert run(code).splitlines()[-1] == "Install it with: pip install 'dcptools[notebook]'"
 
 
-@pytest.mark.parametrize("module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram", "_diff", "_svg"])
+@pytest.mark.parametrize(
+    "module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram", "_diff", "_values", "_svg"]
+)
 def test_the_examples_are_true(demo: Demo, module: str) -> None:
     tests = importlib.import_module(f"dcptools.plots.{module}")
     assert doctest.testmod(tests, extraglobs={"demo": demo}).failed == 0

@@ -656,6 +656,20 @@ def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
     assert shown_keys(step.values.table) == ["model.model.norm.weight"]
 
 
+def test_checked_values_are_a_picture_of_what_is_chosen(tmp_path: Path) -> None:
+    bad = read(saved.trained(tmp_path / "bad", saved.model_state(layers=2), optimizer=False))
+    step = widgets.Inspect(bad)
+    assert (step.values.figure.value, step.values.drawn.layout.display) == ("", "none")
+    step.values.job.start.click()
+    finished(step.values)
+    assert step.values.drawn.layout.display == ""
+    for name in [name for _, name in step.values.drawn.options]:
+        step.values.drawn.value = name
+        assert f'aria-label="{plots.describe(plots.values(step.stats, name))}"' in step.values.figure.value
+    step.checkpoint = None
+    assert (step.values.figure.value, step.values.drawn.layout.display) == ("", "none")
+
+
 def test_all_that_is_converted_is_looked_at(tmp_path: Path) -> None:
     """Bare names too, whatever characters they have, and no optimizer state."""
     state = {**saved.model_state(layers=1), "model.odd[*].weight": torch.ones(2)}

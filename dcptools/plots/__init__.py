@@ -26,5 +26,6 @@ from dcptools.plots._histogram import histogram
 from dcptools.plots._shards import shards
 from dcptools.plots._sizes import sizes
 from dcptools.plots._svg import svg
+from dcptools.plots._values import values
 
-__all__ = ["chunks", "describe", "diff", "histogram", "shards", "sizes", "svg"]
+__all__ = ["chunks", "describe", "diff", "histogram", "shards", "sizes", "svg", "values"]
