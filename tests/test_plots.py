@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import style
 from matplotlib.collections import Collection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
@@ -40,8 +40,10 @@ from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
 from dcptools.plots import _diff, _histogram
 from dcptools.plots import _figure as page
+from dcptools.plots._treemap import Box, squarified, treemap
 from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
 from dcptools.tensors import View
+from dcptools.tree import Node, Tree
 
 W = "model.model.w"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -310,6 +312,81 @@ def test_sizes_of_an_empty_checkpoint_are_an_empty_figure(tmp_path: Path) -> Non
     figure = plots.sizes(saved.empty_state(tmp_path / "c"))
     figure.canvas.draw()
     assert bars(figure) == {}
+
+
+def tiles(figure: Figure) -> dict[str, tuple[float, str, str]]:
+    """Path to the share of the map's area, the colour, and what else is said, of each module in the treemap."""
+    drawn = next(c for axes in figure.axes for c in axes.collections if c.get_label() == "modules")
+    extents = [path.get_extents() for path in drawn.get_paths()]
+    areas = [extent.width * extent.height for extent in extents]
+    said = [tip.split("\n", 1) for tip in tips(figure)[-len(areas) :]]
+    faces = [to_hex(face) for face in np.asarray(drawn.get_facecolor())]
+    width, height = figure.axes[1].get_xlim()[1], figure.axes[1].get_ylim()[0]
+    return {
+        path: (area / width / height, face, rest) for (path, rest), area, face in zip(said, areas, faces, strict=True)
+    }
+
+
+def test_areas_of_a_treemap_are_bytes_and_deeper_is_lighter(tmp_path: Path) -> None:
+    state = {f"layers.{n}.w": torch.zeros(100) for n in range(3)} | {"head.w": torch.zeros(100)}
+    found = tiles(plots.sizes(saved.save(tmp_path, {"model": state, "optimizer": {"a": torch.zeros(400)}})))
+    assert found.keys() == {"model", "model.layers.{0..2}.w", "model.head.w", "optimizer.a"}
+    areas = {path: area for path, (area, _, _) in found.items()}
+    assert areas["model"] == pytest.approx(0.5) and areas["optimizer.a"] == pytest.approx(0.5)
+    assert areas["model.layers.{0..2}.w"] == pytest.approx(3 * areas["model.head.w"])
+    assert found["model.layers.{0..2}.w"][2] == "1.20 kB, 37.5%\n3 x [100] float32"
+    colours = {path: sum(to_rgb(colour)) for path, (_, colour, _) in found.items()}
+    assert colours["model.head.w"] == colours["model.layers.{0..2}.w"] > colours["model"]
+    assert found["model"][1] != found["optimizer.a"][1]
+
+
+def test_modules_of_a_treemap_lie_in_each_other_and_never_overlap(demo: Demo) -> None:
+    figure = plots.sizes(demo.checkpoint)
+    drawn = next(c for c in figure.axes[1].collections if c.get_label() == "modules")
+    paths = list(tiles(figure))
+    placed = dict(zip(paths, (path.get_extents() for path in drawn.get_paths()), strict=True))
+    for path, box in placed.items():
+        for other, beside in placed.items():
+            if path.startswith(other + "."):
+                assert (
+                    beside.x0 <= box.x0 < box.x1 <= beside.x1 + 1e-9
+                    and beside.y0 <= box.y0 < box.y1 <= beside.y1 + 1e-9
+                )
+            elif path != other and not other.startswith(path + "."):
+                across = min(box.x1, beside.x1) - max(box.x0, beside.x0)
+                down = min(box.y1, beside.y1) - max(box.y0, beside.y0)
+                assert min(across, down) < 1e-9, (path, other)
+
+
+def test_a_treemap_goes_as_deep_as_the_bars() -> None:
+    tree = Tree((node("model", 1000, node("layers.{0..3}", 800, node("mlp", 800)), node("head", 200)),))
+    figure, axes = page.new_figure(3)
+    treemap(figure, axes, tree, 2)
+    assert [tip.split("\n")[0] for tip in figure.tips["modules"]] == ["model", "model.layers.{0..3}", "model.head"]
+
+
+def node(label: str, nbytes: int, *children: Node, path: str = "") -> Node:
+    """A module of a tree, with the paths of what is in it."""
+    full = f"{path}.{label}" if path else label
+    inner = tuple(node(child.label, child.nbytes, *child.children, path=full) for child in children)
+    return Node(label, full, 0, 1, (), "", 1, nbytes, nbytes, inner)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=30), st.integers(1, 50), st.integers(1, 50))
+def test_a_rectangle_is_cut_into_areas_in_proportion(numbers: list[int], width: int, height: int) -> None:
+    numbers.sort(reverse=True)
+    cut = squarified(numbers, Box(0, 0, width, height))
+    for number, box in zip(numbers, cut, strict=True):
+        assert box.width * box.height == pytest.approx(width * height * number / sum(numbers), rel=1e-6, abs=1e-12)
+        assert box.x >= -1e-9 and box.x + box.width <= width * (1 + 1e-9)
+        assert box.y >= -1e-9 and box.y + box.height <= height * (1 + 1e-9)
+
+
+def test_modules_that_are_too_small_for_a_treemap_are_one(tmp_path: Path) -> None:
+    keys = {f"m{n}.w": [((0,), torch.zeros(1 + n % 3))] for n in range(5000)} | {"big": [((0,), torch.zeros(9999))]}
+    found = tiles(plots.sizes(saved.save_chunks(tmp_path, keys)))
+    assert found.keys() == {"big", "other (5,000 more)"}
+    assert sum(area for area, _, _ in found.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("options", [{"by": "rank"}, {"depth": 0}, {"by": "dtype", "depth": 2}])
@@ -972,7 +1049,7 @@ except dcptools.DcptoolsError as error:
 
 
 @pytest.mark.parametrize(
-    "module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram", "_diff", "_values", "_svg"]
+    "module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram", "_diff", "_values", "_treemap", "_svg"]
 )
 def test_the_examples_are_true(demo: Demo, module: str) -> None:
     tests = importlib.import_module(f"dcptools.plots.{module}")
