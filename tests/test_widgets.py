@@ -488,9 +488,9 @@ def test_sizes_are_pictures_with_words_and_drawn_when_looked_at(checkpoint: Chec
     step = widgets.Inspect(checkpoint)
     assert step.sizes.value == ""
     step.tabs.selected_index = SIZES
-    assert step.sizes.value.count("<img") == 3
+    assert step.sizes.value.count("<svg") == 3
     for by in ("root", "dtype", "module"):
-        assert f"alt='{plots.describe(plots.sizes(checkpoint, by=by))}'" in step.sizes.value
+        assert f'aria-label="{plots.describe(plots.sizes(checkpoint, by=by))}"' in step.sizes.value
 
 
 def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
@@ -511,6 +511,20 @@ def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
     assert list(step.key_table.selected["warning"]) == ["1 NaN, 2 Inf"]
     step.values.table.ask(chips={"nan": ["some"]})
     assert shown_keys(step.values.table) == ["model.model.norm.weight"]
+
+
+def test_checked_values_are_a_picture_of_what_is_chosen(tmp_path: Path) -> None:
+    bad = read(saved.trained(tmp_path / "bad", saved.model_state(layers=2), optimizer=False))
+    step = widgets.Inspect(bad)
+    assert (step.values.figure.value, step.values.drawn.layout.display) == ("", "none")
+    step.values.job.start.click()
+    finished(step.values)
+    assert step.values.drawn.layout.display == ""
+    for name in [name for _, name in step.values.drawn.options]:
+        step.values.drawn.value = name
+        assert f'aria-label="{plots.describe(plots.values(step.stats, name))}"' in step.values.figure.value
+    step.checkpoint = None
+    assert (step.values.figure.value, step.values.drawn.layout.display) == ("", "none")
 
 
 def test_all_that_is_converted_is_looked_at(tmp_path: Path) -> None:
@@ -1078,9 +1092,9 @@ def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
     assert step.plan.fingerprint == expected.fingerprint
     assert_frame_equal(step.files.frame, expected.files_frame())
     assert text(step.found).startswith(f"{len(expected.files)} files with 2.93 kB, the largest ")
-    assert f"alt='{plots.describe(plots.shards(expected))}'" in step.figure.value
+    assert f'aria-label="{plots.describe(plots.shards(expected))}"' in step.figure.value
     step.color.value = "module"
-    assert f"alt='{plots.describe(plots.shards(expected, color_by='module'))}'" in step.figure.value
+    assert f'aria-label="{plots.describe(plots.shards(expected, color_by="module"))}"' in step.figure.value
     assert (step.blocked, step.size.value) == ("", "1.00 kB")
 
 

@@ -47,7 +47,6 @@ STYLE = """<style>
 .dcptools .dcp-alert p:last-child { margin: 0; }
 .dcptools .dcp-verdict { margin-bottom: 8px; } .dcptools .dcp-verdict .dcp-alert p:first-child { font-weight: 600; }
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
-.dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
 .dcptools .widget-html-content > p { margin: 6px 0 2px; }
 .dcptools .dcp-beside { flex-flow: row wrap; align-items: flex-start; gap: 8px 16px; overflow: visible; }
 .dcptools .dcp-beside > .dcp-list { flex: 3 1 560px; min-width: 0; margin: 0; }
@@ -106,16 +105,9 @@ def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric:
     )
 
 
-def figure_html(figure: Any, width: int = 900) -> str:
-    """A figure of ``plots`` as an image, with its description as the text alternative."""
-    import base64
-    import io
-
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=160)
-    data = base64.b64encode(target.getvalue()).decode()
-    text = escape(plots.describe(figure))
-    return f"<img class='dcp' style='width:{width}px' alt='{text}' src='data:image/png;base64,{data}'>"
+def figure_html(figure: Any) -> str:
+    """A figure of ``plots`` as a part of the page, in its colours, with its description as the text alternative."""
+    return plots.svg(figure)
 
 
 def beside(table: W.Widget, detail: W.Widget) -> W.HBox:

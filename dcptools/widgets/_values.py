@@ -11,12 +11,13 @@ import ipywidgets as W
 import pandas as pd
 import traitlets as T
 
+from dcptools import plots
 from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.mapping import KeyMapping, preview
 from dcptools.values import STATISTICS, stats
-from dcptools.widgets._base import alert
+from dcptools.widgets._base import alert, figure_html
 from dcptools.widgets._job import Job
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
@@ -33,10 +34,18 @@ TABLE = (
     Column("dtype"),
     Column("numel", COUNT, "elements", numeric=True),
 )
+DRAWN = [
+    ("norm", "norm"),
+    ("standard deviation", "std"),
+    ("largest magnitude", "max_abs"),
+    ("share of zeros", "zeros"),
+    ("share of NaN", "nan"),
+    ("share of Inf", "inf"),
+]
 
 
 class Values(W.VBox):  # type: ignore[misc]
-    """Statistics of the values of many tensors, on a worker thread."""
+    """Statistics of the values of many tensors, as a table and as a picture, on a worker thread."""
 
     checkpoint = T.Any(None, allow_none=True)
     mapping = T.Any(None, allow_none=True)  # what is converted; None: what a conversion without options does
@@ -49,17 +58,23 @@ class Values(W.VBox):  # type: ignore[misc]
         )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
         self.note = W.HTML()
+        self.drawn = W.Dropdown(options=DRAWN, description="Picture", layout={"display": "none"})
+        self.figure = W.HTML()
         self.table = Table(TABLE, noun="tensor")
         about = W.HTML(
             "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
         )
-        super().__init__([about, self.globs, self.job, self.note, self.table])
+        super().__init__([about, self.globs, self.job, self.note, self.drawn, self.figure, self.table])
         self._reading: Checkpoint | None = None
+        self._failed = failed
+        self._frame: pd.DataFrame | None = None
+        self.drawn.observe(lambda _: self._draw(), "value")
         self.observe(self._new, "checkpoint")
 
     def _new(self, _: Any) -> None:
         self.job.forget()
-        self.note.value, self.table.frame = "", pd.DataFrame(columns=COLUMNS)
+        self._frame, self.note.value, self.table.frame = None, "", pd.DataFrame(columns=COLUMNS)
+        self._draw()
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> pd.DataFrame:
         self._reading = self.checkpoint
@@ -84,5 +99,13 @@ class Values(W.VBox):  # type: ignore[misc]
             found = f"No NaN and no Inf in {counted(len(frame), 'tensor')}."
         looked_at = f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')}"
         self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at} were looked at.")
-        self.table.frame = frame
+        self._frame = self.table.frame = frame
         self._tell(frame)
+        self._draw()
+
+    def _draw(self) -> None:
+        self.drawn.layout.display = "none" if self._frame is None else ""
+        try:
+            self.figure.value = "" if self._frame is None else figure_html(plots.values(self._frame, self.drawn.value))
+        except Exception as error:
+            self._failed(error)

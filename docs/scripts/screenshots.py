@@ -1,4 +1,4 @@
-"""Take the pictures of docs/images: the wizard step by step in a real JupyterLab, and the figure of a plan.
+"""Take the pictures of docs/images: the wizard step by step in a real JupyterLab, and figures of a plan and of values.
 
     python docs/scripts/screenshots.py [DIRECTORY]
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import nbformat
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,7 @@ def main() -> None:
         with jupyterlab(Path(scratch), Path(scratch, "root"), demo.directory) as server, chromium() as browser:
             photograph(browser, server.url(NOTEBOOK), target)
     draw_shards(demo.checkpoint, target / "shards.png")
+    draw_values(demo.checkpoint, target / "values.png")
     for path in sorted(target.glob("*.png")):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
@@ -130,12 +132,33 @@ def picture(page: Page, path: Path) -> None:
 
 def draw_shards(checkpoint: Path, path: Path) -> None:
     """The figure of notebooks/3-shard-plan.ipynb."""
-    from PIL import Image
+    import dcptools
+    from dcptools import plots
+
+    save(plots.shards(dcptools.plan(checkpoint, shard_size=SHARD_SIZE)), path)
+
+
+def draw_values(checkpoint: Path, path: Path) -> None:
+    """The values of the demo's model after some of its layers were broken."""
+    import torch.distributed.checkpoint as dcp
 
     import dcptools
     from dcptools import plots
 
-    figure = plots.shards(dcptools.plan(checkpoint, shard_size=SHARD_SIZE))
+    keys = [key for key in dcptools.read(checkpoint).tensors if key.startswith("model.")]
+    state = {key: dcptools.load_tensor(checkpoint, key) for key in keys}
+    state["model.model.layers.2.mlp.up_proj.weight"] *= 9
+    state["model.model.layers.1.self_attn.q_proj.weight"] /= 3
+    state["model.model.layers.3.mlp.gate_proj.weight"][0, 0] = float("nan")
+    with tempfile.TemporaryDirectory() as scratch:
+        dcp.save(state, checkpoint_id=scratch, no_dist=True)
+        save(plots.values(scratch), path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A figure in few colours, so that it stays small."""
+    from PIL import Image
+
     figure.savefig(path, dpi=180)
     Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
