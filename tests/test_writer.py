@@ -50,7 +50,7 @@ from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
 from dcptools.writer.journal import JOURNAL
-from dcptools.writer.publishing import publish
+from dcptools.writer.publishing import check_file, publish
 from dcptools.writer.writing import fill
 
 ROOT = Path(__file__).parents[1]
@@ -711,6 +711,13 @@ def test_a_failed_run_leaves_what_was_there(
     assert type(caught.value) is kind
     assert out.exists() == overwrite
     assert threading.active_count() == threads
+
+
+def test_a_file_that_cannot_be_opened_again_is_not_called_missing(tmp_path: Path) -> None:
+    """As safetensors does, whatever the reason."""
+    plan = planned(saved.trained(tmp_path / "a"))
+    with pytest.raises(OSError, match="File name too long"):
+        check_file(plan.files[0], str(tmp_path / ("x" * 300)))
 
 
 def test_a_flipped_bit_leaves_an_existing_model_alone(tmp_path: Path, assets: Path) -> None:
