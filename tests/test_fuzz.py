@@ -92,7 +92,7 @@ EVILS = {
     "open('/etc/hostname')": "opens /etc/hostname",
     "(directory / '../../../out').write_text('x')": "opens ",
     "eval('1')": "compile",
-    "import canary_of_fuzzing": "imports canary_of_fuzzing",
+    "import weight_map": "imports weight_map",  # which the file names
     "pickle.loads(bytes.fromhex('636f730a73797374656d0a2e'))": "pickle.find_class",
     "{}['x']": "KeyError",
     "bytearray(1 << 31)": "MemoryError",

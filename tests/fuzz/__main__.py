@@ -22,7 +22,13 @@ from .targets import KINDS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds without a sign of life: such a file would keep its reader for ever
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "COLUMNS": "80"}
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "COLUMNS": "80",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

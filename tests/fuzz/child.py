@@ -84,7 +84,7 @@ class Fuzzing:
             if warm:
                 self._count(outcome(self.kind.target, directory, file))
             followed = warm or self.random.random() < FOLLOWED
-            with self.guard.watching(), self.lines.watching() if followed else contextlib.nullcontext():
+            with self.guard.watching(data), self.lines.watching() if followed else contextlib.nullcontext():
                 self._count(outcome(self.kind.target, directory, file))
         except Exception as error:
             self._remember(error, data)

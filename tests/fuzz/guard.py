@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 LONGEST_MESSAGE = 5000  # characters of an error: a few lines
@@ -30,6 +31,17 @@ _LIBRARIES = tuple(
 )
 
 
+# What an import does, in which the code of a module is read and run
+_OF_IMPORTS = ("exec", "compile", "code.__new__", "marshal.loads")
+
+
+def _is_importing() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
 class Violation(Exception):
     """Something happened that never may."""
 
@@ -39,15 +51,16 @@ class Guard:
 
     def __init__(self, place: Path) -> None:
         self._place = os.path.realpath(place)
-        self._active = False
+        self._active, self._data = False, b""
         self.seen: list[str] = []
         self.also: frozenset[str] = frozenset()  # events that this class of files needs
         sys.addaudithook(self._hook)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, data: bytes) -> Iterator[None]:
+        """While that file is read: no module that it names is imported."""
         self.seen.clear()
-        self._active = True
+        self._active, self._data = True, data
         try:
             yield
         finally:
@@ -68,7 +81,9 @@ class Guard:
             if not inside and (flags & (os.O_WRONLY | os.O_RDWR) or not path.startswith(_LIBRARIES)):
                 return f"opens {path}"
         elif event == "import":
-            return f"imports {arguments[0]}" if str(arguments[0]).startswith("canary") else ""
+            return f"imports {arguments[0]}" if str(arguments[0]).encode() in self._data else ""
+        elif event in _OF_IMPORTS and _is_importing():
+            return ""  # a library imports a part of itself when it is first used; the file does not name that
         elif event.startswith(_FORBIDDEN) and event not in self.also:
             return f"{event} {str(arguments)[:200]}"
         return ""

@@ -103,8 +103,7 @@ def index(directory: Path, _file: str) -> str:
 def config(directory: Path, _file: str) -> str:
     assets = find_assets(directory)
     check_text("\n".join(map(str, assets.findings)))
-    assets.config_for("bfloat16")
-    return "refused by a finding" if assets.findings else "read"
+    return "refused by a finding" if assets.config_for("bfloat16") is None else "read"
 
 
 def _previewed(directory: Path, **options: Any) -> str:
