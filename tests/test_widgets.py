@@ -624,6 +624,9 @@ def test_a_finding_leads_to_its_row_and_back(tmp_path: Path) -> None:
     step = widgets.Inspect(read(tmp_path / "hole"))
     step.tabs.selected_index = FINDINGS
     (row,) = [n for n, code in enumerate(step.findings.frame["code"]) if code == "hole"]
+    step.findings.show(row)
+    below = step.tabs.children[FINDINGS].children[1]
+    assert text(below).startswith("error[hole] model.model.w: nothing is stored") and roles(below) == ["alert"]
     step.key_table.ask(search="nothing that is there")
     step.findings.opened = row
     assert step.tabs.selected_index == KEYS

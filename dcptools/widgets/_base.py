@@ -56,7 +56,8 @@ STYLE = """<style>
 .dcptools dl.dcp { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 0; font-size: 12px; }
 .dcptools dl.dcp dt { color: var(--dcp-soft); } .dcptools dl.dcp dd { margin: 0; overflow-wrap: anywhere; }
 .dcptools button.dcp-finding { height: auto; white-space: normal; text-align: left; line-height: 1.4; padding: 4px 10px;
-  border-left: 4px solid #e69f00; background: var(--dcp-fill); color: var(--dcp-text); overflow-wrap: anywhere; }
+  border-left-width: 4px; border-left-style: solid; background: var(--dcp-fill); color: var(--dcp-text);
+  overflow-wrap: anywhere; }
 </style>"""
 
 

@@ -72,6 +72,7 @@ class Detail(W.VBox):  # type: ignore[misc]
         words = printable(f"{finding.severity}[{finding.code}] {finding.message}")
         button = W.Button(description=words, tooltip=f"{words}\nShow it among the findings", layout={"width": "auto"})
         button.add_class("dcp-finding")
+        button.add_class(f"dcp-{finding.severity}")
         button.on_click(lambda _: self._finding_chosen(finding))
         return button
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import ipywidgets as W
 import pandas as pd
 
 from dcptools.findings import SEVERITIES, Finding
+from dcptools.widgets._base import alert
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
 
 COLUMNS = (
-    Column("key", searched=True), Column("message", searched=True), Column("code", kinds=lambda code: [code]),
-    Column("severity", kinds=lambda severity: [severity]), Column("hint"),
+    Column("severity", kinds=lambda severity: [severity]), Column("code", kinds=lambda code: [code]),
+    Column("key", searched=True), Column("message", searched=True, prose=True), Column("hint", prose=True),
 )  # fmt: skip
 
 
@@ -21,10 +24,22 @@ def findings_table() -> Table:
     return Table(COLUMNS, noun="finding")
 
 
+def with_text(table: Table) -> W.VBox:
+    """The table, and below it the whole text of the finding that is chosen."""
+    text = W.HTML()
+
+    def show(_: Any) -> None:
+        chosen = table.frame.iloc[table.chosen] if table.chosen >= 0 else None
+        text.value = "" if chosen is None else alert(chosen["severity"], str(Finding(**chosen)))
+
+    table.observe(show, "chosen")
+    return W.VBox([table, text])
+
+
 def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
     """One row per finding, errors first."""
     ordered = sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
-    rows = [(each.key, each.message, each.code, each.severity, each.hint) for each in ordered]
+    rows = [(each.severity, each.code, each.key, each.message, each.hint) for each in ordered]
     return pd.DataFrame(rows, columns=[column.name for column in COLUMNS], dtype=object)
 
 

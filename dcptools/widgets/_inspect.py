@@ -17,7 +17,7 @@ from dcptools.findings import Finding
 from dcptools.tree import Leaf
 from dcptools.widgets._base import Step, beside, figure_html, handler
 from dcptools.widgets._detail import About, Detail
-from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with
+from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._rows import Column, is_missing
 from dcptools.widgets._table import Table
 from dcptools.widgets._values import Values
@@ -74,7 +74,7 @@ class Inspect(Step):
         self.sizes = W.HTML()
         self.values = Values(self._with_stats, self.show_error)
         self.tabs = W.Tab(
-            [beside(self.key_table, self.detail), self.sizes, self.values, self.findings],
+            [beside(self.key_table, self.detail), self.sizes, self.values, with_text(self.findings)],
             titles=("Keys", "Sizes", "Values", "Findings"),
             layout={"width": "99%"},
         )

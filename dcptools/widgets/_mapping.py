@@ -14,7 +14,7 @@ from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.shards import DTYPES, written_dtypes
 from dcptools.widgets._base import Step, alert, beside, findings_html, handler, identity
 from dcptools.widgets._detail import About, Detail
-from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with
+from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._labels import LABELS
 from dcptools.widgets._latest import Latest
 from dcptools.widgets._model import BUSY, model_table, verdict_html
@@ -71,7 +71,7 @@ class Mapping(Step):
         self.weights, self.outputs = model_table(), Table(OUTPUT_COLUMNS, noun="output", order="name")
         self.leftovers, self.detail = Table(LEFTOVER_COLUMNS, order="key"), Detail(self._show_finding)
         self.tabs = W.Tab(
-            [self.weights, beside(self.outputs, self.detail), self.leftovers, self.findings],
+            [self.weights, beside(self.outputs, self.detail), self.leftovers, with_text(self.findings)],
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )

@@ -37,6 +37,7 @@ class Column:
     label: str = ""  # the heading; the name if it is empty
     numeric: bool = False  # to the right, and the largest first at the first click
     searched: bool = False  # a name: looked into by the search, and never cut at its end
+    prose: bool = False  # a sentence, which is cut at its end
     missing: str = ""  # what is shown where nothing is there
     kinds: Callable[[Any], Iterable[str]] | None = None  # the filters that a cell falls under; None: there are none
 
@@ -49,7 +50,8 @@ class Column:
             "name": self.name,
             "label": self.label or self.name,
             "numeric": self.numeric,
-            "elide": self.searched,
+            "elide": self.searched and not self.prose,
+            "prose": self.prose,
         }
 
 

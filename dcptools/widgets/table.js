@@ -201,11 +201,12 @@ function render({ model, el }) {
   // --- columns
 
   function layOut(rows) {
-    // names share what the others leave; a letter is about seven pixels wide
+    // long names and sentences share what the others leave; a letter is about seven pixels wide
     const cols = columns().map((column, number) => {
-      const texts = rows.filter(Boolean).map((row) => row.cells[number].length);
-      const longest = Math.max(column.label.length + 2, ...texts);
-      return column.elide ? null : Math.round(Math.min(260, Math.max(52, longest * 7 + 18)));
+      const texts = rows.filter(Boolean).map((row) => row.cells[number].length + 3 * (row.level ?? 0));
+      const width = Math.round(Math.max(column.label.length + 2, ...texts) * 7 + 18);
+      if (!column.elide && !column.prose) return Math.min(260, Math.max(52, width));
+      return width < NAME / 2 && number > 0 ? Math.max(120, width) : null;
     });
     const names = cols.filter((width) => width === null).length;
     const least = cols.reduce((sum, width) => sum + (width ?? 0), names * NAME);
