@@ -18,6 +18,7 @@ from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.loading import load_model, load_state_dict
 from dcptools.mapping import KeyMapping, preview
+from dcptools.reviewing import review
 from dcptools.shards import ShardPlan, plan
 from dcptools.values import load_tensor, stats
 from dcptools.verifying import Verification, verify
@@ -41,6 +42,7 @@ __all__ = [
     "plan",
     "preview",
     "read",
+    "review",
     "stats",
     "verify",
     "write",

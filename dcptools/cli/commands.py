@@ -91,6 +91,39 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
         print_lines(str(planned))
 
 
+@click.command(
+    name="review", short_help="Write all that into one HTML file, to send to somebody.", context_settings=HELP
+)
+@source_options
+@click.option("--html", type=PATH, required=True, help="The file to write.")
+@click.option("--save-dir", type=PATH, help="Output directory that the command in the file names.")
+@mapping_options
+@plan_options
+@output_options
+def review_command(
+    directory: Path | None,
+    load_dir: Path | None,
+    html: Path,
+    save_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Write one HTML file that shows what a conversion would do: mapping, leftovers, findings, files, and the command.
+
+    It loads nothing from elsewhere, and can be sent to somebody who has neither the checkpoint nor Jupyter.
+    """
+    from dcptools.reviewing import review
+
+    mapping = preview_of(the_load_dir(directory, load_dir), options)
+    planning = {name: options[name] for name in ("shard_size", "dtype", "dtype_for", "strict")}
+    written = review(mapping, html, save_dir=save_dir, **planning)
+    if as_json:
+        print_json({"html": str(written)})
+    elif not quiet:
+        print_lines(f"Wrote {written}.")
+
+
 @click.command(name="convert", context_settings=HELP)
 @source_options
 @click.option("--save-dir", type=PATH, help="Output directory.  [default: <load-dir>/hf_ckpt]")
@@ -255,7 +288,15 @@ def main_group() -> None:
     """PyTorch distributed checkpoints (DCP): look into them, review the conversion, convert to HuggingFace."""
 
 
-for _command in (inspect_command, preview_command, plan_command, convert_command, verify_command, diff_command):
+for _command in (
+    inspect_command,
+    preview_command,
+    plan_command,
+    review_command,
+    convert_command,
+    verify_command,
+    diff_command,
+):
     main_group.add_command(_command)
 
 

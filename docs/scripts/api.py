@@ -43,6 +43,7 @@ PARTS: tuple[tuple[str, str, ModuleType, tuple[str, ...]], ...] = (
             "convert",
             "verify",
             "diff",
+            "review",
             "load_state_dict",
             "load_model",
             "load_tensor",
