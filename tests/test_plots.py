@@ -1007,7 +1007,7 @@ def test_a_notebook_gets_an_element_of_its_page_and_a_picture_for_where_that_is_
     assert bundle.keys() == {"text/html", "image/png", "text/plain"}
     head, _, tail = bundle["text/html"].partition(bundle["image/png"])
     assert head == "<div class='dcp-shown'><img src='data:image/png;base64,"
-    image, _, element = tail.partition("<div hidden>")
+    image, _, element = tail.partition("<div hidden='hidden'>")
     assert image == (
         "' width='900' style='max-width:100%' alt='Histogram of model.model.&lt;b&gt;&#x27;: "
         "float32, 2 values; 0 NaN, 0 Inf, 1 zero; from 0 to 1.'>"

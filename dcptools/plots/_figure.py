@@ -41,7 +41,7 @@ TIP_LENGTH: Final = 160  # characters of a name in a tooltip
 PIXELS: Final = 100  # an inch, on a page
 _SHARP: Final = 2  # pixels of a picture in a notebook for each that it takes: screens have more than they say
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-# A page that is not trusted loses the style with the SVG, and what is hidden stays so
+# A page that is not trusted loses the style with the SVG, and what is hidden stays so (without a value, `hidden` goes)
 _SHOWN: Final = "<style>.dcp-shown>img{display:none}.dcp-shown>div[hidden]{display:block!important}</style>"
 
 
@@ -66,7 +66,7 @@ class DescribedFigure(Figure):
         alt = html.escape(describe(self))
         image = f"<img src='data:image/png;base64,{data}' width='{width}' style='max-width:100%' alt='{alt}'>"
         return {
-            "text/html": f"<div class='dcp-shown'>{image}<div hidden>{svg(self)}</div></div>{_SHOWN}",
+            "text/html": f"<div class='dcp-shown'>{image}<div hidden='hidden'>{svg(self)}</div></div>{_SHOWN}",
             "image/png": data,
             "text/plain": repr(self),
         }
