@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
-from tests.bench import checkpoints, sections
+import dcptools
+from tests.bench import checkpoints, far, maker, scale, sections
 from tests.bench.__main__ import main
 from tests.bench.process import ROOT, Crashed, Program, module, run, run_in_turn
-from tests.bench.report import Row, Section, at_least, at_most, below
+from tests.bench.report import Row, Section, Settings, at_least, at_most, below
 
 PARAMETERS = 2_000_000
 ROWS = {
@@ -44,6 +49,17 @@ ROWS = {
         "one tensor cut along dim 1 by 8 ranks: peak / limit",
         "one tensor cut along dim 1 by 8 ranks: peak / predicted",
     ],
+    "scale": [
+        *(
+            f"{what}: {stage} / limit"
+            for what in ("200,000 small tensors", "200,000 split experts")
+            for stage in ("inspect", "preview", "rows", "plan")
+        ),
+        *(f"{what}: write / limit" for what in scale.CASES),
+        "each of 200,000 / each of 20,000",
+    ],
+    "orders": ["dim-1 shards of 64 ranks / rows of 8 ranks", "column-major / rows of 8 ranks"],
+    "far": ["5 ms: one after another / ours", "50 ms: one after another / ours"],
     "command": ["true {load} {save}"],
 }
 
@@ -82,6 +98,39 @@ def test_speed_measures_every_row_and_both_wrote_the_same_bytes(directory: Path)
 
 def test_metadata_measures_every_row(directory: Path) -> None:
     assert_measured(measure(directory, "metadata"), "metadata")
+
+
+@pytest.mark.long
+def test_scale_measures_every_row(directory: Path) -> None:
+    assert_measured(measure(directory, "scale", "orders"), "scale", "orders")
+
+
+@pytest.mark.parametrize("kind", ["small", "cut", "ranks", "rows", "columns-of-64", "column-major"])
+def test_stamped_checkpoints_are_what_torch_loads(tmp_path: Path, kind: str) -> None:
+    maker.KINDS[kind](tmp_path, 20_000 if kind in ("rows", "columns-of-64", "column-major") else 300)
+    stored = FileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    state = {key: torch.empty(entry.size) for key, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    load(state, storage_reader=FileSystemReader(tmp_path), no_dist=True)
+    loaded = dcptools.load_tensor(tmp_path, min(state))
+    assert torch.equal(loaded, state[min(state)])
+    assert len(dcptools.preview(tmp_path).outputs) == len(state)
+
+
+def test_reads_that_are_announced_wait_together_and_others_one_by_one() -> None:
+    place = far.Far(60.0)
+    first = place.request("a", 0, 10_000)
+    assert place.request("a", 4096, 4096) == first  # on its way already
+    assert place.request("a", 8192, 8192) > first
+    assert place.request("b", 0, 1) > first
+
+
+@pytest.mark.long
+def test_far_and_cold_measure_every_row(directory: Path) -> None:
+    numbers = measure(directory, "far", "cold")
+    far_rows, cold_rows = numbers["sections"]
+    assert_measured({"sections": [far_rows]}, "far")
+    assert cold_rows["rows"][0]["name"].startswith("ours / the best, ")
+    assert cold_rows["rows"][1]["name"] == "ours / cp"
 
 
 @pytest.mark.long
@@ -144,7 +193,7 @@ def test_seconds_are_what_a_program_says_of_itself_or_else_those_of_the_process(
 
 
 def test_a_program_that_crashes_is_shown_with_its_stderr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def speed(settings: sections.Settings) -> Section:
+    def speed(settings: Settings) -> Section:
         run((sys.executable, "-c", "raise SystemExit('the disk is on fire')"))
         raise AssertionError("not reached")
 
@@ -157,9 +206,9 @@ def test_a_program_that_crashes_is_shown_with_its_stderr(monkeypatch: pytest.Mon
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    maker = checkpoints.Maker("no-such-kind", ranks=0)
+    unknown = checkpoints.Maker("no-such-kind", ranks=0)
     with pytest.raises(Crashed, match="no-such-kind"):
-        checkpoints.get(tmp_path, maker, 1)
+        checkpoints.get(tmp_path, unknown, 1)
     assert not (tmp_path / "no-such-kind-1").exists()
 
 

@@ -16,9 +16,14 @@ from safetensors.torch import load_file
 import dcptools
 from dcptools._collector import no_collections, what_is_there_stays
 from dcptools.checkpoint import StoredTensor
-from dcptools.tensors import TensorReader, View, read_elements
+from dcptools.storage import LocalSource
+from dcptools.tensors import TensorReader, View, announce, read_elements
+from dcptools.tensors.reader import ENOUGH_AT_HAND
 from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
+
+PAGE = 4096  # bytes
+SHAPES = {"mlp.weight": (300, 200), "norm.weight": (16,), "proj.weight": (100, 100), "proj.bias": (100,)}
 
 
 def small_tensors(count: int) -> dict[str, torch.Tensor]:
@@ -105,3 +110,48 @@ def test_the_chunks_of_a_stack_are_looked_at_once_for_all_its_experts(
         read_elements(reader, View("model.experts", (6,), (1,), 6 * expert), 0, 6, out)
         assert out.view("float32").tolist() == list(range(6 * expert, 6 * expert + 6))
     assert looked == ["model.experts"]
+
+
+def test_nearly_all_reads_are_announced_before_they_wait_for_a_slow_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"layers.{n}.{name}": torch.randn(shape) for n in range(8) for name, shape in SHAPES.items()}
+    plan = dcptools.plan(saved.save(tmp_path / "in", {"model": tensors}), dtype="keep")
+    there: set[tuple[str, int]] = set()  # pages
+    waited, reads = [], []
+    read_into = LocalSource.read_into
+
+    def pages(name: str, start: int, nbytes: int) -> set[tuple[str, int]]:
+        return {(name, page) for page in range(start // PAGE, (start + nbytes - 1) // PAGE + 1)}
+
+    def announced(self: LocalSource, name: str, start: int, nbytes: int) -> bool:
+        new = pages(name, start, nbytes) - there
+        there.update(new)
+        return bool(new)
+
+    def read(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        reads.append(name)
+        if new := pages(name, start, out.nbytes) - there:
+            waited.append((name, start, out.nbytes))
+            there.update(new)
+        read_into(self, name, start, out)
+
+    monkeypatch.setattr(LocalSource, "will_read", announced)
+    monkeypatch.setattr(LocalSource, "read_into", read)
+    dcptools.write(plan, tmp_path / "out", fsync=False, workers=2, sizes=Sizes(slab_bytes=1 << 16, items_together=12))
+    assert len(waited) <= 2 < len(reads) / 20, waited
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+
+
+def test_what_is_at_hand_is_not_announced_piece_by_piece() -> None:
+    told: list[bool] = []
+
+    def source(*answers: bool) -> Any:
+        return (told.append(answer) or answer for answer in answers)  # type: ignore[func-returns-value]
+
+    assert not announce(source(*[False] * 100))
+    assert len(told) == ENOUGH_AT_HAND
+    told.clear()
+    assert announce(source(*[False, True] * 50))  # a page that was read with another one says nothing of the next
+    assert len(told) == 100

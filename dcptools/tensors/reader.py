@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter, mul
 from typing import Any
 
@@ -14,12 +14,16 @@ import numpy as np
 
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.errors import BrokenCheckpoint
+from dcptools.tensors.archive import HEAD_BYTES, TAIL_BYTES
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resolve
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.chunks import Chunks, ElementRange
 from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
+
+MOST_FRAMES = 4096  # of a tensor that are announced at once
+ENOUGH_AT_HAND = 8  # in a row, and it is likely that all the others are too
 
 
 class TensorReader:
@@ -110,7 +114,16 @@ class TensorReader:
             item.source.will_read(item.file, item.start + first, nbytes)
             for item, first, nbytes in self._spans(start, stop)
         )
-        return all(found)
+        return announce(found)
+
+    def frames(self) -> Iterator[tuple[str, int, int]]:
+        """What is read of the items to open them: file, first byte, count."""
+        numbers = [number for number, _, _ in self.chunks.boxes]
+        for number in numbers if len(numbers) <= MOST_FRAMES else ():
+            chunk = self.tensor.chunk(number)
+            if chunk.file and chunk.encoding == "torch":
+                yield chunk.file, chunk.start, min(HEAD_BYTES, chunk.nbytes)
+                yield chunk.file, chunk.start + max(0, chunk.nbytes - TAIL_BYTES), min(TAIL_BYTES, chunk.nbytes)
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""
@@ -250,6 +263,19 @@ class TensorReader:
         item.source.read_into(item.file, item.start + start, out)
         if self._checksums is not None:
             self._checksums.add(item, start, out)
+
+
+def announce(told: Iterable[bool]) -> bool:
+    """Tell a source of one read after the other, until some in a row were at hand already; whether one was not.
+
+    A single one says little: it may lie in the same page as what was read before.
+    """
+    useful, in_a_row = False, 0
+    for of_use in told:
+        useful, in_a_row = useful or of_use, 0 if of_use else in_a_row + 1
+        if in_a_row == ENOUGH_AT_HAND:
+            break
+    return useful
 
 
 def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -> Bits:

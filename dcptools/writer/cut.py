@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor
-from dcptools.tensors import Region, TensorReader, View, row_elements, run_elements, tiles
+from dcptools.tensors import Region, TensorReader, View, announce, row_elements, run_elements, tiles
 
 SHORT_RUN_BYTES = 4096  # a large view whose runs are shorter is cut into tiles
 
@@ -158,7 +158,7 @@ class Block:
 
     def will_read(self) -> None:
         """Tell the sources, as long as that is of use."""
-        all(part.will_read(first, stop) for slab in self.slabs for part, first, stop in slab.values)
+        announce(part.will_read(first, stop) for slab in self.slabs for part, first, stop in slab.values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
-from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
+from dcptools.tensors import Checksums, TensorReader, announce, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
 from dcptools.writer.sums import FileSums
@@ -119,6 +119,8 @@ class Engine:
     def _parts(self, file: ShardFile) -> Iterator[Part]:
         """The views that a file is made of, with their items opened some at a time."""
         for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
+            frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
+            announce(self.plan.checkpoint.source.will_read(*frame) for frame in frames)
             parts = [part for tensor in group for part in self._parts_of(tensor)]
             for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
                 check_stopped()
@@ -217,6 +219,15 @@ class _Readers:
         self._uses = Counter(view.key for file in files for tensor in file.tensors for view in tensor.output.sources)
         self._open: dict[str, TensorReader] = {}  # those that more views need
         self._lock = threading.Lock()
+
+    def new(self, tensors: Iterable[PlannedTensor]) -> Iterator[TensorReader]:
+        """Readers of the sources that nobody has asked for yet; ``get`` will return them."""
+        for key in {view.key: None for tensor in tensors for view in tensor.output.sources}:
+            with self._lock:
+                if key in self._open:
+                    continue
+                reader = self._open[key] = TensorReader(self._checkpoint[key], self._checksums)
+            yield reader
 
     def get(self, key: str) -> TensorReader:
         """To be called once for each view."""
