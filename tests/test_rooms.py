@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "dcptools").rglob("*.py"))
 MOST_LINES, MOST_BODY_LINES = 300, 40
-ROOMS = ("_pickle", "checkpoint", "cli", "convert", "layouts", "mapping", "shards", "storage", "tensors", "writer")
+ROOMS = (
+    "_pickle", "checkpoint", "cli", "convert", "layouts", "mapping", "ranks", "shards", "storage", "tensors", "writer",
+)  # fmt: skip
 # of os, of named tuples, of torch, of ipywidgets
 FROM_ELSEWHERE = {"_exit", "_make", "_replace", "_make_wrapper_subclass", "_unsafe_view", "_repr_mimebundle_"}
 

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from dcptools._parallel import Progress
+from dcptools.writer.cut import Sizes
+from dcptools.writer.engine import Engine
 from dcptools.writer.report import Report
 from dcptools.writer.target import check_target, default_save_dir, free_bytes
 from dcptools.writer.writing import write
 
-__all__ = ["Progress", "Report", "check_target", "default_save_dir", "free_bytes", "write"]
+__all__ = ["Engine", "Progress", "Report", "Sizes", "check_target", "default_save_dir", "free_bytes", "write"]

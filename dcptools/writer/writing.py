@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,7 @@ def write(
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
     sizes: Sizes | None = None,
+    make_engine: Callable[..., Engine] = Engine,
 ) -> Report:
     """Write the planned model.
 
@@ -61,6 +62,8 @@ def write(
         An event; when it is set, the run stops within a second and raises ``Cancelled``.
     sizes
         How the work is cut, to measure; the result does not depend on it.
+    make_engine
+        What fills the files, if it is not this process alone.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def write(
         check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
         clear_remains(target)
         sink = LocalSink(target, plan.fingerprint[:12])
-        engine = Engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
+        engine = make_engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
         try:
             with _explained(target, plan.checkpoint):
                 found = fill(engine, progress, cancel)
