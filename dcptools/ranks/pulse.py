@@ -43,9 +43,8 @@ class Pulse:
         self.states = (State(),) * size
         self.lost = ""  # why the ranks do not hear of each other any more
         self.stopped = threading.Event()
-        self._group, self._mine = group, State()
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._beat, name="dcptools-pulse", daemon=True)
+        self._mine, self._news = State(), threading.Condition()
+        self._thread = threading.Thread(target=self._beat, args=(group,), name="dcptools-pulse", daemon=True)
         self._thread.start()
 
     @property
@@ -75,7 +74,7 @@ class Pulse:
         self.say(leaving=1)
         self._thread.join()
 
-    def _beat(self) -> None:
+    def _beat(self, group: ProcessGroup) -> None:
         import torch
         import torch.distributed as dist
 
@@ -84,12 +83,13 @@ class Pulse:
             with self._news:
                 said = torch.tensor(self._mine)
             try:
-                dist.all_gather(heard, said, group=self._group)
+                dist.all_gather(heard, said, group=group)
             except RuntimeError as error:
                 with self._news:
                     self.lost = str(error).partition("\n")[0] or "unknown"
                     self._news.notify_all()
                 self.stopped.set()
+                dist.destroy_process_group(group)  # so that those who only wait for this rank notice it now, too
                 return
             with self._news:
                 self.states = tuple(State(*map(int, row)) for row in heard)
