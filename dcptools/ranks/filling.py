@@ -17,6 +17,7 @@ from dcptools.ranks.share import shares
 from dcptools.ranks.team import Team
 from dcptools.shards import ShardFile, ShardPlan
 from dcptools.storage import Sink
+from dcptools.tensors import ItemPart
 from dcptools.writer import Engine, Sizes
 
 Seen = Mapping[str, tuple[int, int] | None]  # by file of the checkpoint: bytes, and when it was written to
@@ -40,8 +41,8 @@ class Filled:
 
     overflows: Counter[str]
     checked: int  # stored items
-    unchecked: int
     without: int
+    parts: list[ItemPart]  # of items that others read, too
 
 
 class SharedEngine(Engine):
@@ -80,17 +81,19 @@ class SharedEngine(Engine):
         for file in self._all[len(self._shares[0]) :]:
             self.sink.adopt(file.filename)  # to publish it, or to remove it if this fails
         _, *others = self._team.each(fill_part, parts, self._run_own, report)
-        for filled in others:
-            self._add(filled)
+        self._add(others)
         self.files = self._all  # so that the others' files are looked at here, too, before they are published
 
     def _run_own(self, progress: Progress) -> None:
         super().run(progress, self._team.pulse.stopped)
 
-    def _add(self, filled: Filled) -> None:
-        self.tally.overflows.update(filled.overflows)
-        self.checksums.checked += filled.checked
-        self.checksums.without += filled.without
+    def _add(self, others: Sequence[Filled]) -> None:
+        """Count what the others have counted, and check the items that several ranks have read parts of."""
+        for filled in others:
+            self.tally.overflows.update(filled.overflows)
+            self.checksums.checked += filled.checked
+            self.checksums.without += filled.without
+        self.checksums.join(part for filled in others for part in filled.parts)
 
 
 def fill_part(team: Team, order: Order, progress: Progress) -> Filled:
@@ -108,7 +111,7 @@ def fill_part(team: Team, order: Order, progress: Progress) -> Filled:
     finally:
         team.plan.checkpoint.source.close()
     sums = engine.checksums
-    return Filled(engine.tally.overflows, sums.checked, sums.unchecked, sums.without)
+    return Filled(engine.tally.overflows, sums.checked, sums.without, sums.parts())
 
 
 def _send_plan(team: Team, plan: ShardPlan) -> None:
