@@ -19,6 +19,7 @@ ROOMS = (
     "layouts",
     "loading",
     "mapping",
+    "ranks",
     "shards",
     "storage",
     "tensors",

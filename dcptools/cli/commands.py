@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,15 @@ def convert_command(
         return
     if report is not None:
         check_receipt_path(report)
-    running: dict[str, Any] = {"workers": workers, "progress": not quiet}
-    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **running)
+    team = click.get_current_context().obj
+    filling, comparing, summing = _shared_by(team, resume)
+    running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not quiet}
+    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **filling, **running)
     with _model_is_written(target):
-        found = verify_written(planned, target, **running) if verify else None
+        found = verify_written(planned, target, **comparing, **running) if verify else None
         try:
             if report is not None:
-                write_receipt(report, receipt_of(planned, written, verified=verify, **running))
+                write_receipt(report, receipt_of(planned, written, verified=verify, **summing, **running))
             if as_json:
                 print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
             elif not quiet:
@@ -298,6 +301,20 @@ for _command in (
     diff_command,
 ):
     main_group.add_command(_command)
+
+
+def _shared_by(team: Any, resume: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What makes writing, comparing and checksums the work of all ranks; nothing if this process is alone."""
+    if team is None:
+        return {}, {}, {}
+    from dcptools.ranks import SharedChecks, SharedEngine
+
+    checks = SharedChecks(team)
+    return (
+        {"make_engine": partial(SharedEngine, team, keep=resume)},
+        {"compare": checks.compare},
+        {"sum_up": checks.sum_up},
+    )
 
 
 def _leftovers(mapping: Any, wanted: bool) -> str:

@@ -27,14 +27,26 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     open_closed_streams()
     with speaking(in_shell), contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
-        status = _status(command, name)
+        status = _status_of_ranks(command, name) if _is_one_of_many() else _status(command, name)
     sys.exit(status)
 
 
-def _status(command: click.Command, name: str | None) -> int:
+def _is_one_of_many() -> bool:
+    """Whether torchrun started this process, beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _status_of_ranks(command: click.Command, name: str | None) -> int:
+    """Run a command on rank 0, which has the others at its service; the exit status."""
+    from dcptools.ranks import together
+
+    return together(lambda team: _status(command, name, team), tell)
+
+
+def _status(command: click.Command, name: str | None, team: Any = None) -> int:
     """Run a command to its end; the exit status."""
     try:
-        status: int | None = command.main(prog_name=name, standalone_mode=False)
+        status: int | None = command.main(prog_name=name, standalone_mode=False, obj=team)
         sys.stdout.flush()
         return status or 0
     except click.ClickException as error:

@@ -58,6 +58,9 @@ class MemorySink:
     def commit(self, name: str) -> None:
         """Nothing: whoever filled it takes it."""
 
+    def adopt(self, name: str) -> None:
+        """Nothing: this memory is that of one process."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,15 @@ def verify(
     return _verification(model, compared, start)
 
 
-def verify_written(plan: ShardPlan, save_dir: str | os.PathLike[str], **running: Any) -> Verification:
+def verify_written(
+    plan: ShardPlan,
+    save_dir: str | os.PathLike[str],
+    compare: Callable[..., dict[str, list[Difference]]] = compare_values,
+    **running: Any,
+) -> Verification:
     """Verify what was just written; ``running`` has workers, progress and cancel.
+
+    ``compare`` does what ``compare_values`` does, if it is not this process alone.
 
     Stored checksums, which were compared when it was written, are not compared once more.
 
@@ -114,7 +121,7 @@ def verify_written(plan: ShardPlan, save_dir: str | os.PathLike[str], **running:
     """
     start = time.perf_counter()
     model = as_model(save_dir)
-    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), {**running, "check": False})
+    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), {**running, "check": False}, compare)
     found = _verification(model, [compared], start)
     refuse_differences(found)
     return found
@@ -141,10 +148,11 @@ def _with_checkpoint(
     plan: ShardPlan | None,
     expected: dict[str, Expected],
     running: dict[str, Any],
+    compare: Callable[..., dict[str, list[Difference]]] = compare_values,
 ) -> Compared:
     weights, wrong = _by_headers(model, expected)
     alike = {name: entry.output for name, entry in expected.items() if weights[name].state == "same"}
-    different = compare_values(mapping.checkpoint, alike, model, **running)
+    different = compare(mapping.checkpoint, alike, model, **running)
     weights |= {name: _with_values(weights[name], found) for name, found in different.items()}
     findings = (
         *about_files(model, plan),

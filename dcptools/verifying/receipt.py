@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,16 +63,18 @@ def receipt_of(
     report: Report,
     *,
     verified: bool,
+    sum_up: Callable[..., dict[str, int]] = checksums,
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
 ) -> dict[str, Any]:
     """The plan, what was found, versions, and a checksum of everything that was written.
 
-    The model is read once more for the checksums.
+    The model is read once more for the checksums. ``sum_up`` does what ``checksums`` does, if it is not this process
+    alone.
     """
     model = read_model(report.save_dir)
-    sums = checksums(model, workers=workers, progress=progress, cancel=cancel)
+    sums = sum_up(model, workers=workers, progress=progress, cancel=cancel)
     assets = [asset.name for asset in plan.assets.files] if plan.assets else []
     files = [_weight_file(model, file.filename) for file in plan.files]
     files += [_other_file(Path(report.save_dir), name) for name in (*([model.index] if model.index else []), *assets)]

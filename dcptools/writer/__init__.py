@@ -8,10 +8,22 @@ their names, all of them or none.
 from __future__ import annotations
 
 from dcptools._parallel import Progress
-from dcptools.writer.engine import Engine
+from dcptools.writer.cut import Sizes
+from dcptools.writer.engine import Engine, Finish
 from dcptools.writer.publishing import refuse_changes
 from dcptools.writer.report import Report
 from dcptools.writer.target import check_target, default_save_dir, free_bytes
 from dcptools.writer.writing import write
 
-__all__ = ["Engine", "Progress", "Report", "check_target", "default_save_dir", "free_bytes", "refuse_changes", "write"]
+__all__ = [
+    "Engine",
+    "Finish",
+    "Progress",
+    "Report",
+    "Sizes",
+    "check_target",
+    "default_save_dir",
+    "free_bytes",
+    "refuse_changes",
+    "write",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def write(
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
     sizes: Sizes | None = None,
+    make_engine: Callable[..., Engine] = Engine,
 ) -> Report:
     """Write the planned model.
 
@@ -70,6 +71,8 @@ def write(
         An event; when it is set, the run stops within a second and raises ``Cancelled``.
     sizes
         How the work is cut, to measure; the result does not depend on it.
+    make_engine
+        What fills the files, if it is not this process alone.
 
     Raises
     ------
@@ -103,7 +106,9 @@ def write(
         staged.begin(**running)
         with _ended(staged), _explained(target, plan.checkpoint, staged):
             staged.record(sync=fsync)
-            engine = Engine(plan, sink, staged.missing, workers=count, sync=fsync, sizes=sizes, finished=staged.add)
+            engine = make_engine(
+                plan, sink, staged.missing, workers=count, sync=fsync, sizes=sizes, finished=staged.add
+            )
             engine.tally.overflows.update(staged.overflows)
             found = fill(engine, progress, cancel)
             left = publish(plan, target, sink, sync=fsync)
