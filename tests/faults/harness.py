@@ -189,6 +189,7 @@ class Place:
             assert which == "new" or visible(self.out) == self.old, ended.said
             hidden = [name for name in os.listdir(self.out) if name.startswith(".dcptools-")]
             told = "finished and kept" in ended.said or ".dcptools-" in ended.said
+            told = told or "can't start new thread" in ended.said  # what --resume keeps is not said of that
             assert not hidden or told or (ended.status == 0 and ended.fired), (hidden, ended)  # it could not be removed
         return which
 
