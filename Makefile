@@ -21,7 +21,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 WIZARD = notebooks/5-wizard.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check format bench lab app docs docs-pages docs-shots clean
+.PHONY: help install demo test test-long check format bench lab app docs docs-pages docs-speed docs-shots clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -92,6 +92,11 @@ docs: $(STAMP) ## the documentation in build/docs
 
 docs-pages: $(STAMP) ## write the generated pages of docs again, after a change of code or notebooks
 	for page in cli api notebooks; do $(RUN)python docs/scripts/$$page.py || exit 1; done
+
+docs-speed: $(STAMP) ## measure all, best on a quiet machine, and write the page about it again
+	@mkdir -p build
+	$(RUN)python -m tests.bench --json build/bench.json
+	$(RUN)python docs/scripts/speed.py build/bench.json
 
 docs-shots: $(STAMP) ## take the pictures of the wizard again; needs Chromium
 	$(RUN)python docs/scripts/screenshots.py

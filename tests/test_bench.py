@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -229,3 +230,22 @@ def test_a_section_shows_medians_spread_ratio_target_and_verdict() -> None:
         "  peak            1 MB                   2 MB                   0.50",
         "a note",
     ]
+
+
+def test_the_page_says_when_the_machine_was_shared_and_what_was_missed() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "scripts" / "speed.py"))["page"]
+    row = Row("ours / floor", "s", (2.0, 3.0, 4.0), (1.0,), at_most(1.25))
+    machine = {"date": "2026-01-02 03:04 UTC", "system": "Linux", "python": "3.11", "cpus": 2, "load_average": 0.1}
+    old, new = (
+        {
+            "machine": {**machine, "load_average": load},
+            "parameters": 1000,
+            "sections": [Section(name, "x", (row,)).to_json()],
+        }
+        for load, name in ((0.1, "cold"), (9.0, "far"))
+    )
+    text = page([old, old, new])
+    assert text.count("## Cold") == text.count("## Far") == 1
+    assert "| ours / floor | 3.000 s | 1.000 s | 3.00 | `<= 1.25` | missed |" in text
+    assert text.count("2026-01-02 03:04 UTC") == 2
+    assert text.index("## Cold") < text.index("**The machine was shared**: 9.0 programs") < text.index("## Far")
