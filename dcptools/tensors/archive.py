@@ -25,6 +25,7 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 # Central directory file header: flags, method, CRC-32, packed and unpacked bytes, three lengths, place of the entry
 _ENTRY = struct.Struct("<4s4x2H4x3L3H8xL")
+_MOST_NAME_BYTES = 1024  # torch's have less than a hundred
 _CRC_AT = 16  # bytes from the start of such a header
 _LOCAL = struct.Struct("<4s22x2H")  # of a local file header: two lengths
 HEAD_BYTES = 2048  # covers data.pkl, byteorder and the local header of data/0 of a plain tensor
@@ -151,6 +152,8 @@ class Archive:
             if name_at > nbytes:
                 raise self.broken("its central directory is damaged")
             fields = _ENTRY.unpack_from(directory, header)
+            if fields[6] > _MOST_NAME_BYTES:
+                raise self.broken(f"an entry has a name of {fields[6]:,} bytes")
             extra_at = name_at + fields[6]
             extra_end = extra_at + fields[7]
             at = extra_end + fields[8]

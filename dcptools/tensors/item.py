@@ -150,7 +150,7 @@ def _parse(archive: Archive, dtype: DType, shape: tuple[int, ...]) -> tuple[_Con
         )
     storage = archive.entries.get(f"data/{arrangement.storage}")
     if storage is None:
-        raise archive.broken(f"it has no data/{arrangement.storage}")
+        raise archive.broken(f"it has no data/{arrangement.storage[:100]}")
     if arrangement.end > storage.nbytes:
         raise archive.broken(f"its {storage.nbytes:,} bytes of values are too few for {arrangement.shape}")
     return _Content(archive.content_start(storage), storage.nbytes, arrangement), storage

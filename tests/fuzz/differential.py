@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,9 @@ def item(directory: Path, file: str) -> str:
         raise Violation(f"torch reads {type(theirs)} {getattr(theirs, 'dtype', '')}, and we {tensor.dtype.name}")
     whole = theirs.detach().resolve_conj().resolve_neg().contiguous()
     if tuple(whole.shape) != tensor.shape or whole.view(-1).view(torch.uint8).numpy().tobytes() != bits.tobytes():
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if bits.tobytes() in map(archive.read, archive.namelist()):
+                return "torch reads what is not stored"  # memory that nothing was read into
         raise Violation(f"torch reads {whole}, and we {bits}")
     return "the same"
 
@@ -243,7 +247,7 @@ def cover(directory: Path, file: str) -> str:
     outside = any(
         a < 0 or n < 0 or a + n > whole for at, size in distinct for a, n, whole in zip(at, size, full, strict=True)
     )
-    if outside:
+    if outside and 0 not in full:  # a tensor without elements is covered by anything
         if found is None or found[0] != "overlap":
             raise Violation(f"a box outside of {full} is {found}: {boxes}")
         return "outside"
