@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -34,6 +35,10 @@ class Source(Protocol):
     """Named files that can be read from any place. Safe to use from several threads."""
 
     @property
+    def ahead(self) -> bool:
+        """Whether each read takes so long that all are worth to be announced, those of a few bytes too."""
+
+    @property
     def location(self) -> str:
         """What a person calls it: a path or a URL."""
 
@@ -49,8 +54,14 @@ class Source(Protocol):
     def entries(self, name: str = "") -> list[str]:
         """The names in a directory, sorted; raises OSError if it cannot be listed."""
 
+    def folders(self) -> list[str]:
+        """The names of the directories in the place, sorted; raises OSError if it cannot be listed."""
+
     def state(self, name: str) -> FileState | None:
         """The state of the file now, or None if there is no such file."""
+
+    def states(self, names: Iterable[str]) -> dict[str, FileState | None]:
+        """The states of several files."""
 
     def content(self, name: str) -> bytes:
         """The whole of a file; raises OSError if it cannot be read."""
@@ -60,6 +71,9 @@ class Source(Protocol):
 
     def will_read(self, name: str, start: int, nbytes: int) -> bool:
         """Say that these bytes are read soon, to begin with it now; False if they are at hand already."""
+
+    def will_read_all(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Say which bytes (name, start, count) are needed soon, all together, so that neighbours are read at once."""
 
     def close(self) -> None:
         """Let go of what is kept open and not in use; the next read opens it again."""
@@ -77,6 +91,8 @@ class OpenFile:
 
 class LocalSource:
     """A directory. Files are opened when first read and kept open, as many as the process may well have."""
+
+    ahead = False
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -103,6 +119,9 @@ class LocalSource:
     def entries(self, name: str = "") -> list[str]:
         return sorted(os.listdir(self.directory / name))
 
+    def folders(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_dir())
+
     def state(self, name: str) -> FileState | None:
         try:
             found = os.stat(self.directory / name)
@@ -113,6 +132,9 @@ class LocalSource:
         if not stat.S_ISREG(found.st_mode):
             return None
         return FileState(found.st_size, found.st_mtime_ns, f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}")
+
+    def states(self, names: Iterable[str]) -> dict[str, FileState | None]:
+        return {name: self.state(name) for name in names}
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         done, wanted = 0, out.nbytes
@@ -145,6 +167,9 @@ class LocalSource:
         except OSError:
             return False
         return True
+
+    def will_read_all(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Nothing: small reads are quick, and large ones are announced one by one."""
 
     def content(self, name: str) -> bytes:
         with open(open_regular(self.directory / name), "rb") as file:  # those that the kernel makes up have no end

@@ -14,12 +14,16 @@ import numpy as np
 
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.errors import BrokenCheckpoint
+from dcptools.tensors.archive import HEAD_BYTES, TAIL_BYTES
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resolve
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.chunks import Chunks, ElementRange
 from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
+
+SMALL_BYTES = 1 << 16  # of an item whose values are fetched with what is around them, where that is announced
+MOST_FRAMES = 4096  # of a tensor that are announced at once
 
 
 class TensorReader:
@@ -110,6 +114,22 @@ class TensorReader:
             for item, first, nbytes in self._spans(start, stop)
         )
         return all(found)
+
+    def places(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """Where the elements ``start`` to ``stop`` are stored: file, first byte, count; not those that lie apart."""
+        source, found = self.tensor.source, self._spans(start, stop)
+        return [(item.file, item.start + first, n) for item, first, n in found if item.source is source]
+
+    def frames(self) -> Iterator[tuple[str, int, int]]:
+        """What is read of the items to open them: file, first byte, count. Those that are small are read as a whole."""
+        chunks = self.tensor.chunks if len(self.chunks.boxes) <= MOST_FRAMES else ()
+        for chunk in (chunks[number] for number, _, _ in self.chunks.boxes) if chunks else ():
+            if chunk.file and chunk.encoding == "torch":
+                if chunk.nbytes <= SMALL_BYTES:
+                    yield chunk.file, chunk.start, chunk.nbytes
+                else:
+                    yield chunk.file, chunk.start, HEAD_BYTES
+                    yield chunk.file, chunk.start + chunk.nbytes - TAIL_BYTES, TAIL_BYTES
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""

@@ -54,7 +54,8 @@ class Engine:
         sizes: Sizes | None = None,
     ) -> None:
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
-        self.sink, self.workers, self.sync, self.sizes = sink, workers, sync, sizes or Sizes()
+        self.sink, self.workers, self.sync = sink, workers, sync
+        self.sizes = sizes or Sizes().for_source(plan.checkpoint.source, workers)
         self.checksums, self.tally = Checksums(), Tally()
         self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
         self._unwritten: dict[str, int] = {}  # by filename: bytes of values
@@ -112,7 +113,11 @@ class Engine:
 
     def _parts(self, file: ShardFile) -> Iterator[Part]:
         """The views that a file is made of, with their items opened some at a time."""
+        source = self.plan.checkpoint.source
         for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
+            if source.ahead:  # also what is read to see in which order the values of a part are stored
+                views = (view for tensor in group for view in tensor.output.sources)
+                source.will_read_all(place for view in views for place in self._readers.peek(view.key).frames())
             parts = [part for tensor in group for part in self._parts_of(tensor)]
             for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
                 check_stopped()
@@ -201,6 +206,13 @@ class _Readers:
         self._uses = Counter(view.key for file in files for tensor in file.tensors for view in tensor.output.sources)
         self._open: dict[str, TensorReader] = {}  # those that more views need
         self._lock = threading.Lock()
+
+    def peek(self, key: str) -> TensorReader:
+        """The one that ``get`` will return."""
+        with self._lock:
+            if key not in self._open:
+                self._open[key] = TensorReader(self._checkpoint[key], self._checksums)
+            return self._open[key]
 
     def get(self, key: str) -> TensorReader:
         """To be called once for each view."""

@@ -15,11 +15,12 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
-from dcptools.storage import LocalSink
+from dcptools.storage import LocalSink, RemoteSink, is_url
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
 from dcptools.writer.lock import clear_remains, locked
 from dcptools.writer.publishing import DURING, SINCE, check_file, publish, reason, refuse_changes
+from dcptools.writer.remote import publish_to_url
 from dcptools.writer.report import Report, report_of
 from dcptools.writer.swap import Swap
 from dcptools.writer.target import check_target
@@ -47,7 +48,8 @@ def write(
     plan
         What :func:`dcptools.plan` returned.
     save_dir
-        The output directory; made if need be. One that holds a model is refused without ``overwrite``.
+        The output directory; made if need be. One that holds a model is refused without ``overwrite``. Or a URL that
+        fsspec knows: files are uploaded in parts, and show when they are whole.
     overwrite
         Replace the model that is there. Its files go when the new one is complete; all others stay.
     fsync
@@ -82,6 +84,8 @@ def write(
     """
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
+    if is_url(save_dir):
+        return _write_to_url(plan, str(save_dir), overwrite, workers, progress, cancel, sizes)
     target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
@@ -117,12 +121,40 @@ def fill(
     if engine.plan.options.strict:
         refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
     for file in engine.files:
-        check_file(file, engine.sink.staged(file.filename))
+        path = engine.sink.staged(file.filename)
+        if path is not None:
+            check_file(file, path)
     return found
 
 
+def _write_to_url(
+    plan: ShardPlan,
+    url: str,
+    overwrite: bool,
+    workers: int | None,
+    progress: Progress | bool | None,
+    cancel: threading.Event | None,
+    sizes: Sizes | None,
+) -> Report:
+    """The same where the target is a URL: there is no lock, and the files are checked when they are completed."""
+    count, start = workers or default_workers(), time.perf_counter()
+    check_target(plan, url, overwrite=overwrite)
+    refuse_changes(plan.checkpoint, *SINCE)
+    sink = RemoteSink(url)
+    engine = Engine(plan, sink, workers=count, sync=False, sizes=sizes)
+    try:
+        with _explained(url, plan.checkpoint):
+            found = fill(engine, progress, cancel)
+            left = publish_to_url(plan, url, sink)
+    finally:
+        sink.discard()
+        plan.checkpoint.source.close()
+    seconds = time.perf_counter() - start
+    return report_of(plan, url, engine.checksums, (*found, *_stale(left)), workers=count, seconds=seconds)
+
+
 @contextmanager
-def _explained(target: Path, checkpoint: Checkpoint) -> Iterator[None]:
+def _explained(target: Path | str, checkpoint: Checkpoint) -> Iterator[None]:
     """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
     try:
         yield
