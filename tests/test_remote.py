@@ -19,6 +19,7 @@ from dcptools.checkpoint import read
 from dcptools.demo import Demo
 from dcptools.errors import DcptoolsError, NotACheckpoint, OutputExists, TargetError, UsageError
 from dcptools.hf import read_model
+from dcptools.recipe import command_line, python_call
 from dcptools.storage import RemoteSink, open_source, upload
 
 BUCKET = "bucket"
@@ -210,6 +211,11 @@ class TestErrors:
         assert str(caught.value).startswith("sftp://***@host/step: a URL must not hold a password")
         assert "secret" not in str(caught.value)
 
+    def test_a_recipe_does_not_show_a_password(self, demo: Demo) -> None:
+        planned = dcptools.plan(demo.checkpoint)
+        shown = [recipe(planned, "sftp://me:secret@host/out") for recipe in (command_line, python_call)]
+        assert all("sftp://***@host/out" in text and "secret" not in text for text in shown)
+
     def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         core = pytest.importorskip("fsspec.core")
 
@@ -313,8 +319,10 @@ class TestInMemory:
         yield "memory://place"
         memory.rm("/place", recursive=True)
 
-    def test_the_whole_line(self, place: str, local: Path) -> None:
-        report = dcptools.convert(f"{place}/step", model_assets_dir=f"{place}/assets", shard_size="600kB", verify=True)
+    def test_the_whole_line(self, place: str, local: Path, tmp_path: Path) -> None:
+        options: Any = {"model_assets_dir": f"{place}/assets", "shard_size": "600kB"}
+        report = dcptools.convert(f"{place}/step", **options, verify=True, report=tmp_path / "report.json")
+        assert dcptools.verify(report.save_dir, report=tmp_path / "report.json").ok
         assert report.save_dir == f"{place}/step/hf_ckpt"
         written = open_source(report.save_dir)
         assert written.entries() == sorted(path.name for path in local.iterdir())

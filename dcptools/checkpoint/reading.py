@@ -102,7 +102,7 @@ def _read_shards(source: Source) -> Checkpoint:
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file ``.metadata`` at the path or URL; False also where nobody can look."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a zero byte in a path
         return open_source(path).kind(METADATA) == "file"
     return False
 

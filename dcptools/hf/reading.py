@@ -82,7 +82,7 @@ def is_model(path: str | os.PathLike[str]) -> bool:
         if source.kind() == "directory":
             return any(name.endswith((SUFFIX, _INDEX_SUFFIX)) for name in source.entries())
         return source.kind() == "file" and source.location.endswith((SUFFIX, _INDEX_SUFFIX))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in a path
         return False
 
 

@@ -10,7 +10,7 @@ from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
 from dcptools.storage.upload import RemoteSink
-from dcptools.storage.urls import is_url, join, parent
+from dcptools.storage.urls import is_url, join, parent, without_password
 
 __all__ = [
     "IN_FLIGHT",
@@ -30,4 +30,5 @@ __all__ = [
     "open_source",
     "parent",
     "pieces",
+    "without_password",
 ]

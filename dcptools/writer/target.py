@@ -64,6 +64,7 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool) -> None:
     ------
     OutputExists, TargetError, UsageError
     """
+    source = open_source(url)
     if url.startswith("hf://"):
         raise TargetError(
             f"{url} can be read and not written: there each file is a commit.\nConvert into a directory, and upload it "
@@ -74,7 +75,6 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool) -> None:
         raise TargetError(f"The output {url} is where the checkpoint's own files are.\nGive another URL.")
     if plan.assets is not None and plan.assets.directory.rstrip("/") == url.rstrip("/"):
         raise TargetError(f"The output {url} is the assets directory itself.\nGive another URL.")
-    source = open_source(url)
     with system_errors(TargetError, f"The output {url} cannot be used"):
         kind = source.kind()
         names = source.entries() if kind == "directory" else []
