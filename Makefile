@@ -2,21 +2,26 @@
 #
 #   make test PYTHON=python3.12        another Python for the virtual environment
 #   make demo VENV=/tmp/venv           another place for it
+#   make test-long FUZZ_SECONDS=60     less than an hour of hostile files
 #   make demo PIP_ARGS='--index-url …' anything else that pip should know, such as where a CPU build of torch is
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+FUZZ_SECONDS ?= 3600
 
 RUN = $(VENV)/bin/
 STAMP = $(VENV)/.installed
-PIP = $(RUN)python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
+PIP = $(RUN)python -m pip --disable-pip-version-check install --progress-bar off $(PIP_ARGS)
+# A dot per package, so that one sees that pip is working; what it says on stderr, its errors, is shown as it is.
+DOTS = awk '/^Collecting /{printf "."; fflush()} /^Installing collected/{printf " unpacking"; fflush()} /^pip failed$$/{bad = 1} \
+  END {print ""; exit bad}'
 TORCH = $(shell grep '^torch==' constraints.txt)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 WIZARD = notebooks/5-wizard.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check format bench lab app docs docs-pages docs-shots clean
+.PHONY: help install demo test test-long check format bench lab app docs docs-pages docs-speed docs-shots clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,12 +29,12 @@ help: ## this list
 install: $(STAMP) ## the virtual environment
 
 # The stamp lies in the environment, so that both go together. torch comes first and alone: with the pinned version in
-# place no later step is tempted to fetch another build of it. pip still prints its errors (-qq silences the rest).
+# place no later step is tempted to fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing $(TORCH) into $(VENV) (the first time this takes minutes)"
-	@$(PIP) '$(TORCH)'
+	@{ $(PIP) '$(TORCH)' || echo 'pip failed'; } | $(DOTS)
 	@echo "Installing dcptools with its notebook, test and docs extras"
-	@$(PIP) -c constraints.txt -e '.[notebook,test,docs]'
+	@{ $(PIP) -c constraints.txt -e '.[notebook,test,docs]' || echo 'pip failed'; } | $(DOTS)
 	@touch $@
 
 $(VENV)/bin/pip:
@@ -54,7 +59,7 @@ test: $(STAMP) ## all tests but the long ones, and every notebook
 	exit $$failed
 
 test-long: $(STAMP) ## the tests that take minutes or gigabytes
-	$(RUN)python -m pytest -q -rs -m long
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN)python -m pytest -q -rs -m long
 
 check: $(STAMP) ## lint, format, types, direction of imports, notebooks without output
 	@failed=0; \
@@ -87,6 +92,11 @@ docs: $(STAMP) ## the documentation in build/docs
 
 docs-pages: $(STAMP) ## write the generated pages of docs again, after a change of code or notebooks
 	for page in cli api notebooks; do $(RUN)python docs/scripts/$$page.py || exit 1; done
+
+docs-speed: $(STAMP) ## measure all, best on a quiet machine, and write the page about it again
+	@mkdir -p build
+	$(RUN)python -m tests.bench --json build/bench.json
+	$(RUN)python docs/scripts/speed.py build/bench.json
 
 docs-shots: $(STAMP) ## take the pictures of the wizard again; needs Chromium
 	$(RUN)python docs/scripts/screenshots.py

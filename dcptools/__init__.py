@@ -16,7 +16,9 @@ from dcptools.comparing import Comparison, diff
 from dcptools.convert import convert
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
+from dcptools.loading import load_model, load_state_dict
 from dcptools.mapping import KeyMapping, preview
+from dcptools.reviewing import review
 from dcptools.shards import ShardPlan, plan
 from dcptools.values import load_tensor, stats
 from dcptools.verifying import Verification, verify
@@ -34,10 +36,13 @@ __all__ = [
     "convert",
     "diff",
     "inspect",
+    "load_model",
+    "load_state_dict",
     "load_tensor",
     "plan",
     "preview",
     "read",
+    "review",
     "stats",
     "verify",
     "write",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -57,6 +59,20 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same for a text of several lines, whose line ends stay."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def natural(text: str) -> str:
+    """A key to sort by, in which numbers count as numbers.
+
+    >>> sorted(["layers.10.w", "layers.2.w", "layers.1.w"], key=natural)
+    ['layers.1.w', 'layers.2.w', 'layers.10.w']
+    """
+    return ".".join(map(_padded, text.split(".")))
+
+
+@functools.lru_cache(1 << 16)  # keys are made of few different parts
+def _padded(part: str) -> str:
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), part)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

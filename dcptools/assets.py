@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcptools._paths import expanded
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.expected import is_known
@@ -29,13 +30,15 @@ TOKENIZER_FILES = (
 )
 MAX_CONFIG_BYTES = 64 << 20
 
-# Weights, optimizer and training state, and what would make transformers look for other weights
+# Weights, optimizer and training state, what would make transformers look for other weights, and what is about another
+# copy of the model
 _NOT_ASSETS = re.compile(
     r"\..*"  # .metadata, .gitattributes
     r"|.*\.(safetensors|bin|pt|pth|ckpt|distcp|h5|msgpack|gguf|ggml|ot|onnx|onnx_data|npz|npy|tmp|lock|incomplete)"
     r"(\.index\.json)?"
     r"|(optimizer|optim|scheduler|lr_scheduler|rng_state|random_states?|scaler|training_args|events\.out)(_\d|\b).*"
-    r"|(trainer_state|adapter_config)\.json|latest|zero_to_fp32\.py",
+    r"|(trainer_state|adapter_config)\.json|latest|zero_to_fp32\.py"
+    r"|.*(~|\.(bak|backup|old|orig|swp|log|out|err)(\.?\d+)?)|readme(\..*)?",  # backups, logs, another model's card
     re.IGNORECASE,
 )
 
@@ -94,7 +97,9 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         There is no such directory, or it or its config.json cannot be read.
     """
     with system_errors(UsageError, f"The assets directory {directory} cannot be read"):
-        return _look_below(open_source(directory)) if is_url(directory) else _look_through(Path(directory))
+        if is_url(directory):
+            return _look_below(open_source(directory))
+        return _look_through(Path(expanded(directory)))
 
 
 def _look_below(source: Source) -> Assets:
@@ -182,7 +187,7 @@ def _check_config(config: dict[str, Any]) -> Iterator[Finding]:
     if not isinstance(model_type, str):
         yield Finding("config-unknown-model-type", CONFIG, "it has no model_type", "AutoConfig cannot load it")
     elif "auto_map" not in config and is_known(model_type) is False:
-        unknown = f"the installed transformers has no model_type {model_type!r}"
+        unknown = f"the installed transformers has no model_type {model_type!r:.200}"
         yield Finding("config-unknown-model-type", CONFIG, unknown, "load it with a version that has it")
 
 

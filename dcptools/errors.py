@@ -68,7 +68,7 @@ class ChecksumError(BrokenCheckpoint):
 
 
 class FindingsError(DcptoolsError):
-    """Findings of severity ``error`` forbid to go on; ``findings`` holds all of them."""
+    """Findings of severity ``error`` stop here; ``findings`` holds all of them."""
 
     def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
         super().__init__(message)
@@ -89,6 +89,14 @@ class TargetError(DcptoolsError, OSError):
 
 class OutputExists(TargetError, FileExistsError):
     """The output directory already holds a model, and ``overwrite`` was not asked for."""
+
+
+class NotEnoughMemory(DcptoolsError, MemoryError):
+    """What was to be loaded does not fit into memory; ``needed`` and ``available`` are in bytes."""
+
+    def __init__(self, message: str, needed: int = 0, available: int = 0) -> None:
+        super().__init__(message)
+        self.needed, self.available = needed, available
 
 
 class Cancelled(DcptoolsError):
@@ -131,3 +139,8 @@ def system_errors(kind: type[DcptoolsError], what: str) -> Iterator[None]:
         where = f" ({other})" if isinstance(other, str) and other not in what else ""
         advice = _ADVICE.get(number, "Check the path.")
         raise kind(f"{what}: {reason or error}{where}.\n{advice}") from None
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    """The notes of an exception and of those that led to it: a second Ctrl-C breaks into what the first one did."""
+    return [*getattr(error, "__notes__", ()), *notes_of(error.__cause__ or error.__context__)] if error else []

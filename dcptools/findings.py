@@ -5,16 +5,17 @@ The codes are stable; :data:`CODES` says what each means, and the docs are check
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple, cast
 
 from dcptools._text import printable
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
-SHOWN_PER_CODE = 20  # findings; a terminal shows so many of one code and counts the rest
+SHOWN_PER_CODE = 20  # lines; so many of one code are shown, and the rest is counted
+SHOWN_ALONE = 3  # findings of one code; if there are more, those of a prefix are one line
 
 
 class Code(NamedTuple):
@@ -49,7 +50,9 @@ CODES: dict[str, Code] = {
         "info", "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key."
     ),
     "unusual-key": Code(
-        "warning", "A key under the container is neither `model.*` nor `lm_head.*`; it lost the container's prefix."
+        "warning",
+        "A key under the container is neither `model.*` nor a head (`lm_head.weight`, `score.weight`); it lost the "
+        "container's prefix.",
     ),
     "flat-parameter": Code(
         "error", "FSDP1 flat parameters: names and shapes of the tensors are gone; they cannot be converted."
@@ -58,6 +61,7 @@ CODES: dict[str, Code] = {
     "collision": Code("error", "Two checkpoint keys would get the same output name."),
     "reserved-name": Code("error", "An output name that safetensors cannot store."),
     "rename-unused": Code("warning", "A rename rule matched no name."),
+    "renamed-away": Code("warning", "Rename rules give weights of the model names that it does not have."),
     "pattern-unused": Code("warning", "An include, exclude or dtype pattern matched no key."),
     "no-model-weights": Code("error", "No key is a model weight under the chosen layout."),
     "left-out-tensor": Code(
@@ -176,7 +180,7 @@ class HasFindings:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that forbid to go on."""
+        """The findings that stop the conversion."""
         return of_severity(self.findings, "error")
 
     @property
@@ -190,19 +194,49 @@ def of_severity(findings: Iterable[Finding], severity: Severity) -> tuple[Findin
 
 
 def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[str]:
-    """Lines for a terminal: errors first, at most ``most`` of a code, then the count of the rest."""
+    """Lines for people: errors first and infos last; keys of one code and prefix are one line.
+
+    >>> missing = [Finding("weight-missing", f"model.ema.layers.{n}.w", "it is not there") for n in range(36)]
+    >>> print(*summary_lines(missing), sep="\\n")
+    error[weight-missing] 36 keys under model.ema.layers.*: it is not there
+    """
     return (line for _, line in summary(findings, most=most))
 
 
 def summary(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[tuple[Severity, str]]:
-    """The same lines, each with its severity."""
-    ordered = sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
-    totals = Counter((f.severity, f.code) for f in ordered)
-    shown: Counter[tuple[str, str]] = Counter()
-    for finding in ordered:
-        kind = (finding.severity, finding.code)
-        shown[kind] += 1
-        if shown[kind] <= most:
-            yield finding.severity, str(finding)
-        if shown[kind] == totals[kind] > most:
-            yield finding.severity, f"{finding.severity}[{finding.code}]: and {totals[kind] - most} more"
+    """The same lines, each with its severity; at most ``most`` of a code, then the count of the rest."""
+    kinds: dict[tuple[Severity, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: -SEVERITIES.index(f.severity)):
+        kinds.setdefault((finding.severity, finding.code), []).append(finding)
+    for (severity, code), alike in kinds.items():
+        groups = list(_groups(alike))
+        for group in groups[:most]:
+            yield severity, _line(group)
+        if rest := sum(map(len, groups[most:])):
+            yield severity, f"{severity}[{code}]: and {rest:,} more"
+
+
+def _groups(alike: Sequence[Finding]) -> Iterator[list[Finding]]:
+    """Findings of one code by the first two segments of their keys; a few are told one by one."""
+    if len(alike) <= SHOWN_ALONE:
+        yield from ([finding] for finding in alike)
+        return
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for number, finding in enumerate(alike):
+        prefix = tuple(finding.key.split(".")[:-1][:2])
+        groups.setdefault(prefix or (str(number),), []).append(finding)
+    yield from groups.values()
+
+
+def _line(group: Sequence[Finding]) -> str:
+    """One finding as it is, several by what their keys begin with."""
+    first = group[0]
+    if len(group) == 1:
+        return str(first)
+    parts = [finding.key.split(".")[:-1] for finding in group]
+    shared = takewhile(lambda segments: len(set(segments)) == 1, zip(*parts, strict=False))
+    same = {(finding.message, finding.hint) for finding in group} == {(first.message, first.hint)}
+    prefix = ".".join(segments[0] for segments in shared)
+    text = f"{len(group):,} keys under {prefix}.*" + ("" if same else f", such as {first.key}")
+    hint = f" ({first.hint})" if first.hint else ""
+    return printable(f"{first.severity}[{first.code}] {text}: {first.message}{hint}")

@@ -10,10 +10,10 @@ from dcptools.mapping import MappingOptions
 from dcptools.shards import PlanOptions, ShardPlan
 from dcptools.storage import without_password
 
-__all__ = ["command_line", "python_call"]
+__all__ = ["command_line", "given_options", "python_call"]
 
 
-def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> str:
+def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, resume: bool = False) -> str:
     """The shell command that converts just so; options at their defaults are left out.
 
     >>> print(command_line(plan(demo.checkpoint, "1GB"), "out"))  # doctest: +ELLIPSIS
@@ -21,25 +21,22 @@ def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> 
     """
     words = ["python", "-m", "dcptools.convert", "--load-dir", plan.checkpoint.path]
     words += ["--save-dir", without_password(save_dir)]
-    for name, value in _options(plan, overwrite=overwrite).items():
+    for name, value in {**given_options(plan), **_true(overwrite=overwrite, resume=resume)}.items():
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
             words += [option] if one is True else [option, _rule(*one) if isinstance(one, tuple) else str(one)]
     return shlex.join(words)
 
 
-def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False) -> str:
+def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, resume: bool = False) -> str:
     """The call of ``dcptools.convert`` that converts just so.
 
     >>> print(python_call(plan(demo.checkpoint, dtype="keep"), "out"))  # doctest: +ELLIPSIS
     dcptools.convert('...', 'out', dtype='keep')
     """
-    named = _options(plan, overwrite=overwrite).items()
-    arguments = [
-        repr(plan.checkpoint.path),
-        repr(without_password(save_dir)),
-        *(f"{name}={value!r}" for name, value in named),
-    ]
+    named = {**given_options(plan), **_true(overwrite=overwrite, resume=resume)}.items()
+    places = [repr(plan.checkpoint.path), repr(without_password(save_dir))]
+    arguments = [*places, *(f"{name}={value!r}" for name, value in named)]
     return f"dcptools.convert({', '.join(arguments)})"
 
 
@@ -49,13 +46,21 @@ def _rule(pattern: str, replacement: str) -> str:
     return f"{pattern}={escaped}"
 
 
-def _options(plan: ShardPlan, *, overwrite: bool) -> dict[str, Any]:
-    """The options that differ from their defaults, by the names that they have in Python."""
+def given_options(plan: ShardPlan) -> dict[str, Any]:
+    """The options that differ from their defaults, by the names that they have in Python.
+
+    >>> given_options(plan(demo.checkpoint, "1GB", dtype="keep"))
+    {'shard_size': 1000000000, 'dtype': 'keep'}
+    """
     options = plan.mapping.options
-    given = {**_not_default(options), **_not_default(plan.options), "overwrite": overwrite}
+    given = {**_not_default(options), **_not_default(plan.options)}
     if options.rename:
         given["rename"] = [(rule.pattern, rule.replacement) for rule in options.rename]
     return {name: value for name, value in given.items() if value}
+
+
+def _true(**options: bool) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
 
 
 def _not_default(options: MappingOptions | PlanOptions) -> dict[str, Any]:

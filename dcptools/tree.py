@@ -18,7 +18,7 @@ __all__ = ["Node", "Tree", "tree"]
 
 MAX_DEPTH = 100  # dots of a key that make levels; whoever writes more of them only wants to see a stack overflow
 MAX_DIGITS = 9  # of a layer's number
-_Leaf = tuple[tuple[int, ...], str, int, int]  # shape, dtype, numel, nbytes
+Leaf = tuple[tuple[int, ...], str, int, int]  # shape, dtype, numel, nbytes
 _Group: TypeAlias = "tuple[str, list[_Module]]"  # a label and the equal modules that it stands for
 
 
@@ -76,11 +76,16 @@ def tree(checkpoint: Checkpoint | str | os.PathLike[str]) -> Tree:
     ['model', 'optimizer', 'extra_state']
     """
     checkpoint = as_checkpoint(checkpoint)
+    tensors, objects = checkpoint.tensors.items(), checkpoint.objects.items()
+    leaves = [(key, (tensor.shape, tensor.dtype.name, tensor.numel, tensor.nbytes)) for key, tensor in tensors]
+    return tree_of([*leaves, *((key, ((), "object", 0, entry.nbytes or 0)) for key, entry in objects)])
+
+
+def tree_of(leaves: Iterable[tuple[str, Leaf]]) -> Tree:
+    """The tree of some keys, each with its shape, dtype, elements and bytes; the dtype of an object is "object"."""
     top = _Module()
-    for key, tensor in checkpoint.tensors.items():
-        top.insert(key, (tensor.shape, tensor.dtype.name, tensor.numel, tensor.nbytes))
-    for key, entry in checkpoint.objects.items():
-        top.insert(key, ((), "object", 0, entry.nbytes or 0))
+    for key, leaf in leaves:
+        top.insert(key, leaf)
     signatures = _Signatures()
     return Tree(_nodes(_groups(top, signatures), signatures, "", 0, 1))
 
@@ -92,9 +97,9 @@ class _Module:
 
     def __init__(self) -> None:
         self.children: dict[str, _Module] = {}
-        self.leaf: _Leaf | None = None
+        self.leaf: Leaf | None = None
 
-    def insert(self, key: str, leaf: _Leaf) -> None:
+    def insert(self, key: str, leaf: Leaf) -> None:
         module = self
         for part in key.split(".", MAX_DEPTH):
             if part not in module.children:
@@ -130,8 +135,7 @@ def _groups(module: _Module, signatures: _Signatures) -> Iterator[_Group]:
             numbered.setdefault(signatures(child), []).append(int(name))
         else:
             yield name, [child]
-    for numbers in numbered.values():
-        numbers.sort()
+    for numbers in sorted(map(sorted, numbered.values())):
         label = f"{{{_ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0])
         yield label, [module.children[str(number)] for number in numbers]
 

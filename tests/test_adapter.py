@@ -105,7 +105,7 @@ def test_every_key_is_written_or_left_out_with_a_reason(tmp_path: Path) -> None:
     assert in_model == {"of the frozen base model"}
     assert {finding.code for finding in mapping.warnings} == {"base-left-out", "adapter-config"}
     (base,) = found(mapping, "base-left-out")
-    assert "--mode full" in base.hint and f"{len(saved.model_state())} tensors" in base.message
+    assert "mode='full'" in base.hint and f"{len(saved.model_state())} tensors" in base.message
 
 
 def test_the_old_key_alone_is_an_adapter(tmp_path: Path) -> None:
@@ -234,6 +234,34 @@ class TestConfig:
         with pytest.raises(UsageError, match="adapter_config.json is not a JSON object.\nGive the"):
             dcptools.preview(checkpoint, adapter_config_path=tmp_path)
 
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"bias": {}}, "bias: expected a text, found a dict"),
+            (
+                {"target_modules": [["q_proj"]]},
+                "target_modules: expected a text or a list of texts, found [['q_proj']]",
+            ),
+            ({"modules_to_save": 3}, "modules_to_save: expected a list of texts, found 3"),
+            ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern: expected numbers by pattern, found a dict"),
+            ({"lora_bias": "x" * 9000}, f"lora_bias: expected true or false, found '{'x' * 97}...{'x' * 98}'"),
+        ],
+    )
+    def test_a_field_of_another_kind_is_named(self, wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, **wrong}))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        with pytest.raises(UsageError) as caught:
+            dcptools.preview(checkpoint, adapter_config_path=tmp_path)
+        assert str(caught.value).splitlines() == [
+            f"{tmp_path / CONFIG}: {message}.", f"Give the {CONFIG} that peft wrote in the training."
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("pattern", [r"([a-z_]+\.?\d*)+x", r".*.*.*.*.*.*.*.*.*x", r"q{99999999999}"])
+    def test_patterns_that_would_take_for_ever_are_not_tried(self, pattern: str, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, "rank_pattern": {pattern: 4}}))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+        assert not dcptools.preview(checkpoint, adapter_config_path=tmp_path).errors
+
     def test_one_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
         with pytest.raises(UsageError, match="nowhere.json cannot be read: No such file"):
@@ -284,7 +312,7 @@ class TestConfig:
             "use_dora": False,
         }
         (finding,) = found(mapping, "adapter-config")
-        assert "lora_alpha is not known" in finding.message and "--adapter-config-path" in finding.hint
+        assert "lora_alpha is not known" in finding.message and "adapter_config_path=" in finding.hint
 
     def test_without_the_model_modules_are_named_whole(self, tmp_path: Path) -> None:
         """For all that is known, there are other modules of that last name, which are not adapted."""

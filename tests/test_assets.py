@@ -26,7 +26,8 @@ COPIED = (
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "feature_extractor.json",
     "chat_template.jinja", "chat_template.json",
     "modeling_mine.py", "configuration_mine.py", "tokenization_mine.py", "optimization.py", "scheduler_config.json",
-    "README.md", "LICENSE", "params.json", "optimum.json", "latest.txt", "model.safetensors.md", "binary_head.py",
+    "LICENSE", "readme_template.jinja", "catalog", "layout", "modeling_log.py", "params.json",
+    "optimum.json", "latest.txt", "model.safetensors.md", "binary_head.py",
 )  # fmt: skip
 NOT_COPIED = (
     # weights, in every format that the Hub has seen, and their indices
@@ -44,6 +45,9 @@ NOT_COPIED = (
     # leftovers of other programs
     ".gitattributes", ".cache", "tokenizer.json.lock", "model.tmp", "blob.incomplete",
     "PYTORCH_MODEL.BIN", "Optimizer.pt",
+    # backups and logs, and what is about another copy of the model
+    "config.json.bak", "notes.txt~", "tokenizer.json.orig", "train.log", "train.log.1", "slurm.out",
+    "README.md", "README",
 )  # fmt: skip
 
 
@@ -210,6 +214,11 @@ def test_a_model_type_that_nobody_knows_is_a_warning(
     assert lines(make(tmp_path / "a", config)) == ([text] if expected else [])
 
 
+def test_what_is_said_of_a_long_config_is_short(tmp_path: Path) -> None:
+    (line,) = lines(make(tmp_path / "a", {"architectures": ["Qwen3ForCausalLM"], "model_type": "x" * 9000}))
+    assert len(line) < 400
+
+
 @pytest.mark.parametrize("what", ["does not exist", "is not a directory"])
 def test_a_wrong_assets_directory_is_a_usage_error(what: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
@@ -241,12 +250,23 @@ def test_a_config_of_quantized_weights_is_a_warning_where_others_are_written(tmp
     assert "config-quantized" not in codes
 
 
-@pytest.mark.parametrize(("ties", "lm_head", "count"), [(True, True, 1), (True, False, 0), (False, True, 0)])
-def test_tied_weights_that_are_both_stored_are_a_warning(ties: bool, lm_head: bool, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ties", "tied", "option", "code", "written"),
+    [
+        (True, True, "auto", "tied-weights", 1), (True, False, "auto", "tied-differ", 2), (False, True, "auto", "", 2),
+        (True, True, "keep", "tied-kept", 2), (True, False, "drop", "tied-dropped", 1),
+    ],
+)  # fmt: skip
+def test_a_config_of_no_known_model_says_whether_embedding_and_head_are_one_weight(
+    ties: bool, tied: bool, option: str, code: str, written: int, tmp_path: Path
+) -> None:
     directory = make(tmp_path / "a", {**CONFIG, "tie_word_embeddings": ties})
-    checkpoint = saved.trained(tmp_path / "c", saved.model_state(lm_head=lm_head), optimizer=False)
-    found = [f for f in preview(checkpoint, model_assets_dir=directory).warnings if f.code == "tied-kept"]
-    assert [f.key for f in found] == ["lm_head.weight"] * count
+    checkpoint = saved.trained(tmp_path / "c", saved.model_state(tied=tied), optimizer=False)
+    mapping = preview(checkpoint, model_assets_dir=directory, tied=option)
+    assert mapping.fit is None
+    assert [f.code for f in mapping.findings if f.code.startswith("tied")] == ([code] if code else [])
+    both = {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(both & {output.name for output in mapping.outputs}) == written
 
 
 # --- the config that is written ---------------------------------------------------------------------------------

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
-from tests.bench import checkpoints, sections
+import dcptools
+from tests.bench import checkpoints, far, maker, scale, sections
 from tests.bench.__main__ import main
 from tests.bench.process import ROOT, Crashed, Program, module, run, run_in_turn
-from tests.bench.report import Row, Section, at_least, at_most, below
+from tests.bench.report import Row, Section, Settings, at_least, at_most, below
 
 PARAMETERS = 2_000_000
 ROWS = {
@@ -44,6 +50,17 @@ ROWS = {
         "one tensor cut along dim 1 by 8 ranks: peak / limit",
         "one tensor cut along dim 1 by 8 ranks: peak / predicted",
     ],
+    "scale": [
+        *(
+            f"{what}: {stage} / limit"
+            for what in ("200,000 small tensors", "200,000 split experts")
+            for stage in ("inspect", "preview", "rows", "plan")
+        ),
+        *(f"{what}: write / limit" for what in scale.CASES),
+        "each of 200,000 / each of 20,000",
+    ],
+    "orders": ["dim-1 shards of 64 ranks / rows of 8 ranks", "column-major / rows of 8 ranks"],
+    "far": ["5 ms: one after another / ours", "50 ms: one after another / ours"],
     "command": ["true {load} {save}"],
 }
 
@@ -82,6 +99,39 @@ def test_speed_measures_every_row_and_both_wrote_the_same_bytes(directory: Path)
 
 def test_metadata_measures_every_row(directory: Path) -> None:
     assert_measured(measure(directory, "metadata"), "metadata")
+
+
+@pytest.mark.long
+def test_scale_measures_every_row(directory: Path) -> None:
+    assert_measured(measure(directory, "scale", "orders"), "scale", "orders")
+
+
+@pytest.mark.parametrize("kind", ["small", "cut", "ranks", "rows", "columns-of-64", "column-major"])
+def test_stamped_checkpoints_are_what_torch_loads(tmp_path: Path, kind: str) -> None:
+    maker.KINDS[kind](tmp_path, 20_000 if kind in ("rows", "columns-of-64", "column-major") else 300)
+    stored = FileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    state = {key: torch.empty(entry.size) for key, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    load(state, storage_reader=FileSystemReader(tmp_path), no_dist=True)
+    loaded = dcptools.load_tensor(tmp_path, min(state))
+    assert torch.equal(loaded, state[min(state)])
+    assert len(dcptools.preview(tmp_path).outputs) == len(state)
+
+
+def test_reads_that_are_announced_wait_together_and_others_one_by_one() -> None:
+    place = far.Far(60.0)
+    first = place.request("a", 0, 10_000)
+    assert place.request("a", 4096, 4096) == first  # on its way already
+    assert place.request("a", 8192, 8192) > first
+    assert place.request("b", 0, 1) > first
+
+
+@pytest.mark.long
+def test_far_and_cold_measure_every_row(directory: Path) -> None:
+    numbers = measure(directory, "far", "cold")
+    far_rows, cold_rows = numbers["sections"]
+    assert_measured({"sections": [far_rows]}, "far")
+    assert cold_rows["rows"][0]["name"].startswith("ours / the best, ")
+    assert cold_rows["rows"][1]["name"] == "ours / cp"
 
 
 @pytest.mark.long
@@ -144,7 +194,7 @@ def test_seconds_are_what_a_program_says_of_itself_or_else_those_of_the_process(
 
 
 def test_a_program_that_crashes_is_shown_with_its_stderr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def speed(settings: sections.Settings) -> Section:
+    def speed(settings: Settings) -> Section:
         run((sys.executable, "-c", "raise SystemExit('the disk is on fire')"))
         raise AssertionError("not reached")
 
@@ -157,9 +207,9 @@ def test_a_program_that_crashes_is_shown_with_its_stderr(monkeypatch: pytest.Mon
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    maker = checkpoints.Maker("no-such-kind", ranks=0)
+    unknown = checkpoints.Maker("no-such-kind", ranks=0)
     with pytest.raises(Crashed, match="no-such-kind"):
-        checkpoints.get(tmp_path, maker, 1)
+        checkpoints.get(tmp_path, unknown, 1)
     assert not (tmp_path / "no-such-kind-1").exists()
 
 
@@ -180,3 +230,22 @@ def test_a_section_shows_medians_spread_ratio_target_and_verdict() -> None:
         "  peak            1 MB                   2 MB                   0.50",
         "a note",
     ]
+
+
+def test_the_page_says_when_the_machine_was_shared_and_what_was_missed() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "scripts" / "speed.py"))["page"]
+    row = Row("ours / floor", "s", (2.0, 3.0, 4.0), (1.0,), at_most(1.25))
+    machine = {"date": "2026-01-02 03:04 UTC", "system": "Linux", "python": "3.11", "cpus": 2, "load_average": 0.1}
+    old, new = (
+        {
+            "machine": {**machine, "load_average": load},
+            "parameters": 1000,
+            "sections": [Section(name, "x", (row,)).to_json()],
+        }
+        for load, name in ((0.1, "cold"), (9.0, "far"))
+    )
+    text = page([old, old, new])
+    assert text.count("## Cold") == text.count("## Far") == 1
+    assert "| ours / floor | 3.000 s | 1.000 s | 3.00 | `<= 1.25` | missed |" in text
+    assert text.count("2026-01-02 03:04 UTC") == 2
+    assert text.index("## Cold") < text.index("**The machine was shared**: 9.0 programs") < text.index("## Far")

@@ -848,3 +848,12 @@ def test_metadata_that_is_read_one_by_one_says_so(tmp_path: Path) -> None:
         "(it is right, and takes up to ten times as long; please tell which program wrote it)"
     ]
     assert slow.tensors.keys() == quick.tensors.keys()
+
+
+def test_keys_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    checkpoint = dcptools.read(
+        saved.save(tmp_path, {"model": {f"layers.{n}.w": torch.ones(1) for n in (10, 9, 2, 100)}})
+    )
+    expected = [f"model.layers.{n}.w" for n in (2, 9, 10, 100)]
+    assert list(checkpoint.to_frame()["key"]) == expected
+    assert [line.split()[0] for line in checkpoint.keys_table().splitlines()[2:]] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -103,6 +104,32 @@ def test_an_item_that_is_read_in_part_is_counted(tmp_path: Path) -> None:
     sums = Checksums()
     read_regions(read(tmp_path)[broken.W], [[(0, 3), (0, 4)]], sums)
     assert counts(sums) == {"checked": 1, "unchecked": 1, "without": 0}
+
+
+def read_rows(directory: Path, start: int, stop: int) -> Checksums:
+    sums = Checksums()
+    read_regions(read(directory)[broken.W], [[(start, stop), (0, 4)]], sums)
+    return sums
+
+
+def test_items_that_several_processes_read_are_put_together(tmp_path: Path) -> None:
+    """Rows 0 to 2 and 3 to 5, of chunks with two rows each."""
+    broken.whole(tmp_path)
+    sums, other = read_rows(tmp_path, 0, 3), read_rows(tmp_path, 3, 6)
+    assert counts(sums) == counts(other) == {"checked": 1, "unchecked": 1, "without": 0}
+    sums.join(pickle.loads(pickle.dumps(other.parts())))
+    assert counts(sums) == {"checked": 2, "unchecked": 0, "without": 0}
+    alone = read_rows(tmp_path, 0, 3)
+    alone.join([])
+    assert counts(alone) == {"checked": 1, "unchecked": 1, "without": 0}
+
+
+def test_a_flipped_bit_of_which_each_process_reads_a_part(tmp_path: Path) -> None:
+    file, key = broken.flipped_bit(tmp_path)
+    sums, other = read_rows(tmp_path, 0, 3), read_rows(tmp_path, 3, 6)
+    with pytest.raises(ChecksumError) as caught:
+        sums.join(other.parts())
+    assert str(caught.value).startswith(f"'{key}', chunk at (2, 0) of (2, 4) in {file}:\n")
 
 
 def test_items_without_a_checksum_are_counted(tmp_path: Path) -> None:
@@ -206,7 +233,7 @@ def test_the_report_counts_items(tmp_path: Path) -> None:
     report = convert(broken.whole(tmp_path / "a"), tmp_path / "out")
     assert (report.items_checked, report.items_unchecked, report.items_without_checksum) == (4, 0, 0)
     assert not [finding for finding in report.findings if finding.code == "no-checksum"]
-    assert "checksums: 4 stored items right;" in str(report)
+    assert "checksums: 4 stored items verified;" in str(report)
 
 
 def test_missing_checksums_are_an_info(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class TestEqual:
         assert (found.same, found.by, len(found.tensors)) == (True, "names", 25)
         found = dcptools.diff(checkpoint, tmp_path / "m")
         assert set(states(found).values()) == {"dtype"}
-        assert found.headline().endswith("Compare after a cast: --cast, cast=True.")
+        assert found.headline().endswith("Compare after a cast: cast=True.")
         assert (found.to_frame()["max_rel"].dropna() < 2**-8).sum() == 24  # all but the one with special values
 
     def test_two_models(self, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ class TestUsage:
         ):
             with pytest.raises(UsageError, match=expected):
                 dcptools.diff(checkpoint, exported, **options)  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="root: for a checkpoint whose names are compared"):
+        with pytest.raises(UsageError, match="root=: only for a checkpoint that is compared by names"):
             dcptools.diff(checkpoint, checkpoint, root="ema")
         with pytest.raises(NotACheckpoint, match="Or give the directory of a HuggingFace model"):
             dcptools.diff(checkpoint, tmp_path / "nothing")

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import click
 import nbformat
 import pytest
+import torch
 import yaml
 
 import dcptools
@@ -95,7 +97,8 @@ class TestPython:
 
     @pytest.mark.parametrize("path", PAGES, ids=page_id)
     def test_every_block_says_what_it_is_in(self, path: Path) -> None:
-        assert {block.language for block in blocks_of(path)} <= {"python", "sh", "text", "pycon", "toml"}
+        known = {"python", "sh", "text", "pycon", "toml", "yaml", "console"}
+        assert {block.language for block in blocks_of(path)} <= known
 
 
 def commands_of(path: Path) -> Iterator[list[str]]:
@@ -112,6 +115,8 @@ def commands_of(path: Path) -> Iterator[list[str]]:
 def parse(words: list[str]) -> None:
     """Let click parse a command of this project, without running it; other commands are left alone."""
     words = words[1:] if words[0] == "srun" else words
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("-m") :]]
     if words[:2] == ["python", "-m"] and words[2].partition(".")[0] == "dcptools":
         words = words[2:]
     elif words[0] != "dcptools":
@@ -130,7 +135,11 @@ class TestShell:
             parse(words)
 
     def test_an_option_that_does_not_exist_is_noticed(self) -> None:
-        for wrong in ("python -m dcptools.convert x --shards 5GB", "dcptools plan x --dtype int4"):
+        for wrong in (
+            "python -m dcptools.convert x --shards 5GB",
+            "dcptools plan x --dtype int4",
+            "srun torchrun --nnodes 2 -m dcptools.convert x --shards 5GB",
+        ):
             with pytest.raises(click.UsageError):
                 parse(shlex.split(wrong))
         with pytest.raises(KeyError):
@@ -142,6 +151,48 @@ class TestShell:
         named = {words[1] for words in commands_of(path) if words[0] == "make"}
         named |= set(re.findall(r"`make ([a-z-]+)`", path.read_text("utf-8")))
         assert named <= targets
+
+    def test_the_job_of_kubernetes_is_one(self) -> None:
+        """Its arguments are a command of torchrun, for as many machines as it has pods."""
+        (block,) = [block for block in blocks_of(DOCS / "cluster.md") if block.language == "yaml"]
+        service, job = yaml.safe_load_all(block.text)
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        parse([*container["command"], *container["args"]])
+        assert f"--nnodes={job['spec']['completions']}" in container["args"]
+        endpoint = f"{job['metadata']['name']}-0.{service['metadata']['name']}:29500"
+        assert f"--rdzv-endpoint={endpoint}" in container["args"]
+
+
+class TestReadme:
+    """What stands at its top, with a checkpoint that VeOmni saved."""
+
+    @pytest.fixture(autouse=True)
+    def files(self, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainer = ROOT / "tests" / "data" / "trainers" / "veomni-qwen3-moe"
+        shutil.copytree(trainer / "checkpoint", tmp_path / "step-2")
+        shutil.copytree(demo.assets, tmp_path / "assets")
+        shutil.copy(trainer / "config.json", tmp_path / "assets")
+        monkeypatch.chdir(tmp_path)
+
+    def test_commands_print_what_is_shown(self) -> None:
+        blocks = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "console"]
+        assert len(blocks) == 2
+        for block in blocks:
+            command, shown = block.removeprefix("$ dcptools ").split("\n", 1)
+            words = [sys.executable, "-m", "dcptools", *shlex.split(command)]
+            printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            for part in shown.split("...\n"):
+                assert part in printed
+
+    def test_the_model_loads(self) -> None:
+        first = next(commands_of(ROOT / "README.md"))
+        assert "dcptools.convert" in first
+        subprocess.run([sys.executable, *first[1:]], check=True, capture_output=True)
+        loading = next(block for block in blocks_of(ROOT / "README.md") if block.language == "python")
+        names: dict[str, Any] = {}
+        exec(loading.text, names)
+        assert type(names["model"]).__name__ == "Qwen3MoeForCausalLM"
+        assert names["model"].dtype == torch.bfloat16
 
 
 class TestComplete:

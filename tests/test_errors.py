@@ -27,6 +27,7 @@ BUILTINS: dict[str, type[Exception]] = {
     "NotACheckpoint": FileNotFoundError,
     "NotAModel": FileNotFoundError,
     "UnsupportedCheckpoint": NotImplementedError,
+    "NotEnoughMemory": MemoryError,
     "TargetError": OSError,
     "OutputExists": FileExistsError,
 }

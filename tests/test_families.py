@@ -156,6 +156,8 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(text: str, tmp_path: Pa
 def test_a_file_that_is_not_toml_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"own\.toml is not TOML: .*\(at line 2, column 5\)\.$"):
         with_family(tmp_path, 'trainer = "t"\nnot toml\n')
+    with pytest.raises(UsageError, match=r"own\.toml is not TOML: Exceeds the limit"):
+        with_family(tmp_path, f"trainer = {'1' * 5000}\n")
     with pytest.raises(UsageError, match="absent.toml cannot be read: No such file"):
         dcptools.preview(tmp_path / "c", family=tmp_path / "absent.toml")
     (tmp_path / "own.toml").write_bytes(b"\xff\xfe")

@@ -91,5 +91,34 @@ def test_codes_are_counted_apart_and_so_are_severities() -> None:
     ]
 
 
+def test_many_keys_of_one_prefix_are_one_line() -> None:
+    ema = [Finding("unusual-key", f"model.ema.layers.{n}.w", f"it is named {n}", "look") for n in range(36)]
+    visual = [Finding("left-out-tensor", f"model.visual.{n}", "it is not converted") for n in range(4)]
+    alone = Finding("unusual-key", "model.other.w", "it is named x", "look")
+    assert list(summary_lines([*ema, *visual, alone, HOLE])) == [
+        str(HOLE),
+        "warning[unusual-key] 36 keys under model.ema.layers.*, such as model.ema.layers.0.w: it is named 0 (look)",
+        str(alone),
+        "warning[left-out-tensor] 4 keys under model.visual.*: it is not converted",
+    ]
+
+
+def test_three_of_a_code_are_told_one_by_one() -> None:
+    few = [Finding("unusual-key", f"model.ema.{n}", "odd") for n in range(3)]
+    assert list(summary_lines(few)) == [str(finding) for finding in few]
+
+
+def test_infos_never_hide_a_warning() -> None:
+    infos = [Finding("large-tensor", f"model.layers.{n}.w", "large") for n in range(1000)]
+    assert list(summary_lines([*infos, WARNING])) == [
+        str(WARNING), "info[large-tensor] 1,000 keys under model.layers.*: large"
+    ]  # fmt: skip
+
+
+def test_keys_of_a_group_cannot_drive_a_terminal() -> None:
+    bad = [Finding("unusual-key", f"model.\x1b[31m.{n}", "odd") for n in range(5)]
+    assert list(summary_lines(bad)) == ["warning[unusual-key] 5 keys under model.\\x1b[31m.*: odd"]
+
+
 def test_nothing_found_is_nothing_printed() -> None:
     assert list(summary_lines([])) == []

@@ -78,7 +78,7 @@ CHOSEN: dict[str, tuple[list[Key], Layout]] = {
     ),
     "app.model": (
         [*inside("app.model", "visual.w"), *inside("app.optim.state", "model.layers.0.w")],
-        Container("app.model", "the saved state dict has a model in the container 'app.model'", True),
+        Container("app.model", "the saved state dict has a model in the container 'app.model'"),
     ),
     "a container of another name with a model's keys": (
         inside("state_dict", "model.embed_tokens.weight"),
@@ -202,14 +202,14 @@ def test_the_order_of_the_keys_does_not_matter_for_the_choice() -> None:
 
 
 def test_a_layout_overrules_what_auto_would_choose() -> None:
-    assert choose(top(*MODEL), "container") == Container("model", "the layout 'container' was asked for")
-    assert choose(inside("model", *MODEL), "bare") == Bare("the layout 'bare' was asked for")
+    assert choose(top(*MODEL), "container") == Container("model", "as requested")
+    assert choose(inside("model", *MODEL), "bare") == Bare("as requested")
 
 
 @pytest.mark.parametrize("layout", ["auto", "container"])
 def test_a_root_overrules_the_container(layout: str) -> None:
     keys = [*inside("model", *MODEL), *inside("ema", *MODEL)]
-    assert choose(keys, layout, "ema") == Container("ema", "the root 'ema' was asked for")
+    assert choose(keys, layout, "ema") == Container("ema", "the root 'ema', as requested")
 
 
 def test_an_unknown_layout_is_refused() -> None:
@@ -272,7 +272,7 @@ def test_the_name_under_a_deeper_container() -> None:
     ],
 )
 def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, expected: tuple[str, ...]) -> None:
-    assert choose(key, root=root) == Container(root, f"the root {root!r} was asked for")
+    assert choose(key, root=root) == Container(root, f"the root {root!r}, as requested")
     assert Container(root, "").name_of(key[0]) == "model.w"
     assert Container(root, "").wrappers_in(key[0]) == expected
 

@@ -221,7 +221,7 @@ def test_a_share_of_the_experts_is_recognised(preview: Any) -> None:
 
 def test_what_the_user_leaves_out_is_a_warning(preview: Any) -> None:
     mapping = preview({"model": saved.model_state()}, exclude=["*lm_head*"])
-    assert told(mapping, "weight-missing") == [("warning", "lm_head.weight: left out by --include or --exclude ()")]
+    assert told(mapping, "weight-missing") == [("warning", "lm_head.weight: left out by include= or exclude= ()")]
     ((_, text),) = told(mapping, "model-fits")
     assert "24 of 25 weights of Qwen3ForCausalLM are converted, and fit" in text
     assert not mapping.errors
@@ -236,6 +236,11 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     moved = preview({"model": saved.model_state()}, rename=[r"model\.(.*)=language_model.\1"])
     assert moved.fit.complete
     assert not moved.errors
+    ((severity, text),) = told(moved, "renamed-away")
+    assert severity == "warning"
+    assert "24 tensors of the model" in text
+    assert "model.embed_tokens.weight to language_model.embed_tokens.weight" in text
+    assert not told(repaired, "renamed-away")
 
 
 @pytest.mark.parametrize("unexpected", ["keep", "drop"])

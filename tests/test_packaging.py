@@ -258,7 +258,10 @@ class TestWheel:
         with zipfile.ZipFile(wheel) as archive:
             packed = {name for name in archive.namelist() if name.startswith("dcptools/")}
         sources = {str(path.relative_to(ROOT)) for path in files_under(ROOT / "dcptools")}
-        data = {"dcptools/py.typed", *(str(path.relative_to(ROOT)) for path in (ROOT / "dcptools").rglob("*.toml"))}
+        kinds = ("*.toml", "*.js", "*.css")
+        found = (path for kind in kinds for path in (ROOT / "dcptools").rglob(kind))
+        data = {"dcptools/py.typed", *(str(path.relative_to(ROOT)) for path in found)}
+        assert "dcptools/widgets/table.js" in data
         assert packed == sources | data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -12,9 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints import broken, edit, saved
@@ -22,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import style
 from matplotlib.collections import Collection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
@@ -35,10 +39,14 @@ from dcptools.dtypes import TABLE
 from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
 from dcptools.plots import _diff, _histogram
+from dcptools.plots import _figure as page
+from dcptools.plots._treemap import Box, squarified, treemap
 from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
 from dcptools.tensors import View
+from dcptools.tree import Node, Tree
 
 W = "model.model.w"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 # --- reading a figure -------------------------------------------------------------------------------------------
@@ -203,7 +211,7 @@ def test_many_tensors_of_one_layer_are_drawn_as_one_and_nothing_moves() -> None:
     assert "neighbours of one colour are drawn as one" in title(figure)
 
 
-def test_a_hundred_thousand_tensors_are_some_two_thousand_segments_that_add_up() -> None:
+def test_a_hundred_thousand_tensors_are_some_hundred_segments_that_add_up() -> None:
     names = [f"model.layers.{n % 61}.mlp.experts.{n}.weight" for n in range(100_000)]  # no neighbours of one layer
     plan = plan_of(*([(name, 7 + i % 5) for i, name in enumerate(names[f::50])] for f in range(50)))
     figure = plots.shards(plan)
@@ -213,7 +221,7 @@ def test_a_hundred_thousand_tensors_are_some_two_thousand_segments_that_add_up()
         assert start == pytest.approx(totals[row])  # no gap, no overlap
         totals[row] += round(width)
     assert [totals[row] for row in range(50)] == [file.data_nbytes for file in plan.files]
-    assert 500 < len(drawn) <= 2050
+    assert 400 < len(drawn) <= 1050
     assert "are drawn as one" in title(figure)
 
 
@@ -304,6 +312,81 @@ def test_sizes_of_an_empty_checkpoint_are_an_empty_figure(tmp_path: Path) -> Non
     figure = plots.sizes(saved.empty_state(tmp_path / "c"))
     figure.canvas.draw()
     assert bars(figure) == {}
+
+
+def tiles(figure: Figure) -> dict[str, tuple[float, str, str]]:
+    """Path to the share of the map's area, the colour, and what else is said, of each module in the treemap."""
+    drawn = next(c for axes in figure.axes for c in axes.collections if c.get_label() == "modules")
+    extents = [path.get_extents() for path in drawn.get_paths()]
+    areas = [extent.width * extent.height for extent in extents]
+    said = [tip.split("\n", 1) for tip in tips(figure)[-len(areas) :]]
+    faces = [to_hex(face) for face in np.asarray(drawn.get_facecolor())]
+    width, height = figure.axes[1].get_xlim()[1], figure.axes[1].get_ylim()[0]
+    return {
+        path: (area / width / height, face, rest) for (path, rest), area, face in zip(said, areas, faces, strict=True)
+    }
+
+
+def test_areas_of_a_treemap_are_bytes_and_deeper_is_lighter(tmp_path: Path) -> None:
+    state = {f"layers.{n}.w": torch.zeros(100) for n in range(3)} | {"head.w": torch.zeros(100)}
+    found = tiles(plots.sizes(saved.save(tmp_path, {"model": state, "optimizer": {"a": torch.zeros(400)}})))
+    assert found.keys() == {"model", "model.layers.{0..2}.w", "model.head.w", "optimizer.a"}
+    areas = {path: area for path, (area, _, _) in found.items()}
+    assert areas["model"] == pytest.approx(0.5) and areas["optimizer.a"] == pytest.approx(0.5)
+    assert areas["model.layers.{0..2}.w"] == pytest.approx(3 * areas["model.head.w"])
+    assert found["model.layers.{0..2}.w"][2] == "1.20 kB, 37.5%\n3 x [100] float32"
+    colours = {path: sum(to_rgb(colour)) for path, (_, colour, _) in found.items()}
+    assert colours["model.head.w"] == colours["model.layers.{0..2}.w"] > colours["model"]
+    assert found["model"][1] != found["optimizer.a"][1]
+
+
+def test_modules_of_a_treemap_lie_in_each_other_and_never_overlap(demo: Demo) -> None:
+    figure = plots.sizes(demo.checkpoint)
+    drawn = next(c for c in figure.axes[1].collections if c.get_label() == "modules")
+    paths = list(tiles(figure))
+    placed = dict(zip(paths, (path.get_extents() for path in drawn.get_paths()), strict=True))
+    for path, box in placed.items():
+        for other, beside in placed.items():
+            if path.startswith(other + "."):
+                assert (
+                    beside.x0 <= box.x0 < box.x1 <= beside.x1 + 1e-9
+                    and beside.y0 <= box.y0 < box.y1 <= beside.y1 + 1e-9
+                )
+            elif path != other and not other.startswith(path + "."):
+                across = min(box.x1, beside.x1) - max(box.x0, beside.x0)
+                down = min(box.y1, beside.y1) - max(box.y0, beside.y0)
+                assert min(across, down) < 1e-9, (path, other)
+
+
+def test_a_treemap_goes_as_deep_as_the_bars() -> None:
+    tree = Tree((node("model", 1000, node("layers.{0..3}", 800, node("mlp", 800)), node("head", 200)),))
+    figure, axes = page.new_figure(3)
+    treemap(figure, axes, tree, 2)
+    assert [tip.split("\n")[0] for tip in figure.tips["modules"]] == ["model", "model.layers.{0..3}", "model.head"]
+
+
+def node(label: str, nbytes: int, *children: Node, path: str = "") -> Node:
+    """A module of a tree, with the paths of what is in it."""
+    full = f"{path}.{label}" if path else label
+    inner = tuple(node(child.label, child.nbytes, *child.children, path=full) for child in children)
+    return Node(label, full, 0, 1, (), "", 1, nbytes, nbytes, inner)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=30), st.integers(1, 50), st.integers(1, 50))
+def test_a_rectangle_is_cut_into_areas_in_proportion(numbers: list[int], width: int, height: int) -> None:
+    numbers.sort(reverse=True)
+    cut = squarified(numbers, Box(0, 0, width, height))
+    for number, box in zip(numbers, cut, strict=True):
+        assert box.width * box.height == pytest.approx(width * height * number / sum(numbers), rel=1e-6, abs=1e-12)
+        assert box.x >= -1e-9 and box.x + box.width <= width * (1 + 1e-9)
+        assert box.y >= -1e-9 and box.y + box.height <= height * (1 + 1e-9)
+
+
+def test_modules_that_are_too_small_for_a_treemap_are_one(tmp_path: Path) -> None:
+    keys = {f"m{n}.w": [((0,), torch.zeros(1 + n % 3))] for n in range(5000)} | {"big": [((0,), torch.zeros(9999))]}
+    found = tiles(plots.sizes(saved.save_chunks(tmp_path, keys)))
+    assert found.keys() == {"big", "other (5,000 more)"}
+    assert sum(area for area, _, _ in found.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("options", [{"by": "rank"}, {"depth": 0}, {"by": "dtype", "depth": 2}])
@@ -644,6 +727,212 @@ def test_diff_refuses_another_statistic(tmp_path: Path) -> None:
         plots.diff(found, "variance")  # type: ignore[arg-type]
 
 
+# --- on a page --------------------------------------------------------------------------------------------------
+
+
+def element(figure: Figure) -> Element:
+    """The figure as a page gets it."""
+    return ElementTree.fromstring(plots.svg(figure))
+
+
+def tips(figure: Figure) -> list[str]:
+    return [title.text or "" for title in element(figure).iter(f"{SVG}title")]
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.text for text in element(figure).iter(f"{SVG}text") if text.text]
+
+
+def styles(shown: Element) -> dict[str, list[str]]:
+    """What is said of each property anywhere."""
+    found: dict[str, list[str]] = {}
+    for part in [part for part in shown.iter() if part is not shown]:
+        for said in filter(None, part.get("style", "").split(";")):
+            name, value = said.split(":", 1)
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def test_segments_say_which_tensors_they_are() -> None:
+    figure = plots.shards(plan_of([("model.layers.3.b", 1500), ("lm_head.weight", 20)]))
+    assert tips(figure) == ["model.layers.3.b\n1.50 kB, layer 3", "lm_head.weight\n20 B, outside of layers"]
+    assert tips(plots.shards(plan_of([("x.norm", 9)]), color_by="module")) == ["x.norm\n9 B, module norm"]
+
+
+def test_neighbours_that_are_drawn_as_one_say_so() -> None:
+    figure = plots.shards(plan_of(layers(range(2), each=600)))
+    first, second = "model.layers.0.mlp.experts.0.weight", "model.layers.0.mlp.experts.599.weight"
+    assert tips(figure)[0] == f"600 tensors:\n{first}\nto {second}\n6.00 kB, layer 0"
+
+
+def test_bars_boxes_bins_and_cells_say_what_they_are(tmp_path: Path) -> None:
+    tensors = {W: [((0, 0), torch.zeros(2, 3)), ((2, 0), torch.ones(2, 3))]}
+    path = saved.save_chunks(tmp_path / "a", tensors, files=2)
+    assert tips(plots.sizes(path, by="dtype")) == ["float32\n48 bytes, 100%"]
+    assert tips(plots.chunks(path, W)) == [
+        f"rank {n}: __{n}_0.distcp\ndimension 0: {2 * n} to {2 * n + 1}\ndimension 1: 0 to 2" for n in range(2)
+    ]
+    assert tips(plots.histogram(path, W, bins=2)) == ["0 to 0.5\n6 values", "0.5 to 1\n6 values"]
+    state = {"model.layers.0.w": torch.ones(2), "model.layers.1.w": torch.ones(2)}
+    other = saved.save(tmp_path / "c", state | {"model.layers.1.w": torch.tensor([1.0, 2.0])})
+    found = dcptools.diff(saved.save(tmp_path / "b", state), other)
+    equal, apart = tips(plots.diff(found, "max_abs"))
+    assert equal == "model.layers.0.w\nequal\nlargest absolute difference: 0"
+    assert apart == "model.layers.1.w\nvalues\nlargest absolute difference: 1"
+
+
+def test_a_page_gets_text_in_its_own_colours_on_a_clear_ground(tmp_path: Path) -> None:
+    ours = {f"var(--dcp-{name})" for name in ("text", "soft", "line", "fill", "ground")}
+    for figure in figures(tmp_path):
+        shown = element(figure)
+        assert shown.get("role") == "img" and shown.get("aria-label") == plots.describe(figure)
+        for text in shown.iter(f"{SVG}text"):
+            said = dict(part.split(":", 1) for part in text.get("style", "").split(";"))
+            assert said.get("fill", "black") in ours | {"#ffffff", "black"}
+            assert "font-family" not in said
+        found = styles(shown)
+        assert "var(--dcp-text)" in found["fill"]
+        assert not {"#1a1a1a", "#595959", "#dddddd", "#e8e8e8"} & {*found["fill"], *found["stroke"]}
+        assert "#ffffff" not in found["stroke"]
+
+
+def test_labels_on_a_page_are_text(demo: Demo) -> None:
+    figure = plots.chunks(demo.checkpoint, "model.lm_head.weight")
+    assert {"model.lm_head.weight", "rank 0", "__0_0.distcp", "dimension 1 (columns)"} <= set(words(figure))
+
+
+def test_names_are_text_in_an_element_of_a_page_and_nothing_else(tmp_path: Path) -> None:
+    key = "model.model.<script>alert(1)</script></title></svg>&\"'\x00\x1b\u202e" + "a" * 1000 + ".w"
+    path = saved.save_chunks(tmp_path, {key: [((0,), torch.arange(3.0))]})
+    allowed = {"svg", "style", "g", "path", "text", "title", "use", "defs", "clipPath", "rect"}
+    shown = [plots.sizes(path), plots.chunks(path, key), plots.values(dcptools.stats(path)), plots.histogram(path, key)]
+    for figure in [*shown, plots.shards(dcptools.plan(path, "1GB"))]:
+        text = plots.svg(figure)
+        assert {part.tag.removeprefix(SVG) for part in ElementTree.fromstring(text).iter()} <= allowed
+        assert "<script" not in text and "&lt;script&gt;" in text
+        assert text.count("</title>") == text.count("<title>") and text.count("</svg>") == 1
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert max(map(len, "\n".join(tips(figure)).split("\n")), default=0) <= 200
+
+
+def test_two_figures_on_a_page_share_no_ids(demo: Demo) -> None:
+    ids = [
+        [part.get("id") for part in element(plots.sizes(demo.checkpoint)).iter() if part.get("id")] for _ in range(2)
+    ]
+    assert ids[0] and ids[1] and not set(ids[0]) & set(ids[1])
+    figure = plots.svg(plots.sizes(demo.checkpoint))
+    used = set(re.findall(r"(?:url\(|href=\")#([\w-]+)", figure))
+    assert used == set(re.findall(r' id="([^"]+)"', figure))
+
+
+def test_a_figure_of_a_hundred_thousand_tensors_is_a_small_element() -> None:
+    names = [f"model.layers.{n % 61}.mlp.experts.{n}.weight" for n in range(100_000)]
+    plan = plan_of(*([(name, 7 + i % 5) for i, name in enumerate(names[f::50])] for f in range(50)))
+    assert len(plots.svg(plots.shards(plan))) < 300_000
+    frame = pd.DataFrame({"key": [f"model.layers.{n // 40}.m{n % 40}.w" for n in range(100_000)]})
+    figure = plots.values(frame.assign(norm=frame.index % 7, numel=4, min=0.0, max=1.0, std=1.0, zeros=0, nan=0, inf=0))
+    text = plots.svg(figure)
+    assert "<image" in text and "<title>" not in text  # more cells than there is room for tooltips
+    assert len(text) < 300_000
+
+
+def test_svg_refuses_other_figures() -> None:
+    with pytest.raises(UsageError, match="not made by dcptools.plots"):
+        plots.svg(Figure())
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def table(**norms: float) -> pd.DataFrame:
+    """Statistics of tensors of these norms, ``__`` for a dot."""
+    keys = [key.replace("__", ".") for key in norms]
+    frame = pd.DataFrame({"key": keys, "norm": list(norms.values())})
+    return frame.assign(numel=8, min=-1.0, max=2.0, std=1.0, zeros=0, nan=0, inf=0)
+
+
+def maps(figure: Figure) -> dict[str, list[str]]:
+    """The names of the maps, and the texts in their cells."""
+    return {axes.get_title("left"): [text.get_text() for text in axes.texts] for axes in figure.axes}
+
+
+def opacity(figure: Figure) -> dict[tuple[str, str], tuple[str, float]]:
+    """Labels of row and column to the colour of the cell and how strong it is."""
+    faces = np.asarray(collection(figure, "cells").get_facecolor())
+    return {at: (to_hex(face[:3]), float(face[3])) for at, face in zip(cells(figure), faces, strict=True)}
+
+
+def test_a_layer_that_differs_from_the_others_stands_out() -> None:
+    norms = {f"model__layers__{n}__mlp__up": 2.0 for n in (0, 1, 2, 10)} | {"model__layers__3__mlp__up": 16.0}
+    figure = plots.values(table(**norms, model__layers__4__mlp__up=1.0, lm_head=50.0))
+    found = opacity(figure)
+    assert [row for row, column in found if column == "mlp.up"] == ["0", "1", "2", "10", "3", "4"]
+    assert y_labels(figure) == ["0", "1", "2", "3", "4", "10", "no layer"]
+    assert {found[layer, "mlp.up"][1] for layer in ("0", "1", "2", "10")} == {found["no layer", "lm_head"][1]} == {0.0}
+    assert found["3", "mlp.up"] == (page.RED.lower(), 0.8)
+    assert found["4", "mlp.up"] == (page.BLUE.lower(), pytest.approx(0.8 / 3))
+    assert tips(figure)[4] == "model.layers.3.mlp.up\nnorm: 16\n8 times the median of the module, 2"
+    assert plots.describe(figure) == (
+        "Heat map of the norm by layer and module: weights: 6 layers, 2 modules; "
+        "what stands out most is model.layers.*.mlp.up of layer 3: 16, 8 times the median."
+    )
+
+
+def test_real_values_are_read_streamed_and_drawn(tmp_path: Path) -> None:
+    state = {f"model.layers.{n}.w": torch.ones(4) for n in range(5)}
+    state["model.layers.2.w"] = torch.tensor([1.0, math.nan, 1.0, math.inf])
+    state["model.layers.4.w"] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    path = saved.save(tmp_path, state)
+    drawn = opacity(plots.values(path, "nan"))
+    assert drawn["2", "w"] == (page.PURPLE.lower(), 0.8)
+    assert {strength for at, (_, strength) in drawn.items() if at != ("2", "w")} == {0.0}
+    assert "model.layers.2.w\nshare of NaN: 0.25\n1 NaN and 1 Inf of 4 values" in tips(plots.values(path, "nan"))
+    zeros = plots.values(dcptools.stats(path), "zeros")
+    assert [at for at, (_, strength) in opacity(zeros).items() if strength] == [("2", "w"), ("4", "w")]
+    assert legend(zeros) == ["0.01%", "1%", "100%", "holds NaN or Inf"]
+    assert {"NaN", "0.5"} == set(texts(zeros))
+
+
+def test_weights_and_moments_are_maps_of_their_own_and_counters_are_none(demo: Demo) -> None:
+    figure = plots.values(demo.checkpoint)
+    assert list(maps(figure)) == ["weights", "exp_avg", "exp_avg_sq"]
+    assert {len(axes.collections[0].get_paths()) for axes in figure.axes} == {47}
+    assert "48 other tensors not drawn: counters and the like, or empty" in title(figure)
+    assert [len([t for t in axes.get_xticklabels() if t.get_visible()]) for axes in figure.axes] == [0, 0, 14]
+    assert [text for text in words(figure) if text == "mlp.up_proj.weight"] == ["mlp.up_proj.weight"]
+
+
+def test_of_several_experts_the_one_that_stands_out_is_drawn() -> None:
+    norms = {f"model__layers__{n}__experts__{e}__w": 4.0 for n in range(2) for e in range(12)}
+    figure = plots.values(table(**{**norms, "model__layers__1__experts__10__w": 1.0}))
+    assert maps(figure) == {"": ["4", "1"]}
+    assert tips(figure)[1] == (
+        "model.layers.1.experts.10.w\nnorm: 1\n0.25 times the median of the module, 4\n"
+        "what stands out most of 12 tensors"
+    )
+
+
+def test_values_that_are_all_alike_or_missing_can_be_drawn() -> None:
+    zero = plots.values(table(model__layers__0__w=0.0, model__layers__1__w=0.0, model__layers__2__w=3.0))
+    assert [strength for _, strength in opacity(zero).values()] == [0.0, 0.0, 0.8]
+    alike = plots.values(table(model__layers__0__w=2.0, model__layers__1__w=2.0))
+    assert plots.describe(alike).endswith("; no layer differs from the others.")
+    for figure in (plots.values(table()), plots.values(table(w=math.nan)), alike):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.canvas.draw()
+
+
+def test_values_refuses_what_it_cannot_draw() -> None:
+    wrong: Any = "kurtosis"
+    with pytest.raises(
+        UsageError, match="Cannot draw 'kurtosis'.\nExpected one of norm, std, max_abs, zeros, nan, inf."
+    ):
+        plots.values(table(w=1.0), wrong)
+    with pytest.raises(UsageError, match="no column 'inf'"):
+        plots.values(table(w=1.0).drop(columns="inf"))
+
+
 # --- all of them ------------------------------------------------------------------------------------------------
 
 EVIL = "model.model.$x_1$.\x1b[31m\u202e重<b>\"'" + "a" * 1000
@@ -658,10 +947,11 @@ def figures(directory: Path) -> Iterator[Figure]:
     yield plots.chunks(path, EVIL)
     yield plots.histogram(path, EVIL)
     yield plots.diff(dcptools.diff(path, path))
+    yield plots.values(path)
 
 
 def test_names_are_drawn_as_plain_clipped_text(tmp_path: Path) -> None:
-    _, sizes, chunks, histogram, _ = figures(tmp_path)
+    _, sizes, chunks, histogram, *_ = figures(tmp_path)
     start = r"model.model.$x_1$.\x1b[31m\u202"
     assert [figure.get_suptitle().strip()[:30] for figure in (chunks, histogram)] == [start[:30]] * 2
     assert chunks.get_suptitle().strip() == start[:30] + "…" + "a" * 29
@@ -695,7 +985,7 @@ def test_figures_stay_dark_on_white_in_a_dark_style(tmp_path: Path) -> None:
             for text in figure.findobj(Text):
                 assert isinstance(text, Text)
                 if text.get_text() and to_hex(text.get_color()) == "#ffffff":
-                    assert "distcp" in text.get_text()  # on a dark box
+                    assert text.get_text().endswith((".distcp", " B"))  # on a dark box
 
 
 def test_a_figure_describes_itself_in_a_sentence(demo: Demo) -> None:
@@ -711,15 +1001,20 @@ def test_other_figures_have_no_description() -> None:
         plots.describe(Figure())
 
 
-def test_a_notebook_gets_a_picture_with_an_escaped_text_alternative(tmp_path: Path) -> None:
+def test_a_notebook_gets_an_element_of_its_page_and_a_picture_for_where_that_is_forbidden(tmp_path: Path) -> None:
     path = saved.save_chunks(tmp_path, {"model.model.<b>'": [((0,), torch.arange(2.0))]})
     bundle = plots.histogram(path, "model.model.<b>'")._repr_mimebundle_()  # type: ignore[attr-defined]
     assert bundle.keys() == {"text/html", "image/png", "text/plain"}
     head, _, tail = bundle["text/html"].partition(bundle["image/png"])
-    assert head == "<img src='data:image/png;base64,"
-    assert tail == (
+    assert head == "<div class='dcp-shown'><img src='data:image/png;base64,"
+    image, _, element = tail.partition("<div hidden='hidden'>")
+    assert image == (
         "' width='900' style='max-width:100%' alt='Histogram of model.model.&lt;b&gt;&#x27;: "
         "float32, 2 values; 0 NaN, 0 Inf, 1 zero; from 0 to 1.'>"
+    )
+    assert element.startswith('<svg xmlns="http://www.w3.org/2000/svg" ')
+    assert element.endswith(
+        "</svg></div></div><style>.dcp-shown>img{display:none}.dcp-shown>div[hidden]{display:block!important}</style>"
     )
 
 
@@ -753,7 +1048,9 @@ except dcptools.DcptoolsError as error:
     assert run(code).splitlines()[-1] == "Install it with: pip install 'dcptools[notebook]'"
 
 
-@pytest.mark.parametrize("module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram"])
+@pytest.mark.parametrize(
+    "module", ["_figure", "_shards", "_sizes", "_chunks", "_histogram", "_diff", "_values", "_treemap", "_svg"]
+)
 def test_the_examples_are_true(demo: Demo, module: str) -> None:
     tests = importlib.import_module(f"dcptools.plots.{module}")
     assert doctest.testmod(tests, extraglobs={"demo": demo}).failed == 0

@@ -157,3 +157,10 @@ def test_whatever_the_texts_the_command_line_understands_them(
     assert list(options["exclude"]) == exclude
     understood = [Rename.parse(rule) for rule in options["rename"]]
     assert [rule.apply(old) for rule, (old, _) in zip(understood, names, strict=True)] == [new for _, new in names]
+
+
+def test_what_is_there_is_replaced_or_gone_on_with_only_if_that_is_said(checkpoint: Path) -> None:
+    planned = plan(checkpoint)
+    assert command_line(planned, "out", overwrite=True, resume=True).endswith(" --save-dir out --overwrite --resume")
+    assert python_call(planned, "out", resume=True).endswith(", 'out', resume=True)")
+    assert not re.search("overwrite|resume", command_line(planned, "out") + python_call(planned, "out"))

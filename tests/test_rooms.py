@@ -11,9 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "dcptools").rglob("*.py"))
 MOST_LINES, MOST_BODY_LINES = 300, 40
-ROOMS = ("_pickle", "checkpoint", "cli", "convert", "layouts", "mapping", "shards", "storage", "tensors", "writer")
+ROOMS = (
+    "_pickle",
+    "checkpoint",
+    "cli",
+    "convert",
+    "layouts",
+    "loading",
+    "mapping",
+    "ranks",
+    "shards",
+    "storage",
+    "tensors",
+    "writer",
+)
 # of os, of named tuples, of torch, of ipywidgets
-FROM_ELSEWHERE = {"_exit", "_make", "_replace", "_make_wrapper_subclass", "_unsafe_view", "_repr_mimebundle_"}
+FROM_ELSEWHERE = {"_apply", "_exit", "_make", "_replace", "_make_wrapper_subclass", "_unsafe_view", "_repr_mimebundle_"}
 
 
 def module_of(path: Path) -> str:

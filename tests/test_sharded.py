@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 from test_properties import FLOATS, OTHERS, SHAPES, cut, values
 
 import dcptools
+from dcptools._safetensors import MAX_HEADER_BYTES
 from dcptools.checkpoint import Checkpoint
-from dcptools.checkpoint.headers import MAX_HEADER_BYTES
 from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsupportedCheckpoint
 from dcptools.tensors import read_region
 
 AGAIN = "Copy the checkpoint again, use another one, or save again."
 INFO = (
     "info[no-metadata]: the headers of {} say what is there: a tensor ends where its last part does, so shards of the "
-    "last ranks that are missing do not show (--model-assets-dir or --reference holds it against the model)"
+    "last ranks that are missing do not show (model_assets_dir= or reference= holds it against the model)"
 )
 
 
@@ -171,8 +171,8 @@ def test_a_damaged_header_costs_its_own_file_alone(tmp_path: Path) -> None:
     assert {finding.code for finding in checkpoint.errors} == {"no-storage"}
     assert {finding.key for finding in checkpoint.errors} == set(checkpoint.tensors)
     assert [str(finding) for finding in checkpoint.warnings] == [
-        f"warning[no-storage]: {tmp_path}/__0_0.distcp is no safetensors file: it would have a header of "
-        "1,099,511,627,776 bytes. (copy the file again)"
+        f"warning[no-storage]: {tmp_path}/__0_0.distcp is not a sound safetensors file: the header: "
+        "expected 2 to 100,000,000 bytes, found 1099511627776. (copy the file again)"
     ]
 
 
@@ -252,9 +252,10 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         "DCP_SHARDING_INFO: it is not JSON: Expecting value: line 1 column 1 (char 0)",
     ),
     "sharding that is a number": (
-        {"content": b'{"__metadata__": {"DCP_SHARDING_INFO": 1}}'}, "DCP_SHARDING_INFO: expected a string, found 1"
+        {"content": b'{"__metadata__": {"DCP_SHARDING_INFO": 1}}'},
+        "__metadata__['DCP_SHARDING_INFO']: expected a string, found 1"
     ),
-    "metadata that is a list": ({"content": b'{"__metadata__": []}'}, "__metadata__: expected a dict, found []"),
+    "metadata that is a list": ({"content": b'{"__metadata__": []}'}, "__metadata__: expected an object, found []"),
     "a list": ({"content": b"[1]"}, "the header: expected an object, found [1]"),
     "a name that stands twice": (
         {"content": b'{"w": 1, "w": 2}'}, "the header: it is not JSON: a name stands in it twice"
@@ -275,13 +276,13 @@ def test_a_hostile_header_is_refused_and_the_field_is_named(what: str, tmp_path:
     header(tmp_path, **arguments)
     with pytest.raises(BrokenCheckpoint) as caught:
         dcptools.read(tmp_path)
-    assert str(caught.value).splitlines() == [f"{tmp_path}/{SHARD} is damaged: {problem}.", AGAIN]
+    assert str(caught.value).splitlines() == [f"{tmp_path}/{SHARD} is not a sound safetensors file: {problem}.", AGAIN]
 
 
 @pytest.mark.parametrize("length", [0, 1, MAX_HEADER_BYTES + 1, (1 << 64) - 1])
 def test_a_header_that_is_too_long_is_not_read(length: int, tmp_path: Path) -> None:
     header(tmp_path, {}, length=length)
-    with pytest.raises(BrokenCheckpoint, match=f"is no safetensors file: it would have a header of {length:,} bytes"):
+    with pytest.raises(BrokenCheckpoint, match=f"the header: expected 2 to 100,000,000 bytes, found {length}"):
         dcptools.read(tmp_path)
 
 

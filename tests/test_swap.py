@@ -17,7 +17,7 @@ from reference import read_files
 from safetensors.torch import load_file
 
 import dcptools
-from dcptools.errors import OutputExists, TargetError
+from dcptools.errors import OutputExists, TargetError, notes_of
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.storage import sink as sink_module
@@ -213,8 +213,9 @@ def test_a_link_in_place_of_what_is_put_aside(plan: ShardPlan, out: Path, tmp_pa
 STEPS = ("rename", "replace", "mkdir", "rmdir", "unlink")  # all that the last step does to the directory
 
 
-def breaking(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> list[str]:
-    """``act`` before the change number ``step`` of the directory, counted from where the files get their names."""
+def breaking(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None], times: int = 1) -> list[str]:
+    """``act`` before the change number ``step`` of the directory, counted from where the files get their names, and
+    before those that follow, so many times."""
     calls: list[str] = []
 
     def wrap(name: str) -> None:
@@ -223,10 +224,9 @@ def breaking(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]
         def wrapped(path: Any, *rest: Any, **options: Any) -> None:
             names = (Path(os.fspath(path)).name, *(Path(os.fspath(other)).name for other in rest[:1] if name[0] == "r"))
             if calls or any(part.startswith(".dcptools-before") for part in names):
-                if len(calls) == step:
-                    calls.append("")
-                    act()
                 calls.append(name)
+                if step < len(calls) <= step + times:
+                    act()
             return function(path, *rest, **options)
 
         monkeypatch.setattr(os, name, wrapped)
@@ -286,6 +286,9 @@ def test_a_run_that_is_killed_is_undone_or_finished_by_the_next(
         status = killed(step, plan, out)
         seen = loaded(out)
         assert seen in ((values(OLD) if older else None), None, values(STATE))
+        if seen:  # nor a tokenizer or config of the other one
+            assert (out / "tokenizer.json").read_text() == ("the new one" if seen == values(STATE) else "the old one")
+            assert (out / "config.json").exists() == (seen == values(STATE))
         if older or seen:
             with pytest.raises(OutputExists):
                 dcptools.write(plan, out)  # it wants no overwriting, and puts the directory right all the same
@@ -370,6 +373,52 @@ def test_files_that_cannot_be_put_back_are_named_and_the_next_run_puts_them_back
     with pytest.raises(OutputExists):
         dcptools.write(plan, out)
     assert read_files(out) == original
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("shard_size", [72, 10_000])
+def test_ctrl_c_at_every_step_says_what_is_true(
+    again: bool, shard_size: int, tmp_path: Path, assets: Path, out: Path
+) -> None:
+    """Pressed once or, ``again``, once more a step later; the directory is as it says, also after the next run."""
+    plan, original = planned(tmp_path / "step_10", STATE, assets, shard_size), tmp_path / "original"
+    out.rename(original)
+    said, step = [], 0
+    while True:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(original, out)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            breaking(monkeypatch, step, interrupt, 1 + again)
+            try:
+                dcptools.write(plan, out, overwrite=True)
+                break
+            except KeyboardInterrupt as stop:
+                said.append("\n".join(notes_of(stop)) or "removed")
+        if said[-1] == "removed":
+            assert read_files(out) == read_files(original)
+        elif said[-1].startswith("The new model is complete in"):
+            assert loaded(out) == values(STATE)
+            assert said[-1].endswith(f"of the old one in {out / BEFORE}." if (out / BEFORE).exists() else f"in {out}.")
+        elif said[-1].startswith("Hidden files"):
+            assert said[-1] == f"Hidden files, .dcptools-…, are left in {out}; the next run there removes them."
+            assert visible(out) == visible(original) != read_files(out)
+        else:
+            assert said[-1] == (
+                f"What was there before is in {out / BEFORE}; the next run into this directory puts it back."
+            )
+            with pytest.raises(OutputExists):
+                dcptools.write(plan, out)
+            assert visible(out) == visible(original)
+        step += 1
+    kinds = {message.split()[1] for message in said if " " in message}
+    assert kinds == ({"new", "was", "files,"} if again else {"new"})  # the new model, what was there, hidden files
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_old_file_that_cannot_be_removed_is_a_warning(

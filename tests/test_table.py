@@ -63,6 +63,9 @@ def test_counted() -> None:
         ("2GiB", 2 << 30),
         ("1.5 MiB", 1_572_864),
         ("1T", 10**12),
+        ("1e9", 10**9),
+        ("1.5E+6 kB", 1_500_000_000),
+        (1e9, 10**9),
         (" 7B ", 7),
         ("9007199254740993", 9007199254740993),  # no float on the way
     ],
@@ -71,12 +74,14 @@ def test_parse_bytes(text: str | int, nbytes: int) -> None:
     assert parse_bytes(text) == nbytes
 
 
-@pytest.mark.parametrize("text", ["", "0", 0, -1, "-5GB", "5XB", "GB", "1.5.5", "0.1", "1e9", True, None, "\uff15GB"])
+@pytest.mark.parametrize(
+    "text", ["", "0", 0, -1, "-5GB", "5XB", "GB", "1.5.5", "0.1", "1e-9", "e9", True, None, "\uff15GB"]
+)
 def test_what_is_no_size(text: Any) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bytes(text)
     assert str(caught.value) == (
-        f"{text!r} is not a size in bytes.\nExpected a positive number, or one like 500MB, 5GB, 2GiB."
+        f"{text!r} is not a size in bytes.\nExpected a positive number, or one like 500MB, 5GB, 2GiB, 1e9."
     )
 
 

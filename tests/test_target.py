@@ -105,7 +105,7 @@ def test_a_model_is_not_overwritten_unasked(name: str, plan: ShardPlan, tmp_path
     (tmp_path / "out" / name).write_bytes(b"precious")
     assert refusal(plan, tmp_path / "out", OutputExists, overwrite=False) == (
         f"{tmp_path / 'out'} already holds {name}.\nNothing was written. Give another directory, or overwrite "
-        "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
+        "(overwrite=True): that replaces a model, and leaves weights of something else."
     )
     assert read_files(tmp_path / "out") == {name: b"precious"}
 
@@ -137,11 +137,26 @@ def test_below_a_file(plan: ShardPlan, tmp_path: Path) -> None:
     assert f"{tmp_path / 'file'} is a file" in refusal(plan, tmp_path / "file" / "out")
 
 
+def test_a_read_only_file_system_is_said(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_module.os, "access", lambda *_: False)
+    monkeypatch.setattr(target_module.os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert refusal(plan, tmp_path / "out") == (
+        f"{tmp_path} is on a file system that is mounted read-only.\nGive a directory elsewhere."
+    )
+
+
+def test_a_small_model_needs_little_more_than_itself(
+    plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=plan.file_bytes + 100_000))
+    dcptools.write(plan, tmp_path / "out")
+
+
 def test_too_little_disk(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = plan.file_bytes + len('{"model_type": "qwen3"}') + SPARE_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     assert refusal(plan, tmp_path / "new" / "out").splitlines() == [
-        f"{tmp_path / 'new' / 'out'} has 16.78 MB free, and 16.78 MB are needed.",
+        f"{tmp_path / 'new' / 'out'} has 66.02 kB free, and 66.02 kB are needed.",
         "Nothing was written. Free some space, or give a directory on another disk. (With overwrite, the old files go "
         "last.)",
     ]

@@ -107,17 +107,17 @@ def test_the_attribute_that_holds_the_model_is_found_without_a_config(name: str)
 FOREIGN = {
     "torchtitan-llama3": (
         "torchtitan, whose values lie otherwise than HuggingFace's",
-        "give --model-assets-dir with the config.json of Llama 3, Qwen3, or convert it with torchtitan's "
+        "give model_assets_dir= with the config.json of Llama 3, Qwen3, or convert it with torchtitan's "
         "own checkpoint.last_save_in_hf",
     ),
     "torchtune-qwen2": (
         "torchtune, whose values lie otherwise than HuggingFace's",
-        "give --model-assets-dir with the config.json of Llama 3, Qwen2, or convert it with torchtune's own "
+        "give model_assets_dir= with the config.json of Llama 3, Qwen2, or convert it with torchtune's own "
         "FullModelHFCheckpointer",
     ),
     "olmo-core-olmo2": (
         "OLMo-core, whose values lie otherwise than HuggingFace's",
-        "give --model-assets-dir with the config.json of Llama and Qwen3, OLMo 2 and FlexOlmo, or convert it with "
+        "give model_assets_dir= with the config.json of Llama and Qwen3, OLMo 2 and FlexOlmo, or convert it with "
         "OLMo-core's own olmo_core.nn.hf.convert_checkpoint",
     ),
     "megatron-core-gpt": (
@@ -130,7 +130,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_trainers_own_names_are_refused_where_no_config_says_what_they_are(name: str) -> None:
     whose, hint = FOREIGN[name]
-    message = f"these are names of {whose}", f"{hint}; --layout bare keeps names and values as they are"
+    message = f"these are names of {whose}", f"{hint}; layout='bare' keeps names and values as they are"
     mapping = dcptools.preview(checkpoint_of(name))
     assert [(each.message, each.hint) for each in mapping.errors if each.code == "foreign-names"] == [message]
 

@@ -63,6 +63,13 @@ def test_what_differs_in_shape_stays_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_groups_of_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    shapes: dict[str, tuple[int, ...]] = {f"layers.{n}.w": (n % 2 + 1,) for n in (10, 11, 2, 3, 9)}
+    shapes |= {"layers.1.w": (7,), "layers.12.w": (8,)}
+    labels = [label for label, _ in rows(of(tmp_path, shapes))[1:]]
+    assert labels == ["1.w", "{2,10}.w", "{3,9,11}.w", "12.w"]
+
+
 def test_what_differs_in_dtype_or_in_a_name_stays_apart(tmp_path: Path) -> None:
     state = {"0": {"w": torch.zeros(2)}, "1": {"w": torch.zeros(2).half()}, "2": {"v": torch.zeros(2)}}
     shown = tree(saved.save(tmp_path, {"layers": state}))

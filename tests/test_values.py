@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -260,7 +261,10 @@ def test_a_set_event_cancels(chunked: tuple[Path, torch.Tensor]) -> None:
         stats(chunked[0], cancel=cancel)
 
 
-def test_the_bar_says_that_it_reads(chunked: tuple[Path, torch.Tensor], capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_says_that_it_reads(
+    chunked: tuple[Path, torch.Tensor], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     stats(chunked[0], progress=True)
     shown = capfd.readouterr().err
     assert "reading: 100%" in shown and "writing" not in shown

@@ -6,7 +6,6 @@ import html.parser
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as W
-import pandas as pd
 import pytest
 import torch
 from checkpoints import broken, models, saved
@@ -23,19 +21,23 @@ from safetensors.torch import save_file
 
 import dcptools
 from dcptools import plots, widgets
+from dcptools._option import speaking
 from dcptools.checkpoint import Checkpoint, read
+from dcptools.demo import Demo
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
 from dcptools.expected import Expected, Naming, NotExpected, asking
+from dcptools.loading import continuation, loss, open_tokenizer
 from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
-from dcptools.widgets import _convert, _job
+from dcptools.tensors import TensorReader
+from dcptools.widgets import _convert, _job, _try
 from dcptools.widgets._base import Step, alert, handler
-from dcptools.widgets._inspect import KEYS, SIZES, TREE
+from dcptools.widgets._inspect import FINDINGS, KEYS, SIZES
 from dcptools.widgets._job import Job
+from dcptools.widgets._labels import by_label
 from dcptools.widgets._mapping import MODEL, OUTPUTS
-from dcptools.widgets._table import PAGE_ROWS, PagedTable
-from dcptools.widgets._tree import TREE_ROWS, TreeView
+from dcptools.widgets._table import Table
 from dcptools.writer import Report, write
 
 SCRIPT = "<script>window.__xss=1</script>"
@@ -94,10 +96,22 @@ def tags(widget: Any) -> set[str]:
     return set(_Reader(widget.value).tags)
 
 
-def shown_keys(table: PagedTable) -> list[str]:
-    """The first column of the page that is shown, as the browser gets it."""
-    rows = table.body.value.split("<tr>")[2:]
-    return ["".join(_Reader(row.split("</td>")[0]).words) for row in rows]
+def shown_keys(table: Table) -> list[str]:
+    """The first column of the rows that are shown, as the browser gets them."""
+    table.receive({"kind": "look"})
+    return [row["cells"][0] for row in table.answer["rows"]]
+
+
+def kinds(table: Table, column: str) -> dict[str, int]:
+    """The filters of a column, with their counts."""
+    table.receive({"kind": "look"})
+    return dict(table.answer["counts"][column])
+
+
+def cells(table: Table) -> set[str]:
+    """All that the rows say."""
+    table.receive({"kind": "look"})
+    return {cell for row in table.answer["rows"] for cell in row["cells"]}
 
 
 def children(widget: W.Widget) -> Iterator[W.Widget]:
@@ -189,8 +203,8 @@ def test_nothing_hides_what_ipywidgets_needs(checkpoint: Checkpoint) -> None:
 def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
-        "Wizard", "Open", "Inspect", "Mapping", "Shards", "Convert", "Result",
-        "PagedTable", "TreeView", "Values", "OneTensor", "Job", "Rules",
+        "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
+        "Table", "Values", "Detail", "Job", "Rules",
     }  # fmt: skip
 
 
@@ -220,6 +234,7 @@ def test_without_a_kernel_an_empty_step_says_so() -> None:
         widgets.Open(),
         widgets.Inspect(),
         widgets.Mapping(),
+        widgets.Try(),
         widgets.Shards(),
         widgets.Convert(),
         widgets.Result(),
@@ -228,6 +243,7 @@ def test_without_a_kernel_an_empty_step_says_so() -> None:
         "No checkpoint is open. (Run the notebook for the live view.)",
         "No checkpoint is open. (Run the notebook for the live view.)",
         "No mapping yet. (Run the notebook for the live view.)",
+        "Nothing was tried. (Run the notebook for the live view.)",
         "No plan yet. (Run the notebook for the live view.)",
         "Nothing was written yet. (Run the notebook for the live view.)",
         "Nothing was written yet. (Run the notebook for the live view.)",
@@ -246,166 +262,6 @@ def bundle(widget: W.Widget) -> dict[str, Any]:
     made = widget._repr_mimebundle_()
     data: dict[str, Any] = made[0] if isinstance(made, tuple) else made
     return data
-
-
-# --- PagedTable -------------------------------------------------------------------------------------------------
-
-
-def numbered(rows: int) -> pd.DataFrame:
-    return pd.DataFrame({"key": [f"layers.{n}.w" for n in range(rows)], "n": range(rows)})
-
-
-@pytest.fixture
-def table() -> PagedTable:
-    frame = pd.DataFrame(
-        {
-            "key": ["a.w", "b.W", "c.bias", "d(1)", SCRIPT],
-            "n": pd.Series([10, 9, None, 100, 1], dtype="Int64"),
-            "root": ["model", None, "model", "optim", None],
-            "bad": [False, True, False, False, True],
-        }
-    )
-    return PagedTable(
-        frame, search=["key"], facets=["root"], flags={"only bad": lambda frame: frame["bad"]},
-        formats={"n": "{:,} B".format}, numeric=["n"],
-    )  # fmt: skip
-
-
-def test_search_finds_parts_of_keys_in_any_case(table: PagedTable) -> None:
-    table.search.value = ".W"
-    assert list(table.selected["key"]) == ["a.w", "b.W"]
-    assert table.found == 2
-    assert text(table.status) == "Rows 1 to 2 of 2 (of 5 in all)"
-
-
-def test_search_takes_special_characters_as_they_are(table: PagedTable) -> None:
-    table.search.value = "(1)"
-    assert list(table.selected["key"]) == ["d(1)"]
-
-
-@pytest.mark.filterwarnings("error")
-def test_search_by_regular_expression(table: PagedTable) -> None:
-    table.regex.value = True
-    table.search.value = r"^(a|c)\."
-    assert list(table.selected["key"]) == ["a.w", "c.bias"]
-
-
-def test_a_bad_regular_expression_is_said_and_the_rows_stay(table: PagedTable) -> None:
-    table.regex.value = True
-    table.search.value = "("
-    assert roles(table.status) == ["alert"]
-    assert "The search text is not a regular expression: missing )" in text(table.status)
-    assert len(shown_keys(table)) == 5
-    table.search.value = r"(d)\("
-    assert roles(table.status) == ["status"]
-    assert shown_keys(table) == ["d(1)"]
-
-
-def test_no_match_is_said(table: PagedTable) -> None:
-    table.search.value = "nowhere"
-    assert shown_keys(table) == []
-    assert text(table.status) == "No row matches (of 5)"
-
-
-def test_filters_hold_together(table: PagedTable) -> None:
-    assert table.filters["root"].options == ("any", "model", "optim")
-    table.filters["root"].value = "model"
-    assert list(table.selected["key"]) == ["a.w", "c.bias"]
-    table.search.value = "bias"
-    assert list(table.selected["key"]) == ["c.bias"]
-    table.checks["only bad"].value = True
-    assert list(table.selected["key"]) == []
-
-
-def test_flags_filter(table: PagedTable) -> None:
-    table.checks["only bad"].value = True
-    assert set(table.selected["key"]) == {"b.W", SCRIPT}
-
-
-@pytest.mark.parametrize(
-    ("column", "descending", "order"),
-    [("n", False, [1, 9, 10, 100, None]), ("n", True, [100, 10, 9, 1, None])],
-)
-def test_numbers_sort_as_numbers_and_nothing_sorts_last(
-    table: PagedTable, column: str, descending: bool, order: list[int | None]
-) -> None:
-    table.order.value, table.descending.value = column, descending
-    assert [None if value is pd.NA else value for value in table.selected[column]] == order
-
-
-@pytest.mark.parametrize("descending", [False, True])
-def test_missing_names_sort_last(table: PagedTable, descending: bool) -> None:
-    table.order.value, table.descending.value = "root", descending
-    names = ["model", "model", "optim"]
-    assert list(table.selected["root"].fillna("none")) == [*(names[::-1] if descending else names), "none", "none"]
-
-
-def test_a_column_of_different_things_can_be_sorted() -> None:
-    table = PagedTable(pd.DataFrame({"key": ["a", "b", "c"], "shape": [(2, 3), None, ()]}), search=["key"])
-    table.order.value = "shape"
-    assert list(table.selected["key"]) == ["c", "a", "b"]
-
-
-def test_cells_are_formatted_empty_where_missing_and_escaped(table: PagedTable) -> None:
-    assert table.body.value.count("10 B") == 2  # the cell, and its title for hovering
-    assert "nan" not in table.body.value.lower() and "<na>" not in table.body.value.lower()
-    assert "script" not in tags(table.body)
-    assert SCRIPT in shown_keys(table)
-
-
-def test_pages_turn_and_stop_at_the_ends() -> None:
-    table = PagedTable(numbered(2 * PAGE_ROWS + 1), search=["key"])
-    table.order.value = "n"
-    assert (table.previous.disabled, table.next.disabled) == (True, False)
-    assert text(table.status) == "Rows 1 to 20 of 41"
-    table.next.click()
-    table.next.click()
-    assert shown_keys(table) == ["layers.40.w"]
-    assert (table.previous.disabled, table.next.disabled) == (False, True)
-    table.next.click()
-    assert table.page.value == 3
-    table.page.value = 2
-    assert text(table.status) == "Rows 21 to 40 of 41"
-
-
-def test_a_search_begins_on_the_first_page() -> None:
-    table = PagedTable(numbered(200), search=["key"])
-    table.page.value = 4
-    table.search.value = "layers.1"
-    assert (table.found, table.page.value, table.page.max) == (111, 1, 6)
-    assert text(table.status) == "Rows 1 to 20 of 111 (of 200 in all)"
-
-
-def test_new_rows_keep_the_search_and_the_order() -> None:
-    table = PagedTable(numbered(30), search=["key"])
-    table.search.value, table.order.value, table.descending.value = "1", "n", True
-    table.frame = numbered(13)
-    assert list(table.selected["n"]) == [12, 11, 10, 1]
-
-
-def test_no_rows_at_all() -> None:
-    table = PagedTable(pd.DataFrame(columns=["key", "n"]), search=["key"])
-    assert text(table.status) == "No row matches (of 0)"
-    table.search.value = "x"
-    assert table.found == 0
-
-
-def test_what_is_sent_does_not_grow_with_the_rows() -> None:
-    def sent(rows: int) -> int:
-        table = PagedTable(numbered(rows), search=["key"], facets=[])
-        return sum(len(json.dumps(widget.get_state(), default=str)) for widget in children(table))
-
-    small, large = sent(1000), sent(100_000)
-    assert large < 1.02 * small < 40_000
-
-
-def test_a_hundred_thousand_rows_answer_at_once() -> None:
-    table = PagedTable(numbered(100_000), search=["key"])
-    start = time.process_time()
-    table.search.value = "layers.99999"
-    spent = time.process_time() - start
-    assert shown_keys(table) == ["layers.99999.w"]
-    assert spent < 2.0  # seconds of this process; 0.15 are usual
 
 
 # --- Job --------------------------------------------------------------------------------------------------------
@@ -615,16 +471,16 @@ def test_inspect_shows_the_frame_of_inspect(checkpoint: Checkpoint) -> None:
     step = widgets.Inspect(checkpoint)
     expected = dcptools.inspect(checkpoint)
     assert_frame_equal(step.key_table.frame[list(expected.columns)], expected)
-    step.key_table.filters["root"].value = "model"
+    step.key_table.ask(chips={"root": ["model"]})
     assert step.key_table.found == 25
-    step.key_table.filters["kind"].value = "object"
+    step.key_table.ask(chips={"root": ["model"], "dtype": ["object"]})
     assert step.key_table.found == 0
 
 
 def test_inspect_marks_keys_with_findings(tmp_path: Path) -> None:
     broken.hole(tmp_path / "hole")
     step = widgets.Inspect(read(tmp_path / "hole"))
-    step.key_table.checks["only warnings"].value = True
+    step.key_table.ask(chips={"warning": ["hole"]})
     assert shown_keys(step.key_table) == ["model.model.w"]
 
 
@@ -632,9 +488,9 @@ def test_sizes_are_pictures_with_words_and_drawn_when_looked_at(checkpoint: Chec
     step = widgets.Inspect(checkpoint)
     assert step.sizes.value == ""
     step.tabs.selected_index = SIZES
-    assert step.sizes.value.count("<img") == 3
+    assert step.sizes.value.count("<svg") == 3
     for by in ("root", "dtype", "module"):
-        assert f"alt='{plots.describe(plots.sizes(checkpoint, by=by))}'" in step.sizes.value
+        assert f'aria-label="{plots.describe(plots.sizes(checkpoint, by=by))}"' in step.sizes.value
 
 
 def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
@@ -650,10 +506,25 @@ def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
         "1 of 14 tensors have NaN or Inf: model.model.norm.weight. 14 of the checkpoint's 14 tensors were looked at."
     )
     assert "alert" in roles(step.values.note)
-    step.key_table.checks["only warnings"].value = True
+    assert kinds(step.key_table, "warning") == {"NaN": 1, "Inf": 1}
+    step.key_table.ask(chips={"warning": ["NaN"]})
     assert list(step.key_table.selected["warning"]) == ["1 NaN, 2 Inf"]
-    step.values.table.checks["only NaN or Inf"].value = True
+    step.values.table.ask(chips={"nan": ["some"]})
     assert shown_keys(step.values.table) == ["model.model.norm.weight"]
+
+
+def test_checked_values_are_a_picture_of_what_is_chosen(tmp_path: Path) -> None:
+    bad = read(saved.trained(tmp_path / "bad", saved.model_state(layers=2), optimizer=False))
+    step = widgets.Inspect(bad)
+    assert (step.values.figure.value, step.values.drawn.layout.display) == ("", "none")
+    step.values.job.start.click()
+    finished(step.values)
+    assert step.values.drawn.layout.display == ""
+    for name in [name for _, name in step.values.drawn.options]:
+        step.values.drawn.value = name
+        assert f'aria-label="{plots.describe(plots.values(step.stats, name))}"' in step.values.figure.value
+    step.checkpoint = None
+    assert (step.values.figure.value, step.values.drawn.layout.display) == ("", "none")
 
 
 def test_all_that_is_converted_is_looked_at(tmp_path: Path) -> None:
@@ -710,20 +581,68 @@ def test_values_that_come_too_late_are_dropped(checkpoint: Checkpoint, tmp_path:
     assert step.stats is None and step.values.table.found == 0
 
 
-def test_one_tensor_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> None:
+def choose(step: Any, key: str) -> Any:
+    """Click on the row of a key."""
+    row = list(step.key_table.frame["key"]).index(key)
+    step.key_table.show(row)
+    step.detail.join(60)
+    return step.detail
+
+
+def test_a_chosen_row_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> None:
     step = widgets.Inspect(checkpoint)
-    step.tensor.key.value = "model.lm_head.weight"
-    assert "model.lm_head.weight: [16, 8] float32, 512 B, 1 chunk" in text(step.tensor.body)
-    assert step.tensor.body.value.count("<img") == 2
+    assert step.detail.layout.display == "none"
+    detail = choose(step, "model.lm_head.weight")
+    assert detail.layout.display == ""
+    assert text(detail.facts) == "model.lm_head.weightshape[16, 8]dtypefloat32elements128bytes512 B"
+    (chunk,) = checkpoint["model.lm_head.weight"].chunks
+    crc = TensorReader(checkpoint["model.lm_head.weight"]).checksums()[((0, 16), (0, 8))]
+    assert f"1 chunkchunkrankfilestoredCRC-32[0:16, 0:8]0{chunk.file}" in text(detail.values)
+    assert f"{crc:08x}" in text(detail.values)
+    assert plots.describe(plots.histogram(checkpoint, "model.lm_head.weight")) in detail.values.value
     values = dcptools.load_tensor(checkpoint, "model.lm_head.weight")[:6, :6]
-    assert str(values) in text(step.tensor.body)
+    assert str(values).replace("\n", "") in text(detail.values)
+    detail.hide.click()
+    assert detail.layout.display == "none"
 
 
-def test_a_key_that_is_not_there_is_said(checkpoint: Checkpoint) -> None:
-    step = widgets.Inspect(checkpoint)
-    step.tensor.key.value = SCRIPT
-    assert roles(step.tensor.body) == ["alert"]
-    assert "script" not in tags(step.tensor.body)
+def test_an_object_that_is_chosen_is_not_read(checkpoint: Checkpoint) -> None:
+    detail = choose(widgets.Inspect(checkpoint), "step")
+    assert "a pickled object; it is never unpickled" in text(detail.facts) and detail.values.value == ""
+
+
+def test_a_damaged_tensor_that_is_chosen_says_so(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Inspect(read(tmp_path / "hole"))
+    detail = choose(step, "model.model.w")
+    assert "nothing is stored for [2:4] of 6 along dimension 0" in text(detail.values)
+    assert "alert" in roles(detail.values)
+
+
+def test_a_finding_leads_to_its_row_and_back(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Inspect(read(tmp_path / "hole"))
+    step.tabs.selected_index = FINDINGS
+    (row,) = [n for n, code in enumerate(step.findings.frame["code"]) if code == "hole"]
+    step.findings.show(row)
+    below = step.tabs.children[FINDINGS].children[1]
+    assert text(below).startswith("error[hole] model.model.w: nothing is stored") and roles(below) == ["alert"]
+    step.key_table.ask(search="nothing that is there")
+    step.findings.opened = row
+    assert step.tabs.selected_index == KEYS
+    assert step.key_table.frame["key"][step.key_table.chosen] == "model.model.w"
+    assert step.key_table.found == len(step.key_table.frame)  # the search would have hidden it
+    step.detail.join(60)
+    (finding,) = step.detail.found.children
+    assert finding.description.startswith("error[hole] nothing is stored for [2:4]")
+    finding.click()
+    assert (step.tabs.selected_index, step.findings.chosen) == (FINDINGS, row)
+
+
+def test_in_the_wizard_a_chosen_key_says_its_name_in_the_result(wizard: widgets.Wizard) -> None:
+    step = wizard.inspect_step
+    assert "in the resultmodel.norm.weight" in text(choose(step, "model.model.norm.weight").facts)
+    assert "in the resultleft out: " in text(choose(step, "step").facts)
 
 
 AWKWARD = {
@@ -741,9 +660,9 @@ AWKWARD = {
 def test_awkward_tensors_and_names_can_be_looked_at(tmp_path: Path) -> None:
     step = widgets.Inspect(read(saved.save(tmp_path / "awkward", AWKWARD)))
     for key in AWKWARD:
-        step.tensor.key.value = key
-        assert "First values" in text(step.tensor.body), text(step.tensor.body)
-        assert "script" not in tags(step.tensor.body)
+        detail = choose(step, key)
+        assert "First values" in text(detail.values), text(detail.values)
+        assert "script" not in tags(detail.values) | tags(detail.facts)
 
 
 def test_without_a_checkpoint_no_keys_of_the_last_one_stay(checkpoint: Checkpoint) -> None:
@@ -753,66 +672,13 @@ def test_without_a_checkpoint_no_keys_of_the_last_one_stay(checkpoint: Checkpoin
     assert (step.blocked, step.tabs.layout.display) == ("Read a checkpoint first.", "none")
 
 
-# --- the tree ---------------------------------------------------------------------------------------------------
-
-
-def labels(view: TreeView) -> list[str]:
-    return [button.description.strip() for button, _ in view.rows[: len(view._page)]]
-
-
-@pytest.fixture
-def view(checkpoint: Checkpoint) -> TreeView:
-    step = widgets.Inspect(checkpoint)
-    assert step.tree.tree is None  # filled when it is looked at
-    step.tabs.selected_index = TREE
-    step.tabs.selected_index = KEYS
-    return step.tree
-
-
-def test_the_model_is_open_and_the_rest_closed_at_first(view: TreeView) -> None:
-    layers = ["embed_tokens.weight", "▸ layers.{0..1}", "norm.weight"]
-    assert labels(view) == ["▾ model", "▾ model", *layers, "lm_head.weight", "▸ optimizer", "step"]
-
-
-def test_a_click_expands_a_row_and_another_closes_it(view: TreeView) -> None:
-    before = labels(view)
-    assert text(view.rows[2][1]) == "[16, 8] float32"
-    view.rows[1][0].click()
-    assert labels(view) == ["▾ model", "▸ model", "lm_head.weight", "▸ optimizer", "step"]
-    view.rows[1][0].click()
-    assert labels(view) == before
-
-
-def test_a_tensor_cannot_be_expanded(view: TreeView) -> None:
-    assert [button.disabled for button, _ in view.rows[:8]] == [False, False, True, False, True, True, False, True]
-    before = labels(view)
-    view.rows[2][0].click()
-    view.rows[20][0].click()  # an empty row of the pool
-    assert labels(view) == before
-
-
-def test_the_tree_has_pages(view: TreeView) -> None:
-    view.all.click()
-    assert text(view.status) == "Rows 1 to 24 of 86"
-    seen = labels(view)
-    while not view.next.disabled:
-        view.next.click()
-        seen += labels(view)
-    assert len(seen) == 86
-    assert text(view.status) == "Rows 73 to 86 of 86"
-    assert [line.layout.display == "none" for line in view.lines] == [False] * 14 + [True] * (TREE_ROWS - 14)
-    view.previous.click()
-    assert text(view.status) == "Rows 49 to 72 of 86"
-    view.none.click()
-    assert labels(view) == ["▸ model", "▸ optimizer", "step"]
-
-
 # --- Mapping ----------------------------------------------------------------------------------------------------
 
 
 def test_mapping_shows_what_preview_says(checkpoint: Checkpoint, assets: str) -> None:
     step = widgets.Mapping(checkpoint, model_assets_dir=assets)
-    expected = preview(checkpoint, model_assets_dir=assets)
+    with speaking(by_label):
+        expected = preview(checkpoint, model_assets_dir=assets)
     assert step.mapping.to_json() == expected.to_json()
     assert list(step.outputs.frame["name"]) == [output.name for output in expected.outputs]
     assert_frame_equal(step.leftovers.frame, expected.leftovers_frame())
@@ -829,7 +695,7 @@ def test_a_rename_changes_the_preview_at_once(review: widgets.Mapping) -> None:
     review.rules.fields["rename"].value = "model\\.norm\\.(.*)=model.final.\\1\n\nlm_head.weight=head.weight\n"
     names = {output.name for output in review.mapping.outputs}
     assert {"model.final.weight", "head.weight"} < names and "lm_head.weight" not in names
-    assert "head.weight" in shown_keys(review.outputs)[0] + review.outputs.body.value
+    assert "head.weight" in shown_keys(review.outputs)
 
 
 def test_the_layout_changes_the_preview_at_once(tmp_path: Path) -> None:
@@ -905,9 +771,16 @@ def test_errors_block_and_cannot_be_ticked_away(tmp_path: Path, assets: str) -> 
 def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
     state = {**saved.model_state(layers=1), "projector.weight": torch.ones(2)}
     step = widgets.Mapping(read(saved.trained(tmp_path / "odd", state, optimizer=False)))
-    step.outputs.checks["only findings"].value = True
-    assert shown_keys(step.outputs) == ["model.projector.weight"]
-    assert "unusual-key" in text(step.outputs.body)
+    step.outputs.ask(chips={"findings": ["unusual-key"]})
+    assert shown_keys(step.outputs) == ["projector.weight"]
+    step.outputs.show(list(step.outputs.frame["name"]).index("projector.weight"))
+    assert "in the resultprojector.weight" in text(step.detail.facts)
+    (finding,) = step.detail.found.children
+    finding.click()
+    assert step.tabs.get_title(step.tabs.selected_index).startswith("Findings")
+    assert step.findings.frame["code"][step.findings.chosen] == "unusual-key"
+    step.findings.opened = step.findings.chosen
+    assert step.tabs.selected_index == OUTPUTS
 
 
 # The model beside the checkpoint
@@ -966,17 +839,16 @@ def test_what_is_not_the_model_is_told_apart_by_state(model: str, assets: str, t
         f"This is not {model}: 23 of 25 weights fit, 1 missing, 1 of another shape, 1 unexpected."
     )
     assert roles(step.verdict) == ["alert"] and "<details open>" in step.verdict.value
-    state = step.weights.filters["state"]
-    assert state.options == ("any", "fits", "missing", "shape differs", "unexpected")
+    assert kinds(step.weights, "state") == {"fits": 23, "missing": 1, "shape differs": 1, "unexpected": 1}
     shown = {}
-    for value in state.options[2:]:
-        state.value = value
-        shown[value] = shown_keys(step.weights)
+    for state in ("missing", "shape differs", "unexpected"):
+        step.weights.ask(chips={"state": [state]})
+        shown[state] = shown_keys(step.weights)
     assert shown == {
         "missing": ["model.norm.weight"], "shape differs": ["lm_head.weight"], "unexpected": ["projector.weight"],
     }  # fmt: skip
-    state.value = "shape differs"
-    assert "[17, 8]" in text(step.weights.body) and "[16, 8]" in text(step.weights.body)
+    step.weights.ask(chips={"state": ["shape differs"]})
+    assert {"[17, 8]", "[16, 8]"} <= cells(step.weights)
 
 
 def test_a_mismatch_blocks_until_it_is_allowed(model: str, assets: str, tmp_path: Path) -> None:
@@ -1133,11 +1005,85 @@ def test_the_wizard_goes_on_while_a_model_is_built(building: Building, checkpoin
     assert building.begun.wait(30)
     wizard.next.click()
     wizard.next.click()
-    assert heading(wizard) == "Step 3 of 6" and wizard.next.disabled
+    assert heading(wizard) == "Step 3 of 7" and wizard.next.disabled
     assert text(wizard.why) == "The model is being built; wait a moment." and wizard.plan is None
     building.go.set()
     wizard.mapping_step.join(30)
     assert not wizard.next.disabled and wizard.plan.mapping is wizard.mapping
+
+
+# --- Try it -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoken(demo: Demo) -> ShardPlan:
+    """A plan of a model that has a tokenizer."""
+    return plan(preview(demo.checkpoint, model_assets_dir=demo.assets), dtype="keep")
+
+
+def test_the_model_speaks_before_it_is_written(spoken: ShardPlan, demo: Demo, tmp_path: Path) -> None:
+    write(spoken, tmp_path / "model", fsync=False)
+    step = widgets.Try(spoken)
+    assert "2.89 MB of memory, and writes nothing." in text(step.facts) and step.blocked == ""
+    step.prompt.value, step.most.value = "The shards", 8
+    step.sample.value, step.reference.value = "The shards are written.", str(tmp_path / "model")
+    step.job.start.click()
+    here, beside = finished(step).said
+    assert text(step.message) == "" and here.who == "this checkpoint" and beside.who == str(tmp_path / "model")
+    assert (here.text, here.loss) == (beside.text, beside.loss)
+    model = dcptools.load_model(spoken.mapping, dtype="keep")
+    tokenizer = open_tokenizer(demo.assets)
+    assert here.text == continuation(model, tokenizer, "The shards", 8) != ""
+    assert here.loss == loss(model, tokenizer, "The shards are written.")
+    assert pre(step.answer, "said").endswith(here.text)
+    assert f"Loss on the text: {here.loss:.3f} nats per token" in text(step.answer)
+    assert not step.free.disabled
+    step.free.click()
+    assert step.free.disabled and not step.job.start.disabled
+
+
+def test_another_plan_is_another_model(spoken: ShardPlan, mapping: KeyMapping) -> None:
+    step = widgets.Try(spoken)
+    step.most.value = 2
+    step.job.start.click()
+    assert finished(step).said
+    step.plan = plan(spoken.mapping)
+    assert (step.said, step.answer.value, step.free.disabled) == ((), "", True)
+    assert "1.45 MB" in text(step.facts)
+    step.plan = None
+    assert text(step.facts) == "Review the mapping first." and step.job.start.disabled
+
+
+def test_what_cannot_be_tried_says_why_and_is_left_out(
+    spoken: ShardPlan, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = widgets.Try(plan(checkpoint))
+    assert "There is no config.json" in text(step.facts) and step.job.start.disabled and step.blocked == ""
+    monkeypatch.setattr(_try, "available_bytes", lambda: 1_000_000)
+    step.plan = spoken
+    assert "The model takes 2.89 MB of memory, and 1.00 MB are free." in text(step.facts)
+    assert "the step can be left out" in text(step.facts)
+    assert step.job.start.disabled and step.blocked == "" and roles(step.facts) == ["alert"]
+    step.job.begin()
+    assert not step.job.running
+
+
+def test_what_goes_wrong_while_it_is_tried_is_said(spoken: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Try(spoken)
+    step.reference.value = str(tmp_path)
+    step.job.start.click()
+    finished(step)
+    assert f"transformers cannot load the model of {tmp_path}" in text(step.message)
+    assert step.said == () and not step.job.start.disabled
+
+
+def test_what_a_model_says_is_text_and_no_page(spoken: ShardPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_try, "continuation", lambda *_: f"\n{SCRIPT}")
+    step = widgets.Try(spoken)
+    step.prompt.value = SCRIPT
+    step.job.start.click()
+    finished(step)
+    assert pre(step.answer, "said") == f"{SCRIPT}\n{SCRIPT}" and "script" not in tags(step.answer)
 
 
 # --- Shards -----------------------------------------------------------------------------------------------------
@@ -1149,9 +1095,9 @@ def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
     assert step.plan.fingerprint == expected.fingerprint
     assert_frame_equal(step.files.frame, expected.files_frame())
     assert text(step.found).startswith(f"{len(expected.files)} files with 2.93 kB, the largest ")
-    assert f"alt='{plots.describe(plots.shards(expected))}'" in step.figure.value
+    assert f'aria-label="{plots.describe(plots.shards(expected))}"' in step.figure.value
     step.color.value = "module"
-    assert f"alt='{plots.describe(plots.shards(expected, color_by='module'))}'" in step.figure.value
+    assert f'aria-label="{plots.describe(plots.shards(expected, color_by="module"))}"' in step.figure.value
     assert (step.blocked, step.size.value) == ("", "1.00 kB")
 
 
@@ -1196,7 +1142,7 @@ def test_another_dtype_plans_again(mapping: KeyMapping) -> None:
 def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
     broken.hole(tmp_path / "hole")
     step = widgets.Shards(preview(read(tmp_path / "hole")))
-    assert "1 error forbids to convert" in text(step.message) and roles(step.message) == ["alert"]
+    assert "1 error prevents the conversion" in text(step.message) and roles(step.message) == ["alert"]
     assert (step.plan, step.files.layout.display) == (None, "none") and step.blocked
 
 
@@ -1226,6 +1172,9 @@ def test_convert_shows_the_command_and_the_call(planned: ShardPlan) -> None:
     step.save_dir.value = "out"
     assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True)
     assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True)
+    step.resume.value = True
+    assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True, resume=True)
+    assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True, resume=True)
 
 
 def test_convert_says_what_it_will_write(planned: ShardPlan, assets: str) -> None:
@@ -1259,6 +1208,20 @@ def test_what_is_there_is_not_overwritten_unasked(planned: ShardPlan, tmp_path: 
     step.job.start.click()
     finished(step)
     assert step.report is not None
+
+
+def test_a_run_that_was_stopped_goes_on(planned: ShardPlan, tmp_path: Path) -> None:
+    def stop(done: int, total: int, name: str) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(planned, tmp_path / "model", resume=True, progress=stop)
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.resume.value = True
+    step.job.start.click()
+    finished(step)
+    assert step.report.taken_over == tuple(file.filename for file in planned.files)
 
 
 def test_a_conversion_can_be_cancelled(planned: ShardPlan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1443,7 +1406,7 @@ def wizard(checkpoint: Checkpoint, assets: str, tmp_path: Path) -> widgets.Wizar
 
 def converted(wizard: widgets.Wizard) -> Report:
     """Click through to the end."""
-    while wizard.step < 4:
+    while wizard.step < 5:
         wizard.next.click()
     wizard.convert_step.job.start.click()
     report: Report = finished(wizard.convert_step).report
@@ -1457,8 +1420,8 @@ def heading(wizard: widgets.Wizard) -> str:
 
 def test_the_wizard_clicks_through_to_a_model(wizard: widgets.Wizard, tmp_path: Path) -> None:
     report = converted(wizard)
-    assert wizard.report is report and wizard.step == 5
-    assert heading(wizard) == "Step 6 of 6"
+    assert wizard.report is report and wizard.step == 6
+    assert heading(wizard) == "Step 7 of 7"
     assert (tmp_path / "model" / "model.safetensors.index.json").exists()
     assert report.headline() in text(wizard.result_step.body)
     assert wizard.next.disabled and not wizard.back.disabled
@@ -1466,7 +1429,9 @@ def test_the_wizard_clicks_through_to_a_model(wizard: widgets.Wizard, tmp_path: 
 
 def test_the_wizards_values_are_the_cores(wizard: widgets.Wizard, checkpoint: Checkpoint, assets: str) -> None:
     report = converted(wizard)
-    mapping = preview(checkpoint, model_assets_dir=assets)
+    with speaking(by_label):
+        mapping = preview(checkpoint, model_assets_dir=assets)
+    assert "“Layout” overrides it" in str(mapping)
     assert wizard.checkpoint.to_json() == checkpoint.to_json()
     assert wizard.mapping.to_json() == mapping.to_json()
     assert wizard.plan.to_json() == plan(mapping, 1000).to_json()
@@ -1484,7 +1449,7 @@ def test_next_waits_for_a_checkpoint(checkpoint: Checkpoint) -> None:
     assert (wizard.next.disabled, wizard.why.value.count("Read")) == (False, 0)
 
 
-@pytest.mark.parametrize(("step", "shown"), [(99, "Step 6 of 6"), (-1, "Step 1 of 6")])
+@pytest.mark.parametrize(("step", "shown"), [(99, "Step 7 of 7"), (-1, "Step 1 of 7")])
 def test_a_step_that_is_not_there_is_the_nearest(step: int, shown: str, checkpoint: Checkpoint) -> None:
     wizard = widgets.Wizard(checkpoint.path)
     wizard.step = step
@@ -1495,11 +1460,11 @@ def test_warnings_block_next_until_they_are_read(checkpoint: Checkpoint) -> None
     wizard = widgets.Wizard(checkpoint.path)
     wizard.next.click()
     wizard.next.click()
-    assert heading(wizard) == "Step 3 of 6" and wizard.next.disabled
+    assert heading(wizard) == "Step 3 of 7" and wizard.next.disabled
     wizard.mapping_step.accept.value = True
     assert not wizard.next.disabled
     wizard.next.click()
-    assert heading(wizard) == "Step 4 of 6"
+    assert heading(wizard) == "Step 4 of 7"
 
 
 def test_a_wrong_assets_directory_is_mended_in_the_step_that_complains(checkpoint: Checkpoint, assets: str) -> None:
@@ -1522,11 +1487,11 @@ def test_errors_block_next(tmp_path: Path, assets: str) -> None:
 
 
 def test_the_step_is_said_to_programs_and_people(wizard: widgets.Wizard) -> None:
-    wizard.step = 3
+    wizard.step = 4
     page = wizard.heading.value
-    assert "Step 4 of 6: Shards" in text(wizard.heading)
+    assert "Step 5 of 7: Shards" in text(wizard.heading)
     assert page.count("aria-current='step'") == 1
-    assert wizard.stack.selected_index == 3
+    assert wizard.stack.selected_index == 4
 
 
 def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) -> None:
@@ -1569,7 +1534,7 @@ def test_a_change_in_an_earlier_step_forgets_the_report(wizard: widgets.Wizard, 
     assert wizard.report is None
     assert text(wizard.result_step.body) == "Nothing was written yet."
     assert text(wizard.convert_step.job.text) == "not started"
-    wizard.step = 4
+    wizard.step = 5
     assert wizard.next.disabled
 
 
@@ -1594,7 +1559,7 @@ def test_going_back_without_a_change_keeps_the_report(wizard: widgets.Wizard) ->
         wizard.back.click()
     while not wizard.next.disabled:
         wizard.next.click()
-    assert wizard.step == 5 and wizard.report is report
+    assert wizard.step == 6 and wizard.report is report
 
 
 def test_assets_typed_in_convert_reach_mapping_and_plan(checkpoint: Checkpoint, assets: str) -> None:

@@ -49,7 +49,8 @@ from dcptools.tensors import reader as reader_module
 from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
-from dcptools.writer.publishing import publish
+from dcptools.writer.journal import JOURNAL
+from dcptools.writer.publishing import check_file, publish
 from dcptools.writer.writing import fill
 
 ROOT = Path(__file__).parents[1]
@@ -212,8 +213,8 @@ def test_strict_keeps_no_model_with_values_that_became_inf(tmp_path: Path) -> No
     with pytest.raises(FindingsError) as raised:
         dcptools.write(plan, tmp_path / "out")
     assert str(raised.value) == (
-        "1 error forbids to convert (warnings count as errors: strict):\n"
-        "error[cast-overflow] model.w: 1 finite values became Inf in the cast (write it wider: --dtype-for)"
+        "1 error prevents the conversion (warnings count as errors: strict):\n"
+        "error[cast-overflow] model.w: 1 finite values became Inf in the cast (write it wider: dtype_for=)"
     )
     assert not (tmp_path / "out").exists()
 
@@ -712,6 +713,13 @@ def test_a_failed_run_leaves_what_was_there(
     assert threading.active_count() == threads
 
 
+def test_a_file_that_cannot_be_opened_again_is_not_called_missing(tmp_path: Path) -> None:
+    """As safetensors does, whatever the reason."""
+    plan = planned(saved.trained(tmp_path / "a"))
+    with pytest.raises(OSError, match="File name too long"):
+        check_file(plan.files[0], str(tmp_path / ("x" * 300)))
+
+
 def test_a_flipped_bit_leaves_an_existing_model_alone(tmp_path: Path, assets: Path) -> None:
     out = old_model(tmp_path / "out", assets)
     broken.flipped_bit(tmp_path / "a")
@@ -774,7 +782,7 @@ def break_replace(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], 
     calls, replace_file = iter(range(100)), os.replace
 
     def breaking(source: Any, target: Any) -> None:
-        if next(calls) == step:
+        if Path(target).name != JOURNAL and next(calls) == step:
             act()
         replace_file(source, target)
 
@@ -809,7 +817,8 @@ def test_files_are_on_the_disk_before_they_get_their_names(
 
     def recorded_sync(descriptor: int) -> None:
         name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
-        events.append(f"sync {name[23:-4]}" if name.startswith(".dcptools-") else f"sync {name}/")
+        short = "journal" if "journal" in name else name[23:-4]
+        events.append(f"sync {short}" if name.startswith(".dcptools-") else f"sync {name}/")
 
     def recorded_replace(source: Any, target: Any) -> None:
         events.append(f"rename {Path(target).name}")
@@ -821,7 +830,10 @@ def test_files_are_on_the_disk_before_they_get_their_names(
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     names = ["config.json", "tokenizer.json"]
     assert events == [
-        *(f"sync {name}" for name in (*shards, *names, INDEX)),
+        "sync journal",
+        f"rename {JOURNAL}",
+        *(f"sync {name}" for shard in shards for name in (shard, "journal")),  # a line about it when it is there
+        *(f"sync {name}" for name in (*names, INDEX)),
         *(f"rename {name}" for name in (*names, *shards)),
         "sync out/",
         f"rename {INDEX}",

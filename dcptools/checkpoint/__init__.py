@@ -13,7 +13,7 @@ from __future__ import annotations
 from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.checkpoint.reading import as_checkpoint, inspect, is_checkpoint, read
 from dcptools.checkpoint.stored import Chunk, StoredFile, StoredObject, StoredTensor
-from dcptools.checkpoint.values import NO_ROOT, Checkpoint
+from dcptools.checkpoint.values import NO_ROOT, Checkpoint, rank_of
 
 __all__ = [
     "METADATA",
@@ -26,5 +26,6 @@ __all__ = [
     "as_checkpoint",
     "inspect",
     "is_checkpoint",
+    "rank_of",
     "read",
 ]

@@ -7,7 +7,6 @@ collected from files written by torch 2.2 to 2.13. Torch is not imported.
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
-from dcptools.checkpoint.batches import TAKEN, Batch, shortcuts
-from dcptools.checkpoint.cover import Ints
-from dcptools.checkpoint.fields import (
+from dcptools._collector import no_collections
+from dcptools._fields import (
     REPR,
     TOO_LARGE,
     Wrong,
@@ -32,6 +29,9 @@ from dcptools.checkpoint.fields import (
     no_field,
     text_of,
 )
+from dcptools._pickle import Class, Record, Refused, loads, ordered_dict, size, type_name
+from dcptools.checkpoint.batches import TAKEN, Batch, shortcuts
+from dcptools.checkpoint.cover import Ints
 from dcptools.checkpoint.records import CHUNK, INDEX, PROPERTIES, STORED, TENSOR
 from dcptools.checkpoint.storage_data import MOST_UNSTORED, StorageData
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
@@ -128,6 +128,7 @@ _PATH_NAMES = tuple(
 )
 
 
+@no_collections()
 def parse(data: bytes, what: str) -> RawMetadata:
     """Unpickle and check. A million chunks take some seconds and, while it runs, about 300 bytes per chunk.
 
@@ -140,16 +141,10 @@ def parse(data: bytes, what: str) -> RawMetadata:
     UnsafeMetadata
         The pickle asks for what no checkpoint needs.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # millions of small objects and no cycle: collections would only triple the time
-    try:
-        with contextlib.suppress(BrokenCheckpoint):
-            return _checked(*_loads(data, what, in_steps=True), what, len(data))
-        # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
-        return _checked(*_loads(data, what, in_steps=False), what, len(data))
-    finally:
-        if collecting:
-            gc.enable()
+    with contextlib.suppress(BrokenCheckpoint):
+        return _checked(*_loads(data, what, in_steps=True), what, len(data))
+    # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
+    return _checked(*_loads(data, what, in_steps=False), what, len(data))
 
 
 def _loads(data: bytes, what: str, *, in_steps: bool) -> tuple[Any, tuple[str, ...]]:
@@ -171,7 +166,7 @@ def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawM
         return _content(top, foreign, nbytes)
     except Wrong as wrong:
         verdict = "has classes of another program and cannot be read" if foreign else "is damaged"
-        raise BrokenCheckpoint(f"{what} {verdict}: {wrong.field}: {wrong.problem}.") from None
+        raise BrokenCheckpoint(f"{what} {verdict}: {wrong}.") from None
 
 
 def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:

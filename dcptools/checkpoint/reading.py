@@ -8,6 +8,7 @@ import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from dcptools._collector import no_collections
 from dcptools._text import format_bytes
 from dcptools.checkpoint.checks import about_foreign, about_holes, about_speed, about_storage
 from dcptools.checkpoint.lookalikes import METADATA, explain
@@ -136,6 +137,7 @@ def inspect(checkpoint: Checkpoint | str | os.PathLike[str]) -> pd.DataFrame:
     return as_checkpoint(checkpoint).to_frame()
 
 
+@no_collections()
 def _build(
     source: Source,
     raw: RawMetadata,

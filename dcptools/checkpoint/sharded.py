@@ -16,9 +16,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from dcptools._fields import TOO_LARGE, Wrong
+from dcptools._option import option
+from dcptools._safetensors import Header, Part, header_bytes, parse_header
 from dcptools._text import counted
-from dcptools.checkpoint.fields import TOO_LARGE
-from dcptools.checkpoint.headers import Part, read_header
 from dcptools.checkpoint.metadata import RawMetadata, RawTensor
 from dcptools.checkpoint.storage_data import VALUES
 from dcptools.errors import BrokenCheckpoint, UnsupportedCheckpoint
@@ -47,12 +48,12 @@ def read_shards(source: Source, names: Sequence[str]) -> tuple[RawMetadata, int,
     digest, nbytes = hashlib.sha256(), 0
     found: dict[str, list[tuple[int, Part]]] = {}  # by key: the number of the file, and what is in it
     for number, name in enumerate(names):
-        header, parts = read_header(source, name)
-        nbytes += len(header)
+        data, header = _header(source, name)
+        nbytes += header.nbytes
         if nbytes > MOST_BYTES:
             raise BrokenCheckpoint(f"The headers of {source.location} have more than {MOST_BYTES:,} bytes.")
-        digest.update(name.encode("utf-8", "surrogatepass") + b"\0" + header)
-        for key, part in parts.items():
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0" + data)
+        for key, part in header.parts.items():
             if part.offsets is None:
                 raise UnsupportedCheckpoint(
                     f"{source.path(name)} does not say which parts of tensors it has: there is no DCP_SHARDING_INFO.\n"
@@ -60,6 +61,18 @@ def read_shards(source: Source, names: Sequence[str]) -> tuple[RawMetadata, int,
                 )
             found.setdefault(key, []).append((number, part))
     return _as_metadata(source, names, found), nbytes, digest.hexdigest()
+
+
+def _header(source: Source, name: str, start: int = 0) -> tuple[bytes, Header]:
+    """The header that begins at that byte of a file: as it is, and what it says."""
+    try:
+        data = header_bytes(source, name, start)
+        return data, parse_header(data, start)
+    except Wrong as wrong:
+        raise BrokenCheckpoint(
+            f"{source.path(name)} is not a sound safetensors file: {wrong}.\n"
+            "Copy the checkpoint again, use another one, or save again."
+        ) from None
 
 
 def _as_metadata(source: Source, names: Sequence[str], found: dict[str, list[tuple[int, Part]]]) -> RawMetadata:
@@ -108,7 +121,7 @@ def about_shards(names: Sequence[str]) -> Finding:
     return Finding(
         "no-metadata", "", f"the headers of {counted(len(names), 'shard')} say what is there: a tensor ends where its "
         "last part does, so shards of the last ranks that are missing do not show",
-        "--model-assets-dir or --reference holds it against the model",
+        f"{option('model_assets_dir')} or {option('reference')} holds it against the model",
     )  # fmt: skip
 
 
@@ -170,10 +183,10 @@ class _Headers:
         try:
             if self._left < 0:
                 raise BrokenCheckpoint(f"The headers have more than {MOST_BYTES:,} bytes.")
-            header, parts = read_header(self._source, name, start)
+            _, header = _header(self._source, name, start)
         except BrokenCheckpoint as error:
             why = str(error).splitlines()[0]
             self.findings.append(Finding("no-storage", "", why, "copy the file again", severity="warning"))
             return {}
-        self._left -= len(header)
-        return parts
+        self._left -= header.nbytes
+        return header.parts

@@ -6,9 +6,7 @@ from array import array
 from itertools import repeat
 from typing import Any
 
-from dcptools._pickle import Record
-from dcptools.checkpoint.batches import TAKEN, Batch
-from dcptools.checkpoint.fields import (
+from dcptools._fields import (
     REPR,
     TOO_LARGE,
     Wrong,
@@ -19,6 +17,8 @@ from dcptools.checkpoint.fields import (
     number_of,
     text_of,
 )
+from dcptools._pickle import Record
+from dcptools.checkpoint.batches import TAKEN, Batch
 from dcptools.checkpoint.records import INDEX, STORED
 
 LONGEST_TRANSFORMS = 1000  # characters

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
 from dcptools._table import text_table
-from dcptools._text import counted, format_bytes, format_count, format_shape, some
+from dcptools._text import counted, format_bytes, format_count, format_shape, natural, some
 from dcptools.checkpoint.stored import StoredFile, StoredObject, StoredTensor
 from dcptools.errors import UnknownKey
 from dcptools.findings import Finding, HasFindings
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NO_ROOT = "(top level)"
+_RANKED = re.compile(r"__(\d+)_\d+\.distcp|shard-(\d+)-model-.*")
+
+
+def rank_of(file: str) -> int | None:
+    """The rank that wrote a file, by its name; None if that does not say.
+
+    >>> rank_of("__3_0.distcp"), rank_of("other")
+    (3, None)
+    """
+    match = _RANKED.fullmatch(file.rpartition("/")[2])
+    return None if match is None else int(match[1]) if match[1] else int(match[2]) - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,9 +81,8 @@ class Checkpoint(Shown, HasFindings):
     @cached_property
     def ranks(self) -> tuple[int, ...]:
         """The ranks that wrote, by the names of the files (``__<rank>_<n>.distcp``, ``shard-<rank + 1>-model-...``)."""
-        pattern = re.compile(r"__(\d+)_\d+\.distcp|shard-(\d+)-model-.*")
-        found = (pattern.fullmatch(file.name.rpartition("/")[2]) for file in self.files)
-        return tuple(sorted({int(match[1]) if match[1] else int(match[2]) - 1 for match in found if match}))
+        found = {rank_of(file.name) for file in self.files}
+        return tuple(sorted(rank for rank in found if rank is not None))
 
     @cached_property
     def chunk_count(self) -> int:
@@ -90,7 +100,7 @@ class Checkpoint(Shown, HasFindings):
             raise UnknownKey(_unknown_key(self, key)) from None
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per key: key, kind, root, shape, dtype, numel, nbytes, chunks, files."""
+        """One row per key, 2 before 10: key, kind, root, shape, dtype, numel, nbytes, chunks, files."""
         import pandas as pd
 
         tensors, objects = self.tensors.values(), self.objects.values()
@@ -103,11 +113,12 @@ class Checkpoint(Shown, HasFindings):
             "numel": [t.numel for t in tensors] + [None] * len(objects),
             "nbytes": [t.nbytes for t in tensors] + [o.nbytes for o in objects],
             "chunks": [len(t.offsets) for t in tensors] + [1] * len(objects),
-            "files": [len(t.files) for t in tensors] + [int(bool(o.file)) for o in objects],
+            "files": [t.file_count for t in tensors] + [int(bool(o.file)) for o in objects],
         }
         types = {"numel": "Int64", "nbytes": "Int64", "chunks": "int64", "files": "int64"}
         frame = pd.DataFrame({n: pd.Series(v, dtype=types.get(n, "object")) for n, v in columns.items()})
-        return frame.sort_values("key", ignore_index=True)
+        sorting = list(map(natural, columns["key"]))
+        return frame.take(sorted(range(len(frame)), key=sorting.__getitem__)).reset_index(drop=True)
 
     def summary(self) -> list[tuple[str, int, int, int, str]]:
         """One row per container: root, keys, parameters, bytes, dtypes."""
@@ -168,8 +179,8 @@ class Checkpoint(Shown, HasFindings):
             row = (entry.key, "", "object", format_bytes(entry.nbytes or 0), 1)
             groups.setdefault(entry.root or NO_ROOT, []).append(row)
         header = ("key", "shape", "dtype", "bytes", "chunks")
-        tables = (text_table(header, sorted(rows), most=most or len(rows)) for _, rows in sorted(groups.items()))
-        return "\n\n".join(tables)
+        ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in sorted(groups.items()))
+        return "\n\n".join(text_table(header, rows, most=most or len(rows)) for rows in ordered)
 
 
 def _identities(source: Source, names: list[str]) -> dict[str, str | None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,7 @@ def preview_command(
         print_lines(f"{mapping}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
         tell_findings(mapping.errors if quiet else ())
-        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted so.")
+        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted with these options.")
         raise click.exceptions.Exit(1)
 
 
@@ -91,12 +94,46 @@ def plan_command(directory: Place | None, load_dir: Place | None, as_json: bool,
         print_lines(str(planned))
 
 
+@click.command(
+    name="review", short_help="Write all that into one HTML file, to send to somebody.", context_settings=HELP
+)
+@source_options
+@click.option("--html", type=PATH, required=True, help="The file to write.")
+@click.option("--save-dir", type=PLACE, help="Output directory or URL that the command in the file names.")
+@mapping_options
+@plan_options
+@output_options
+def review_command(
+    directory: Place | None,
+    load_dir: Place | None,
+    html: Path,
+    save_dir: Place | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Write one HTML file that shows what a conversion would do: mapping, leftovers, findings, files, and the command.
+
+    It loads nothing from elsewhere, and can be sent to somebody who has neither the checkpoint nor Jupyter.
+    """
+    from dcptools.reviewing import review
+
+    mapping = preview_of(the_load_dir(directory, load_dir), options)
+    planning = {name: options[name] for name in ("shard_size", "dtype", "dtype_for", "strict")}
+    written = review(mapping, html, save_dir=save_dir, **planning)
+    if as_json:
+        print_json({"html": str(written)})
+    elif not quiet:
+        print_lines(f"Wrote {written}.")
+
+
 @click.command(name="convert", context_settings=HELP)
 @source_options
 @click.option("--save-dir", type=PLACE, help="Output directory or URL.  [default: <load-dir>/hf_ckpt]")
 @mapping_options
 @plan_options
 @click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
+@click.option("--resume", is_flag=True, help="Go on where a run was stopped; keep what is finished if this one is.")
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
 @workers_option
 @click.option("--verify", is_flag=True, help="Read the model again when it is written, and compare it bit for bit.")
@@ -113,6 +150,7 @@ def convert_command(
     as_json: bool,
     quiet: bool,
     overwrite: bool,
+    resume: bool,
     no_fsync: bool,
     workers: int | None,
     verify: bool,
@@ -142,19 +180,32 @@ def convert_command(
         return
     if report is not None:
         check_receipt_path(report)
-    running: dict[str, Any] = {"workers": workers, "progress": not quiet}
-    written = write(planned, target, overwrite=overwrite, fsync=not no_fsync, **running)
-    found = verify_written(planned, target, **running) if verify else None
+    team = click.get_current_context().obj
+    filling, comparing, summing = _shared_by(team, resume)
+    running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not quiet}
+    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **filling, **running)
+    with _model_is_written(target):
+        found = verify_written(planned, target, **comparing, **running) if verify else None
+        try:
+            if report is not None:
+                write_receipt(report, receipt_of(planned, written, verified=verify, **summing, **running))
+            if as_json:
+                print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
+            elif not quiet:
+                text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
+                print_lines(f"{text}\n{found.headline()}" if found else text)
+        except DcptoolsError as error:
+            raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+
+
+@contextmanager
+def _model_is_written(target: Place) -> Iterator[None]:
+    """Ctrl-C or a signal leaves the model, and says so."""
     try:
-        if report is not None:
-            write_receipt(report, receipt_of(planned, written, verified=verify, **running))
-        if as_json:
-            print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
-        elif not quiet:
-            text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
-            print_lines(f"{text}\n{found.headline()}" if found else text)
-    except DcptoolsError as error:
-        raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        stop.add_note(f"The model is complete in {target}; what comes after it (--verify, --report) was not finished.")
+        raise
 
 
 @click.command(
@@ -242,8 +293,30 @@ def main_group() -> None:
     """PyTorch distributed checkpoints (DCP): look into them, review the conversion, convert to HuggingFace."""
 
 
-for _command in (inspect_command, preview_command, plan_command, convert_command, verify_command, diff_command):
+for _command in (
+    inspect_command,
+    preview_command,
+    plan_command,
+    review_command,
+    convert_command,
+    verify_command,
+    diff_command,
+):
     main_group.add_command(_command)
+
+
+def _shared_by(team: Any, resume: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What makes writing, comparing and checksums the work of all ranks; nothing if this process is alone."""
+    if team is None:
+        return {}, {}, {}
+    from dcptools.ranks import SharedChecks, SharedEngine
+
+    checks = SharedChecks(team)
+    return (
+        {"make_engine": partial(SharedEngine, team, keep=resume)},
+        {"compare": checks.compare},
+        {"sum_up": checks.sum_up},
+    )
 
 
 def _leftovers(mapping: Any, wanted: bool) -> str:

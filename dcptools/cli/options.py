@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
+from dcptools._paths import expanded
 from dcptools.checkpoint import is_checkpoint
 from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
-from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, PlanOptions
+from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, SHORT_NAMES, PlanOptions
 from dcptools.storage import is_url
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,7 +38,7 @@ class _Path(click.Path):
     """A path; an empty word, which a shell makes of a variable that is not set, does not mean the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value, param, ctx) if value else self.fail("The path is empty.", param, ctx)
+        return super().convert(expanded(value), param, ctx) if value else self.fail("The path is empty.", param, ctx)
 
 
 class _Place(_Path):
@@ -59,6 +60,13 @@ class _Text(click.types.StringParamType):
             except UnicodeError:
                 self.fail(f"{value!r} is not UTF-8.", param, ctx)
         return value
+
+
+class _DType(click.Choice):  # type: ignore[type-arg]
+    """A dtype, also by its short name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(SHORT_NAMES.get(value, value), param, ctx)
 
 
 Place = Path | str  # a path, or a URL
@@ -163,11 +171,11 @@ plan_options = _options(
         default=str(DEFAULT_SHARD_SIZE),
         show_default=True,
         metavar="BYTES",
-        help="Bytes of values per file, in the written dtype; also 5GB, 500MB.",
+        help="Bytes of values per file, in the written dtype; also 5GB, 2GiB, 1e9.",
     ),
     click.option(
         "--dtype",
-        type=click.Choice(DTYPES),
+        type=_DType(DTYPES),
         default="bfloat16",
         show_default=True,
         help="Floating tensors are written as this; integers and booleans never change.",
@@ -193,9 +201,7 @@ model_options = _options(
 )
 verify_options = _options(
     click.option("--shard-size", metavar="BYTES", help="The files must be those of this size, byte for byte."),
-    click.option(
-        "--dtype", type=click.Choice(DTYPES), help="What floating tensors must be.  [default: what the files say]"
-    ),
+    click.option("--dtype", type=_DType(DTYPES), help="What floating tensors must be.  [default: what the files say]"),
     click.option(
         "--dtype-for", type=TEXT, multiple=True, metavar="GLOB=DTYPE", help="An exception for names; repeatable."
     ),
@@ -268,5 +274,5 @@ def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any,
 def _read_rules(path: Path) -> list[str]:
     """The rename rules of a file."""
     with system_errors(UsageError, f"The file of rename rules {path} cannot be read"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # an editor may have put a mark in front
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

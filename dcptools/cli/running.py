@@ -15,8 +15,9 @@ from typing import Any, NoReturn, TextIO, cast
 import click
 
 from dcptools import _start
+from dcptools._option import in_shell, speaking
 from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
-from dcptools.errors import DcptoolsError, FindingsError
+from dcptools.errors import DcptoolsError, FindingsError, notes_of
 
 
 def run(command: click.Command, name: str | None = None) -> NoReturn:
@@ -25,15 +26,27 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is _start.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     open_closed_streams()
-    with contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
-        status = _status(command, name)
+    with speaking(in_shell), contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
+        status = _status_of_ranks(command, name) if _is_one_of_many() else _status(command, name)
     sys.exit(status)
 
 
-def _status(command: click.Command, name: str | None) -> int:
+def _is_one_of_many() -> bool:
+    """Whether torchrun started this process, beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _status_of_ranks(command: click.Command, name: str | None) -> int:
+    """Run a command on rank 0, which has the others at its service; the exit status."""
+    from dcptools.ranks import together
+
+    return together(lambda team: _status(command, name, team), tell)
+
+
+def _status(command: click.Command, name: str | None, team: Any = None) -> int:
     """Run a command to its end; the exit status."""
     try:
-        status: int | None = command.main(prog_name=name, standalone_mode=False)
+        status: int | None = command.main(prog_name=name, standalone_mode=False, obj=team)
         sys.stdout.flush()
         return status or 0
     except click.ClickException as error:
@@ -42,16 +55,15 @@ def _status(command: click.Command, name: str | None) -> int:
         tell(shown.getvalue().rstrip("\n"))
         print_error(error, error.format_message())
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break into what is said here
-        tell("Interrupted; what was half-written is removed.")
-        print_error("Interrupted", "Interrupted; what was half-written is removed.")
+        _tell_end("Interrupted", stop)
         return 130
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         let_go(sys.stdout)
         return 0
     except _Stopped as stop:
-        print_error("Stopped", "Stopped by a signal; what was half-written is removed.")
+        _tell_end("Stopped", stop)
         return int(str(stop.code))
     except SystemExit as stop:
         if stop.code != 1:
@@ -78,5 +90,13 @@ class _Stopped(SystemExit):
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)  # some batch systems send it again and again; cleaning up goes on
-    tell("Stopped by a signal; what was half-written is removed.")
     raise _Stopped(128 + signum)
+
+
+def _tell_end(what: str, stop: BaseException) -> None:
+    """Say what became of the output: what the writer noted on the interruption, or that nothing is left of it."""
+    notes = notes_of(stop)
+    said = "Interrupted" if what == "Interrupted" else "Stopped by a signal"
+    text = "\n".join([f"{said}.", *notes]) if notes else f"{said}; what was half-written is removed."
+    tell(text)
+    print_error(what, text)

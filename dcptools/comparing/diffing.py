@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools.checkpoint import Checkpoint, is_checkpoint, read
 from dcptools.comparing.measures import Sums, castable, statistics, sums, sums_after_cast
@@ -144,7 +145,8 @@ def _sides(
         raise UsageError("A model has names and no keys.\nCompare two checkpoints by keys, and all else by names.")
     if options and (chosen == "keys" or not (isinstance(a, Checkpoint) or isinstance(b, Checkpoint))):
         raise UsageError(
-            f"{', '.join(sorted(options))}: for a checkpoint whose names are compared.\nCompare by names (--by names)."
+            f"{', '.join(map(option, sorted(options)))}: only for a checkpoint that is compared by names.\n"
+            f"Compare by names: {option('by', 'names')}."
         )
     return chosen, (_side(a, chosen, options), _side(b, chosen, options))
 

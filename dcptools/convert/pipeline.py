@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
@@ -13,15 +13,18 @@ from dcptools.shards import DEFAULT_SHARD_SIZE, plan
 from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
 from dcptools.writer import Progress, Report, default_save_dir, write
 
+if TYPE_CHECKING:
+    import torch
+
 
 def convert(
     load_dir: Checkpoint | str | os.PathLike[str],
     save_dir: str | os.PathLike[str] | None = None,
     *,
     model_assets_dir: str | os.PathLike[str] | None = None,
-    shard_size: int | str = DEFAULT_SHARD_SIZE,
-    dtype: str = "bfloat16",
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    shard_size: float | str = DEFAULT_SHARD_SIZE,
+    dtype: str | torch.dtype = "bfloat16",
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     reference: str | os.PathLike[str] | None = None,
     family: str | os.PathLike[str] | None = None,
     layout: str = "auto",
@@ -29,15 +32,16 @@ def convert(
     mode: str = "auto",
     adapter: str | None = None,
     adapter_config_path: str | os.PathLike[str] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     names: str = "stored",
     tied: str = "auto",
     unexpected: str = "keep",
     allow_mismatch: bool = False,
-    rename: Iterable[str | tuple[str, str] | Rename] = (),
+    rename: Mapping[str, str] | Iterable[str | tuple[str, str] | Rename] = (),
     strict: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     fsync: bool = True,
     workers: int | None = None,
     progress: Progress | bool | None = None,
@@ -59,7 +63,7 @@ def convert(
         As in :func:`dcptools.preview`.
     shard_size, dtype, dtype_for, strict
         As in :func:`dcptools.plan`.
-    overwrite, fsync, workers, progress, cancel
+    overwrite, resume, fsync, workers, progress, cancel
         As in :func:`dcptools.write`.
     verify
         Read the written model again and compare it with the checkpoint, as :func:`dcptools.verify` does.
@@ -104,7 +108,7 @@ def convert(
     if report is not None:
         check_receipt_path(report)
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
-    written = write(planned, target, overwrite=overwrite, fsync=fsync, **running)
+    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=fsync, **running)
     if verify:
         verify_written(planned, target, **running)
     if report is not None:

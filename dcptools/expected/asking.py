@@ -69,7 +69,7 @@ def _refusal(config: str) -> NotExpected | None:
     if is_known(said.get("model_type")) is False:
         without = " without the code that comes with it" if "auto_map" in said else ""
         return NotExpected(
-            f"the installed transformers does not know the model_type {said.get('model_type')!r}{without}"
+            f"the installed transformers does not know the model_type {said.get('model_type')!r:.200}{without}"
         )
     return None
 

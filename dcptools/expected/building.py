@@ -13,14 +13,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dcptools.expected.architecture import Unknown, architecture_of
 from dcptools.expected.tracing import Traced
 from dcptools.tensors import Composed, NotViews
 
 MAX_BYTES = 4 << 30  # that building may take beside the libraries; a model of 671 B parameters takes a tenth of it
-
-
-class Unknown(Exception):
-    """``transformers`` cannot build this architecture; the text says why."""
 
 
 def main() -> None:
@@ -54,29 +51,15 @@ def _bound_memory() -> None:
 
 def build(config: dict[str, Any]) -> Any:
     """The model on the meta device, with its weights tied as the config says. Raises Unknown."""
-    try:
-        import torch
-        import transformers
-        from transformers import CONFIG_MAPPING
-    except ImportError as error:
-        raise Unknown(f"transformers is not installed here ({error})") from None
+    made, configured = architecture_of(config)
+    import torch
 
-    name, model_type = next(iter(config.get("architectures") or [None])), config.get("model_type")
-    if not isinstance(name, str):
-        raise Unknown("config.json names no architecture")
-    remote = " without the code that comes with it" if config.get("auto_map") else ""
-    version = f"transformers {transformers.__version__}"
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise Unknown(f"{version} does not know the model_type {model_type!r}{remote}")
-    made = getattr(transformers, name, None)
-    if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
-        raise Unknown(f"{version} does not know the architecture {name!r}{remote}")
     plain = {field: value for field, value in config.items() if field not in ("quantization_config", "auto_map")}
     with torch.device("meta"):
-        model = made(CONFIG_MAPPING[model_type].from_dict(plain))
+        model = made(configured.from_dict(plain))
     model.tie_weights()
     if not model.state_dict():
-        raise ValueError(f"{name} has no weights: it is no whole model")
+        raise ValueError(f"{made.__name__} has no weights: it is no whole model")
     return model
 
 

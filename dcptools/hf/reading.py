@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dcptools._fields import Wrong
+from dcptools._safetensors import MAX_HEADER_BYTES, SHARDING, Header, Part, parse_header
+from dcptools._safetensors import header_bytes as unchecked
 from dcptools._text import format_bytes, some
-from dcptools.errors import BrokenModel, NotAModel, system_errors
+from dcptools.errors import BrokenCheckpoint, BrokenModel, NotAModel, system_errors
 from dcptools.findings import Finding
-from dcptools.hf.header import MAX_HEADER_BYTES, Header, read_header
 from dcptools.hf.values import Model, Weight, WeightFile
 from dcptools.storage import FileState, Source, open_source
 
@@ -19,7 +22,6 @@ SUFFIX = ".safetensors"
 _INDEX_SUFFIX = f"{SUFFIX}.index.json"
 AHEAD_BYTES = 1 << 16  # of each file, read at once where each read takes long; most headers have less
 _FIRST = ("model", "adapter_model")  # what transformers and peft look for
-_CHUNKS = "DCP_SHARDING_INFO"  # in the metadata of a header
 _WHAT_TO_DO = "Give the directory of a model, one that holds model.safetensors or model.safetensors.index.json."
 
 
@@ -55,10 +57,10 @@ def read_model(path: str | os.PathLike[str]) -> Model:
         source, names, index = _parts(given)
         states = source.states(names)
         if source.ahead:
-            source.will_read_all((name, 0, min(state.nbytes, AHEAD_BYTES)) for name, state in states.items() if state)
+            source.will_read((name, 0, min(state.nbytes, AHEAD_BYTES)) for name, state in states.items() if state)
         headers = {name: _header(source, name, states[name]) for name in names}
     files = tuple(file for file, _, _ in headers.values())
-    weights, twice = _merged(header for _, header, _ in headers.values() if header is not None)
+    weights, twice = _merged({name: header.parts for name, (_, header, _) in headers.items() if header is not None})
     findings = (
         *(found for _, _, found in headers.values() if found is not None),
         *twice,
@@ -143,7 +145,7 @@ def _read_index(source: Source, name: str) -> _Index:
         return _Index(name, {}, {}, [_bad_index(name, "it has no weight_map")])
     metadata = parsed.get("metadata")
     good = {key: file for key, file in weight_map.items() if _is_plain(file)}
-    bad = [_bad_index(key, f"it is said to be in {file!r}, no file of the directory") for key, file in
+    bad = [_bad_index(key, f"it is said to be in {file!r:.200}, no file of the directory") for key, file in
            weight_map.items() if key not in good]  # fmt: skip
     return _Index(name, good, metadata if isinstance(metadata, dict) else {}, bad)
 
@@ -166,26 +168,60 @@ def _header(source: Source, name: str, state: FileState | None) -> tuple[WeightF
             Finding("model-file", name, "the file is not there", "copy it again"),
         )
     try:
-        header = read_header(source, name, state.nbytes)
+        header = _checked(source, name, state.nbytes)
     except BrokenModel as error:
         found = Finding("model-file", name, str(error), "copy it again, or write the model again")
         return WeightFile(name, state.nbytes, 0, ()), None, found
     file = WeightFile(name, state.nbytes, header.nbytes, tuple(sorted(header.metadata.items())))
-    if _CHUNKS in header.metadata:
+    if SHARDING in header.metadata:
         what = "it holds chunks that torch's HuggingFaceStorageWriter saved, not whole weights"
         return file, header, Finding("model-file", name, what, "give the model that was made of them")
     return file, header, None
 
 
-def _merged(headers: Iterable[Header]) -> tuple[dict[str, Weight], list[Finding]]:
+def header_bytes(source: Source, name: str) -> bytes:
+    """The header of a file of a model, with its length field, unchecked.
+
+    Raises
+    ------
+    BrokenModel
+        The file cannot be read, or cannot begin with a header.
+    """
+    with _broken_model():
+        return unchecked(source, name)
+
+
+def _checked(source: Source, name: str, nbytes: int) -> Header:
+    """The header of a file of that size, which the values fill."""
+    data = header_bytes(source, name)
+    with _broken_model():
+        header = parse_header(data)
+    end = header.nbytes + sum(part.nbytes for part in header.parts.values())
+    if end != nbytes:
+        raise BrokenModel(f"it has {nbytes:,} bytes, and its header says {end:,}")
+    return header
+
+
+@contextmanager
+def _broken_model() -> Iterator[None]:
+    try:
+        yield
+    except Wrong as wrong:
+        raise BrokenModel(f"it is not a sound safetensors file: {wrong}") from None
+    except BrokenCheckpoint as error:  # of a source
+        raise BrokenModel(str(error).partition("\n")[0].removesuffix(".")) from None
+
+
+def _merged(parts: Mapping[str, Mapping[str, Part]]) -> tuple[dict[str, Weight], list[Finding]]:
+    """The weights of all files, and those that are in two."""
     weights: dict[str, Weight] = {}
     findings = []
-    for header in headers:
-        for weight in header.weights:
-            if weight.name in weights:
-                both = f"it is in {weights[weight.name].file} and in {weight.file}"
-                findings.append(Finding("model-file", weight.name, both, "remove the file that does not belong here"))
-            weights.setdefault(weight.name, weight)
+    for file, found in parts.items():
+        for name, part in found.items():
+            if name in weights:
+                both = f"it is in {weights[name].file} and in {file}"
+                findings.append(Finding("model-file", name, both, "remove the file that does not belong here"))
+            weights.setdefault(name, Weight(name, part.shape, part.dtype, file, part.start, part.nbytes))
     return weights, findings
 
 
@@ -206,8 +242,10 @@ def _about_index(index: _Index, weights: Mapping[str, Weight], readable: set[str
     if all(file in readable for file in index.weight_map.values()):
         size = sum(weight.nbytes for weight in weights.values())
         if total is not None and total != size:
-            yield _bad_index(index.name, f"total_size is {total!r}, and the weights have {size:,} bytes")
+            yield _bad_index(index.name, f"total_size is {total!r:.200}, and the weights have {size:,} bytes")
         numel = sum(weight.numel for weight in weights.values())
         parameters = index.metadata.get("total_parameters")
         if parameters is not None and parameters != numel:
-            yield _bad_index(index.name, f"total_parameters is {parameters!r}, and the weights have {numel:,} elements")
+            yield _bad_index(
+                index.name, f"total_parameters is {parameters!r:.200}, and the weights have {numel:,} elements"
+            )

@@ -14,12 +14,15 @@ from dcptools.layouts.huggingface import is_body_name
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.peft import FROZEN, Part, Peft
 from dcptools.layouts.readings import Candidate, candidates, foreign_families, layout_of
+from dcptools.layouts.training import MOMENT, TRAINING_STATE
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
     "FROZEN",
     "LAYOUTS",
+    "MOMENT",
     "STATES",
+    "TRAINING_STATE",
     "Candidate",
     "Difference",
     "Family",

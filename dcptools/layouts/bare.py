@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dcptools._option import option
 from dcptools._text import some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
@@ -42,7 +43,7 @@ class Bare:
 
     def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
         outputs, leftovers = [], []
-        findings = [Finding("layout", "", f"layout 'bare': {self.reason}", "--layout overrules it")]
+        findings = [Finding("layout", "", f"layout 'bare': {self.reason}", f"{option('layout')} overrides it")]
         for stored, tensor in checkpoint.tensors.items():
             key = keys[stored]
             is_model = self.is_model(key)

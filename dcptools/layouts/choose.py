@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dcptools._option import option
 from dcptools._text import some
 from dcptools.errors import UsageError
 from dcptools.layouts.bare import Bare
@@ -15,6 +16,7 @@ from dcptools.layouts.training import MOMENT, is_extra_state
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
 
+APP_STATE = "app.model"  # {"app": AppState(model, optimizer)}, as PyTorch's tutorial of DCP saves it
 LAYOUTS = ("auto", "container", "bare")
 
 
@@ -33,19 +35,19 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
     if layout not in LAYOUTS:
         raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
     if family is not None:
-        return FamilyLayout(family, root or "", "the family was asked for")
+        return FamilyLayout(family, root or "", "as requested")
     if root is not None and layout == "bare":
-        raise UsageError("Bare names have no root.\nLeave out --root or --layout bare.")
+        raise UsageError(f"Bare names have no root.\nLeave out {option('root')} or {option('layout', 'bare')}.")
     if root is not None:
         if all(key.below(root) is None for key in keys):
             raise UsageError(
                 f"No tensor's key starts with {root + '.'!r}.\nTop-level keys: {some(top_level(keys), 10)}."
             )
-        return Container(root, f"the root {root!r} was asked for")
+        return Container(root, f"the root {root!r}, as requested")
     if layout == "bare":
-        return Bare.of(keys, "the layout 'bare' was asked for")
+        return Bare.of(keys, "as requested")
     if layout == "container":
-        return Container(CONTAINER, "the layout 'container' was asked for")
+        return Container(CONTAINER, "as requested")
     rules = (_by_names, _by_container, _bare, _by_other_container, _any_model)
     found: Iterator[Layout | None] = (rule(keys) for rule in rules)
     chosen = next(filter(None, found), Unknown())
@@ -84,7 +86,8 @@ def _by_container(keys: Sequence[Key]) -> Container | None:
 def _by_other_container(keys: Sequence[Key]) -> Container | None:
     others = sorted({key.container for key in keys if len(key.path) > 1 and _holds_model(key)})
     if len(others) == 1:
-        return Container(others[0], f"the saved state dict has a model in the container {others[0]!r}", True)
+        reason = f"the saved state dict has a model in the container {others[0]!r}"
+        return Container(others[0], reason, others[0] != APP_STATE)
     return None
 
 

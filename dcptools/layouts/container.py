@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from dcptools._option import option
 from dcptools._text import some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
@@ -14,6 +15,7 @@ from dcptools.layouts.values import Leftover, Output, Reading
 from dcptools.tensors import View
 
 CONTAINER = "model"  # what nearly all trainers call it
+HEADS = ("lm_head.weight", "score.weight")  # of a language model, and of a classifier made of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,9 @@ class Container:
         return Leftover(tensor.key, "tensor", reason, tensor.nbytes, "" if expected else part)
 
     def _about_itself(self) -> Iterator[Finding]:
-        yield Finding("layout", "", f"layout 'container': {self.reason}", "--layout overrules it")
+        yield Finding("layout", "", f"layout 'container': {self.reason}", f"{option('layout')} overrides it")
         if self.unusual:
-            yield Finding("container", "", f"the model is read from {self.root!r}", "--root names another")
+            yield Finding("container", "", f"the model is read from {self.root!r}", f"{option('root')} names another")
 
     def _about_key(self, stored: str, key: Key, name: str) -> Iterator[Finding]:
         wrappers = self.wrappers_in(key) if key.stored else ()  # most keys have none
@@ -82,10 +84,10 @@ class Container:
             yield Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}")
         if not _is_usual(name):
             found = f"is neither {self.root}.model.* nor {self.root}.lm_head.weight; it is named {name!r}"
-            hint = "--layout bare keeps it as it is, --rename gives another name"
+            hint = f"{option('layout', 'bare')} keeps it as it is, {option('rename')} gives another name"
             yield Finding("unusual-key", stored, found, hint)
 
 
 def _is_usual(name: str) -> bool:
     """Whether a name is what nearly all models have: it is more likely one than what only lost its container."""
-    return name.startswith("model.") or name == "lm_head.weight"
+    return name.startswith("model.") or name in HEADS

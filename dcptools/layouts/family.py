@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from dcptools._option import option
 from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
@@ -84,7 +85,9 @@ class FamilyLayout:
     def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
         outputs: list[Output] = []
         leftovers = []
-        findings = [Finding("layout", "", f"names of {self.family.title}: {self.reason}", "--layout overrules it")]
+        findings = [
+            Finding("layout", "", f"names of {self.family.title}: {self.reason}", f"{option('layout')} overrides it")
+        ]
         wrong: dict[str, list[str]] = {}
         for stored, tensor in checkpoint.tensors.items():
             try:

@@ -40,7 +40,7 @@ def parse_family(text: str, where: str) -> Family:
     """A family from the text of a TOML file; ``where`` is what messages call it. Raises UsageError."""
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise UsageError(f"The family file {where} is not TOML: {error}.") from None
     try:
         return _family(table)

@@ -18,11 +18,16 @@ def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
     >>> strip_wrappers("model._orig_mod.model.norm.weight")
     ('model.model.norm.weight', ('_orig_mod',))
     """
-    if "._" not in key and "module." not in key and key[:1] != "_":  # nearly all keys
+    if not _may_be_wrapped(key):
         return key, ()
     parts = key.split(".")
     removed = tuple(part for part in parts if part in WRAPPERS)
     return (".".join(part for part in parts if part not in WRAPPERS), removed) if removed else (key, ())
+
+
+def _may_be_wrapped(key: str) -> bool:
+    """Whether it is worth a closer look; nearly no keys are."""
+    return "._" in key or "module." in key or key[:1] == "_"
 
 
 class Key(NamedTuple):
@@ -39,6 +44,8 @@ class Key(NamedTuple):
         >>> Key.of("module.model._orig_mod.norm.weight", ("module", "model._orig_mod.norm.weight")).name
         'module.model.norm.weight'
         """
+        if not _may_be_wrapped(stored):
+            return cls(stored, path)
         container = "".join(f"{part}." for part in path[:-1])
         if not stored.startswith(container):
             container = ""

@@ -35,7 +35,9 @@ class Output:
     rule: str  # which rule gave the name
 
     def __post_init__(self) -> None:
-        found = self.sources[0].numel if len(self.sources) == 1 else sum(view.numel for view in self.sources)
+        if len(self.sources) == 1 and self.sources[0].shape == self.shape:
+            return
+        found = sum(view.numel for view in self.sources)
         if not self.sources or found != self.numel or min(self.shape, default=0) < 0:
             raise UsageError(
                 f"The sources of the output {self.name!r} have {found:,} elements.\n"

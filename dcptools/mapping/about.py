@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from dcptools._option import option
 from dcptools._text import counted, format_bytes, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
@@ -43,43 +44,47 @@ def about_reading(
         yield from (finding for finding in reading.findings if not finding.key)
         return
     if adapters and not reading.outputs:
-        alone = "only adapters are in this checkpoint, not their base model: leave out --mode full, or look at --root"
+        alone = (
+            "only adapters are in this checkpoint, not their base model: "
+            f"leave out {option('mode', 'full')}, or look at {option('root')}"
+        )
         yield Finding("no-model-weights", "", "No model weights found!", alone)
         return
     tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
         "no-model-weights", "", "No model weights found!",
-        f"{counted(len(reading.outputs), 'key')} of the model, and all left out: look at --include and --exclude"
+        f"{counted(len(reading.outputs), 'key')} of the model, and all are left out: "
+        f"look at {option('include')} and {option('exclude')}"
         if reading.outputs else
         f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
-        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, say where with --layout or --root",
+        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
+        f"say where with {option('layout')} or {option('root')}",
     )  # fmt: skip
 
 
-def about_checkpoint(checkpoint: Checkpoint, outputs: Iterable[Output]) -> Iterator[Finding]:
+def about_checkpoint(checkpoint: Checkpoint, used: Collection[str]) -> Iterator[Finding]:
     """The checkpoint's findings; what concerns only keys that are not converted does not stop anything."""
-    used = _used(outputs)
     for finding in checkpoint.findings:
         harmless = finding.severity == "error" and finding.key and finding.key not in used
         yield replace(finding, severity="warning", hint="it is not converted") if harmless else finding
 
 
-def about_keys(reading: Reading, outputs: Iterable[Output], known: Collection[str]) -> Iterator[Finding]:
+def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) -> Iterator[Finding]:
     """What is odd about single keys that are converted; of the ``known`` ones it is clear what they are called."""
     found: dict[str, list[Finding]] = {}
     for finding in reading.findings:
         if finding.key and not (finding.code == "unusual-key" and finding.key in known):
             found.setdefault(finding.key, []).append(finding)
-    kinds = {}
-    for output in reading.outputs:
-        for view in output.sources:
-            kind = _about_kind(view.key, output.name)
-            kinds[view.key] = None if kind and kind.code == "peft" and view.key in known else kind
-    used = _used(outputs)
-    for key, kind in kinds.items():
-        if key in used:
-            yield from (f for f in found.get(key, ()) if kind is None or f.code != "unusual-key")
-            yield from [kind] if kind else ()
+    names = {view.key: output.name for output in reading.outputs for view in output.sources if view.key in used}
+    for key, name in names.items():
+        kind = _about_kind(key, name)
+        if kind and kind.code == "peft" and key in known:
+            kind = None
+        for finding in found.get(key, ()):
+            if kind is None or finding.code != "unusual-key":
+                yield finding
+        if kind:
+            yield kind
 
 
 def _about_kind(key: str, name: str) -> Finding | None:
@@ -111,27 +116,27 @@ def about_foreign(
     for trainer, known in trainers.items():
         refused = next((family.refused for family in known if family.refused), "")
         models = some([family.model for family in known if family.weights], 10)
-        ways = [f"give --model-assets-dir with the config.json of {models}"] if models and not refused else []
+        ways = [f"give {option('model_assets_dir')} with the config.json of {models}"] if models and not refused else []
         ways += [
             f"convert it with {exporter}" for exporter in dict.fromkeys(each.exporter for each in known) if exporter
         ]
         why = refused or "whose values lie otherwise than HuggingFace's"
         yield Finding(
             "foreign-names", "", f"these are names of {trainer}, {why}",
-            f"{', or '.join(ways)}; --layout bare keeps names and values as they are",
+            f"{', or '.join(ways)}; {option('layout', 'bare')} keeps names and values as they are",
             "warning" if asked else "error",
         )  # fmt: skip
 
 
 def about_lost(
-    leftovers: Iterable[Leftover], outputs: Sequence[Output], checkpoint: Checkpoint, layout: str
+    leftovers: Iterable[Leftover], used: Collection[str], checkpoint: Checkpoint, layout: str
 ) -> Iterator[Finding]:
     """A head must never vanish quietly: what is a tensor, is no training state and is not converted is warned about."""
     lost: dict[str, list[StoredTensor]] = {}
     for left in leftovers:
-        if left.part and outputs:
+        if left.part and used:
             lost.setdefault(left.part, []).append(checkpoint.tensors[left.key])
-    nested = any(len(checkpoint.tensors[key].path) > 1 for key in _used(outputs))
+    nested = any(len(checkpoint.tensors[key].path) > 1 for key in used)
     for part, tensors in lost.items():
         yield _lost(part, tensors, layout, nested)
 
@@ -140,13 +145,13 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
     nbytes = format_bytes(sum(tensor.nbytes for tensor in tensors))
     keys = some([tensor.key for tensor in tensors])
     found = f"{counted(len(tensors), 'tensor')} of {nbytes}, no training state, and not converted: {keys}"
-    hint = f"--exclude '{part}*' leaves it out knowingly"
+    hint = f"{option('exclude', part + '*')} leaves it out knowingly"
     if layout == "bare" or not any(len(tensor.path) == 1 for tensor in tensors):
         containers = {".".join(tensor.path[:-1]) for tensor in tensors}
         root = (containers.pop() if len(containers) == 1 else "") or part
-        hint = f"--root {root} converts it instead; {hint}"
+        hint = f"{option('root', root)} converts it instead; {hint}"
     elif not nested:  # the model's keys are at the top as well
-        hint = f"--layout bare keeps all keys as they are; {hint}"
+        hint = f"{option('layout', 'bare')} keeps all keys as they are; {hint}"
     return Finding("left-out-tensor", part, found, hint)
 
 
@@ -158,15 +163,24 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
         yield Finding("pattern-unused", "", f"{glob!r} matched no tensor's key")
 
 
+def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Iterator[Finding]:
+    """Weights of the model that the rules, once it was clear what they are, call otherwise than the model does."""
+    names = [f"{old.name} to {new.name}" for old, new in zip(weights, renamed, strict=True) if old.name != new.name]
+    if names:
+        found = f"{counted(len(names), 'tensor')} of the model renamed to what it does not have: {some(names)}"
+        yield Finding(
+            "renamed-away", "", found, f"transformers will not find them; leave out {option('rename')} if it should"
+        )
+
+
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
-    for output in outputs:
-        if output.name in ("__metadata__", "") or not _is_text(output.name):
-            would = f"would be named {output.name!r}, which safetensors cannot store"
-            yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     by_name: dict[str, list[str]] = {}
     for output in outputs:
         by_name.setdefault(output.name, []).append(output.sources[0].key)
+        if output.name in ("__metadata__", "") or not _is_text(output.name):
+            would = f"would be named {output.name!r}, which safetensors cannot store"
+            yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     for name, keys in by_name.items():
         if len(keys) > 1:
             yield Finding("collision", name, f"{some(keys)} would get this one name", "rename or exclude one of them")
@@ -175,41 +189,25 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
 def _is_text(name: str) -> bool:
     """Whether it can be written as UTF-8; half a surrogate pair cannot, which bytes of a command line can become."""
     try:
-        name.encode()
+        return name.isascii() or bool(name.encode())
     except UnicodeEncodeError:
         return False
-    return True
 
 
-def about_assets(assets: Assets | None, outputs: Sequence[Output], *, known: bool) -> Iterator[Finding]:
-    """What is missing or odd beside the weights; what a ``known`` model ties was looked at already."""
+def about_assets(assets: Assets | None) -> Iterator[Finding]:
+    """What is missing or odd beside the weights."""
     if assets is None:
         yield Finding(
             "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
-            "give the directory that holds config.json: --model-assets-dir",
+            f"give the directory that holds config.json: {option('model_assets_dir')}",
         )  # fmt: skip
         return
     yield from assets.findings
-    names = {output.name for output in outputs}
-    if (
-        not known
-        and assets.says("tie_word_embeddings") is True
-        and {"lm_head.weight", "model.embed_tokens.weight"} <= names
-    ):
-        yield Finding(
-            "tied-kept", "lm_head.weight", "config.json ties it to the embedding; both are written",
-            "transformers uses the embedding for both; exclude one if they are equal",
-        )  # fmt: skip
 
 
 def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:
     """How many keys are left out, by reason."""
     if leftovers:
         counts = Counter(left.reason for left in leftovers)
-        text = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+        text = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items()))
         yield Finding("left-out", "", f"{counted(len(leftovers), 'key')}: {text}")
-
-
-def _used(outputs: Iterable[Output]) -> set[str]:
-    """The keys that outputs are made of."""
-    return {view.key for output in outputs for view in output.sources}

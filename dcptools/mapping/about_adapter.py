@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from dcptools._option import option
 from dcptools._text import counted, format_bytes, format_shape, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.expected import Expected
@@ -14,7 +15,9 @@ from dcptools.mapping.adapter_config import Adapted, AdapterConfig
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
-ALLOW = "--allow-mismatch writes it all the same"
+
+def allow() -> str:
+    return f"{option('allow_mismatch', True)} writes it all the same"
 
 
 def about_adapter(
@@ -44,7 +47,7 @@ def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
         yield Finding(
             "base-left-out", "", f"{counted(len(base), 'tensor')} of the base model, {size}, are not written: "
             "the adapter alone is",
-            "--mode full writes the base model, into a directory of its own",
+            f"{option('mode', 'full')} writes the base model, into a directory of its own",
         )  # fmt: skip
 
 
@@ -59,11 +62,11 @@ def _about_config(
         yield Finding(
             "adapter-config", ADAPTER_CONFIG, "made from names and shapes; lora_alpha is not known, and peft does not "
             f"load it without; not known either: {', '.join(unknown)}",
-            "give the one of the training: --adapter-config-path; or write lora_alpha into it",
+            f"give the one of the training: {option('adapter_config_path')}; or write lora_alpha into it",
         )  # fmt: skip
         return
     for difference in adapted.differences(config.said):
-        hint = f"take the {ADAPTER_CONFIG} of this training; {ALLOW}"
+        hint = f"take the {ADAPTER_CONFIG} of this training; {allow()}"
         yield Finding("adapter-config-differs", taken.config.path, difference, hint)
 
 
@@ -75,14 +78,14 @@ def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
     if lost:
         what = f"{expected.title} has no {some(lost, 3)}: {len(lost):,} of {counted(len(adapted.ranks), 'module')}"
         yield Finding(
-            "adapter-mismatch", "", what, f"peft does not load these; {ALLOW}",
+            "adapter-mismatch", "", what, f"peft does not load these; {allow()}",
             "warning" if len(lost) < len(adapted.ranks) else "error",
         )  # fmt: skip
     for module, sizes in _sizes(adapted.weights).items():
         shape = names.get(f"{module}.weight")
         if shape is not None and len(shape) == len(sizes) == 2 and sorted(shape) != sorted(sizes):
             what = f"it was {format_shape(sizes)}, and the model has {format_shape(shape)}"
-            yield Finding("adapter-mismatch", module, what, f"another model, or one rank's share; {ALLOW}")
+            yield Finding("adapter-mismatch", module, what, f"another model, or one rank's share; {allow()}")
 
 
 def _sizes(weights: Iterable[tuple[Part, Output]]) -> dict[str, tuple[int, ...]]:
@@ -113,7 +116,7 @@ def about_full(taken: Taken, outputs: Sequence[Output], options: MappingOptions)
         yield Finding(
             "adapter-left-out", "", f"{counted(len(left), 'tensor')} of {_named(taken.peft.adapters)}, {size}, are not "
             f"written, and nothing of them is merged: {some([each.key for each in left], 3)}",
-            "--mode lora writes the adapter; peft merges the two: merge_and_unload",
+            f"{option('mode', 'lora')} writes the adapter; peft merges the two: merge_and_unload",
         )  # fmt: skip
 
 

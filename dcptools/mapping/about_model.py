@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from dcptools._option import option
 from dcptools._text import counted, format_shape, some
 from dcptools.expected import Expected
 from dcptools.findings import Finding
@@ -16,7 +17,10 @@ _VOCABULARY = re.compile(
 )
 _LAYER = re.compile(r"(.*?\.(?:layers|layer|h|blocks?))\.(\d+)\.")
 _EXPERTS = re.compile(r"\.experts\.")
-ALLOW = "--allow-mismatch writes it all the same"
+
+
+def allow() -> str:
+    return f"{option('allow_mismatch', True)} writes it all the same"
 
 
 def about_model(
@@ -39,10 +43,12 @@ def about_model(
     for finding in findings:
         yield replace(finding, severity="warning") if allow_mismatch and finding.severity == "error" else finding
     for each in knowingly:
-        yield Finding("weight-missing", each.name, "left out by --include or --exclude", severity="warning")
+        yield Finding(
+            "weight-missing", each.name, f"left out by {option('include')} or {option('exclude')}", severity="warning"
+        )
     for each in found.unexpected if found.fitting else ():
         what = f"{found.title} has no weight of this name; it is written all the same"
-        yield Finding("weight-unexpected", each.name, what, "--unexpected drop leaves such tensors out")
+        yield Finding("weight-unexpected", each.name, what, f"{option('unexpected', 'drop')} leaves such tensors out")
 
 
 def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Finding]:
@@ -66,7 +72,7 @@ def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:
     causes = list(_causes(found, expected))
     return Finding(
         "model-mismatch", "", f"{found.sentence} ({found.reading})",
-        "; ".join([*causes, f"look at config.json and at the layout; {ALLOW}"]),
+        "; ".join([*causes, f"look at config.json and at the layout; {allow()}"]),
     )  # fmt: skip
 
 

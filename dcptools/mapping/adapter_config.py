@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dcptools._fields import Wrong, expected
 from dcptools._text import counted, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.errors import UsageError, system_errors
@@ -18,6 +19,13 @@ from dcptools.layouts import Output, Part, Peft
 from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
+MAX_PATTERN = 200  # characters of a pattern that is tried
+_TEXT, _TEXTS, _FLAG = (str, "a text"), (list, "a list of texts"), (bool, "true or false")
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {  # what is looked at; null is always allowed
+    "base_model_name_or_path": _TEXT, "bias": _TEXT, "peft_type": _TEXT, "lora_bias": _FLAG, "use_dora": _FLAG,
+    "modules_to_save": _TEXTS, "target_modules": ((str, list), "a text or a list of texts"), "r": (int, "a number"),
+    "rank_pattern": (dict, "numbers by pattern"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,21 @@ def _read(source: Source, name: str) -> AdapterConfig:
         said = None
     if not isinstance(said, dict):
         raise UsageError(f"{path} is not a JSON object.\nGive the {ADAPTER_CONFIG} that peft wrote in the training.")
+    try:
+        _check(said)
+    except Wrong as wrong:
+        raise UsageError(f"{path}: {wrong}.\nGive the {ADAPTER_CONFIG} that peft wrote in the training.") from None
     return AdapterConfig(said, content, str(path))
+
+
+def _check(said: Mapping[str, Any]) -> None:
+    for field, (kinds, what) in _KINDS.items():
+        value = said.get(field)
+        parts = value if isinstance(value, list) else ()
+        ranks = value.values() if isinstance(value, dict) else ()
+        sound = isinstance(value, kinds) and all(type(each) is str for each in parts)
+        if value is not None and not (sound and all(type(rank) is int for rank in ranks)):
+            raise expected(field, what, value)
 
 
 @dataclass(frozen=True)
@@ -122,10 +144,9 @@ class Adapted:
         """Where a config is not that of this adapter."""
         kind, targets = said.get("peft_type"), said.get("target_modules")
         if kind != "LORA":
-            yield f"peft_type is {kind!r}, and the keys are those of 'LORA'"
-        patterns = said.get("rank_pattern")
-        patterns = patterns if isinstance(patterns, dict) else {}
-        if not said.get("target_parameters"):
+            yield f"peft_type is {str(kind)[:100]!r}, and the keys are those of 'LORA'"
+        patterns = said.get("rank_pattern") or {}
+        if not said.get("target_parameters") and all(map(_is_quick, patterns)):
             ranks = {module: patterns.get(_pattern(module, patterns), said.get("r")) for module in self.ranks}
             wrong = [module for module in ranks if ranks[module] != self.ranks[module]]
             if wrong:
@@ -166,9 +187,16 @@ def _pattern(module: str, patterns: Iterable[str]) -> str:
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return pattern
-        except re.error:
+        except (re.error, OverflowError, RecursionError):
             continue
     return module
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether it can be tried: what repeats a group, or several things, may take for ever on a name."""
+    return (
+        len(pattern) <= MAX_PATTERN and len(re.findall(r"[*+?{]", pattern)) < 2 and not re.search(r"\)[*+?{]", pattern)
+    )
 
 
 def _ends_with_one(module: str, names: Iterable[Any]) -> bool:

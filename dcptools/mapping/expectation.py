@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from dcptools._option import option
 from dcptools.assets import Assets, find_assets
 from dcptools.expected import Expected, NotExpected, expect, expect_reference, is_answered
 from dcptools.findings import Finding
@@ -22,7 +23,10 @@ def expectation(
         expected = expect(assets.config)
     except NotExpected as error:
         code = "model-not-built" if error.broken else "model-unknown"
-        hint = "names are found by rules, and not held against a model; --reference names a model to hold them against"
+        hint = (
+            "names are found by rules, and not held against a model; "
+            f"{option('reference')} names a model to hold them against"
+        )
         return None, (Finding(code, "config.json", str(error), hint),)
     return expected, ()
 

@@ -15,6 +15,9 @@ class Globs:
         self._exclude = [(glob, re.compile(fnmatch.translate(glob))) for glob in exclude]
         self.unused = {*include, *exclude}
 
+    def __bool__(self) -> bool:
+        return bool(self._include or self._exclude)
+
     def refusal(self, key: str) -> str | None:
         """Why a key is not wanted, or None."""
         included = [glob for glob, regex in self._include if regex.match(key)]

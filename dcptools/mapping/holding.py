@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
-from dcptools.expected import Expected, Shape
+from dcptools.expected import Expected, Naming, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Candidate, FamilyLayout, Fit, Leftover, Output, fit
 from dcptools.mapping.about_adapter import about_adapter
@@ -26,6 +26,8 @@ from dcptools.mapping.settling import (
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 from dcptools.mapping.weights import Weight, weights_of
+
+TIED = ("model.embed_tokens.weight", "lm_head.weight")  # what tie_word_embeddings ties, in most language models
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,12 @@ def hold(
 
 def _shapes(outputs: Sequence[Output]) -> dict[str, Shape]:
     return {output.name: output.shape for output in outputs}
+
+
+def hold_tied(outputs: Sequence[Output], checkpoint: Checkpoint, options: MappingOptions) -> Held:
+    """What is said of embedding and head by a config that ties them, where nothing else is known of the model."""
+    settled = tie(outputs, Naming({}, (TIED,)), checkpoint, options.tied)
+    return Held(settled.outputs, settled.leftovers, settled.findings)
 
 
 def hold_adapter(

@@ -6,9 +6,11 @@ No tensor data is read. What a :class:`KeyMapping` shows is what is written: not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from dcptools._collector import no_collections
+from dcptools._paths import expanded
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
@@ -22,13 +24,14 @@ from dcptools.mapping.about import (
     about_lost,
     about_names,
     about_reading,
+    about_renamed,
     about_rules,
 )
 from dcptools.mapping.about_adapter import about_full
 from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
-from dcptools.mapping.holding import Held, hold, hold_adapter
-from dcptools.mapping.rename import Rename, Renames
+from dcptools.mapping.holding import Held, hold, hold_adapter, hold_tied
+from dcptools.mapping.rename import Rename, Renames, parse_renames
 from dcptools.mapping.taking import take
 from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
@@ -44,13 +47,13 @@ def preview(
     mode: str = "auto",
     adapter: str | None = None,
     adapter_config_path: str | os.PathLike[str] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     names: str = "stored",
     tied: str = "auto",
     unexpected: str = "keep",
     allow_mismatch: bool = False,
-    rename: Iterable[str | tuple[str, str] | Rename] = (),
+    rename: Mapping[str, str] | Iterable[str | tuple[str, str] | Rename] = (),
 ) -> KeyMapping:
     """Say which key becomes which HuggingFace name, what is left out, and what looks wrong. Writes nothing.
 
@@ -78,7 +81,7 @@ def preview(
     adapter_config_path
         The ``adapter_config.json`` of the training; by default that of the assets directory, else it is made.
     include, exclude
-        Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too). Without ``include`` all keys are meant.
+        Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too), or one. Without ``include`` all keys are meant.
     names
         ``stored``: the names that the live model has; ``published``: those that ``save_pretrained`` writes.
     tied
@@ -89,7 +92,8 @@ def preview(
     allow_mismatch
         Make warnings of what is missing, or of another shape than the model expects.
     rename
-        Rules for HuggingFace names, ``REGEX=REPLACEMENT`` or pairs. The first that matches a whole name wins.
+        Rules for HuggingFace names: ``{REGEX: REPLACEMENT}``, pairs, or ``"REGEX=REPLACEMENT"``, one or several. The
+        first that matches a whole name wins.
 
     Raises
     ------
@@ -117,11 +121,12 @@ def preview(
         _chosen("tied", tied),
         _chosen("unexpected", unexpected),
         allow_mismatch,
-        tuple(Rename.parse(rule) for rule in rename),
+        parse_renames(rename),
     )
     return _mapping(as_checkpoint(checkpoint), options)
 
 
+@no_collections()
 def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     """Read the checkpoint in the best way, keep what is wanted, let the model say what that is, and say what is odd."""
     assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
@@ -138,20 +143,25 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     elif expected:
         excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
-    outputs = tuple(sorted(map(renames.apply, held.outputs), key=lambda output: output.name))
+    elif assets and assets.says("tie_word_embeddings") is True:
+        held = hold_tied(kept, checkpoint, options)
+    renamed = [renames.apply(output) for output in held.outputs]
+    outputs = tuple(sorted(renamed, key=lambda output: output.name))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
+    used = {view.key for output in outputs for view in output.sources}
     findings = (
         *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
         *about_expectation,
         *held.findings,
-        *about_checkpoint(checkpoint, outputs),
-        *about_keys(reading, outputs, renames.renamed | held.known),
+        *about_checkpoint(checkpoint, used),
+        *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
-        *about_lost(leftovers, outputs, checkpoint, chosen.name),
+        *about_lost(leftovers, used, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
+        *(about_renamed(held.outputs, renamed) if held.fit else ()),
         *about_names(outputs),
-        *about_assets(assets, outputs, known=expected is not None),
+        *about_assets(assets),
         *about_leftovers(leftovers),
     )
     fits = tuple(candidate.fit for candidate in taken.tried)
@@ -161,13 +171,11 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+    return None if path is None else expanded(path)
 
 
-def _globs(globs: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(globs, str):
-        raise UsageError("include and exclude are lists of globs, not one string.")
-    return tuple(globs)
+def _globs(globs: Sequence[str] | str) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
 def _chosen(option: str, value: str) -> str:
@@ -179,6 +187,8 @@ def _chosen(option: str, value: str) -> str:
 
 def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[list[Output], list[Leftover]]:
     """The outputs that the user wants, and the tensors that are left out. One refused source refuses its output."""
+    if not globs:
+        return list(reading.outputs), list(reading.leftovers)
     refused = {key: why for key in checkpoint.tensors if (why := globs.refusal(key))}
     kept = [output for output in reading.outputs if refused.keys().isdisjoint(view.key for view in output.sources)]
     used = {view.key for output in kept for view in output.sources}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dcptools.errors import UsageError
@@ -26,7 +26,7 @@ class Rename:
             re.compile(self.pattern)
             re.sub(self.pattern, self.replacement, "")
         except (re.error, IndexError, OverflowError, RecursionError) as error:
-            raise UsageError(f"The rename rule {self} is not a valid regular expression: {error}.") from None
+            raise UsageError(f"The rename rule {self:.200} is not a valid regular expression: {error}.") from None
 
     @classmethod
     def parse(cls, rule: str | tuple[str, str] | Rename) -> Rename:
@@ -35,7 +35,7 @@ class Rename:
             return rule
         pattern, equals, replacement = rule.rpartition("=") if isinstance(rule, str) else (rule[0], "=", rule[1])
         if not equals or not pattern:
-            raise UsageError(f"The rename rule {rule!r} has no '='.\nExpected REGEX=REPLACEMENT.")
+            raise UsageError(f"The rename rule {rule[:200]!r} has no '='.\nExpected REGEX=REPLACEMENT.")
         return cls(pattern, replacement)
 
     def apply(self, name: str) -> str | None:
@@ -44,10 +44,19 @@ class Rename:
         try:
             return match.expand(self.replacement) if match else None
         except (re.error, IndexError) as error:
-            raise UsageError(f"The rename rule {self} cannot be applied to {name!r}: {error}.") from None
+            raise UsageError(f"The rename rule {self:.200} cannot be applied to {name!r}: {error}.") from None
 
     def __str__(self) -> str:
         return f"{self.pattern}={self.replacement}"
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+
+def parse_renames(rules: Mapping[str, str] | Iterable[str | tuple[str, str] | Rename]) -> tuple[Rename, ...]:
+    """The rules of an option: several, a mapping of patterns to replacements, or one."""
+    listed = [rules] if isinstance(rules, str) else rules
+    return tuple(map(Rename.parse, listed.items() if isinstance(listed, Mapping) else listed))
 
 
 class Renames:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from dcptools._option import option
 from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
@@ -86,20 +87,27 @@ def _tied(
     if not others:
         return [], None
     if how == "keep":
-        return [], Finding("tied-kept", first.name, f"the model ties it to {names}; all are written", "--tied auto")
+        return [], Finding(
+            "tied-kept",
+            first.name,
+            f"the model ties it to {names}; all are written",
+            f"{option('tied', 'auto')} compares them",
+        )
     if how == "drop":
         return list(others), Finding("tied-dropped", first.name, f"written once; {names} is not looked at")
     try:
         different = [other for other in others if not _same(first, other, checkpoint)]
     except DcptoolsError as error:
         why = f"whether it is the same as {names} is not known: {str(error).splitlines()[0]}"
-        return [], Finding("tied-differ", first.name, why, "all are written; --tied drop writes this one alone")
+        return [], Finding(
+            "tied-differ", first.name, why, f"all are written; {option('tied', 'drop')} writes this one alone"
+        )
     if different:
         names = some([other.name for other in different])
         return [other for other in others if other not in different], Finding(
             "tied-differ", first.name, f"the model ties it to {names}, and the checkpoint has other values there",
             "all are written; transformers uses one for all, unless config.json says \"tie_word_embeddings\": false; "
-            "--tied drop writes this one alone",
+            f"{option('tied', 'drop')} writes this one alone",
         )  # fmt: skip
     return list(others), Finding("tied-weights", first.name, f"tied to {names}, with the same values; written once")
 
@@ -177,5 +185,5 @@ def names_differ(expected: Expected, naming: str, names: str) -> Finding | None:
     if names == "published":
         return Finding("names", "", f"{count} are written, which all programs read")
     who = f"transformers 5 reads them; vLLM, SGLang and older transformers read the {count}"
-    hint = "--names published writes those, as save_pretrained does"
+    hint = f"{option('names', 'published')} writes those, as save_pretrained does"
     return Finding("names", "", f"the names of the live model are written: {who}", hint)

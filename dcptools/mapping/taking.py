@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dcptools._option import option
 from dcptools._text import some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
@@ -46,7 +47,7 @@ def take(
     if not peft.adapters and (options.mode == "lora" or options.adapter is not None):
         raise UsageError(
             "There is no LoRA adapter in this checkpoint: no key like '....lora_A.default.weight'.\n"
-            "Give its directory, or leave out --mode lora and --adapter."
+            f"Give its directory, or leave out {option('mode', 'lora')} and {option('adapter')}."
         )
     if peft.adapters and options.mode != "full":
         return _adapter(checkpoint, peft, expected, options)
@@ -77,6 +78,6 @@ def _chosen(peft: Peft, asked: str | None, names: tuple[str, ...]) -> str | None
         )
     if asked is None and len(names) > 1:
         raise UsageError(
-            f"There are several adapters in this checkpoint: {some(names, 10)}.\nName one with --adapter, adapter=."
+            f"There are several adapters in this checkpoint: {some(names, 10)}.\nName one: {option('adapter')}."
         )
     return asked if asked is not None else next(iter(names), None)

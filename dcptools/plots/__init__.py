@@ -1,9 +1,10 @@
 """Pictures of plans and checkpoints as matplotlib figures: output files, bytes, chunks, values.
 
 ``from dcptools import plots`` asks for it by name: nothing else of the package needs matplotlib, which comes with the
-extra ``notebook``. A figure shows itself in a notebook cell, on a light or a dark page, with a sentence for screen
-readers, and ``figure.savefig("shards.png")`` saves it. pyplot's global state is never touched, so figures can be made
-in any thread.
+extra ``notebook``. A figure shows itself in a notebook cell, in the colours of a light or a dark page, sharp at any
+size, with a tooltip on each part and a sentence for screen readers. ``figure.savefig("shards.png")`` saves it as any
+figure of matplotlib, dark on white, and :func:`svg` gives the element for a page of HTML. pyplot's global state is
+never touched, so figures can be made in any thread.
 """
 
 from __future__ import annotations
@@ -24,5 +25,7 @@ from dcptools.plots._figure import describe
 from dcptools.plots._histogram import histogram
 from dcptools.plots._shards import shards
 from dcptools.plots._sizes import sizes
+from dcptools.plots._svg import svg
+from dcptools.plots._values import values
 
-__all__ = ["chunks", "describe", "diff", "histogram", "shards", "sizes"]
+__all__ = ["chunks", "describe", "diff", "histogram", "shards", "sizes", "svg", "values"]

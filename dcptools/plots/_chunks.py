@@ -26,11 +26,14 @@ _LETTER = (0.068, 0.15)  # inches of a letter, and from line to line
 
 
 class _Owner(NamedTuple):
-    """Who wrote a file. Sorted by rank, then files whose names tell none."""
+    """Who wrote a file. In order of ranks, then files whose names tell none."""
 
     unranked: bool
     rank: int
     name: str  # "rank 3", or the file's name
+
+    def order(self) -> tuple[bool, int, list[tuple[int, int, str]]]:
+        return self.unranked, self.rank, page.natural(self.name)
 
 
 @dataclass(slots=True)
@@ -90,7 +93,8 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
     figure, axes = page.new_figure(2.4 if picture.y is None else 5.2)
     if holes:
         axes.add_patch(_hatched(*size))
-    _draw(axes, boxes, colours, *size)
+    drawn = _draw(axes, boxes, colours, *size)
+    page.explain(figure, drawn, "chunks", [_tip(box, picture) for box in boxes])
     if not tensor.numel:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color=page.INK)
     _label_axes(axes, tensor, picture)
@@ -148,7 +152,7 @@ def _first_owner(box: _Box) -> _Owner:
 
 def _colours(boxes: list[_Box]) -> dict[_Owner, str]:
     """Every writer of a box with its colour: up to eight that differ, else from dark to light by rank."""
-    owners = sorted({_owner(file) for box in boxes for file in box.files})
+    owners = sorted({_owner(file) for box in boxes for file in box.files}, key=_Owner.order)
     few = len(owners) <= len(page.QUALITATIVE)
     return dict(zip(owners, page.QUALITATIVE if few else page.sequential(len(owners)), strict=False))
 
@@ -160,7 +164,7 @@ def _hatched(width: int, height: int) -> Rectangle:
     )
 
 
-def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int, height: int) -> None:
+def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int, height: int) -> PolyCollection:
     """The boxes, in the colour of their first writer, with the longest label that fits."""
     axes.set(xlim=(0, width), ylim=(height, 0))
     inches = [((b.x[1] - b.x[0]) / width * _INNER[0], (b.y[1] - b.y[0]) / height * _INNER[1]) for b in boxes]
@@ -168,9 +172,8 @@ def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int,
     corners = [[(b.x[0], b.y[0]), (b.x[0], b.y[1]), (b.x[1], b.y[1]), (b.x[1], b.y[0])] for b in boxes]
     faces = [colours[_first_owner(box)] for box in boxes]
     edge = min(1.0, 8 * thinnest)  # points
-    axes.add_collection(
-        PolyCollection(corners, facecolors=faces, edgecolors="white", linewidths=edge, label="chunks"), autolim=False
-    )
+    drawn = PolyCollection(corners, facecolors=faces, edgecolors="white", linewidths=edge, label="chunks")
+    axes.add_collection(drawn, autolim=False)
     axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=page.INK, linewidth=1, clip_on=False))
     for box, room, face in list(zip(boxes, inches, faces, strict=True))[:MOST_LABELLED]:
         text = _label(box, *room)
@@ -178,6 +181,18 @@ def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int,
             continue
         x, y = sum(box.x) / 2, sum(box.y) / 2
         axes.text(x, y, text, ha="center", va="center", fontsize=page.SMALL, color=page.ink_on(face), clip_on=True)
+    return drawn
+
+
+def _tip(box: _Box, picture: _Picture) -> str:
+    """Who wrote a box, and where it lies."""
+    files = [page.tip_name(file) for file in box.files]
+    owner = _first_owner(box)
+    named = files if owner.unranked else [f"{owner.name}: {files[0]}", *files[1:]]
+    more = [f"and {len(named) - 8:,} more files"] if len(named) > 8 else []
+    spans = ((picture.y, box.y), (picture.x, box.x))
+    where = [f"dimension {dim}: {start:,} to {stop - 1:,}" for dim, (start, stop) in spans if dim is not None]
+    return "\n".join([*named[:8], *more, *where])
 
 
 def _label(box: _Box, width: float, height: float) -> str:

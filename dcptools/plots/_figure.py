@@ -7,6 +7,7 @@ import functools
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ from dcptools.errors import UsageError
 INK: Final = "#1a1a1a"
 FAINT: Final = "#595959"  # 7:1 on white
 GRID: Final = "#dddddd"
+PLAIN: Final = "#e8e8e8"  # of parts that nothing is to be said of
+GROUND: Final = "#ffffff"  # of the page, and what keeps parts apart
 # The colours of Okabe and Ito, which people with any colour vision can tell apart
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 RED, SKY, YELLOW, GREY = "#D55E00", "#56B4E9", "#F0E442", "#999999"
@@ -33,25 +36,40 @@ WIDTH: Final = 9.0  # inches
 MAX_HEIGHT: Final = 12.0  # inches
 SMALL: Final = 8  # points; nothing is smaller
 LABEL_LENGTH: Final = 60  # characters of a key or file name
-_DPI: Final = 100
+MOST_TIPS: Final = 2500  # parts of a figure with a tooltip each; more of them are drawn as one image
+TIP_LENGTH: Final = 160  # characters of a name in a tooltip
+PIXELS: Final = 100  # an inch, on a page
 _SHARP: Final = 2  # pixels of a picture in a notebook for each that it takes: screens have more than they say
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+# A page that is not trusted loses the style with the SVG, and what is hidden stays so (without a value, `hidden` goes)
+_SHOWN: Final = "<style>.dcp-shown>img{display:none}.dcp-shown>div[hidden]{display:block!important}</style>"
 
 
 class DescribedFigure(Figure):
     """A figure that shows itself in a notebook. Jupyter shows a plain one only after pyplot was imported."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tips: dict[str, list[str]] = {}  # the gid of an artist -> what each of its parts is
+
     def _png(self) -> bytes:
         target = io.BytesIO()
-        self.savefig(target, format="png", dpi=_SHARP * _DPI, facecolor="white", pil_kwargs={"optimize": True})
+        self.savefig(target, format="png", dpi=_SHARP * PIXELS, facecolor="white", pil_kwargs={"optimize": True})
         return target.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """SVG in the colours of the page. What forbids SVG and styles shows the picture instead, and not its texts."""
+        from dcptools.plots._svg import svg
+
         data = base64.b64encode(self._png()).decode()
-        width = round(self.get_figwidth() * _DPI)
-        image = f"<img src='data:image/png;base64,{data}' width='{width}' style='max-width:100%'"
+        width = round(self.get_figwidth() * PIXELS)
         alt = html.escape(describe(self))
-        return {"text/html": f"{image} alt='{alt}'>", "image/png": data, "text/plain": repr(self)}
+        image = f"<img src='data:image/png;base64,{data}' width='{width}' style='max-width:100%' alt='{alt}'>"
+        return {
+            "text/html": f"<div class='dcp-shown'>{image}<div hidden='hidden'>{svg(self)}</div></div>{_SHOWN}",
+            "image/png": data,
+            "text/plain": repr(self),
+        }
 
     def __repr__(self) -> str:
         return f"<Figure: {describe(self)}>"
@@ -84,14 +102,40 @@ def describe(figure: Figure) -> str:
 
 def new_figure(height: float) -> tuple[DescribedFigure, Axes]:
     """A white figure of that height in inches, whatever style sheet is in use, with one pair of axes."""
-    size = (WIDTH, min(height, MAX_HEIGHT))
-    figure = DescribedFigure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
-    axes = figure.add_subplot(facecolor="white", axisbelow=True)
+    figure, (axes,) = stacked_figure(height, [1])
+    return figure, axes
+
+
+def stacked_figure(height: float, ratios: Sequence[float]) -> tuple[DescribedFigure, list[Axes]]:
+    """A figure with several pairs of axes below each other, their heights in these ratios."""
+    figure = DescribedFigure(
+        figsize=(WIDTH, min(height, MAX_HEIGHT)), dpi=PIXELS, layout="constrained", facecolor="white"
+    )
+    made = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for axes in made[:, 0]:
+        plain(axes)
+    return figure, list(made[:, 0])
+
+
+def plain(axes: Axes) -> None:
+    """White axes without a grid, with lines at the left and below."""
+    axes.set_facecolor("white")
+    axes.set_axisbelow(True)
     axes.tick_params(which="both", colors=INK, labelsize=9)
     axes.grid(visible=False, which="both")
     for side, spine in axes.spines.items():
         spine.set(edgecolor=FAINT, visible=side in ("left", "bottom"))
-    return figure, axes
+
+
+def halved_figure(above: float, below: float) -> tuple[DescribedFigure, Axes, Axes]:
+    """A figure with two pairs of axes of these heights in inches, each as wide as its own labels leave it."""
+    height = min(above + below, MAX_HEIGHT)
+    figure = DescribedFigure(figsize=(WIDTH, height), dpi=PIXELS, layout="constrained", facecolor="white")
+    halves: Any = figure.subfigures(2, 1, height_ratios=[above, below])
+    top, bottom = (half.add_subplot() for half in halves)
+    plain(top)
+    plain(bottom)
+    return figure, top, bottom
 
 
 def titled(figure: Figure, title: str, notes: Sequence[str]) -> None:
@@ -116,6 +160,22 @@ def finished(figure: DescribedFigure, description: str) -> Figure:
     return figure
 
 
+def explain(figure: DescribedFigure, artist: Artist, name: str, texts: Sequence[str]) -> None:
+    """Say of each part of a patch or a collection what it is: its tooltip on a page."""
+    if len(texts) > MOST_TIPS:
+        artist.set_rasterized(True)
+        return
+    artist.set_gid(name)
+    figure.tips[name] = [*texts]
+
+
+def tip_name(text: str) -> str:
+    """An untrusted name as a tooltip says it."""
+    return elided(
+        printable(text if len(text) <= 2 * TIP_LENGTH else text[:TIP_LENGTH] + text[-TIP_LENGTH:]), TIP_LENGTH
+    )
+
+
 def legend(figure: Figure, handles: Sequence[Artist], title: str) -> None:
     """A legend to the right of the axes, if there is anything to explain; in columns as long as the figure is high."""
     if not handles:
@@ -136,10 +196,23 @@ def name_label(text: str, most: int = LABEL_LENGTH) -> str:
     """
     ends = text if len(text) <= 2 * most else text[:most] + "…" + text[-most:]
     shown = "".join(c if ord(c) in _letters() else c.encode("unicode_escape").decode() for c in printable(ends))
-    if len(shown) <= most:
-        return shown
+    return elided(shown, most)
+
+
+def elided(text: str, most: int) -> str:
+    """At most so many characters, the middle left out."""
     tail = (most - 1) // 2
-    return shown[: most - 1 - tail] + "…" + shown[-tail:]
+    return text if len(text) <= most else text[: most - 1 - tail] + "…" + text[-tail:]
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts numbers in names as numbers.
+
+    >>> sorted(["experts.10", "experts.9", "layers"], key=natural)
+    ['experts.9', 'experts.10', 'layers']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdecimal() and len(part) < 20 else (1, 0, part) for part in parts]
 
 
 def plural(count: int, what: str) -> str:
@@ -177,11 +250,15 @@ def value_axis(axes: Axes, low: float, high: float, *, whole_numbers: bool) -> N
 
 
 def sequential(count: int) -> list[str]:
-    """Colours from dark to light for an order of ``count`` things; the lightest still show on white."""
+    """Colours from dark to light for an order of ``count`` things; both ends show on a white and on a dark page."""
     from matplotlib.colors import to_hex
 
-    colours = matplotlib.colormaps["viridis"]
-    return [to_hex(colours(0.85 * i / max(1, count - 1))) for i in range(count)]
+    return [to_hex(graded(i / max(1, count - 1))) for i in range(count)]
+
+
+def graded(share: float) -> tuple[float, float, float, float]:
+    """The colour at a share of the way from dark to light."""
+    return matplotlib.colormaps["viridis"](0.2 + 0.65 * share)
 
 
 def ink_on(colour: str) -> str:
@@ -190,4 +267,4 @@ def ink_on(colour: str) -> str:
 
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "white" if luminance < 0.179 else INK
+    return "white" if luminance < 0.179 else "black"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -25,6 +27,7 @@ MOST_VALUES = 1 << 22  # 32 MiB of float64; of larger tensors a sample is read
 BLOCK = 1 << 14  # values that are read at once for a sample
 MOST_BLOCKS = 1024
 MOST_BINS = 10_000
+MOST_TOLD = 500  # bins with a tooltip; narrower ones could not be pointed at
 WIDEST = 1e300  # beyond, the width of a bin would overflow
 
 
@@ -147,6 +150,11 @@ def _draw(tensor: StoredTensor, values: Floats, which: str, bins: int) -> Figure
     axes.stairs(counts, edges, baseline=0.5, fill=True, color=page.BLUE, label="values")
     axes.set_yscale("log")
     axes.set_ylim(0.6, 2 * most)
+    if len(counts) <= MOST_TOLD:
+        columns = [[(a, 0.6), (a, 2 * most), (b, 2 * most), (b, 0.6)] for a, b in itertools.pairwise(edges.tolist())]
+        clear = PolyCollection(columns, facecolors=(1, 1, 1, 0), label="bins")
+        axes.add_collection(clear, autolim=False)
+        page.explain(figure, clear, "bins", _tips(counts.tolist(), edges.tolist(), whole_numbers=whole_numbers))
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if most < 50 else (1,), numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}" if n < 1e6 else f"{n / 1e6:,.0f} M"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -161,6 +169,13 @@ def _draw(tensor: StoredTensor, values: Floats, which: str, bins: int) -> Figure
     page.titled(figure, name, notes)
     extent = f"from {drawn.min():.3g} to {drawn.max():.3g}" if len(drawn) else "no finite values"
     return page.finished(figure, f"Histogram of {name}: {'; '.join(notes)}; {extent}.")
+
+
+def _tips(counts: list[int], edges: list[float], *, whole_numbers: bool) -> list[str]:
+    """How many values are in which bin."""
+    whole = whole_numbers and edges[1] - edges[0] == 1
+    spans = [f"{a + 0.5:.0f}" if whole else f"{a:.4g} to {b:.4g}" for a, b in itertools.pairwise(edges)]
+    return [f"{span}\n{page.plural(count, 'value')}" for span, count in zip(spans, counts, strict=True)]
 
 
 def _count(values: Floats, bins: int, *, whole_numbers: bool) -> tuple[npt.NDArray[np.intp], Floats]:

@@ -20,12 +20,11 @@ from dcptools.errors import UsageError
 from dcptools.plots import _figure as page
 from dcptools.shards import ShardFile, ShardPlan
 
-MOST_SEGMENTS = 2000  # rectangles; more would be thinner than a pixel
+MOST_SEGMENTS = 1000  # rectangles; more would be thinner than a pixel
 MOST_IN_LEGEND = 12  # layers
 MOST_SEPARATED = 300  # files that are told apart
 MOST_NAMES = 40  # files with their names beside the bars
 FAR_LIMIT = 2.5  # a limit so many times the longest bar would only make the bars short
-Segment = tuple[int, int, str]  # start and width in bytes of the file's values, group
 
 OUTSIDE = "outside of layers"
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -39,6 +38,17 @@ _KINDS = (  # the first that matches; the order matters: q_norm is in self_attn,
 )
 
 
+class Segment(NamedTuple):
+    """A rectangle of a bar: a tensor, or neighbours that are drawn as one."""
+
+    start: int  # bytes of the file's values
+    nbytes: int
+    group: str
+    first: str  # names
+    last: str
+    tensors: int
+
+
 class _Groups(NamedTuple):
     of: Callable[[str], str]  # name of a tensor -> its group
     colours: dict[str, str]  # group -> colour, in the order of the legend
@@ -48,7 +58,7 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     """Draw the output files: a horizontal bar a file, its tensors as segments, in the order of their places.
 
     Bytes are those of the values, which is what the shard size limits; a file's header is not drawn. Of a plan with
-    more than 2,000 tensors, neighbours of one colour are drawn as one segment, and if that is not enough, neighbours
+    more than 1,000 tensors, neighbours of one colour are drawn as one segment, and if that is not enough, neighbours
     that would be too thin to see, in the colour of most of their bytes.
 
     Parameters
@@ -81,7 +91,8 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     height = 0.27 * len(bars) if len(bars) <= MOST_NAMES else max(5.0, 0.06 * len(bars))
     figure, axes = page.new_figure(max(2.0, 1.5 + height))
     right = 1.02 * max(longest, plan.options.shard_size if shown_limit else 1)
-    _draw(axes, bars, groups.colours, separated=math.inf if merged else right / 300)
+    drawn = _draw(axes, bars, groups.colours, separated=math.inf if merged else right / 300)
+    page.explain(figure, drawn, "segments", [_tip(segment, color_by) for bar in bars for segment in bar])
     axes.set(xlim=(0, right), ylim=(len(bars) - 0.4, -0.6))
     axes.set_xlabel("bytes of values in the file", color=page.INK, fontsize=9)
     page.byte_axis(axes, right)
@@ -121,7 +132,11 @@ def _kind(name: str) -> str:
 def _bars(plan: ShardPlan, group_of: Callable[[str], str]) -> tuple[list[list[Segment]], str]:
     """The segments of each file, and how they differ from its tensors where there are too many of those."""
     bars = [
-        [(t.start - len(file.header), t.nbytes, group_of(t.output.name)) for t in file.tensors if t.nbytes]
+        [
+            Segment(t.start - len(file.header), t.nbytes, group_of(name := t.output.name), name, name, 1)
+            for t in file.tensors
+            if t.nbytes
+        ]
         for file in plan.files
     ]
     if sum(map(len, bars)) <= MOST_SEGMENTS:
@@ -136,44 +151,58 @@ def _bars(plan: ShardPlan, group_of: Callable[[str], str]) -> tuple[list[list[Se
 
 def _runs(bar: Iterable[Segment]) -> Iterator[Segment]:
     """Neighbours of one group as one; no information is lost to the eye."""
-    for group, run in groupby(bar, key=lambda segment: segment[2]):
-        parts = list(run)
-        yield parts[0][0], sum(nbytes for _, nbytes, _ in parts), group
+    for _, run in groupby(bar, key=lambda segment: segment.group):
+        yield _as_one(list(run))
 
 
 def _coarse(bar: Iterable[Segment], tiny: int) -> Iterator[Segment]:
     """Neighbours of less than ``tiny`` bytes as one, until they are not tiny any more."""
-    gathered: Counter[str] = Counter()
-    start = 0
-    for at, nbytes, group in bar:
-        if gathered and nbytes >= tiny:
-            yield _as_one(start, gathered)
-            gathered.clear()
-        start = start if gathered else at
-        gathered[group] += nbytes
-        if gathered.total() >= tiny:
-            yield _as_one(start, gathered)
-            gathered.clear()
+    gathered: list[Segment] = []
+    nbytes = 0
+    for segment in bar:
+        if gathered and segment.nbytes >= tiny:
+            yield _as_one(gathered)
+            gathered, nbytes = [], 0
+        gathered.append(segment)
+        nbytes += segment.nbytes
+        if nbytes >= tiny:
+            yield _as_one(gathered)
+            gathered, nbytes = [], 0
     if gathered:
-        yield _as_one(start, gathered)
+        yield _as_one(gathered)
 
 
-def _as_one(start: int, gathered: Counter[str]) -> Segment:
-    return start, gathered.total(), gathered.most_common(1)[0][0]
+def _as_one(parts: Sequence[Segment]) -> Segment:
+    """Neighbours as one, of the group that has most of their bytes."""
+    groups: Counter[str] = Counter()
+    for part in parts:
+        groups[part.group] += part.nbytes
+    tensors = sum(part.tensors for part in parts)
+    return Segment(parts[0].start, groups.total(), groups.most_common(1)[0][0], parts[0].first, parts[-1].last, tensors)
 
 
-def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str], separated: float) -> None:
+def _tip(segment: Segment, color_by: str) -> str:
+    names = page.tip_name(segment.first)
+    if segment.tensors > 1:
+        names = f"{segment.tensors:,} tensors:\n{names}\nto {page.tip_name(segment.last)}"
+    group = segment.group if segment.group == OUTSIDE else f"{color_by} {segment.group}"
+    return f"{names}\n{format_bytes(segment.nbytes)}, {group}"
+
+
+def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str], separated: float) -> PolyCollection:
     """All segments as one artist; a white edge goes around those wider than ``separated``, and would hide others."""
-    rows = [(row, *segment) for row, bar in enumerate(bars) for segment in bar]
-    y, x, width = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
+    rows = [(row, segment) for row, bar in enumerate(bars) for segment in bar]
+    numbers = [(row, segment.start, segment.nbytes) for row, segment in rows]
+    y, x, width = np.array(numbers, dtype=float).reshape(-1, 3).T
     half = 0.4 if len(bars) <= MOST_NAMES else 0.5
     corners = np.stack([x, y - half, x, y + half, x + width, y + half, x + width, y - half], axis=1).reshape(-1, 4, 2)
-    faces = [colours[group] for *_, group in rows]
+    faces = [colours[segment.group] for _, segment in rows]
     edges = ["white" if wide else face for wide, face in zip(width > separated, faces, strict=True)]
     drawn = PolyCollection(list(corners), facecolors=faces, edgecolors=edges, linewidths=0.4, label="segments")
     axes.add_collection(drawn, autolim=False)
     if MOST_NAMES < len(bars) <= MOST_SEPARATED:  # thin gaps would come out at one or two pixels; lines are all equal
         axes.hlines(np.arange(1, len(bars)) - 0.5, 0, 1, "white", linewidth=0.5, transform=axes.get_yaxis_transform())
+    return drawn
 
 
 def _label_files(axes: Axes, files: Sequence[ShardFile]) -> None:

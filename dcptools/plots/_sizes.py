@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint are: by module, by root, or by dtype."""
+"""Where the bytes of a checkpoint are: by module, by root, or by dtype; as bars, and modules as a treemap too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dcptools._text import format_bytes
 from dcptools.checkpoint import NO_ROOT, Checkpoint, StoredObject, StoredTensor, as_checkpoint
 from dcptools.errors import UsageError
 from dcptools.plots import _figure as page
+from dcptools.plots._treemap import HEIGHT, treemap
+from dcptools.tree import Tree, tree
 
 MOST_BARS = 20  # and one for all others
 
@@ -23,6 +25,9 @@ def sizes(
     depth: int | None = None,
 ) -> Figure:
     """Draw the bytes of a checkpoint as sorted horizontal bars; the largest 20, and the others as one.
+
+    Below the bars of modules stands a treemap of them: bytes are areas, a module lies in the one that holds it and is
+    lighter, and layers that are alike are one. What would be too small to be seen is put together.
 
     Bytes are those of the values, and for pickled objects the stored ones.
 
@@ -59,7 +64,7 @@ def sizes(
     entries: list[StoredTensor | StoredObject] = [*checkpoint.tensors.values(), *checkpoint.objects.values()]
     for entry in entries:
         counts[_group(entry, by, depth)] += entry.nbytes or 0
-    return _draw(counts, by)
+    return _draw(counts, by, tree(checkpoint) if by == "module" else None, depth)
 
 
 def _group(entry: StoredTensor | StoredObject, by: str, depth: int | None) -> str:
@@ -72,8 +77,8 @@ def _group(entry: StoredTensor | StoredObject, by: str, depth: int | None) -> st
     return ".".join("*" if part.isdecimal() else part for part in kept)
 
 
-def _draw(counts: Counter[str], by: str) -> Figure:
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+def _draw(counts: Counter[str], by: str, modules: Tree | None, depth: int | None) -> Figure:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], page.natural(item[0])))
     bars = [(page.name_label(group) or "(no name)", nbytes) for group, nbytes in ranked[:MOST_BARS]]
     rest = ranked[MOST_BARS:]
     if rest:
@@ -81,10 +86,19 @@ def _draw(counts: Counter[str], by: str) -> Figure:
     total = counts.total()
     largest = max((nbytes for _, nbytes in bars), default=0) or 1
 
-    figure, axes = page.new_figure(1.3 + 0.28 * max(2, len(bars)))
+    height = 1.3 + 0.28 * max(2, len(bars))
+    if modules and total:
+        figure, axes, below = page.halved_figure(height, HEIGHT + 0.2)
+        treemap(figure, below, modules, depth)
+    else:
+        figure, axes = page.new_figure(height)
     drawn = axes.barh(range(len(bars)), [nbytes for _, nbytes in bars], height=0.72, color=page.BLUE)
     if rest:
         drawn[-1].set_facecolor(page.GREY)
+    names = [page.tip_name(group) or "(no name)" for group, _ in ranked[:MOST_BARS]] + [f"{len(rest):,} more"]
+    for number, (bar, name) in enumerate(zip(drawn, names, strict=False)):
+        nbytes = bars[number][1]
+        page.explain(figure, bar, f"bar {number}", [f"{name}\n{nbytes:,} bytes, {_percent(nbytes, total)}"])
     texts = [f"{format_bytes(nbytes)}  {_percent(nbytes, total)}" for _, nbytes in bars]
     axes.bar_label(drawn, texts, padding=4, fontsize=page.SMALL, color=page.INK)
     axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=page.SMALL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcptools.shards.casts import DTYPES, parse_exceptions, written_dtypes
+from dcptools.shards.casts import DTYPES, SHORT_NAMES, parse_exceptions, written_dtypes
 from dcptools.shards.planning import plan, refuse_errors
 from dcptools.shards.values import (
     DEFAULT_SHARD_SIZE,
@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_SHARD_SIZE",
     "DTYPES",
     "INDEX",
+    "SHORT_NAMES",
     "SINGLE_FILE",
     "PlanOptions",
     "PlannedTensor",

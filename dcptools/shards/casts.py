@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from dcptools._option import option
 from dcptools._text import counted, some
 from dcptools.dtypes import TABLE, DType
 from dcptools.errors import UsageError
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
 
+if TYPE_CHECKING:
+    import torch
+
 DTYPES = ("bfloat16", "float16", "float32", "keep")
+SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
-def checked_dtype(name: str) -> str:
-    """The name itself; raises UsageError if it is not one of ``DTYPES``."""
+def checked_dtype(dtype: str | torch.dtype) -> str:
+    """Its plain name: of ``torch.bfloat16`` and ``"bf16"`` too; raises UsageError if it is not one of ``DTYPES``.
+
+    >>> checked_dtype("bf16"), checked_dtype("torch.float16")
+    ('bfloat16', 'float16')
+    """
+    name = str(dtype).removeprefix("torch.")
+    name = SHORT_NAMES.get(name, name)
     if name not in DTYPES:
-        raise UsageError(f"{name!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")
+        raise UsageError(f"{str(dtype)!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")
     return name
 
 
-def parse_exceptions(exceptions: Iterable[str | tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Exceptions of the dtype as pairs of a glob and a dtype; raises UsageError."""
-    return tuple(map(_parse_exception, exceptions))
+def parse_exceptions(
+    exceptions: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
+) -> tuple[tuple[str, str], ...]:
+    """Exceptions of the dtype as pairs of a glob and a dtype; raises UsageError.
+
+    >>> parse_exceptions({"*.norm.weight": "fp32"}) == parse_exceptions("*.norm.weight=float32")
+    True
+    """
+    listed = [exceptions] if isinstance(exceptions, str) else exceptions
+    return tuple(map(_parse_exception, listed.items() if isinstance(listed, Mapping) else listed))
 
 
-def _parse_exception(exception: str | tuple[str, str]) -> tuple[str, str]:
+def _parse_exception(exception: str | tuple[str, str | torch.dtype]) -> tuple[str, str]:
     """A glob and a dtype, split at the last ``=``."""
     glob, equals, name = exception.rpartition("=") if isinstance(exception, str) else (exception[0], "=", exception[1])
     if not equals or not glob:
@@ -38,7 +57,7 @@ def _parse_exception(exception: str | tuple[str, str]) -> tuple[str, str]:
 
 
 def written_dtypes(
-    mapping: KeyMapping, dtype: str, exceptions: Sequence[tuple[str, str]] = ()
+    mapping: KeyMapping, dtype: str | torch.dtype, exceptions: Sequence[tuple[str, str]] = ()
 ) -> tuple[dict[str, DType], list[str]]:
     """The dtype that each output is written in, by name, and the globs of the exceptions that matched nothing.
 
@@ -47,7 +66,7 @@ def written_dtypes(
     Raises UsageError for a dtype that cannot be written.
     """
     default = checked_dtype(dtype)
-    kept = mapping.expected.float32.get(dtype, frozenset()) if mapping.expected else frozenset()
+    kept = mapping.expected.float32.get(default, frozenset()) if mapping.expected else frozenset()
     rules = [(glob, re.compile(fnmatch.translate(glob)), checked_dtype(name)) for glob, name in exceptions]
     unused = dict.fromkeys(glob for glob, _ in exceptions)
     written = {}
@@ -69,19 +88,19 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
         if target.code is None:
             yield Finding(
                 "dtype-unsupported", output.name, f"safetensors has no type for {target.name}",
-                "leave it out with --exclude",
+                f"leave it out with {option('exclude')}",
             )  # fmt: skip
         elif target.kind == "float8":
             yield Finding(
                 "float8", output.name, f"{target.name} is written as it is; its scale must be beside it",
-                "cast it with --dtype-for if there is none",
+                f"cast it with {option('dtype_for')} if there is none",
             )  # fmt: skip
     narrower = {target.name for target in written.values() if target.kind == "float" and target.itemsize == 2}
     kept = {name for names in mapping.expected.float32.values() for name in names} if mapping.expected else set()
     in_float32 = [name for name in sorted(kept & written.keys()) if written[name].name == "float32"]
     if narrower and in_float32:
         text = f"{counted(len(in_float32), 'tensor')} stay float32, as the model keeps them: {some(in_float32)}"
-        yield Finding("kept-float32", "", text, "--dtype-for casts them")
+        yield Finding("kept-float32", "", text, f"{option('dtype_for')} casts them")
     quantized = mapping.assets.says("quantization_config") if mapping.assets else None
     if quantized and not any(target.kind == "float8" for target in written.values()):
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
+from dcptools._collector import no_collections
+from dcptools._option import option
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
@@ -16,15 +19,19 @@ from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions,
 from dcptools.shards.packing import about_sizes, pack
 from dcptools.shards.values import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan
 
+if TYPE_CHECKING:
+    import torch
+
 HINT_WIDTH = 120  # characters of a line
 
 
+@no_collections()
 def plan(
     mapping: KeyMapping | Checkpoint | str | os.PathLike[str],
-    shard_size: int | str = DEFAULT_SHARD_SIZE,
-    dtype: str = "bfloat16",
+    shard_size: float | str = DEFAULT_SHARD_SIZE,
+    dtype: str | torch.dtype = "bfloat16",
     *,
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     strict: bool = False,
 ) -> ShardPlan:
     """Fix every file of the result before a byte is written.
@@ -37,12 +44,14 @@ def plan(
     mapping
         What :func:`dcptools.preview` returned; or a checkpoint or a path, previewed with the defaults.
     shard_size
-        Bytes of values per file, in the written dtype; also ``"5GB"``, ``"500MB"``.
+        Bytes of values per file, in the written dtype; also ``"5GB"``, ``"2GiB"``, ``1e9``.
     dtype
         ``bfloat16``, ``float16``, ``float32`` or ``keep``, for floating tensors. Integers and booleans are never
-        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex).
+        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex). Also ``"bf16"`` and
+        ``torch.bfloat16``.
     dtype_for
-        Exceptions, as ``"GLOB=DTYPE"`` or pairs, on HuggingFace names; the first that matches wins.
+        Exceptions for HuggingFace names: ``{GLOB: DTYPE}``, pairs, or ``"GLOB=DTYPE"``, one or several; the first that
+        matches wins.
     strict
         Treat warnings as errors, those that only writing can find (``cast-overflow``) among them.
 
@@ -64,7 +73,7 @@ def plan(
     written, unused = written_dtypes(mapping, dtype, exceptions)
     found = [
         *mapping.findings,
-        *(Finding("pattern-unused", "", f"{glob!r} of --dtype-for matched no name") for glob in unused),
+        *(Finding("pattern-unused", "", f"{glob!r} of {option('dtype_for')} matched no name") for glob in unused),
         *about_dtypes(mapping, written),
         *about_sizes(mapping.outputs, written, size, mapping.kind),
     ]
@@ -85,5 +94,5 @@ def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
         others = summary_lines(finding for finding in errors if finding is not nothing)
         raise NoModelWeights("\n".join([nothing.message, *hint, *others]), findings)
     because = " (warnings count as errors: strict)" if strict else ""
-    count = counted(len(errors), "error") + (" forbids" if len(errors) == 1 else " forbid")
-    raise FindingsError("\n".join([f"{count} to convert{because}:", *summary_lines(errors)]), findings)
+    count = counted(len(errors), "error") + (" prevents" if len(errors) == 1 else " prevent")
+    raise FindingsError("\n".join([f"{count} the conversion{because}:", *summary_lines(errors)]), findings)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
 from dcptools._parallel import default_workers
-from dcptools._text import counted, format_bytes, format_count
+from dcptools._text import counted, format_bytes, format_count, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
@@ -189,11 +189,18 @@ class ShardPlan(Shown, HasFindings):
 
     def headline(self) -> str:
         files = counted(len(self.files), "file")
-        elements = f"{format_count(self.total_parameters)} elements as {self.options.dtype}"
+        elements = f"{format_count(self.total_parameters)} elements as {self._dtypes() or self.options.dtype}"
         return (
             f"{files} with {format_bytes(self.total_bytes)} ({elements}), "
             f"at most {format_bytes(self.options.shard_size)} each; about {format_bytes(self.peak_bytes)} of memory"
         )
+
+    def _dtypes(self) -> str:
+        """The dtypes that are written, that of the most bytes first."""
+        counts: Counter[str] = Counter()
+        for tensor in self._tensors():
+            counts[tensor.dtype.name] += tensor.nbytes
+        return some([name for name, _ in counts.most_common()], 3)
 
     def _tables(self) -> list[Table]:
         rows = map(_file_row, self.files)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from dcptools.storage.source import Range
+
 IN_FLIGHT = 32  # requests
 REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more each
 # Two ranges are fetched together with what lies between them, if that is at most this part of both
 GAP_PART = 1 / 64
 MOST_BYTES = 512 << 20  # fetched and not asked for yet; then what was fetched first is let go
-Range = tuple[str, int, int]  # name of a file, first byte, count
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dcptools.errors import BrokenCheckpoint
-from dcptools.storage.ahead import Ahead, Range
-from dcptools.storage.source import FileState
+from dcptools.storage.ahead import Ahead
+from dcptools.storage.source import FileState, Range
 from dcptools.storage.urls import CONNECT_ADVICE, as_system_errors, open_url, said
 
 # What libraries call that which changes when a file is written anew
@@ -84,11 +84,7 @@ class RemoteSource:
                 "The file is truncated, or it is being written. Copy the checkpoint again."
             )
 
-    def will_read(self, name: str, start: int, nbytes: int) -> bool:
-        self.will_read_all([(name, start, nbytes)])
-        return True
-
-    def will_read_all(self, ranges: Iterable[Range]) -> None:
+    def will_read(self, ranges: Iterable[Range]) -> None:
         self._ahead.announce(ranges)
 
     def close(self) -> None:

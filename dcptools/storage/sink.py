@@ -48,7 +48,8 @@ def _reserve(descriptor: int, nbytes: int) -> None:
 
 
 class Sink(Protocol):
-    """Where output files go. Nothing is visible under its final name before ``commit``."""
+    """Where output files go. Nothing is visible under its final name before ``commit``. Can be pickled, to fill other
+    files of the same place from another process."""
 
     def create(self, name: str, nbytes: int) -> None:
         """Prepare a file of that size; raises OSError if one of that name waits for its commit already."""
@@ -68,6 +69,9 @@ class Sink(Protocol):
     def commit(self, name: str) -> None:
         """Give the file its final name, in one step; also one that another sink of the same kind has finished."""
 
+    def adopt(self, name: str) -> None:
+        """Count a file as created here that another sink of the same kind fills: it is committed or discarded here."""
+
     def close(self) -> None:
         """Let go of the files, and leave what was not committed for a later run."""
 
@@ -83,6 +87,10 @@ class LocalSink:
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
         self._created: set[str] = set()  # and not committed
+
+    def __reduce__(self) -> tuple[type[LocalSink], tuple[Path, str]]:
+        """Another process has a sink of the same kind, with nothing in it."""
+        return type(self), (self.directory, self._tag)
 
     def create(self, name: str, nbytes: int) -> None:
         # a file of our own, never one that a link leads to; the mode is that of open(): 0o666 less the umask
@@ -123,6 +131,9 @@ class LocalSink:
     def commit(self, name: str) -> None:
         os.replace(self.staged(name), self.directory / name)
         self._created.discard(name)
+
+    def adopt(self, name: str) -> None:
+        self._created.add(name)
 
     def close(self) -> None:
         with self._lock:

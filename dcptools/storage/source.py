@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from dcptools._paths import expanded
 from dcptools.errors import BrokenCheckpoint
 
 try:
@@ -20,7 +21,11 @@ except ImportError:  # Windows
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 MORE_DESCRIPTORS = "This process may not have so many files open. Allow it more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
+ENOUGH_AT_HAND = 8  # reads in a row, and it is likely that all the others are at hand, too
 MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
+
+
+Range = tuple[str, int, int]  # name of a file, first byte, count
 
 
 class FileState(NamedTuple):
@@ -69,11 +74,8 @@ class Source(Protocol):
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
 
-    def will_read(self, name: str, start: int, nbytes: int) -> bool:
-        """Say that these bytes are read soon, to begin with it now; False if they are at hand already."""
-
-    def will_read_all(self, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """Say which bytes (name, start, count) are needed soon, all together, so that neighbours are read at once."""
+    def will_read(self, ranges: Iterable[Range]) -> None:
+        """Say which bytes are read soon, to begin with it now; nothing if they are at hand already."""
 
     def close(self) -> None:
         """Let go of what is kept open and not in use; the next read opens it again."""
@@ -95,7 +97,7 @@ class LocalSource:
     ahead = False
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = Path(expanded(directory))
         self._open: dict[str, OpenFile] = {}  # the one that was opened first comes first
         self._lock = threading.Lock()  # guards changes of it
 
@@ -154,8 +156,22 @@ class LocalSource:
                 "The file is truncated, or it is being written. Copy the checkpoint again."
             )
 
-    def will_read(self, name: str, start: int, nbytes: int) -> bool:
-        """The kernel reads ahead, where it can; what is wrong with the file is said when it is read."""
+    def will_read(self, ranges: Iterable[Range]) -> None:
+        """Tell the kernel of one read after the other, until some in a row were at hand already.
+
+        A single one says little: it may lie in the same page as what was read before.
+        """
+        in_a_row = 0
+        for name, start, nbytes in ranges:
+            in_a_row = 0 if self.read_ahead(name, start, nbytes) else in_a_row + 1
+            if in_a_row == ENOUGH_AT_HAND:
+                break
+
+    def read_ahead(self, name: str, start: int, nbytes: int) -> bool:
+        """The kernel reads ahead, where it can; False if the bytes are at hand already.
+
+        What is wrong with the file is said when it is read.
+        """
         if not _CAN_READ_AHEAD:
             return False
         try:
@@ -167,9 +183,6 @@ class LocalSource:
         except OSError:
             return False
         return True
-
-    def will_read_all(self, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """Nothing: small reads are quick, and large ones are announced one by one."""
 
     def content(self, name: str) -> bytes:
         with open(open_regular(self.directory / name), "rb") as file:  # those that the kernel makes up have no end

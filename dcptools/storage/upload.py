@@ -8,6 +8,7 @@ and else, as with a tensor that is written in another order than it is read, in 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -56,6 +57,9 @@ class RemoteSink:
             self._uploads[name].commit()
         with self._lock:
             del self._uploads[name]
+
+    def adopt(self, name: str) -> None:
+        raise OSError(errno.ENOTSUP, "no process can complete another's upload", f"{self._url}/{name}")
 
     def close(self) -> None:
         self.discard()

@@ -8,6 +8,9 @@ Every zip entry has a CRC-32 of its content, which ``torch.load`` does not look 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from isal import isal_zlib
 
@@ -17,6 +20,16 @@ from dcptools.tensors.item import Item
 
 PIECE_BYTES = 1 << 20
 MAX_PIECES = 1 << 16  # of one item; beyond that, remembering them costs more memory than reading it again costs time
+
+
+class ItemPart(NamedTuple):
+    """What one process has read of an item; another one may have read the rest."""
+
+    place: tuple[str, int]
+    label: str
+    crc: int  # of the whole storage, as it was saved
+    storage_nbytes: int
+    pieces: tuple[tuple[int, int, int], ...]  # start, bytes, crc
 
 
 class Checksums:
@@ -42,7 +55,7 @@ class Checksums:
             self._read_through(item)
         elif item.storage_nbytes:
             with self._lock:
-                self._pending.setdefault(item.place, _Pieces())
+                self._pending.setdefault(item.place, _Pieces(item))
 
     def add(self, item: Item, start: int, data: memoryview) -> None:
         """Say that ``data`` was read at ``start`` of the item's storage.
@@ -68,6 +81,31 @@ class Checksums:
         else:  # some bytes were read twice: pieces that overlap, as of a transposed view
             self._read_through(item)
 
+    def parts(self) -> list[ItemPart]:
+        """The items of which only a part was read, for another process to put them together."""
+        return [
+            ItemPart(place, pieces.item.label, pieces.item.crc, pieces.item.storage_nbytes, tuple(pieces.found))
+            for place, pieces in self._pending.items()
+        ]
+
+    def join(self, others: Iterable[ItemPart]) -> None:
+        """Put what other processes have read to what was read here, when all is read.
+
+        Raises
+        ------
+        ChecksumError
+            An item is whole now, and not what was saved.
+        """
+        parts: dict[tuple[str, int], list[ItemPart]] = defaultdict(list)
+        for part in (*self.parts(), *others):
+            parts[part.place].append(part)
+        for place, found in parts.items():
+            pieces = self._pending.setdefault(place, _Pieces(found[0]))
+            pieces.found = [piece for part in found for piece in part.pieces]
+            if pieces.is_tiling(found[0].storage_nbytes):
+                del self._pending[place]
+                self._compare(found[0], pieces.combined())
+
     def _read_through(self, item: Item) -> None:
         buffer, crc = memoryview(bytearray(PIECE_BYTES)), 0
         for start in range(0, item.storage_nbytes, PIECE_BYTES):
@@ -77,7 +115,7 @@ class Checksums:
             crc = isal_zlib.crc32(piece, crc)
         self._compare(item, crc)
 
-    def _compare(self, item: Item, crc: int) -> None:
+    def _compare(self, item: Item | ItemPart, crc: int) -> None:
         if crc != item.crc:
             raise ChecksumError(
                 f"{item.label}:\nthe stored bytes have the CRC-32 {crc:08x}, and {item.crc:08x} was saved with them.\n"
@@ -90,7 +128,8 @@ class Checksums:
 class _Pieces:
     """What was read of one item so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, item: Item | ItemPart) -> None:
+        self.item = item
         self.found: list[tuple[int, int, int]] = []  # start, bytes, crc
         self.nbytes = 0
 

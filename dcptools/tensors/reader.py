@@ -22,7 +22,7 @@ from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
 
-SMALL_BYTES = 1 << 16  # of an item whose values are fetched with what is around them, where that is announced
+SMALL_BYTES = 1 << 16  # of an item that is announced as a whole, with its values
 MOST_FRAMES = 4096  # of a tensor that are announced at once
 
 
@@ -52,7 +52,6 @@ class TensorReader:
         self.tensor, self.chunks = tensor, Chunks(tensor)
         self._checksums, self._scratch_bytes = checksums, scratch_bytes
         self._items: dict[int, Item] = {}
-        self._unpacked = functools.cache(Unpacked)
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -89,6 +88,8 @@ class TensorReader:
 
     def open(self) -> None:
         """Open all items now and not when they are first read; raises what ``read_region`` raises."""
+        if len(self._items) == len(self.chunks.boxes):
+            return  # as of an expert of many that lie in one tensor
         chunks = self.tensor.chunks
         with self._lock:
             for index, _, _ in self.chunks.boxes:
@@ -104,32 +105,24 @@ class TensorReader:
             return None
         return {box: item.crc for box, item in items.items()}
 
-    def will_read(self, start: int, stop: int) -> bool:
-        """Tell the source that the elements ``start`` to ``stop`` in row-major order are read soon.
-
-        Returns whether it was of use: False if the values are at hand already.
-        """
-        found = (
-            item.source.will_read(item.file, item.start + first, nbytes)
-            for item, first, nbytes in self._spans(start, stop)
-        )
-        return all(found)
-
-    def places(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+    def places(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
         """Where the elements ``start`` to ``stop`` are stored: file, first byte, count; not those that lie apart."""
-        source, found = self.tensor.source, self._spans(start, stop)
-        return [(item.file, item.start + first, n) for item, first, n in found if item.source is source]
+        for item, first, nbytes in self._spans(start, stop):
+            if item.source is self.tensor.source:  # and not unpacked
+                yield item.file, item.start + first, nbytes
 
     def frames(self) -> Iterator[tuple[str, int, int]]:
         """What is read of the items to open them: file, first byte, count. Those that are small are read as a whole."""
-        chunks = self.tensor.chunks if len(self.chunks.boxes) <= MOST_FRAMES else ()
-        for chunk in (chunks[number] for number, _, _ in self.chunks.boxes) if chunks else ():
-            if chunk.file and chunk.encoding == "torch":
-                if chunk.nbytes <= SMALL_BYTES:
-                    yield chunk.file, chunk.start, chunk.nbytes
-                else:
-                    yield chunk.file, chunk.start, HEAD_BYTES
-                    yield chunk.file, chunk.start + chunk.nbytes - TAIL_BYTES, TAIL_BYTES
+        numbers = [number for number, _, _ in self.chunks.boxes]
+        for number in numbers if len(numbers) <= MOST_FRAMES else ():
+            chunk = self.tensor.chunk(number)
+            if not chunk.file or chunk.encoding != "torch":
+                continue
+            if chunk.nbytes <= SMALL_BYTES:
+                yield chunk.file, chunk.start, chunk.nbytes
+            else:
+                yield chunk.file, chunk.start, HEAD_BYTES
+                yield chunk.file, chunk.start + chunk.nbytes - TAIL_BYTES, TAIL_BYTES
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""
@@ -239,8 +232,13 @@ class TensorReader:
                 self._items[index] = self._open(self.tensor.chunk(index))
         return self._items[index]
 
+    @functools.cached_property
+    def _unpacked(self) -> Unpacked:
+        """Where items are unpacked to, if one has to be."""
+        return Unpacked()
+
     def _open(self, chunk: Chunk) -> Item:
-        item = open_item(self.tensor.source, self.tensor, chunk, self._unpacked)
+        item = open_item(self.tensor.source, self.tensor, chunk, lambda: self._unpacked)
         if self._checksums is not None:
             self._checksums.open(item)
         return item

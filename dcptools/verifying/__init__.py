@@ -8,13 +8,18 @@ that. ``checking`` puts it together; ``values`` is what came out.
 from __future__ import annotations
 
 from dcptools.verifying.checking import verify, verify_written
+from dcptools.verifying.checksums import checksums
 from dcptools.verifying.receipt import check_receipt_path, receipt_of, write_receipt
 from dcptools.verifying.values import Verification, VerifiedWeight
+from dcptools.verifying.weights import Difference, compare_values
 
 __all__ = [
+    "Difference",
     "Verification",
     "VerifiedWeight",
     "check_receipt_path",
+    "checksums",
+    "compare_values",
     "receipt_of",
     "verify",
     "verify_written",

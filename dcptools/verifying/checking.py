@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.checkpoint import Checkpoint
@@ -24,14 +25,17 @@ from dcptools.verifying.receipt import read_receipt
 from dcptools.verifying.values import Compared, Verification, VerifiedWeight
 from dcptools.verifying.weights import Difference, Expected, about_values, castable, compare_values
 
+if TYPE_CHECKING:
+    import torch
+
 
 def verify(
     save_dir: Model | str | os.PathLike[str],
     load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str] | None = None,
     *,
     report: str | os.PathLike[str] | None = None,
-    dtype: str | None = None,
-    dtype_for: Iterable[str | tuple[str, str]] = (),
+    dtype: str | torch.dtype | None = None,
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]] = (),
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
@@ -98,8 +102,15 @@ def verify(
     return _verification(model, compared, start)
 
 
-def verify_written(plan: ShardPlan, save_dir: str | os.PathLike[str], **running: Any) -> Verification:
+def verify_written(
+    plan: ShardPlan,
+    save_dir: str | os.PathLike[str],
+    compare: Callable[..., dict[str, list[Difference]]] = compare_values,
+    **running: Any,
+) -> Verification:
     """Verify what was just written; ``running`` has workers, progress and cancel.
+
+    ``compare`` does what ``compare_values`` does, if it is not this process alone.
 
     Stored checksums, which were compared when it was written, are not compared once more.
 
@@ -110,7 +121,7 @@ def verify_written(plan: ShardPlan, save_dir: str | os.PathLike[str], **running:
     """
     start = time.perf_counter()
     model = as_model(save_dir)
-    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), {**running, "check": False})
+    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), {**running, "check": False}, compare)
     found = _verification(model, [compared], start)
     refuse_differences(found)
     return found
@@ -137,10 +148,11 @@ def _with_checkpoint(
     plan: ShardPlan | None,
     expected: dict[str, Expected],
     running: dict[str, Any],
+    compare: Callable[..., dict[str, list[Difference]]] = compare_values,
 ) -> Compared:
     weights, wrong = _by_headers(model, expected)
     alike = {name: entry.output for name, entry in expected.items() if weights[name].state == "same"}
-    different = compare_values(mapping.checkpoint, alike, model, **running)
+    different = compare(mapping.checkpoint, alike, model, **running)
     weights |= {name: _with_values(weights[name], found) for name, found in different.items()}
     findings = (
         *about_files(model, plan),
@@ -176,8 +188,8 @@ def refuse_differences(found: Verification) -> None:
 
 def _expected(
     load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str],
-    dtype: str | None,
-    dtype_for: Iterable[str | tuple[str, str]],
+    dtype: str | torch.dtype | None,
+    dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
     options: dict[str, Any],
 ) -> tuple[KeyMapping, ShardPlan | None, dict[str, Expected]]:
     """What the weights of the model must be, by name."""
@@ -198,7 +210,7 @@ def _expected(
         return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}
     written, unused = written_dtypes(mapping, dtype, exceptions)
     if unused:
-        raise UsageError(f"{unused[0]!r} of --dtype-for matched no name.\nGive a glob on names of the model.")
+        raise UsageError(f"{unused[0]!r} of {option('dtype_for')} matched no name.\nGive a glob on names of the model.")
     return mapping, None, {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
 
 

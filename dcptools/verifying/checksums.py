@@ -8,7 +8,7 @@ another one changes it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from isal import isal_zlib
 
@@ -22,9 +22,14 @@ _Work = tuple[Weight, int, int]  # bytes from the start of the file, first and b
 
 
 def checksums(
-    model: Model, *, workers: int | None, progress: Progress | bool | None, cancel: threading.Event | None
+    model: Model,
+    files: Sequence[str] | None = None,
+    *,
+    workers: int | None,
+    progress: Progress | bool | None,
+    cancel: threading.Event | None,
 ) -> dict[str, int]:
-    """The CRC-32 of each weight's bytes, by name.
+    """The CRC-32 of each weight's bytes, by name; of those in some of the files, if they are given.
 
     Raises
     ------
@@ -33,8 +38,9 @@ def checksums(
     Cancelled
         The event was set.
     """
-    found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in model.weights}
-    lock, total = threading.Lock(), model.nbytes
+    by_file = [model.by_file[file] for file in (model.by_file if files is None else files)]
+    found: dict[str, list[tuple[int, int, int]]] = {weight.name: [] for weights in by_file for weight in weights}
+    lock, total = threading.Lock(), sum(weight.nbytes for weights in by_file for weight in weights)
     done, current = 0, ""
 
     def make_worker() -> Callable[[_Work], None]:
@@ -58,7 +64,7 @@ def checksums(
             if shown is not None:
                 shown(done, total, current)
 
-        streams = (_pieces(weights) for weights in model.by_file.values())
+        streams = map(_pieces, by_file)
         run(streams, make_worker, workers=checked_workers(workers), report=report, cancel=cancel)
     return {name: _combined(parts) for name, parts in found.items()}
 

@@ -61,7 +61,7 @@ def _header_digest(model: Model, name: str) -> tuple[int, str]:
     state = model.source.state(name)
     if state is None:
         raise BrokenModel("it is not there")
-    return state.nbytes, hashlib.sha256(header_bytes(model.source, name, state.nbytes)).hexdigest()
+    return state.nbytes, hashlib.sha256(header_bytes(model.source, name)).hexdigest()
 
 
 def _digest(model: Model, name: str) -> tuple[int, str]:

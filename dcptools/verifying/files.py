@@ -62,7 +62,7 @@ def _about_planned(model: Model, planned: ShardFile, file: WeightFile) -> Iterat
     if file.nbytes != planned.nbytes:
         said = f"it has {file.nbytes:,} bytes, and {planned.nbytes:,} are planned"
         yield Finding("model-file", file.name, said, _AGAIN)
-    found = header_bytes(model.source, file.name, file.nbytes)
+    found = header_bytes(model.source, file.name)
     if found != planned.header:
         where = _first_difference(found, planned.header)
         yield Finding("model-file", file.name, f"its header is not the planned one from byte {where:,} on", _AGAIN)
@@ -86,8 +86,7 @@ def _about_library(model: Model, file: WeightFile) -> Iterator[Finding]:
 
 def _about_form(model: Model, file: WeightFile) -> Iterator[Finding]:
     """A header that no JSON library writes so: a byte of its padding or of a name's spelling may have changed."""
-    assert file.nbytes is not None
-    found = header_bytes(model.source, file.name, file.nbytes)[8:]
+    found = header_bytes(model.source, file.name)[8:]
     text = json.dumps(json.loads(found), separators=(",", ":"), ensure_ascii=False)
     usual = text.encode(errors="surrogatepass")  # an escape can write half of a pair, which is no text
     if found != usual + b" " * (len(found) - len(usual)):

@@ -54,7 +54,7 @@ class Opened:
         """The header alone, in a file that has no values and is as long as the whole one."""
         nbytes = next(file.nbytes for file in self._model.files if file.name == self._file) or 0
         with tempfile.NamedTemporaryFile(prefix="dcptools-", suffix=".safetensors") as copy:
-            copy.write(header_bytes(self._model.source, self._file, nbytes))
+            copy.write(header_bytes(self._model.source, self._file))
             copy.truncate(nbytes)
             copy.flush()
             return self._open(copy.name)

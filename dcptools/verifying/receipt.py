@@ -7,13 +7,14 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dcptools._parallel import Progress
+from dcptools._paths import expanded
 from dcptools.errors import UsageError, system_errors
 from dcptools.hf import Model, header_bytes, read_model
 from dcptools.shards import ShardPlan
@@ -62,16 +63,18 @@ def receipt_of(
     report: Report,
     *,
     verified: bool,
+    sum_up: Callable[..., dict[str, int]] = checksums,
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
 ) -> dict[str, Any]:
     """The plan, what was found, versions, and a checksum of everything that was written.
 
-    The model is read once more for the checksums.
+    The model is read once more for the checksums. ``sum_up`` does what ``checksums`` does, if it is not this process
+    alone.
     """
     model = read_model(report.save_dir)
-    sums = checksums(model, workers=workers, progress=progress, cancel=cancel)
+    sums = sum_up(model, workers=workers, progress=progress, cancel=cancel)
     assets = [asset.name for asset in plan.assets.files] if plan.assets else []
     files = [_weight_file(model, file.filename) for file in plan.files]
     files += [_other_file(model.source, name) for name in (*([model.index] if model.index else []), *assets)]
@@ -102,7 +105,7 @@ def write_receipt(path: str | os.PathLike[str], receipt: dict[str, Any]) -> None
     UsageError
         The file cannot be written.
     """
-    target = Path(path)
+    target = Path(expanded(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with system_errors(UsageError, f"The report {target} cannot be written"):
         try:
@@ -120,7 +123,7 @@ def check_receipt_path(path: str | os.PathLike[str]) -> None:
     UsageError
         It is a directory, or lies in none.
     """
-    target = Path(path)
+    target = Path(expanded(path))
     with system_errors(UsageError, f"The report {target} cannot be written"):
         if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
             what = "is a directory" if target.is_dir() else "lies in no directory that can be written to"
@@ -135,7 +138,7 @@ def read_receipt(path: str | os.PathLike[str]) -> Receipt:
     UsageError
         There is no such file, or it is something else.
     """
-    target = Path(path)
+    target = Path(expanded(path))
     with system_errors(UsageError, f"The report {target} cannot be read"):
         with open(open_regular(target), "rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -170,7 +173,7 @@ def _fields(entry: Any, types: Mapping[str, type]) -> dict[str, Any]:
 def _weight_file(model: Model, name: str) -> ReceiptFile:
     (nbytes,) = [file.nbytes for file in model.files if file.name == name]
     assert nbytes is not None
-    digest = hashlib.sha256(header_bytes(model.source, name, nbytes)).hexdigest()
+    digest = hashlib.sha256(header_bytes(model.source, name)).hexdigest()
     return ReceiptFile(name, nbytes, digest, True)
 
 

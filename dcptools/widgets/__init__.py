@@ -6,8 +6,8 @@ Each step works alone in a cell, and its attributes are the core's own values::
     w = widgets.Wizard("checkpoints/step-100")   # click through it
     w.plan, w.report                             # the values, for the next cell
 
-Nothing is computed here: the steps call ``read``, ``preview``, ``plan`` and ``write``. Core ipywidgets only, so no
-extension has to be installed.
+Nothing is computed here: the steps call ``read``, ``preview``, ``load_model``, ``plan`` and ``write``. The tables stand
+on anywidget (``table.js``), all else on ipywidgets.
 """
 
 try:
@@ -21,6 +21,7 @@ from dcptools.widgets._inspect import Inspect
 from dcptools.widgets._mapping import Mapping
 from dcptools.widgets._open import Open
 from dcptools.widgets._shards import Shards
+from dcptools.widgets._try import Try
 from dcptools.widgets._wizard import Wizard
 
-__all__ = ["Compare", "Convert", "Inspect", "Mapping", "Open", "Result", "Shards", "Wizard"]
+__all__ = ["Compare", "Convert", "Inspect", "Mapping", "Open", "Result", "Shards", "Try", "Wizard"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import os
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
@@ -13,11 +12,14 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools import plots
+from dcptools._option import speaking
+from dcptools._paths import expanded
 from dcptools._table import SHOWN_ROWS, html_table
 from dcptools._text import printable
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary
+from dcptools.widgets._labels import by_label
 
 P = ParamSpec("P")
 
@@ -45,11 +47,17 @@ STYLE = """<style>
 .dcptools .dcp-alert p:last-child { margin: 0; }
 .dcptools .dcp-verdict { margin-bottom: 8px; } .dcptools .dcp-verdict .dcp-alert p:first-child { font-weight: 600; }
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
-.dcptools img.dcp { max-width: 100%; height: auto; border-radius: 3px; }
 .dcptools .widget-html-content > p { margin: 6px 0 2px; }
-.dcptools .dcp-tree button { white-space: pre; text-align: left; background: transparent; color: var(--dcp-text);
-  font-family: var(--jp-code-font-family, monospace); font-size: 12px; overflow: hidden; text-overflow: ellipsis; }
-.dcptools .dcp-tree button:disabled { opacity: 1; }
+.dcptools .dcp-beside { flex-flow: row wrap; align-items: flex-start; gap: 8px 16px; overflow: visible; }
+.dcptools .dcp-beside > .dcp-list { flex: 3 1 560px; min-width: 0; margin: 0; }
+.dcptools .dcp-beside > .dcp-detail { flex: 1 1 380px; min-width: 0; margin: 0; padding: 0 2px; overflow: visible; }
+.dcptools h3.dcp { font: 600 13px/1.4 var(--jp-code-font-family, monospace); margin: 0 0 6px; color: var(--dcp-text);
+  overflow-wrap: anywhere; user-select: all; }
+.dcptools dl.dcp { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 0; font-size: 12px; }
+.dcptools dl.dcp dt { color: var(--dcp-soft); } .dcptools dl.dcp dd { margin: 0; overflow-wrap: anywhere; }
+.dcptools button.dcp-finding { height: auto; white-space: normal; text-align: left; line-height: 1.4; padding: 4px 10px;
+  border-left-width: 4px; border-left-style: solid; background: var(--dcp-fill); color: var(--dcp-text);
+  overflow-wrap: anywhere; }
 </style>"""
 
 
@@ -65,7 +73,7 @@ def identity(checkpoint: Checkpoint) -> tuple[str, str]:
 
 def typed_path(text: str) -> str:
     """A path as somebody typed it: without blanks around it, and with ``~`` as a shell reads it."""
-    return os.path.expanduser(text.strip())
+    return expanded(text.strip())
 
 
 def alert(kind: str, text: str, details: str = "") -> str:
@@ -98,16 +106,17 @@ def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric:
     )
 
 
-def figure_html(figure: Any, width: int = 900) -> str:
-    """A figure of ``plots`` as an image, with its description as the text alternative."""
-    import base64
-    import io
+def figure_html(figure: Any) -> str:
+    """A figure of ``plots`` as a part of the page, in its colours, with its description as the text alternative."""
+    return plots.svg(figure)
 
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=160)
-    data = base64.b64encode(target.getvalue()).decode()
-    text = escape(plots.describe(figure))
-    return f"<img class='dcp' style='width:{width}px' alt='{text}' src='data:image/png;base64,{data}'>"
+
+def beside(table: W.Widget, detail: W.Widget) -> W.HBox:
+    """A table, and to its right what is said of the chosen row; below it where that has no room."""
+    table.add_class("dcp-list")
+    box = W.HBox([table, detail])
+    box.add_class("dcp-beside")
+    return box
 
 
 def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
@@ -117,7 +126,8 @@ def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
     def safe(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             self.message.value = ""
-            method(self, *args, **kwargs)
+            with speaking(by_label):
+                method(self, *args, **kwargs)
         except Exception as error:
             self.show_error(error)
 

@@ -16,11 +16,28 @@ from dcptools._text import format_shape
 from dcptools.comparing import BY, STATISTICS, Comparison, diff
 from dcptools.widgets._base import Step, alert, figure_html, handler, typed_path
 from dcptools.widgets._job import Job
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._labels import LABELS
+from dcptools.widgets._rows import Column
+from dcptools.widgets._table import Table
 
 NUMBERS = ("max_abs", "relative", "cosine")
 SHOWN = ("equal", *NUMBERS)
 COLUMNS = ["name", "state", "A", "B", *SHOWN]
+
+
+def _share(share: float) -> str:
+    """A share as a percentage, which says 100 % only of all values."""
+    return f"{min(share, 0.9999):.2%}" if share < 1 else "100%"
+
+
+TABLE = (
+    Column("name", searched=True),
+    Column("state", kinds=lambda state: [state]),
+    Column("equal", _share, numeric=True),
+    *(Column(name, "{:.4g}".format, name.replace("_", " "), numeric=True) for name in NUMBERS),
+    Column("A"),
+    Column("B"),
+)
 
 
 class Compare(Step):
@@ -50,13 +67,11 @@ class Compare(Step):
         cast: bool = False,
     ) -> None:
         self.a, self.b = (_path_field(name, path) for name, path in (("A", a), ("B", b)))
-        self.by = W.Dropdown(options=BY, value=by, description="Compare by", layout={"width": "220px"})
+        self.by = W.Dropdown(options=BY, value=by, description=LABELS["by"], layout={"width": "220px"})
         self.globs = W.Text(
             description="Only", placeholder="all; or globs, with spaces between", layout={"width": "420px"}
         )
-        self.cast = W.Checkbox(
-            value=cast, description="cast A to the dtypes of B first", indent=False, layout={"width": "auto"}
-        )
+        self.cast = W.Checkbox(value=cast, description=LABELS["cast"], indent=False, layout={"width": "auto"})
         self.job = Job("Compare", self._run, self._done, self.show_error, self._ready)
         self.statistic = W.Dropdown(
             options=[(about, name) for name, about in STATISTICS.items()],
@@ -64,15 +79,7 @@ class Compare(Step):
             layout={"width": "480px"},
         )
         self.found, self.figure = W.HTML(), W.HTML()
-        self.table = PagedTable(
-            pd.DataFrame(columns=COLUMNS),
-            search=["name"],
-            facets=["state"],
-            formats={**dict.fromkeys(NUMBERS, "{:.4g}".format), "equal": _share},
-            numeric=SHOWN,
-            label="Search tensors",
-        )
-        self.table.order.value, self.table.descending.value = "relative", True  # what differs most comes first
+        self.table = Table(TABLE, noun="tensor", order="relative", descending=True)  # what differs most comes first
         options = W.HBox([self.by, self.globs, self.cast], layout=W.Layout(flex_flow="row wrap"))
         self.result = W.VBox([self.statistic, self.figure, self.table], layout={"display": "none"})
         super().__init__([self.a, self.b, options, self.job, self.found, self.result])
@@ -144,8 +151,3 @@ def _frame(comparison: Comparison) -> pd.DataFrame:
 
 def _what(dtype: str, shape: tuple[int, ...] | None) -> str:
     return "" if shape is None else f"{dtype} {format_shape(shape)}"
-
-
-def _share(share: float) -> str:
-    """A share as a percentage, which says 100 % only of all values."""
-    return f"{min(share, 0.9999):.2%}" if share < 1 else "100%"

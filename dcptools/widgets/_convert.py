@@ -16,6 +16,7 @@ from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, table_html, typed_path
 from dcptools.widgets._job import Job
+from dcptools.widgets._labels import LABELS
 from dcptools.writer import Report, default_save_dir, write
 
 
@@ -44,20 +45,21 @@ class Convert(Step):
         field = {"width": "640px"}
         self.save_dir = W.Text(value=save_dir, description="Save to", continuous_update=False, layout=field)
         self.assets = W.Text(
-            description="Assets", placeholder="directory with config.json and tokenizer", continuous_update=False,
-            layout=field,
+            description=LABELS["model_assets_dir"], placeholder="directory with config.json and tokenizer",
+            continuous_update=False, layout=field,
         )  # fmt: skip
-        self.overwrite = W.Checkbox(description="Overwrite a model that is there", indent=False)
+        self.overwrite = W.Checkbox(description=LABELS["overwrite"], indent=False)
+        self.resume = W.Checkbox(description=LABELS["resume"], indent=False)
         self.found, self.recipe = W.HTML(), W.HTML()
         self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
         self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
-        super().__init__([self.save_dir, self.assets, self.overwrite, self.found, self.recipe, self.job])
+        super().__init__([self.save_dir, self.assets, self.overwrite, self.resume, self.found, self.recipe, self.job])
         self.observe(self._new, "plan")
         self.observe(self._show_assets, "model_assets_dir")
         self.assets.observe(self._take_assets, "value")
-        for control in (self.save_dir, self.overwrite):
+        for control in (self.save_dir, self.overwrite, self.resume):
             control.observe(lambda _: self._describe(), "value")
         self.blocked = "Nothing was written yet."
         self.plan = plan
@@ -106,7 +108,8 @@ class Convert(Step):
     @handler
     def _describe(self) -> None:
         planned: ShardPlan | None = self.plan
-        target, overwrite = typed_path(self.save_dir.value), self.overwrite.value
+        target = typed_path(self.save_dir.value)
+        how = {"overwrite": self.overwrite.value, "resume": self.resume.value}
         self.job.enable()
         if planned is None or not target:
             self.found.value = alert("info", "Give the directory to save to." if planned else "Plan the files first.")
@@ -120,18 +123,18 @@ class Convert(Step):
         ) + findings_html(planned.warnings, most=2)
         self.recipe.value = (
             "<p>The same from a shell:</p><pre class='dcp' data-testid='command'>"
-            f"{escape(command_line(planned, target, overwrite=overwrite))}</pre>"
+            f"{escape(command_line(planned, target, **how))}</pre>"
             "<p>The same in Python:</p><pre class='dcp' data-testid='call'>"
-            f"{escape(python_call(planned, target, overwrite=overwrite))}</pre>"
+            f"{escape(python_call(planned, target, **how))}</pre>"
         )
 
     def _what(self) -> tuple[Any, ...]:
-        """What a click would start: a plan, where to, and whether to overwrite."""
-        return self.plan, typed_path(self.save_dir.value), self.overwrite.value
+        """What a click would start: a plan, where to, whether to overwrite, and whether to go on with what is there."""
+        return self.plan, typed_path(self.save_dir.value), self.overwrite.value, self.resume.value
 
     def _ready(self) -> bool:
         """What starts must be what the fields say, and not what was written just now."""
-        planned, target, _ = what = self._what()
+        planned, target, *_ = what = self._what()
         typed = typed_path(self.assets.value)
         ready = planned is not None and target and (planned.mapping.options.model_assets_dir or "") == typed
         return bool(ready) and not (self.report is not None and what == self._written)
@@ -139,8 +142,8 @@ class Convert(Step):
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Report:
         self.message.value, self.report = "", None
         self.blocked = "Nothing was written yet."
-        planned, target, overwrite = self._writing = self._what()
-        return write(planned, target, overwrite=overwrite, progress=progress, cancel=cancel)
+        planned, target, overwrite, resume = self._writing = self._what()
+        return write(planned, target, overwrite=overwrite, resume=resume, progress=progress, cancel=cancel)
 
     def _done(self, report: Report) -> None:
         wrote = f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."

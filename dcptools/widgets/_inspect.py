@@ -1,7 +1,9 @@
-"""The second step: look into the checkpoint: keys, modules, sizes, values, single tensors."""
+"""The second step: look into the checkpoint: keys, modules, sizes, values, findings, single tensors."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets as W
@@ -10,19 +12,45 @@ import traitlets as T
 
 from dcptools import plots
 from dcptools._text import format_bytes, format_shape
-from dcptools.checkpoint import Checkpoint
-from dcptools.tree import tree
-from dcptools.widgets._base import Step, figure_html, handler
-from dcptools.widgets._table import PagedTable
-from dcptools.widgets._tree import TreeView
-from dcptools.widgets._values import OneTensor, Values
+from dcptools.checkpoint import NO_ROOT, Checkpoint
+from dcptools.findings import Finding
+from dcptools.tree import Leaf
+from dcptools.widgets._base import Step, beside, figure_html, handler
+from dcptools.widgets._detail import About, Detail
+from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
+from dcptools.widgets._rows import Column, is_missing
+from dcptools.widgets._table import Table
+from dcptools.widgets._values import Values
 
-COLUMNS = ["key", "kind", "root", "shape", "dtype", "numel", "nbytes", "chunks", "files", "warning"]
-KEYS, TREE, SIZES, VALUES, TENSOR = range(5)  # the tabs
+KEYS, SIZES, VALUES, FINDINGS = range(4)  # the tabs
+
+
+def _shape(shape: Any) -> str:
+    """Of a row of the frame; an object has none."""
+    return format_shape(shape) if isinstance(shape, tuple) else ""
+
+
+def _codes(text: str) -> list[str]:
+    """The kinds behind "hole, 2 NaN": codes, and what was counted."""
+    return [re.sub(r"^[\d,]+ ", "", part) for part in text.split(", ")] if text else []
+
+
+COUNT = "{:,}".format
+COLUMNS = (
+    Column("key", searched=True),
+    Column("warning", label="finding", kinds=_codes),
+    Column("root", missing=NO_ROOT, kinds=lambda root: [root or NO_ROOT]),
+    Column("dtype", missing="object", kinds=lambda dtype: [dtype or "object"]),
+    Column("shape", _shape),
+    Column("numel", COUNT, "elements", numeric=True),
+    Column("nbytes", format_bytes, "bytes", numeric=True),
+    Column("chunks", COUNT, numeric=True),
+    Column("files", COUNT, numeric=True),
+)
 
 
 class Inspect(Step):
-    """Search, filter and page through the keys; the tree of modules; sizes; NaN and Inf; one tensor at a time.
+    """Search, filter and sort the keys, flat or as a tree of modules; sizes; NaN and Inf; one tensor beside its row.
 
     Parameters
     ----------
@@ -37,83 +65,125 @@ class Inspect(Step):
 
     title = "Inspect"
     checkpoint = T.Any(None, allow_none=True)
+    mapping = T.Any(None, allow_none=True)  # what is converted; None: nobody knows yet
     stats = T.Any(None, allow_none=True)
 
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
-        self.key_table = PagedTable(
-            pd.DataFrame(columns=COLUMNS),
-            search=["key"],
-            facets=["root", "kind", "dtype"],
-            flags={"only warnings": lambda frame: frame["warning"] != ""},
-            formats={"nbytes": format_bytes, "shape": _shape, "numel": "{:,}".format, "chunks": "{:,}".format},
-            numeric=["numel", "nbytes", "chunks", "files"],
-        )
-        self.tree = TreeView()
+        self.key_table = Table(COLUMNS, leaves=self._leaves, order="key", sorted_by="key")
+        self.findings, self.detail = findings_table(), Detail(self._show_finding)
         self.sizes = W.HTML()
         self.values = Values(self._with_stats, self.show_error)
-        self.tensor = OneTensor(self.show_error)
         self.tabs = W.Tab(
-            [self.key_table, self.tree, self.sizes, self.values, self.tensor],
-            titles=("Keys", "Tree", "Sizes", "Values", "One tensor"),
+            [beside(self.key_table, self.detail), self.sizes, self.values, with_text(self.findings)],
+            titles=("Keys", "Sizes", "Values", "Findings"),
             layout={"width": "99%"},
         )
         super().__init__([self.tabs])
         self.tabs.observe(self._fill, "selected_index")
+        self.key_table.observe(self._tell, "chosen")
+        self.findings.observe(self._follow, "opened")
+        self.values.table.observe(self._follow_tensor, "opened")
         self.observe(self._new, "checkpoint")
+        self.observe(self._hand_on, "mapping")
         self.blocked = "Read a checkpoint first."
         self.checkpoint = checkpoint
 
     @handler
     def _new(self, _: Any) -> None:
         self.stats, self.sizes.value = None, ""
-        self.tree.tree = None
-        self.values.checkpoint = self.tensor.checkpoint = self.checkpoint
+        self.values.checkpoint = self.checkpoint
         self.tabs.layout.display = "none" if self.checkpoint is None else ""
+        self.detail.tell(None)
         if self.checkpoint is None:
             self.blocked = "Read a checkpoint first."
             return
         self.blocked = ""
-        self._show_keys()
+        self.key_table.frame = self._keys_frame
+        self.findings.frame = findings_frame(self.checkpoint.findings)
+        self.tabs.set_title(FINDINGS, f"Findings ({len(self.checkpoint.findings):,})")
         self._fill()
 
-    def _show_keys(self) -> None:
-        frame = self.checkpoint.to_frame()
-        warnings: dict[str, list[str]] = {}
-        for finding in self.checkpoint.findings:
-            warnings.setdefault(finding.key, []).append(finding.code)
+    def _hand_on(self, _: Any) -> None:
+        self.values.mapping = self.mapping
+
+    def _keys_frame(self) -> pd.DataFrame:
+        frame: pd.DataFrame = self.checkpoint.to_frame()
+        warnings = {key: [each.code for each in found] for key, found in by_key(self.checkpoint.findings).items()}
         if self.stats is not None:
             for row in self.stats.itertuples():
                 counts = [f"{n:,} {name}" for name, n in (("NaN", row.nan), ("Inf", row.inf)) if n]
                 warnings.setdefault(row.key, []).extend(counts)
-        frame["warning"] = frame["key"].map(lambda key: ", ".join(warnings.get(key, ())))
-        self.key_table.frame = frame
+        frame["warning"] = [", ".join(warnings.get(key, ())) for key in frame["key"]]
+        return frame
+
+    def _leaves(self, frame: pd.DataFrame) -> Iterator[tuple[int, str, Leaf]]:
+        """Rows of the keys for the tree, in the order of the checkpoint: that of the model's own modules."""
+        stored = {key: number for number, key in enumerate((*self.checkpoint.tensors, *self.checkpoint.objects))}
+        columns = (frame[name].to_numpy(object) for name in ("key", "shape", "dtype", "numel", "nbytes"))
+        rows = sorted(zip(frame.index, *columns, strict=True), key=lambda row: stored[row[1]])
+        for position, key, shape, dtype, numel, nbytes in rows:
+            size = 0 if is_missing(nbytes) else int(nbytes)
+            yield position, key, (shape, dtype, int(numel), size) if shape is not None else ((), "object", 0, size)
 
     @handler
     def _fill(self, _: Any = None) -> None:
-        """Fill the tab that is shown; trees and figures take a moment, so only when they are looked at."""
-        if self.checkpoint is None:
-            return
-        if self.tabs.selected_index == TREE and self.tree.tree is None:
-            self.tree.tree = tree(self.checkpoint)
-        if self.tabs.selected_index == SIZES and not self.sizes.value:
+        """Draw the sizes when they are looked at; that takes a moment."""
+        if self.checkpoint is not None and self.tabs.selected_index == SIZES and not self.sizes.value:
             figures = (plots.sizes(self.checkpoint, by=by) for by in ("root", "dtype", "module"))
             self.sizes.value = "<br>".join(map(figure_html, figures))
 
     def _with_stats(self, frame: pd.DataFrame) -> None:
         self.stats = frame
-        self._show_keys()
+        self.key_table.frame = self._keys_frame
+
+    @handler
+    def _tell(self, _: Any) -> None:
+        """Show the row that was chosen; what was shown stays when the rows are new."""
+        position = self.key_table.chosen
+        if position < 0 or self.checkpoint is None:
+            return
+        key = self.key_table.frame["key"].iloc[position]
+        names, left_out = self._result_of(key)
+        findings = by_key(self.checkpoint.findings).get(key, [])
+        self.detail.tell(About(self.checkpoint, key, names, left_out, findings))
+
+    def _result_of(self, key: str) -> tuple[list[str], str]:
+        """What a key is called in the result, or why it is left out."""
+        if self.mapping is None:
+            return [], ""
+        names = [o.name for o in self.mapping.outputs if any(view.key == key for view in o.sources)]
+        return names, next((left.reason for left in self.mapping.leftovers if left.key == key), "")
+
+    @handler
+    def _show_finding(self, finding: Finding) -> None:
+        row = row_of(self.findings.frame, finding)
+        if row >= 0:
+            self.tabs.selected_index = FINDINGS
+            self.findings.show(row)
+
+    @handler
+    def _follow(self, _: Any) -> None:
+        self._show_key(self.findings)
+
+    @handler
+    def _follow_tensor(self, _: Any) -> None:
+        self._show_key(self.values.table)
+
+    def _show_key(self, table: Table) -> None:
+        """From a row of another table to that of its key."""
+        if table.opened >= 0:
+            row = row_with(self.key_table.frame, key=table.frame["key"].iloc[table.opened])
+            if row >= 0:
+                self.tabs.selected_index = KEYS
+                self.key_table.show(row)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.checkpoint is None:
             return "No checkpoint is open.", [], []
-        frame = self.checkpoint.to_frame()
+        frame = self.key_table.frame
+        names = ["key", "dtype", "shape", "nbytes"]
         rows = [
-            [str(row.key), str(row.dtype), _shape(row.shape), format_bytes(row.nbytes or 0)]
-            for row in frame.itertuples()
+            [key, dtype or "object", _shape(shape), format_bytes(0 if is_missing(nbytes) else nbytes)]
+            for key, dtype, shape, nbytes in zip(*(frame[name].to_numpy(object) for name in names), strict=True)
         ]
         return f"{self.checkpoint.path}: {len(frame):,} keys", ["key", "dtype", "shape", "bytes"], rows
-
-
-def _shape(shape: Any) -> str:
-    """Of a row of the frame; an object has none."""
-    return format_shape(shape) if isinstance(shape, tuple) else ""

@@ -14,9 +14,11 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
+from dcptools._option import speaking
 from dcptools._text import format_bytes
 from dcptools.errors import Cancelled
 from dcptools.widgets._base import escape
+from dcptools.widgets._labels import by_label
 
 UPDATE_SECONDS = 0.1
 Run = Callable[[Callable[[int, int, str], None], threading.Event], Any]
@@ -38,8 +40,11 @@ class Job(W.VBox):  # type: ignore[misc]
         done: Callable[[Any], None],
         failed: Callable[[BaseException], None],
         ready: Callable[[], bool] = lambda: True,
+        *,
+        cancelled: str = "cancelled; nothing half-written is left",
     ) -> None:
         self._run, self._done, self._failed, self._ready = run, done, failed, ready
+        self._cancelled = cancelled  # what is said then
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
         self.start = W.Button(description=label, button_style="primary", layout={"width": "160px"})
@@ -81,12 +86,13 @@ class Job(W.VBox):  # type: ignore[misc]
 
     def _work(self) -> None:
         try:
-            result = self._run(self._progress, self._cancel)
+            with speaking(by_label):
+                result = self._run(self._progress, self._cancel)
             self.bar.value = 1.0
             self._end("success", f"done in {time.monotonic() - self._since:.1f} s")
             self._done(result)
         except Cancelled:
-            self._end("warning", "cancelled; nothing half-written is left")
+            self._end("warning", self._cancelled)
         except BaseException as error:
             self._end("danger", "failed")
             self._failed(error)

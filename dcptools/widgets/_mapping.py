@@ -5,22 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import ipywidgets as W
-import pandas as pd
 import traitlets as T
 
-from dcptools._text import counted, format_shape
+from dcptools._text import counted, format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
-from dcptools.findings import SHOWN_PER_CODE
+from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.shards import DTYPES, written_dtypes
-from dcptools.widgets._base import Step, alert, findings_html, handler, identity
+from dcptools.widgets._base import Step, alert, beside, findings_html, handler, identity
+from dcptools.widgets._detail import About, Detail
+from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
+from dcptools.widgets._labels import LABELS
 from dcptools.widgets._latest import Latest
 from dcptools.widgets._model import BUSY, model_table, verdict_html
+from dcptools.widgets._rows import Column
 from dcptools.widgets._rules import Rules
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._table import Table
 
-COLUMNS = ["key", "name", "rule", "shape", "dtype", "written as", "findings"]
-MODEL, OUTPUTS = range(2)  # the first tabs
+OUTPUT_COLUMNS = (
+    Column("name", searched=True),
+    Column("findings", kinds=lambda codes: codes.split(", ") if codes else []),
+    Column("key", searched=True),
+    Column("shape", format_shape),
+    Column("dtype", label="stored as", kinds=lambda dtype: [dtype]),
+    Column("written as"),
+    Column("rule", kinds=lambda rule: [rule]),
+)
+LEFTOVER_COLUMNS = (
+    Column("key", searched=True),
+    Column("reason", kinds=lambda reason: [reason]),
+    Column("kind"),
+    Column("nbytes", format_bytes, "bytes", numeric=True),
+)
+MODEL, OUTPUTS, LEFT_OUT, FINDINGS = range(4)  # the tabs
 
 
 class Mapping(Step):
@@ -46,14 +63,15 @@ class Mapping(Step):
     dtype = T.Unicode("bfloat16")
 
     def __init__(self, checkpoint: Checkpoint | None = None, model_assets_dir: str = "") -> None:
-        self.dtype_choice = W.Dropdown(options=DTYPES, description="Write as", layout={"width": "240px"})
+        self.dtype_choice = W.Dropdown(options=DTYPES, description=LABELS["dtype"], layout={"width": "240px"})
         self.rules = Rules(beside=[self.dtype_choice])
-        self.verdict, self.found, self.findings = W.HTML(), W.HTML(), W.HTML()
+        self.verdict, self.found, self.findings = W.HTML(), W.HTML(), findings_table()
         self.verdict.add_class("dcp-verdict")
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
-        self.weights, self.outputs, self.leftovers = model_table(), _output_table(), _leftover_table()
+        self.weights, self.outputs = model_table(), Table(OUTPUT_COLUMNS, noun="output", order="name")
+        self.leftovers, self.detail = Table(LEFTOVER_COLUMNS, order="key"), Detail(self._show_finding)
         self.tabs = W.Tab(
-            [self.weights, self.outputs, self.leftovers, self.findings],
+            [self.weights, beside(self.outputs, self.detail), self.leftovers, with_text(self.findings)],
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )
@@ -67,6 +85,8 @@ class Mapping(Step):
         self.observe(self._show_assets, "model_assets_dir")
         self.observe(self._cast, "dtype")
         self.rules.observe(self._take, "options")
+        self.outputs.observe(self._tell, "chosen")
+        self.findings.observe(self._follow, "opened")
         self.blocked = "Read a checkpoint first."
         self.model_assets_dir = model_assets_dir
         self.checkpoint = checkpoint
@@ -139,11 +159,13 @@ class Mapping(Step):
         written, _ = written_dtypes(mapping, self.dtype)
         frame = mapping.to_frame()
         frame["written as"] = [written[name].name for name in frame["name"]]
-        self.outputs.frame = frame[COLUMNS]
+        self.outputs.frame = frame
         self.weights.frame = mapping.model_frame()
         self.leftovers.frame = mapping.leftovers_frame()
         self.verdict.value, self.found.value = verdict_html(mapping), _found_html(mapping)
-        self.findings.value = findings_html(mapping.findings, most=SHOWN_PER_CODE)
+        self.findings.frame = findings_frame(mapping.findings)
+        self.tabs.set_title(FINDINGS, f"Findings ({len(mapping.findings):,})")
+        self.detail.tell(None)
         known = mapping.fit is not None
         if known is not self._known:
             self._known, self.tabs.selected_index = known, MODEL if known else OUTPUTS
@@ -162,6 +184,52 @@ class Mapping(Step):
         else:
             self.blocked = ""
 
+    @handler
+    def _tell(self, _: Any) -> None:
+        """Show what the chosen output is made of."""
+        position = self.outputs.chosen
+        mapping: KeyMapping | None = self.mapping
+        if mapping is None or position < 0:
+            return
+        output = mapping.outputs[position]
+        key = output.sources[0].key
+        findings = by_key(mapping.findings)
+        self.detail.tell(
+            About(
+                mapping.checkpoint,
+                key,
+                [output.name],
+                "",
+                findings.get(output.name, []) + (findings.get(key, []) if key != output.name else []),
+            )
+        )
+
+    @handler
+    def _show_finding(self, finding: Finding) -> None:
+        row = row_of(self.findings.frame, finding)
+        if row >= 0:
+            self.tabs.selected_index = FINDINGS
+            self.findings.show(row)
+
+    @handler
+    def _follow(self, _: Any) -> None:
+        """From a finding to the row that it is about."""
+        if self.findings.opened < 0:
+            return
+        key = self.findings.frame["key"].iloc[self.findings.opened]
+        places = (
+            (OUTPUTS, self.outputs, "name"),
+            (OUTPUTS, self.outputs, "key"),
+            (LEFT_OUT, self.leftovers, "key"),
+            (MODEL, self.weights, "name"),
+        )
+        for tab, table, column in places:
+            row = row_with(table.frame, **{column: key})
+            if key and row >= 0:
+                self.tabs.selected_index = tab
+                table.show(row)
+                return
+
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         mapping: KeyMapping | None = self.mapping
         if mapping is None:
@@ -171,28 +239,12 @@ class Mapping(Step):
         return f"{verdict}{len(rows):,} outputs", ["key", "name", "rule"], rows
 
 
-def _output_table() -> PagedTable:
-    return PagedTable(
-        pd.DataFrame(columns=COLUMNS),
-        search=["key", "name"],
-        facets=["dtype", "rule"],
-        flags={"only findings": lambda frame: frame["findings"] != ""},
-        formats={"shape": format_shape},
-        label="Search keys and names",
-    )
-
-
-def _leftover_table() -> PagedTable:
-    columns = ["key", "kind", "reason", "nbytes"]
-    return PagedTable(pd.DataFrame(columns=columns), search=["key"], facets=["reason"], numeric=["nbytes"])
-
-
 def _found_html(mapping: KeyMapping) -> str:
     """How much is written and left out, and what is to be looked at."""
     count = f"{counted(len(mapping.outputs), 'output')}, {counted(len(mapping.leftovers), 'key')} left out"
     kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
     verdict = {
-        "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted so.",
+        "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted with these options.",
         "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
         "success": "No warnings.",
     }[kind]

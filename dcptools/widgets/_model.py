@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from dcptools._text import format_shape
 from dcptools.mapping import KeyMapping
 from dcptools.widgets._base import alert, table_html
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._rows import Column
+from dcptools.widgets._table import Table
 
-COLUMNS = ["name", "key", "shape", "expected_shape", "state"]
+COLUMNS = (
+    Column("name", searched=True),
+    Column("state", kinds=lambda state: [state]),
+    Column("key", searched=True),
+    Column("shape", format_shape),
+    Column("expected_shape", format_shape, "expected"),
+)
 BUSY = "The model of config.json is being built, to know its weights. That takes some seconds, once."
 ADAPTER = "This is a LoRA adapter: it is written as peft saves it. Mode full writes the base model, if it is there."
 UNKNOWN = "Nothing is known of the model, so names are found by rules. A config.json or a reference would decide."
 
 
-def model_table() -> PagedTable:
-    """A table for ``KeyMapping.model_frame``, with a filter by state."""
-    return PagedTable(
-        pd.DataFrame(columns=COLUMNS),
-        search=["name", "key"],
-        facets=["state"],
-        formats={"shape": format_shape, "expected_shape": format_shape},
-        label="Search names and keys",
-    )
+def model_table() -> Table:
+    """A table for ``KeyMapping.model_frame``, with filters by state."""
+    return Table(COLUMNS, noun="weight", order="name")
 
 
 def verdict_html(mapping: KeyMapping) -> str:

@@ -11,6 +11,7 @@ import traitlets as T
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES
 from dcptools.widgets._base import typed_path
+from dcptools.widgets._labels import LABELS
 
 OF_ONE_MODEL = (
     "model_assets_dir",
@@ -64,40 +65,40 @@ class Rules(W.VBox):  # type: ignore[misc]
 def _fields() -> dict[str, W.Widget]:
     """By option, in the order of the form."""
     return {
-        "model_assets_dir": _text("Assets", "directory with config.json and tokenizer", "640px"),
-        "reference": _text("Reference", "a HuggingFace model to compare with", "420px"),
-        "family": _text("Family", "TOML file with a trainer's names", "420px"),
-        "layout": _choice("Layout", LAYOUTS, "how names are found in the keys"),
+        "model_assets_dir": _text("model_assets_dir", "directory with config.json and tokenizer", "640px"),
+        "reference": _text("reference", "a HuggingFace model to compare with", "420px"),
+        "family": _text("family", "TOML file with a trainer's names", "420px"),
+        "layout": _choice("layout", LAYOUTS, "how names are found in the keys"),
         "root": W.Combobox(
-            description="Root", placeholder="model", continuous_update=False, layout={"width": "240px"}
+            description=LABELS["root"], placeholder="model", continuous_update=False, layout={"width": "240px"}
         ),
-        "mode": _choice("Mode", CHOICES["mode"], "the model, a LoRA adapter, or the adapter if there is one"),
+        "mode": _choice("mode", CHOICES["mode"], "the model, a LoRA adapter, or the adapter if there is one"),
         "adapter": W.Text(
-            description="Adapter", placeholder="its name", continuous_update=False, layout={"width": "240px"}
+            description=LABELS["adapter"], placeholder="its name", continuous_update=False, layout={"width": "240px"}
         ),
-        "adapter_config_path": _text("Its config", "adapter_config.json of the training", "420px"),
-        "names": _choice("Names", CHOICES["names"], "of the live model, or those that save_pretrained writes"),
-        "tied": _choice("Tied", CHOICES["tied"], "weights that the model ties: one if they are equal, all, or one"),
-        "unexpected": _choice("Unexpected", CHOICES["unexpected"], "tensors that the model has no weight for"),
+        "adapter_config_path": _text("adapter_config_path", "adapter_config.json of the training", "420px"),
+        "names": _choice("names", CHOICES["names"], "of the live model, or those that save_pretrained writes"),
+        "tied": _choice("tied", CHOICES["tied"], "weights that the model ties: one if they are equal, all, or one"),
+        "unexpected": _choice("unexpected", CHOICES["unexpected"], "tensors that the model has no weight for"),
         "allow_mismatch": W.Checkbox(
-            description="Allow a mismatch", indent=False, layout={"width": "auto", "margin": "2px 2px 2px 16px"},
+            description=LABELS["allow_mismatch"], indent=False, layout={"width": "auto", "margin": "2px 2px 2px 16px"},
             tooltip="write it though weights are missing or have another shape",
         ),
-        "include": _text("Include", "globs on keys", "420px"),
-        "exclude": _text("Exclude", "globs on keys", "420px"),
+        "include": _text("include", "globs on keys", "420px"),
+        "exclude": _text("exclude", "globs on keys", "420px"),
         "rename": W.Textarea(
-            description="Rename", placeholder="REGEX=REPLACEMENT on whole names, one a line; the first match wins",
-            continuous_update=False, rows=3, layout={"width": "640px"},
+            description=LABELS["rename"], continuous_update=False, rows=3, layout={"width": "640px"},
+            placeholder="REGEX=REPLACEMENT on whole names, one per line; the first that matches wins",
         ),
     }  # fmt: skip
 
 
-def _text(label: str, hint: str, width: str) -> W.Text:
-    return W.Text(description=label, placeholder=hint, continuous_update=False, layout={"width": width})
+def _text(name: str, hint: str, width: str) -> W.Text:
+    return W.Text(description=LABELS[name], placeholder=hint, continuous_update=False, layout={"width": width})
 
 
-def _choice(label: str, values: Iterable[str], hint: str) -> W.Dropdown:
-    return W.Dropdown(options=list(values), description=label, tooltip=hint, layout={"width": "240px"})
+def _choice(name: str, values: Iterable[str], hint: str) -> W.Dropdown:
+    return W.Dropdown(options=list(values), description=LABELS[name], tooltip=hint, layout={"width": "240px"})
 
 
 def _as_it_is(value: Any) -> Any:

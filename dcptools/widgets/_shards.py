@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
-import pandas as pd
 import traitlets as T
 
 from dcptools import plots
@@ -16,10 +15,18 @@ from dcptools._text import format_bytes
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._rows import Column
+from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
 
 MIN_LOG, MAX_LOG = 4.0, 11.0  # of the slider: 10 kB to 100 GB
+FILES = (
+    Column("file", searched=True),
+    Column("tensors", "{:,}".format, numeric=True),
+    Column("nbytes", format_bytes, "bytes", numeric=True),
+    Column("first", label="first tensor", searched=True),
+    Column("last", label="last tensor", searched=True),
+)
 
 
 class Shards(Step):
@@ -42,7 +49,7 @@ class Shards(Step):
     dtype = T.Unicode("bfloat16")
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
 
-    def __init__(self, mapping: KeyMapping | None = None, shard_size: int | str = DEFAULT_SHARD_SIZE) -> None:
+    def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
         self.slider = W.FloatLogSlider(
             base=10, min=MIN_LOG, max=MAX_LOG, step=0.05, description="Shard size", readout=False,
             continuous_update=False, layout={"width": "420px"},
@@ -50,11 +57,7 @@ class Shards(Step):
         self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
-        self.files = PagedTable(
-            pd.DataFrame(columns=["file", "tensors", "nbytes", "first", "last"]),
-            search=["file", "first", "last"], formats={"nbytes": format_bytes}, numeric=["tensors", "nbytes"],
-            label="Search files",
-        )  # fmt: skip
+        self.files = Table(FILES, noun="file")
         self._syncing = False
         super().__init__([W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files])
         self.slider.observe(self._slid, "value")

@@ -1,165 +1,245 @@
-"""A table for a hundred thousand rows: filtered, sorted and paged in the kernel, one page sent to the browser."""
+"""The table of all steps: in the browser what ``table.js`` shows, here what it is asked.
+
+The browser has a screen of rows and asks for more as they come into view, so what is sent does not grow with the rows.
+Nothing is computed of a table before it is looked at.
+"""
 
 from __future__ import annotations
 
+import gzip
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-import ipywidgets as W
+import anywidget
 import pandas as pd
 import traitlets as T
 
-from dcptools.widgets._base import alert, table_html
+from dcptools.tree import Leaf
+from dcptools.widgets._outline import HEADINGS, Outline
+from dcptools.widgets._rows import Column, Query, Rows, Selection
 
-PAGE_ROWS = 20
-ROW_PIXELS = 23
-ANY = "any"
+FIRST_ROWS = 40  # that are sent with an answer
+MOST_ROWS = 100  # that are sent at once
+CSV_ROWS = 2000  # in a piece of a download, some tens of kB when packed
+HERE = Path(__file__).parent
+Frame = pd.DataFrame | Callable[[], pd.DataFrame]
 
 
-class PagedTable(W.VBox):  # type: ignore[misc]
-    """Shows a DataFrame by pages, with a search box, filters and a sort order.
+class Table(anywidget.AnyWidget):
+    """Shows a DataFrame: search, filters with counts, order by a click, all rows by scrolling, a chosen row.
 
     Parameters
     ----------
-    frame
-        The rows. Cells are shown with ``formats[column]`` where given, else ``str``.
-    search
-        The columns that the search box looks into.
-    facets
-        Columns that get a filter with their distinct values.
-    flags
-        Checkboxes: description to a function of the frame that gives a boolean Series.
-    numeric
-        Columns that are aligned to the right.
+    columns
+        Which columns of the frame are shown, and how.
+    noun
+        What a row is, in the singular.
+    leaves
+        Makes of rows of the frame (with its index) what a tree is grown of: then they can be shown as a tree.
+    order, descending
+        The column by which the rows are sorted at first; the frame's own order if empty.
+    sorted_by
+        The column in whose order every frame already is, with numbers as numbers.
     """
 
-    found = T.Int(0)  # rows that match the filters
+    _esm = HERE / "table.js"
+    _css = HERE / "table.css"
+
+    head = T.Dict().tag(sync=True)  # what stays: columns, words
+    answer = T.Dict().tag(sync=True)  # what was asked last, and the first rows of what was found
+    reveal = T.Dict().tag(sync=True)  # a row that Python chose: it is scrolled into view
+    chosen = T.Int(-1)  # the row of the frame that somebody chose; -1: none
+    opened = T.Int(-1)  # the row on which somebody pressed Enter, or clicked twice; it becomes -1 again
 
     def __init__(
         self,
-        frame: pd.DataFrame,
+        columns: Sequence[Column],
         *,
-        search: Sequence[str],
-        facets: Sequence[str] = (),
-        flags: Mapping[str, Callable[[pd.DataFrame], pd.Series]] | None = None,
-        formats: Mapping[str, Callable[[Any], str]] | None = None,
-        numeric: Sequence[str] = (),
-        label: str = "Search keys",
+        noun: str = "key",
+        leaves: Callable[[pd.DataFrame], Iterable[tuple[int, str, Leaf]]] | None = None,
+        order: str = "",
+        descending: bool = False,
+        sorted_by: str = "",
     ) -> None:
-        self._search, self._facet_columns = search, facets
-        self._flags, self._formats, self._numeric = dict(flags or {}), dict(formats or {}), set(numeric)
-        self.search = W.Text(placeholder=label, description="Search", continuous_update=True, layout={"width": "340px"})
-        self.regex = W.Checkbox(description="regex", indent=False, layout={"width": "70px"})
-        self.filters = {name: W.Dropdown(description=name, layout={"width": "190px"}) for name in facets}
-        for dropdown in self.filters.values():
-            dropdown.style.description_width = "50px"
-        self.checks = {
-            name: W.Checkbox(description=name, indent=False, layout={"width": "auto"}) for name in self._flags
-        }
-        self.order = W.Dropdown(description="sort by", layout={"width": "190px"})
-        self.order.style.description_width = "50px"
-        self.descending = W.Checkbox(description="descending", indent=False, layout={"width": "110px"})
-        self.previous = W.Button(description="Previous page", layout={"width": "140px"})
-        self.next = W.Button(description="Next page", layout={"width": "140px"})
-        self.page = W.BoundedIntText(min=1, max=1, value=1, description="Page", layout={"width": "140px"})
-        self.page.style.description_width = "40px"
-        self.status = W.HTML()
-        self.body = W.HTML()
-        wrap = W.Layout(flex_flow="row wrap", align_items="center")
-        top = W.HBox([self.search, self.regex, *self.filters.values(), *self.checks.values()], layout=wrap)
-        bottom = W.HBox([self.previous, self.page, self.next, self.order, self.descending, self.status], layout=wrap)
-        super().__init__([top, self.body, bottom])
-        self._quiet = False
-        for control in (*top.children, self.order, self.descending):
-            control.observe(self._changed, "value")
-        self.page.observe(lambda _: self._show(), "value")
-        self.previous.on_click(lambda _: self._turn(-1))
-        self.next.on_click(lambda _: self._turn(1))
-        self.frame = frame
+        self._lock = threading.RLock()  # callbacks may come on another thread than the one that sets the frame
+        self._columns, self._leaves, self._sorted_by = tuple(columns), leaves, sorted_by
+        self._version, self._frames = 0, 0  # of what is shown, and of the frame
+        self._query, self._tree = Query(sort=order, descending=descending), False
+        names = [column.name for column in self._columns]
+        self._source: Frame = pd.DataFrame(columns=names)
+        self._rows: Rows | None = None  # None: nobody has looked yet
+        self._selection: Selection | None = None
+        self._outline: Outline | None = None
+        head = {"columns": [column.to_json() for column in self._columns], "noun": noun, "tree": None}
+        if leaves is not None:
+            head["tree"] = [column.to_json() for column in HEADINGS]
+        super().__init__(head=head)
+        self.on_msg(lambda _, content, buffers: self.receive(content))
+        self.frame = self._source
+
+    # the values
 
     @property
     def frame(self) -> pd.DataFrame:
-        """All rows."""
-        return self._frame
+        """All rows; may be set to a function that makes them, which is called when somebody looks."""
+        return self._looked_at().frame
 
     @frame.setter
-    def frame(self, frame: pd.DataFrame) -> None:
-        self._frame = frame
-        height = ROW_PIXELS * min(PAGE_ROWS, len(frame)) + 40
-        self.body.layout.min_height = f"{height}px"  # filtering must not make it jump
-        self._quiet = True
-        for name, dropdown in self.filters.items():
-            values = [ANY, *sorted(frame[name].dropna().astype(str).unique())]
-            kept = dropdown.value
-            dropdown.options = values
-            dropdown.value = kept if kept in values else ANY
-        kept = self.order.value
-        self.order.options = list(frame.columns)
-        self.order.value = kept if kept in frame.columns else frame.columns[0]
-        self._quiet = False
-        self.refresh()
+    def frame(self, frame: Frame) -> None:
+        with self._lock:
+            self._source, self._rows, self._selection, self._outline = frame, None, None, None
+            self._version, self._frames = self._version + 1, self._frames + 1
+            self.chosen = -1
+            self.answer = {"version": self._version, "stale": True, **self._asked()}
 
     @property
     def selected(self) -> pd.DataFrame:
-        """The rows that match the filters, in the chosen order."""
-        return self._selected
+        """The rows that match, in the order that is shown."""
+        return self.frame.iloc[self._matching().positions]
 
-    def refresh(self) -> None:
-        """Filter and sort again."""
+    @property
+    def found(self) -> int:
+        """How many rows match."""
+        return len(self._matching().positions)
+
+    def ask(self, **changes: Any) -> None:
+        """Search, filter or sort: the fields of the query that change, ``chips`` as kinds by column."""
+        self.receive({"kind": "ask", **changes})
+
+    def show(self, position: int) -> None:
+        """Choose a row of the frame and bring it into view, whatever was searched for."""
+        with self._lock:
+            if self._matching().index(position) < 0 or self._tree:
+                self._query, self._tree = Query(sort=self._query.sort, descending=self._query.descending), False
+                self._select()
+            self.chosen = position
+            index = self._matching().index(position)
+            self.reveal = {"index": index, "turn": self.reveal.get("turn", 0) + 1}
+
+    # what the browser asks
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Answer a message of the browser; one that makes no sense is ignored."""
+        handlers = {
+            "look": self._look, "ask": self._ask, "rows": self._send_rows, "choose": self._choose,
+            "open": self._open, "toggle": self._toggle, "expand": self._expand, "csv": self._send_csv,
+        }  # fmt: skip
+        handler = handlers.get(str(message.get("kind")))
+        if handler is not None:
+            with self._lock:
+                handler(message)
+
+    def _look(self, _: dict[str, Any]) -> None:
+        if self._selection is None:
+            self._select()
+
+    def _ask(self, message: dict[str, Any]) -> None:
+        before = self._query
+        chips = {str(name): frozenset(map(str, kinds)) for name, kinds in message.get("chips", before.chips).items()}
+        self._query = Query(
+            str(message.get("search", before.search)),
+            bool(message.get("regex", before.regex)),
+            str(message.get("sort", before.sort)),
+            bool(message.get("descending", before.descending)),
+            chips,
+        )
+        self._tree = bool(message.get("tree", self._tree)) and self._leaves is not None
+        self._select()
+
+    def _choose(self, message: dict[str, Any]) -> None:
+        self.chosen = self._position(message)
+        if self.chosen >= 0 and message.get("version") != self._version:  # the rows have moved since
+            self._publish()
+
+    def _open(self, message: dict[str, Any]) -> None:
+        self.opened = self._position(message)
+        self.opened = -1
+
+    def _position(self, message: dict[str, Any]) -> int:
+        """The row of the frame that a message names; -1: none, a module of the tree, or a row of another frame."""
+        position = int(message.get("id", -1))
+        known = message.get("frame") == self._frames and 0 <= position < len(self._looked_at())
+        return position if known else -1
+
+    def _toggle(self, message: dict[str, Any]) -> None:
+        if self._outline is not None:
+            self._outline = self._outline.turned(str(message.get("path")), bool(message.get("open")))
+            self._publish()
+
+    def _expand(self, message: dict[str, Any]) -> None:
+        if self._outline is not None:
+            self._outline = self._outline.expanded_all() if message.get("all") else self._outline.collapsed()
+            self._publish()
+
+    def _send_rows(self, message: dict[str, Any]) -> None:
+        if message.get("version") == self._version:
+            first = max(0, int(message.get("first", 0)))
+            self.send({"kind": "rows", "version": self._version, "first": first, "rows": self.page(first, MOST_ROWS)})
+
+    def _send_csv(self, message: dict[str, Any]) -> None:
+        """A piece of the rows that match, packed: the browser puts the pieces together."""
+        first = max(0, int(message.get("first", 0)))
+        rows = self.selected.iloc[first : first + CSV_ROWS]
+        text = rows.to_csv(index=False, header=first == 0)
+        done = first + len(rows)
+        self.send({"kind": "csv", "done": done, "of": self.found}, [gzip.compress(text.encode(), 6)])
+
+    # what is shown
+
+    def page(self, first: int, count: int) -> list[dict[str, Any]]:
+        """Some of the rows that are shown, as the browser gets them."""
+        if self._outline is not None:
+            return self._outline.page(first, count)
+        return self._looked_at().page(self._matching(), first, count)
+
+    def _looked_at(self) -> Rows:
+        with self._lock:
+            if self._rows is None:
+                source = self._source
+                self._rows = Rows(source() if callable(source) else source, self._columns, self._sorted_by)
+            return self._rows
+
+    def _matching(self) -> Selection:
+        with self._lock:
+            if self._selection is None:
+                self._select()
+            assert self._selection is not None
+            return self._selection
+
+    def _select(self) -> None:
+        rows = self._looked_at()
         try:
-            self._selected = self._filtered()
+            self._selection = rows.select(self._query)
         except re.error as error:
-            self.status.value = alert("error", f"The search text is not a regular expression: {error}.")
+            self._selection = self._selection or rows.select(Query())
+            wrong = f"This is not a regular expression: {error}."
+            self.answer = {**self.answer, **self._asked(), "stale": False, "error": wrong}
             return
-        self.found = len(self._selected)
-        self.page.max = max(1, -(-self.found // PAGE_ROWS))
-        self.page.value = min(self.page.value, self.page.max)
-        self._show()
+        self._outline = None
+        if self._tree and self._leaves is not None:
+            matching = rows.frame.iloc[self._selection.positions]
+            self._outline = Outline.of(self._leaves(matching), everything=bool(self._query.search))
+        self._publish()
 
-    def _filtered(self) -> pd.DataFrame:
-        frame, mask = self._frame, pd.Series(True, index=self._frame.index)
-        text = self.search.value
-        if text:
-            find = re.compile(text if self.regex.value else re.escape(text), re.IGNORECASE).search
-            rows = zip(*(frame[name].astype(str) for name in self._search), strict=True)
-            mask &= pd.Series([any(map(find, row)) for row in rows], index=frame.index, dtype=bool)
-        for name, dropdown in self.filters.items():
-            if dropdown.value not in (None, ANY):
-                mask &= frame[name].astype(str) == dropdown.value
-        for name, check in self.checks.items():
-            if check.value:
-                mask &= self._flags[name](frame)
-        column = self.order.value
-        key = None if self._sortable(frame[column]) else (lambda values: values.map(str, na_action="ignore"))
-        return frame[mask].sort_values(column, ascending=not self.descending.value, kind="stable", key=key)
+    def _publish(self) -> None:
+        """Send what was found, with its first rows."""
+        matching = self._matching()
+        self._version += 1
+        self.answer = {
+            "version": self._version,
+            "stale": False,
+            "error": "",
+            "found": len(matching.positions),
+            "total": len(self._looked_at()),
+            "shown": len(self._outline) if self._outline is not None else len(matching.positions),
+            "at": -1 if self._outline is not None else matching.index(self.chosen),
+            "counts": {name: list(kinds.items()) for name, kinds in matching.chips.items()},
+            "rows": self.page(0, FIRST_ROWS),
+            **self._asked(),
+        }
 
-    @staticmethod
-    def _sortable(values: pd.Series) -> bool:
-        return pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
-
-    def _changed(self, _: Any) -> None:
-        if not self._quiet:
-            self.page.value = 1
-            self.refresh()
-
-    def _turn(self, pages: int) -> None:
-        self.page.value = min(max(1, self.page.value + pages), self.page.max)
-
-    def _show(self) -> None:
-        first = (self.page.value - 1) * PAGE_ROWS
-        rows = self._selected.iloc[first : first + PAGE_ROWS]
-        columns = list(rows.columns)
-        text = {name: [self._text(name, value) for value in rows[name]] for name in columns}
-        cells = zip(*(text[name] for name in columns), strict=True)
-        self.body.value = table_html(columns, cells, [i for i, name in enumerate(columns) if name in self._numeric])
-        last = min(first + PAGE_ROWS, self.found)
-        of = f"of {self.found:,}" + (f" (of {len(self._frame):,} in all)" if self.found != len(self._frame) else "")
-        shown = f"Rows {first + 1:,} to {last:,} {of}" if self.found else f"No row matches (of {len(self._frame):,})"
-        self.status.value = f"<span role='status'>{shown}</span>"
-        self.previous.disabled, self.next.disabled = self.page.value <= 1, self.page.value >= self.page.max
-
-    def _text(self, column: str, value: Any) -> str:
-        if value is None or value is pd.NA or (isinstance(value, float) and value != value):
-            return ""
-        return self._formats[column](value) if column in self._formats else str(value)
+    def _asked(self) -> dict[str, Any]:
+        return {"query": self._query.to_json(), "tree": self._tree, "frame": self._frames}

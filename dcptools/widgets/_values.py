@@ -1,4 +1,4 @@
-"""Looks at values: statistics of many tensors, and one tensor at a time."""
+"""Statistics of the values of many tensors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,40 @@ import pandas as pd
 import traitlets as T
 
 from dcptools import plots
-from dcptools._text import counted, format_bytes, format_shape, some
+from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.mapping import KeyMapping, preview
-from dcptools.values import STATISTICS, load_tensor, stats
-from dcptools.widgets._base import alert, escape, figure_html
+from dcptools.values import STATISTICS, stats
+from dcptools.widgets._base import alert, figure_html
 from dcptools.widgets._job import Job
-from dcptools.widgets._table import PagedTable
+from dcptools.widgets._rows import Column
+from dcptools.widgets._table import Table
 
 COLUMNS = ["key", "dtype", "numel", *STATISTICS]
+NUMBER = "{:.4g}".format
+COUNT = "{:,}".format
+TABLE = (
+    Column("key", searched=True),
+    Column("nan", COUNT, "NaN", numeric=True, kinds=lambda count: ["some"] if count else []),
+    Column("inf", COUNT, "Inf", numeric=True, kinds=lambda count: ["some"] if count else []),
+    *(Column(name, NUMBER, numeric=True) for name in ("min", "max", "mean", "std", "norm")),
+    Column("zeros", COUNT, numeric=True),
+    Column("dtype"),
+    Column("numel", COUNT, "elements", numeric=True),
+)
+DRAWN = [
+    ("norm", "norm"),
+    ("standard deviation", "std"),
+    ("largest magnitude", "max_abs"),
+    ("share of zeros", "zeros"),
+    ("share of NaN", "nan"),
+    ("share of Inf", "inf"),
+]
 
 
 class Values(W.VBox):  # type: ignore[misc]
-    """Statistics of the values of many tensors, on a worker thread."""
+    """Statistics of the values of many tensors, as a table and as a picture, on a worker thread."""
 
     checkpoint = T.Any(None, allow_none=True)
     mapping = T.Any(None, allow_none=True)  # what is converted; None: what a conversion without options does
@@ -38,23 +58,23 @@ class Values(W.VBox):  # type: ignore[misc]
         )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
         self.note = W.HTML()
-        self.table = PagedTable(
-            pd.DataFrame(columns=COLUMNS),
-            search=["key"],
-            flags={"only NaN or Inf": lambda frame: (frame["nan"] > 0) | (frame["inf"] > 0)},
-            formats={**dict.fromkeys(("min", "max", "mean", "std", "norm"), "{:.4g}".format), "numel": "{:,}".format},
-            numeric=["numel", *STATISTICS],
-        )
+        self.drawn = W.Dropdown(options=DRAWN, description="Picture", layout={"display": "none"})
+        self.figure = W.HTML()
+        self.table = Table(TABLE, noun="tensor")
         about = W.HTML(
             "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
         )
-        super().__init__([about, self.globs, self.job, self.note, self.table])
+        super().__init__([about, self.globs, self.job, self.note, self.drawn, self.figure, self.table])
         self._reading: Checkpoint | None = None
+        self._failed = failed
+        self._frame: pd.DataFrame | None = None
+        self.drawn.observe(lambda _: self._draw(), "value")
         self.observe(self._new, "checkpoint")
 
     def _new(self, _: Any) -> None:
         self.job.forget()
-        self.note.value, self.table.frame = "", pd.DataFrame(columns=COLUMNS)
+        self._frame, self.note.value, self.table.frame = None, "", pd.DataFrame(columns=COLUMNS)
+        self._draw()
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> pd.DataFrame:
         self._reading = self.checkpoint
@@ -79,53 +99,13 @@ class Values(W.VBox):  # type: ignore[misc]
             found = f"No NaN and no Inf in {counted(len(frame), 'tensor')}."
         looked_at = f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')}"
         self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at} were looked at.")
-        self.table.frame = frame
+        self._frame = self.table.frame = frame
         self._tell(frame)
+        self._draw()
 
-
-class OneTensor(W.VBox):  # type: ignore[misc]
-    """Where a tensor's chunks lie, how its values are distributed, and the first of them."""
-
-    checkpoint = T.Any(None, allow_none=True)
-
-    def __init__(self, failed: Callable[[BaseException], None]) -> None:
-        self._failed = failed
-        self.key = W.Combobox(
-            description="Key", placeholder="type a part of a key", ensure_option=False, continuous_update=False,
-            layout={"width": "640px"},
-        )  # fmt: skip
-        self.body = W.HTML()
-        super().__init__([self.key, self.body])
-        self.key.observe(self._show, "value")
-        self.observe(self._new, "checkpoint")
-
-    def _new(self, _: Any) -> None:
-        self.body.value = ""
-        names = list(self.checkpoint.tensors) if self.checkpoint is not None else []
-        self.key.options = names[:200]  # suggestions only; any key can be typed
-        self.key.value = ""
-
-    def _show(self, _: Any) -> None:
+    def _draw(self) -> None:
+        self.drawn.layout.display = "none" if self._frame is None else ""
         try:
-            self.body.value = self._describe() if self.key.value else ""
+            self.figure.value = "" if self._frame is None else figure_html(plots.values(self._frame, self.drawn.value))
         except Exception as error:
-            self.body.value = alert("error", str(error))
-
-    def _describe(self) -> str:
-        key = self.key.value
-        tensor = self.checkpoint[key]
-        first = tuple(slice(0, 6) for _ in tensor.shape)
-        size = f"{format_bytes(tensor.nbytes)}, {counted(len(tensor.offsets), 'chunk')}"
-        facts = f"{format_shape(tensor.shape)} {tensor.dtype.name}, {size}"
-        parts = [f"<p><strong>{escape(key)}</strong>: {escape(facts)}</p>"]
-        parts.append(figure_html(plots.chunks(self.checkpoint, key)))
-        if tensor.numel and tensor.dtype.kind != "opaque":
-            parts.append(figure_html(plots.histogram(self.checkpoint, key)))
-        if tensor.dtype.kind != "opaque":
-            values = load_tensor(self.checkpoint, key, first)
-            parts.append(f"<p>First values</p><pre class='dcp'>{escape_lines(str(values))}</pre>")
-        return "".join(parts)
-
-
-def escape_lines(text: str) -> str:
-    return "\n".join(escape(line) for line in text.splitlines())
+            self._failed(error)

@@ -16,6 +16,7 @@ from dcptools.widgets._inspect import Inspect
 from dcptools.widgets._mapping import Mapping
 from dcptools.widgets._open import Open
 from dcptools.widgets._shards import Shards
+from dcptools.widgets._try import Try
 from dcptools.writer import Report
 
 
@@ -39,15 +40,16 @@ class Wizard(Step):
         *,
         save_dir: str | os.PathLike[str] = "",
         model_assets_dir: str | os.PathLike[str] = "",
-        shard_size: int | str = DEFAULT_SHARD_SIZE,
+        shard_size: float | str = DEFAULT_SHARD_SIZE,
     ) -> None:
         self.open_step = Open(load_dir)
         self.inspect_step = Inspect()
         self.mapping_step = Mapping(model_assets_dir=str(model_assets_dir))
+        self.try_step = Try()
         self.shards_step = Shards(shard_size=shard_size)
         self.convert_step = Convert(save_dir=str(save_dir))
         self.result_step = Result()
-        first = (self.open_step, self.inspect_step, self.mapping_step)
+        first = (self.open_step, self.inspect_step, self.mapping_step, self.try_step)
         self.steps: tuple[Step, ...] = (*first, self.shards_step, self.convert_step, self.result_step)
         self.heading, self.why = W.HTML(), W.HTML()
         self.back = W.Button(description="Back", layout={"width": "120px"})
@@ -67,9 +69,10 @@ class Wizard(Step):
     def _link(self) -> None:
         T.dlink((self.open_step, "checkpoint"), (self.inspect_step, "checkpoint"))
         T.dlink((self.open_step, "checkpoint"), (self.mapping_step, "checkpoint"))
-        T.dlink((self.mapping_step, "mapping"), (self.inspect_step.values, "mapping"))
+        T.dlink((self.mapping_step, "mapping"), (self.inspect_step, "mapping"))
         T.dlink((self.mapping_step, "dtype"), (self.shards_step, "dtype"))
         T.dlink((self.mapping_step, "mapping"), (self.shards_step, "mapping"), _without_errors)
+        T.dlink((self.shards_step, "plan"), (self.try_step, "plan"))
         T.dlink((self.shards_step, "plan"), (self.convert_step, "plan"))
         T.link((self.mapping_step, "model_assets_dir"), (self.convert_step, "model_assets_dir"))
         T.dlink((self.convert_step, "report"), (self.result_step, "report"))

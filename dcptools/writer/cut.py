@@ -27,6 +27,7 @@ class Sizes:
     # than they save in the cache (measured: 1, 2, 4 MiB).
     slab_bytes: int = 2 << 20
     block_slabs: int = 2
+    block_parts: int = 256  # more of them, of small tensors, only take memory until they are written
     # Cut and opened together: few, so that copying begins soon where each read takes long; but not fewer than
     # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
     blocks_together: int = 16
@@ -86,15 +87,10 @@ class Part:
             stop -= (stop + (self.view.offset if self.view.contiguous else 0)) % self.row
         return max(0, stop - first)
 
-    def will_read(self, first: int, stop: int) -> bool:
-        """Tell the source; False if that was of no use."""
-        at = self.view.offset
-        return self.view.contiguous and self.reader.will_read(at + first, at + stop)
-
-    def places(self, first: int, stop: int) -> list[tuple[str, int, int]]:
+    def places(self, first: int, stop: int) -> Iterable[tuple[str, int, int]]:
         """Where values from number ``first`` on are stored, if they follow each other there."""
         at = self.view.offset
-        return self.reader.places(at + first, at + stop) if self.view.contiguous else []
+        return self.reader.places(at + first, at + stop) if self.view.contiguous else ()
 
 
 @dataclass(slots=True)
@@ -127,7 +123,7 @@ class Block:
     def __init__(self, start: int, sizes: Sizes) -> None:
         self.start = self.end = start  # bytes from the start of the file
         self.slabs: list[Slab] = []
-        self._size = sizes.block_bytes
+        self._size, self._parts_left = sizes.block_bytes, sizes.block_parts
         self._limit = (start // self._size + 1) * self._size
 
     @property
@@ -156,25 +152,23 @@ class Block:
         return self._put(self.slabs[-1], part, first, count)
 
     def _room(self, part: Part) -> int:
-        """Values that fit; none if they would not lie at a multiple of their size."""
+        """Values that fit; none if they would not lie at a multiple of their size, or if it has many parts."""
         itemsize = part.tensor.dtype.itemsize
-        return 0 if self.nbytes % itemsize else (self._limit - self.end) // itemsize
+        return 0 if self.nbytes % itemsize or not self._parts_left else (self._limit - self.end) // itemsize
 
     def _put(self, slab: Slab, part: Part, first: int, count: int) -> int:
         """Append values of a part to the last slab."""
         slab.values.append((part, first, first + count))
         slab.count += count
+        self._parts_left -= 1
         self.end += count * part.tensor.dtype.itemsize
         return count
 
     def will_read(self) -> None:
-        """Tell the sources, as long as that is of use; those that read ahead themselves hear of all at once."""
+        """Tell the source, as long as that is of use."""
         source = self.slabs[0].values[0][0].reader.tensor.source
-        if source.ahead:
-            values = (value for slab in self.slabs for value in slab.values)
-            source.will_read_all(place for part, first, stop in values for place in part.places(first, stop))
-            return
-        all(part.will_read(first, stop) for slab in self.slabs for part, first, stop in slab.values)
+        values = (value for slab in self.slabs for value in slab.values)
+        source.will_read(place for part, first, stop in values for place in part.places(first, stop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,11 @@ from dcptools.storage import Sink
 from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
+from dcptools.writer.sums import FileSums
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 Work = tuple[ShardFile, Block | Tile]
+Finish = Callable[[ShardFile, int, dict[str, int]], None]
 
 
 @dataclass
@@ -52,11 +54,14 @@ class Engine:
         workers: int,
         sync: bool,
         sizes: Sizes | None = None,
+        finished: Finish | None = None,
     ) -> None:
+        """``finished`` hears of each file that is whole, in whatever thread, with its CRC-32 and its overflows."""
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
         self.sink, self.workers, self.sync = sink, workers, sync
         self.sizes = sizes or Sizes().for_source(plan.checkpoint.source, workers)
         self.checksums, self.tally = Checksums(), Tally()
+        self._finished, self._sums = finished, FileSums()
         self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
         self._unwritten: dict[str, int] = {}  # by filename: bytes of values
         self._lock = threading.Lock()  # guards the tally and what is unwritten
@@ -105,6 +110,7 @@ class Engine:
         """The work of one file, in the order of its bytes."""
         self.sink.create(file.filename, file.nbytes)
         self.sink.write(file.filename, 0, memoryview(file.header))
+        self._sum(file, 0, memoryview(file.header))
         with self._lock:
             self._unwritten[file.filename] = file.data_nbytes
         self._wrote(file, 0)  # a file without values is finished now
@@ -113,11 +119,9 @@ class Engine:
 
     def _parts(self, file: ShardFile) -> Iterator[Part]:
         """The views that a file is made of, with their items opened some at a time."""
-        source = self.plan.checkpoint.source
         for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
-            if source.ahead:  # also what is read to see in which order the values of a part are stored
-                views = (view for tensor in group for view in tensor.output.sources)
-                source.will_read_all(place for view in views for place in self._readers.peek(view.key).frames())
+            frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
+            self.plan.checkpoint.source.will_read(frames)
             parts = [part for tensor in group for part in self._parts_of(tensor)]
             for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
                 check_stopped()
@@ -140,7 +144,9 @@ class Engine:
             file, work = piece
             if isinstance(work, Block):
                 self._fill(work, memory)
-                self.sink.write(file.filename, work.start, memory.block.bytes.data[: work.nbytes])
+                data = memory.block.bytes.data[: work.nbytes]
+                self._sum(file, work.start, data)
+                self.sink.write(file.filename, work.start, data)
             else:
                 self._rearrange(file, work, memory)
             self._wrote(file, work.nbytes, work.name)
@@ -156,6 +162,15 @@ class Engine:
             if self._unwritten[file.filename]:
                 return
         self.sink.finish(file.filename, sync=self.sync)
+        path = self.sink.staged(file.filename)
+        if self._finished is not None and path is not None:
+            crc = self._sums.take(file.filename, file.nbytes, path)
+            overflows = {t.output.name: self.tally.overflows[t.output.name] for t in file.tensors}
+            self._finished(file, crc, {name: count for name, count in overflows.items() if count})
+
+    def _sum(self, file: ShardFile, start: int, data: memoryview) -> None:
+        if self._finished is not None:
+            self._sums.add(file.filename, start, data)
 
     def _fill(self, block: Block, memory: _Memory) -> None:
         """Read and cast a block, a slab at a time."""
@@ -207,12 +222,14 @@ class _Readers:
         self._open: dict[str, TensorReader] = {}  # those that more views need
         self._lock = threading.Lock()
 
-    def peek(self, key: str) -> TensorReader:
-        """The one that ``get`` will return."""
-        with self._lock:
-            if key not in self._open:
-                self._open[key] = TensorReader(self._checkpoint[key], self._checksums)
-            return self._open[key]
+    def new(self, tensors: Iterable[PlannedTensor]) -> Iterator[TensorReader]:
+        """Readers of the sources that nobody has asked for yet; ``get`` will return them."""
+        for key in {view.key: None for tensor in tensors for view in tensor.output.sources}:
+            with self._lock:
+                if key in self._open:
+                    continue
+                reader = self._open[key] = TensorReader(self._checkpoint[key], self._checksums)
+            yield reader
 
     def get(self, key: str) -> TensorReader:
         """To be called once for each view."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,8 +39,8 @@ def locked(save_dir: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def clear_remains(save_dir: Path) -> None:
-    """Remove the temporary files of a run that was killed, for a run that starts anew.
+def clear_remains(save_dir: Path, but: Collection[str] = ()) -> None:
+    """Remove the temporary files of a run that was killed, all ``but`` these paths.
 
     Raises
     ------
@@ -48,6 +48,8 @@ def clear_remains(save_dir: Path) -> None:
         One cannot be removed.
     """
     for path in remains(save_dir):
+        if str(path) in but:
+            continue
         with _in_the_way(path):
             path.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from dcptools.assets import CONFIG, Asset
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, TargetError, system_errors
 from dcptools.shards import INDEX, ShardFile, ShardPlan
-from dcptools.storage import LocalSink, Sink, Source, open_source, pieces
+from dcptools.storage import LocalSink, Sink, Source, open_regular, open_source, pieces
 from dcptools.writer.swap import Swap, old_model
 from dcptools.writer.target import planned_names
 
@@ -34,9 +34,13 @@ def check_file(file: ShardFile, path: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Any] = {}
-    with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
-        slices = {name: opened.get_slice(name) for name in opened.keys()}
-        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    try:
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except FileNotFoundError:  # so it says, whatever the reason
+        os.close(open_regular(Path(path)))
+        raise
     wanted = {t.output.name: (t.dtype.code, t.output.shape) for t in file.tensors}
     if found != wanted or os.path.getsize(path) != file.nbytes:
         raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")
@@ -62,12 +66,13 @@ def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
 def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[tuple[str, OSError]]:
     """Make the staged files a model, in place of an old one; returns what is left of that, and why.
 
-    At no moment does an old index name new shards. If a step fails, the old files are back.
+    At no moment does an old index name new shards. If a step fails, the old files are back. What interrupts the removal
+    of the old files gets a note that the new model is whole.
     """
     stage_others(plan, sink, sync=sync)
     refuse_changes(plan.checkpoint, *DURING)
     *others, last = planned_names(plan)
-    swap = Swap(save_dir)
+    swap, whole = Swap(save_dir), False
     try:
         swap.put_aside(old_model(save_dir, plan.kind), (*others, last))
         for name in others:
@@ -77,10 +82,15 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
         sink.commit(last)
         if sync:
             _sync_directory(save_dir)
+        whole = True
+        return swap.clean()
     except BaseException as error:
-        _undo(swap, error)
+        if whole:
+            left = f"; the next run there removes what is left of the old one in {swap.before}." if swap.begun else "."
+            error.add_note(f"The new model is complete in {save_dir}{left}")
+        else:
+            _undo(swap, error)
         raise
-    return swap.clean()
 
 
 def _undo(swap: Swap, error: BaseException) -> None:
@@ -92,6 +102,9 @@ def _undo(swap: Swap, error: BaseException) -> None:
             f"Writing to {swap.directory} failed: {reason(error)}.\nWhat was there before is in {swap.before}, and "
             f"could not be put back: {reason(second)}.\nThe next run into this directory tries it again."
         ) from error
+    except BaseException as second:  # Ctrl-C once more
+        second.add_note(f"What was there before is in {swap.before}; the next run into this directory puts it back.")
+        raise
 
 
 def reason(error: BaseException) -> str:

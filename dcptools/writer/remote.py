@@ -65,7 +65,7 @@ def _checked(plan: ShardPlan, source: Source, names: Iterable[str]) -> dict[str,
     states = source.states(names)
     shards = [file for file in plan.files if file.filename in states]
     if source.ahead:
-        source.will_read_all((file.filename, 0, len(file.header)) for file in shards)
+        source.will_read((file.filename, 0, len(file.header)) for file in shards)
     for file in shards:
         state, header = states[file.filename], bytearray(len(file.header))
         if state is not None and state.nbytes == file.nbytes:

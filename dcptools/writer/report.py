@@ -27,12 +27,13 @@ class Report(Shown, HasFindings):
     files: tuple[tuple[str, int], ...]  # name and bytes of each weight file
     index: str  # name of the index; "" for a single file
     assets: tuple[str, ...]  # names of the copied files
+    taken_over: tuple[str, ...]  # names of the weight files that an earlier run, which was stopped, had finished
     tensors: int
     total_bytes: int  # of values
     total_parameters: int
     seconds: float  # of the whole write
     peak_bytes: int  # of the whole process so far; 0 where the system does not tell
-    items_checked: int  # stored items whose checksum was right
+    items_checked: int  # stored items whose checksum was right; what was taken over was checked by the earlier run
     items_unchecked: int  # items of which only a part was read
     items_without_checksum: int
     workers: int
@@ -46,7 +47,9 @@ class Report(Shown, HasFindings):
 
     @property
     def bytes_per_second(self) -> float:
-        return self.total_bytes / self.seconds if self.seconds else 0.0
+        """Of what was not taken over."""
+        before = sum(nbytes for name, nbytes in self.files if name in self.taken_over)
+        return max(0, self.total_bytes - before) / self.seconds if self.seconds else 0.0
 
     def to_frame(self) -> pd.DataFrame:
         """One row per weight file: file, nbytes."""
@@ -76,9 +79,11 @@ class Report(Shown, HasFindings):
         return self.found_while_writing
 
     def facts(self) -> str:
-        parts = [f"checksums: {self.items_checked:,} stored items right"]
+        parts = [f"checksums: {self.items_checked:,} stored items verified"]
         parts += [f"{self.items_unchecked:,} read in part"] if self.items_unchecked else []
         parts += [f"{self.items_without_checksum:,} without"] if self.items_without_checksum else []
+        if self.taken_over:
+            parts = [f"{len(self.taken_over)} of {counted(len(self.files), 'file')} taken over; {parts[0]}", *parts[1:]]
         return ", ".join(parts) + f"; peak memory {format_bytes(self.peak_bytes)} with {self.workers} workers"
 
 
@@ -87,6 +92,7 @@ def report_of(
     save_dir: Path | str,
     sums: Checksums,
     found: Iterable[Finding],
+    taken_over: tuple[str, ...],
     *,
     workers: int,
     seconds: float,
@@ -97,6 +103,7 @@ def report_of(
         files=tuple((file.filename, file.nbytes) for file in plan.files),
         index=INDEX if plan.index is not None else "",
         assets=tuple(asset.name for asset in plan.assets.files) if plan.assets else (),
+        taken_over=taken_over,
         tensors=sum(len(file.tensors) for file in plan.files),
         total_bytes=plan.total_bytes,
         total_parameters=plan.total_parameters,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from dcptools._option import option
 from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
@@ -15,7 +16,7 @@ from dcptools.storage import TEMPORARY, is_url, join, open_source
 from dcptools.writer.swap import Swap, is_file
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-SPARE_BYTES = 16 << 20  # for directory entries and a neighbour's log
+SPARE_BYTES = 64 << 10  # for directory entries, and what is left of the last blocks
 
 
 def default_save_dir(load_dir: str | os.PathLike[str]) -> Path | str:
@@ -43,6 +44,8 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool) -> N
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
         raise TargetError(f"The output {save_dir} {what}.\nGive a directory, new or without a model in it.")
     if not os.access(there, os.W_OK | os.X_OK):
+        if _is_read_only(there):
+            raise TargetError(f"{there} is on a file system that is mounted read-only.\nGive a directory elsewhere.")
         raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory of yours.")
     for file in plan.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
@@ -89,7 +92,7 @@ def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[st
     if existing:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
-            "(--overwrite, overwrite=True): that replaces a model, and leaves weights of something else."
+            f"({option('overwrite', True)}): that replaces a model, and leaves weights of something else."
         )
 
 
@@ -152,6 +155,11 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _is_read_only(directory: Path) -> bool:
+    """Whether nobody can write there, whatever the permissions say."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
 def _check_space(plan: ShardPlan, save_dir: Path) -> None:

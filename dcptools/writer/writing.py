@@ -5,25 +5,32 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from dcptools._collector import what_is_there_stays
+from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
+from dcptools._paths import expanded
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UsageError
+from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UnsupportedCheckpoint, UsageError, notes_of
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
-from dcptools.storage import LocalSink, RemoteSink, is_url
+from dcptools.storage import TEMPORARY, LocalSink, RemoteSink, is_url
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
-from dcptools.writer.lock import clear_remains, locked
+from dcptools.writer.lock import locked
 from dcptools.writer.publishing import DURING, SINCE, check_file, publish, reason, refuse_changes
 from dcptools.writer.remote import publish_to_url
 from dcptools.writer.report import Report, report_of
+from dcptools.writer.staged import StagedFiles, tag_of
 from dcptools.writer.swap import Swap
 from dcptools.writer.target import check_target
+
+_NOTHING_KEPT = "\nNothing was kept."
 
 
 def write(
@@ -31,11 +38,13 @@ def write(
     save_dir: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    resume: bool = False,
     fsync: bool = True,
     workers: int | None = None,
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
     sizes: Sizes | None = None,
+    make_engine: Callable[..., Engine] = Engine,
 ) -> Report:
     """Write the planned model.
 
@@ -52,6 +61,9 @@ def write(
         fsspec knows: files are uploaded in parts, and show when they are whole.
     overwrite
         Replace the model that is there. Its files go when the new one is complete; all others stay.
+    resume
+        Go on where a run of the same plan was stopped: what it has finished is checked and not written again. If this
+        run is stopped, what it has finished stays. Where there is nothing to go on with, it begins.
     fsync
         Wait until the bytes are on the disk. False is faster, for scratch file systems.
     workers
@@ -63,11 +75,14 @@ def write(
         An event; when it is set, the run stops within a second and raises ``Cancelled``.
     sizes
         How the work is cut, to measure; the result does not depend on it.
+    make_engine
+        What fills the files, if it is not this process alone.
 
     Raises
     ------
     OutputExists, TargetError
-        The directory cannot be used, or the disk is too small; nothing was written.
+        The directory cannot be used, or the disk is too small; nothing was written. Or there is nothing to go on with
+        but files of another conversion.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
         A stored item is damaged, or in an encoding that is not read; or a file of the checkpoint was written to,
         replaced or removed since it was read. Nothing was kept.
@@ -85,24 +100,29 @@ def write(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
     if is_url(save_dir):
+        _refuse_for_url(str(save_dir), resume, make_engine)
         return _write_to_url(plan, str(save_dir), overwrite, workers, progress, cancel, sizes)
-    target, count, start = Path(save_dir), workers or default_workers(), time.perf_counter()
+    target, count, start = Path(expanded(save_dir)), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
-    with locked(target):
+    running: dict[str, Any] = {"workers": count, "progress": progress, "cancel": cancel}
+    with _noted(target, resume=resume) as published, locked(target):
         check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
-        clear_remains(target)
-        sink = LocalSink(target, plan.fingerprint[:12])
-        engine = Engine(plan, sink, workers=count, sync=fsync, sizes=sizes)
-        try:
-            with _explained(target, plan.checkpoint):
-                found = fill(engine, progress, cancel)
-                left = publish(plan, target, sink, sync=fsync)
-        finally:
-            sink.discard()
-            plan.checkpoint.source.close()
+        sink = LocalSink(target, tag_of(plan.fingerprint))
+        staged = StagedFiles(plan, target, sink, resume=resume)
+        staged.begin(**running)
+        with _ended(staged), _explained(target, plan.checkpoint, staged):
+            staged.record(sync=fsync)
+            engine = make_engine(
+                plan, sink, staged.missing, workers=count, sync=fsync, sizes=sizes, finished=staged.add
+            )
+            engine.tally.overflows.update(staged.overflows)
+            found = fill(engine, progress, cancel)
+            left = publish(plan, target, sink, sync=fsync)
+            published.set()
     seconds = time.perf_counter() - start
-    return report_of(plan, target, engine.checksums, (*found, *_stale(left)), workers=count, seconds=seconds)
+    findings = (*found, *_stale(left))
+    return report_of(plan, target, engine.checksums, findings, staged.taken_over, workers=count, seconds=seconds)
 
 
 def fill(
@@ -115,7 +135,7 @@ def fill(
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint, FindingsError, Cancelled
         As :func:`write`.
     """
-    with bar(progress, "writing") as report:
+    with bar(progress, "writing") as report, what_is_there_stays():
         engine.run(report, cancel)
     found = tuple(_found(engine))
     if engine.plan.options.strict:
@@ -125,6 +145,20 @@ def fill(
         if path is not None:
             check_file(file, path)
     return found
+
+
+def _refuse_for_url(url: str, resume: bool, make_engine: Callable[..., Engine]) -> None:
+    """What needs files that show before they are whole."""
+    if resume:
+        raise UsageError(
+            f"{option('resume', True)} works for local directories: an upload to {url} that was stopped leaves nothing "
+            "to go on with.\nConvert into a directory, and copy the model; or begin anew, without it."
+        )
+    if make_engine is not Engine:
+        raise UsageError(
+            f"Many processes can fill a local directory, and not {url}: no process can go on with another's upload.\n"
+            "Convert into a directory that all of them see, or in one process."
+        )
 
 
 def _write_to_url(
@@ -150,23 +184,62 @@ def _write_to_url(
         sink.discard()
         plan.checkpoint.source.close()
     seconds = time.perf_counter() - start
-    return report_of(plan, url, engine.checksums, (*found, *_stale(left)), workers=count, seconds=seconds)
+    return report_of(plan, url, engine.checksums, (*found, *_stale(left)), (), workers=count, seconds=seconds)
 
 
 @contextmanager
-def _explained(target: Path | str, checkpoint: Checkpoint) -> Iterator[None]:
-    """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
+def _noted(target: Path, *, resume: bool) -> Iterator[threading.Event]:
+    """What interrupts a run gets a note if the model is published, or if hidden files are left."""
+    published = threading.Event()
+    try:
+        yield published
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if published.is_set():
+            stop.add_note(f"The new model is complete in {target}.")
+        elif not notes_of(stop) and any(target.glob(f"{TEMPORARY}*")):
+            what = "takes what is finished, and removes the others" if resume else "removes them"
+            stop.add_note(f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there {what}.")
+        raise
+
+
+@contextmanager
+def _ended(staged: StagedFiles) -> Iterator[None]:
+    """Whatever happens, what does not stay is removed."""
     try:
         yield
-    except Cancelled:
-        raise Cancelled("Cancelled; what was half-written is removed.") from None
-    except BrokenCheckpoint:
+    except BaseException as error:
+        staged.end(error)
+        raise
+    else:
+        staged.end(None)
+    finally:
+        staged.plan.checkpoint.source.close()
+
+
+@contextmanager
+def _explained(target: Path | str, checkpoint: Checkpoint, staged: StagedFiles | None = None) -> Iterator[None]:
+    """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
+
+    def kept(error: BaseException) -> str:
+        return f"\n{staged.told(error)}" if staged is not None and staged.kept(error) else ""
+
+    try:
+        yield
+    except Cancelled as error:
+        raise Cancelled(f"Cancelled; what was half-written is removed.{kept(error)}") from None
+    except (BrokenCheckpoint, UnsupportedCheckpoint) as error:
         refuse_changes(checkpoint, *DURING)
+        if what := kept(error):
+            raise type(error)(f"{error}{what}") from error
         raise
     except OSError as error:
         if isinstance(error, TargetError):
             raise
-        raise TargetError(f"Writing to {target} failed: {reason(error)}.\nNothing was kept.") from error
+        raise TargetError(f"Writing to {target} failed: {reason(error)}.{kept(error) or _NOTHING_KEPT}") from error
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if (what := kept(stop)) and not notes_of(stop):
+            stop.add_note(what.strip())
+        raise
 
 
 def _found(engine: Engine) -> Iterator[Finding]:
@@ -174,7 +247,7 @@ def _found(engine: Engine) -> Iterator[Finding]:
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
             "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
-            "write it wider: --dtype-for",
+            f"write it wider: {option('dtype_for')}",
         )  # fmt: skip
     if engine.checksums.without:
         yield Finding(

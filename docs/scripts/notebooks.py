@@ -23,7 +23,7 @@ NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "docs" / "notebooks"
 PARAMETERS = {"load_dir": "step-100", "model_assets_dir": "assets", "save_dir": "model"}
 NOTE = "<!-- Written by docs/scripts/notebooks.py from notebooks/{name}.ipynb -->\n"
-COLOURS = 64
+COLOURS = 128
 SCALED = 0.5  # the pictures have two pixels for each that they take
 
 

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/images: the wizard step by step in a real JupyterLab, and the figure of a plan.
+"""Take the pictures of docs/images: the wizard step by step in a real JupyterLab, and figures of a plan and of values.
 
     python docs/scripts/screenshots.py [DIRECTORY]
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import nbformat
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ from tests.e2e.servers import CHROMIUM_FLAGS, NO_CHROMIUM, RUN_ALL, find_chromiu
 
 IMAGES = ROOT / "docs" / "images"
 NOTEBOOK = "5-wizard.ipynb"
-STEPS = ("checkpoint", "inspect", "mapping", "shards", "convert", "result")
+STEPS = ("checkpoint", "inspect", "mapping", "try", "shards", "convert", "result")
 PARAMETERS = 'load_dir = "step-100"\nmodel_assets_dir = "assets"\nsave_dir = "model"'
 SHARD_SIZE = "400kB"  # cuts the demo into a handful of files
 WIDTH, HEIGHT, SCALE = 1240, 2000, 2  # CSS pixels of the window, and device pixels of each
@@ -51,6 +52,7 @@ def main() -> None:
         with jupyterlab(Path(scratch), Path(scratch, "root"), demo.directory) as server, chromium() as browser:
             photograph(browser, server.url(NOTEBOOK), target)
     draw_shards(demo.checkpoint, target / "shards.png")
+    draw_values(demo.checkpoint, target / "values.png")
     for path in sorted(target.glob("*.png")):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
@@ -97,6 +99,11 @@ def act(page: Page, step: str) -> None:
     """What a person does in a step before looking at it."""
     if step == "mapping":
         page.get_by_text("every shape fits").first.wait_for()
+    if step == "try":
+        page.get_by_label("Prompt", exact=True).fill("The shards")
+        page.get_by_label("Text", exact=True).fill("The shards are written.")
+        page.get_by_role("button", name="Try it", exact=True).click()
+        page.get_by_text("Loss on the text").wait_for(timeout=120_000)
     if step == "shards":
         page.get_by_label("Bytes", exact=True).fill(SHARD_SIZE)
         page.keyboard.press("Enter")
@@ -125,12 +132,33 @@ def picture(page: Page, path: Path) -> None:
 
 def draw_shards(checkpoint: Path, path: Path) -> None:
     """The figure of notebooks/3-shard-plan.ipynb."""
-    from PIL import Image
+    import dcptools
+    from dcptools import plots
+
+    save(plots.shards(dcptools.plan(checkpoint, shard_size=SHARD_SIZE)), path)
+
+
+def draw_values(checkpoint: Path, path: Path) -> None:
+    """The values of the demo's model after some of its layers were broken."""
+    import torch.distributed.checkpoint as dcp
 
     import dcptools
     from dcptools import plots
 
-    figure = plots.shards(dcptools.plan(checkpoint, shard_size=SHARD_SIZE))
+    keys = [key for key in dcptools.read(checkpoint).tensors if key.startswith("model.")]
+    state = {key: dcptools.load_tensor(checkpoint, key) for key in keys}
+    state["model.model.layers.2.mlp.up_proj.weight"] *= 9
+    state["model.model.layers.1.self_attn.q_proj.weight"] /= 3
+    state["model.model.layers.3.mlp.gate_proj.weight"][0, 0] = float("nan")
+    with tempfile.TemporaryDirectory() as scratch:
+        dcp.save(state, checkpoint_id=scratch, no_dist=True)
+        save(plots.values(scratch), path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A figure in few colours, so that it stays small."""
+    from PIL import Image
+
     figure.savefig(path, dpi=180)
     Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from tests.bench.process import Crashed
-from tests.bench.report import Section, machine
-from tests.bench.sections import SECTIONS, Settings
+from tests.bench.report import Section, Settings, machine
+from tests.bench.sections import SECTIONS
 
 
 class Count(click.ParamType[int]):

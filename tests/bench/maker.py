@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from tests.bench import many_chunks
+from tests.bench import many_chunks, stamped
 
 LAYERS = 24
 Shapes = dict[str, tuple[int, ...]]
@@ -97,6 +97,13 @@ KINDS: dict[str, Callable[[Path, int], None]] = {
     "columns": lambda path, parameters: save_sharded(path, one_tensor(parameters), dim=1),
     "many-chunks": many_chunks.save,
     "experts": save_experts,
+    "small": stamped.save_small,
+    "cut": stamped.save_cut,
+    "ranks": stamped.save_ranks,
+    "stacks": stamped.save_stacks,
+    "rows": stamped.save_layers,
+    "columns-of-64": lambda path, parameters: stamped.save_layers(path, parameters, parts=64, dim=1),
+    "column-major": lambda path, parameters: stamped.save_layers(path, parameters, column_major=True),
 }
 
 if __name__ == "__main__":

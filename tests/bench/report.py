@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-Unit = Literal["s", "MB"]
+Unit = Literal["s", "us", "MB"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for on the command line."""
+
+    directory: Path
+    parameters: int
+    rounds: int
+    shard_size: int  # bytes
+    workers: int
+    commands: tuple[str, ...] = ()
+
+    @property
+    def out(self) -> Path:
+        return self.directory / "out"
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,7 @@ class Row:
 
 def spread(samples: Sequence[float], unit: Unit) -> str:
     """The median, and from where to where the samples go."""
-    digits = 3 if unit == "s" else 0
+    digits = {"s": 3, "us": 1, "MB": 0}[unit]
     text = f"{median(samples):.{digits}f} {unit}"
     return text if len(samples) == 1 else f"{text} ({min(samples):.{digits}f}-{max(samples):.{digits}f})"
 
@@ -110,6 +128,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def machine() -> dict[str, Any]:
     """What the numbers depend on; a load above zero means that others were at work."""
     return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "system": platform.platform(),
         "python": platform.python_version(),
         "cpus": os.cpu_count(),

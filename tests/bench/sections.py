@@ -8,33 +8,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import checkpoints
+from tests.bench import checkpoints, scale
 from tests.bench.process import ROOT, Program, Run, module, run, run_in_turn
-from tests.bench.report import Row, Section, Target, Unit, at_least, at_most, below
+from tests.bench.report import Row, Section, Settings, Target, Unit, at_least, at_most, below
 
 MB = 1e6  # bytes
 MEMORY_LIMIT = 500e6  # bytes, whatever is converted, and for each chunk that the metadata lists:
 MEMORY_PER_CHUNK = 500  # bytes, those of .metadata itself included
 ONE_FILE = 10_000_000_000  # bytes: a shard size that none of these checkpoints reaches
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for on the command line."""
-
-    directory: Path
-    parameters: int
-    rounds: int
-    shard_size: int  # bytes
-    workers: int
-    commands: tuple[str, ...] = ()
-
-    @property
-    def out(self) -> Path:
-        return self.directory / "out"
 
 
 def speed(settings: Settings) -> Section:
@@ -205,5 +188,5 @@ def command(settings: Settings) -> Section:
 
 SECTIONS = {
     "speed": speed, "experts": experts, "expected": expected, "metadata": metadata, "memory": memory,
-    "command": command,
+    "scale": scale.scale, "orders": scale.orders, "far": scale.far, "cold": scale.cold, "command": command,
 }  # fmt: skip

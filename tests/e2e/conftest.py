@@ -113,7 +113,7 @@ class Opened:
 
     def at(self, number: int, title: str) -> None:
         """Wait until this step is shown."""
-        expect(self.page.get_by_role("heading", name=f"Step {number} of 6: {title}")).to_be_visible()
+        expect(self.page.get_by_role("heading", name=f"Step {number} of 7: {title}")).to_be_visible()
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ def test_the_wizard_is_a_page_of_its_own(chromium: Any, pages: Callable[[], Any]
             assert "/login" in answer.url  # no page without the token
         page = pages()
         page.goto(url())
-        expect(page.get_by_role("heading", name="Step 1 of 6: Checkpoint")).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("heading", name="Step 1 of 7: Checkpoint")).to_be_visible(timeout=60_000)
         expect(page.get_by_role("status").filter(has_text="tensors (").first).to_be_visible()
         page.get_by_role("button", name="Next", exact=True).click()
-        expect(page.get_by_role("heading", name="Step 2 of 6: Inspect")).to_be_visible()
-        expect(page.get_by_role("cell", name="extra_state.loss", exact=True)).to_be_visible()
+        expect(page.get_by_role("heading", name="Step 2 of 7: Inspect")).to_be_visible()
+        expect(page.get_by_role("gridcell", name="extra_state.loss", exact=True)).to_be_visible()
         expect(page.get_by_text("widgets.Wizard(")).to_have_count(0)  # no source code

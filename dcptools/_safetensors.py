@@ -1,20 +1,19 @@
 """The header of a safetensors file: which tensors it has, of what they are parts, and where their bytes are.
 
-The format is that of the safetensors project: 8 bytes of length, JSON, values. torch's writers say in
-``DCP_SHARDING_INFO`` of its ``__metadata__`` where in the whole tensor each part lies (``_hf_utils.py``). A header is
-untrusted: each field is checked, and nothing is read that is longer than safetensors itself allows.
+The format is that of the safetensors project: 8 bytes of length (little-endian), a JSON object, values. torch's writers
+say in ``DCP_SHARDING_INFO`` of its ``__metadata__`` where in the whole tensor each part lies (``_hf_utils.py``). A
+header is untrusted: the rules that are checked are those of the safetensors library, and that no name stands twice. How
+an error reads is for the caller to say, who knows what the file is for.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-from dcptools.checkpoint.fields import TOO_LARGE, Wrong, dict_of, expected, is_integers, text_of
+from dcptools._fields import REPR, TOO_LARGE, Wrong, expected, is_integers, text_of
 from dcptools.dtypes import TABLE, DType
-from dcptools.errors import BrokenCheckpoint
 from dcptools.storage import Source
 
 LENGTH_BYTES = 8
@@ -22,8 +21,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 # Brackets in a header: a tensor has three in 45 bytes or more, and two in what says where its part lies. A list or dict
 # takes far more memory than its two bytes.
 BYTES_PER_BRACKET = 8
-_AGAIN = "Copy the checkpoint again, use another one, or save again."
-_METADATA, _SHARDING = "__metadata__", "DCP_SHARDING_INFO"
+SHARDING = "DCP_SHARDING_INFO"
 _BY_CODE = {dtype.code: dtype for dtype in TABLE.values() if dtype.code}
 
 
@@ -37,28 +35,51 @@ class Part(NamedTuple):
     nbytes: int
 
 
-def read_header(source: Source, file: str, start: int = 0) -> tuple[bytes, dict[str, Part]]:
-    """The header that begins at that byte of a file, as it is, and the parts by their keys.
+class Header(NamedTuple):
+    """What a header says, checked."""
 
-    Whether the values are there is not looked at.
+    nbytes: int  # with its length field
+    parts: dict[str, Part]  # by their keys, in the order of their places
+    metadata: dict[str, str]
+
+
+def header_bytes(source: Source, file: str, start: int = 0) -> bytes:
+    """The header that begins at that byte of a file, with its length field, unchecked.
 
     Raises
     ------
+    Wrong
+        It has an impossible length.
     BrokenCheckpoint
-        The file ends too early, or this is no header.
+        The file cannot be read, or ends too early.
     """
     length = bytearray(LENGTH_BYTES)
     source.read_into(file, start, memoryview(length))
     nbytes = int.from_bytes(length, "little")
-    what = source.path(file)
     if not 2 <= nbytes <= MAX_HEADER_BYTES:
-        raise BrokenCheckpoint(f"{what} is no safetensors file: it would have a header of {nbytes:,} bytes.\n{_AGAIN}")
-    header = bytearray(nbytes)
-    source.read_into(file, start + LENGTH_BYTES, memoryview(header))
-    try:
-        return bytes(header), _parts(_json(bytes(header), "the header"), start + LENGTH_BYTES + nbytes)
-    except Wrong as wrong:
-        raise BrokenCheckpoint(f"{what} is damaged: {wrong.field}: {wrong.problem}.\n{_AGAIN}") from None
+        raise expected("the header", f"2 to {MAX_HEADER_BYTES:,} bytes", nbytes)
+    text = bytearray(nbytes)
+    source.read_into(file, start + LENGTH_BYTES, memoryview(text))
+    return bytes(length + text)
+
+
+def parse_header(data: bytes, start: int = 0) -> Header:
+    """What those bytes say, which begin at that byte of their file. Whether the values are there is not looked at.
+
+    Raises
+    ------
+    Wrong
+        This is no header, or it contradicts itself.
+    """
+    found = _json(data[LENGTH_BYTES:], "the header")
+    said = found.pop("__metadata__", None)
+    if not isinstance(said, dict | None):
+        raise expected("__metadata__", "an object", said)
+    metadata = said or {}
+    for key, value in metadata.items():
+        text_of(value, f"__metadata__[{REPR.repr(key)}]", longest=None)
+    sharding = _json(metadata[SHARDING].encode(), SHARDING) if SHARDING in metadata else None
+    return Header(len(data), _parts(found, sharding, start + len(data)), metadata)
 
 
 def _json(text: bytes, field: str) -> dict[str, Any]:
@@ -69,7 +90,7 @@ def _json(text: bytes, field: str) -> dict[str, Any]:
         value = json.loads(text.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise Wrong(field, f"it is not JSON: {error}") from None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or text[:1] != b"{":
         raise expected(field, "an object", value)
     return value
 
@@ -81,23 +102,20 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parts(header: dict[str, Any], values_at: int) -> dict[str, Part]:
-    metadata = dict_of(header, _METADATA) if _METADATA in header else {}
-    said = metadata.get(_SHARDING)
-    sharding = None if said is None else _json(text_of(said, _SHARDING, longest=None).encode(), _SHARDING)
+def _parts(entries: dict[str, Any], sharding: dict[str, Any] | None, values_at: int) -> dict[str, Part]:
     parts = {}
-    for key, entry in header.items():
-        if key == _METADATA:
-            continue
+    for key, entry in entries.items():
         try:
             text_of(key, ", a key")
             parts[key] = _part(entry, values_at, None if sharding is None else _offsets(sharding, key))
         except Wrong as wrong:
             raise wrong.inside(f"[{key[:200]!r}]") from None
-    places = sorted((part.start, part.start + part.nbytes) for part in parts.values())
-    for (_, end), (begin, _) in pairwise([(0, values_at), *places]):
-        if begin != end:
+    end = values_at
+    parts = dict(sorted(parts.items(), key=lambda item: (item[1].start, item[1].nbytes)))
+    for part in parts.values():
+        if part.start != end:
             raise Wrong("data_offsets", f"the values do not follow each other at byte {end - values_at:,}")
+        end += part.nbytes
     return parts
 
 
@@ -119,7 +137,7 @@ def _part(entry: Any, values_at: int, offsets: tuple[int, ...] | None) -> Part:
 def _offsets(sharding: dict[str, Any], key: str) -> tuple[int, ...]:
     entry = sharding.get(key)
     if not isinstance(entry, dict):
-        raise expected(f" in {_SHARDING}", "saved_offsets", entry)
+        raise expected(f" in {SHARDING}", "saved_offsets", entry)
     return _sizes(entry, "saved_offsets")
 
 

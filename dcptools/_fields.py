@@ -1,4 +1,4 @@
-"""Checks of single fields of ``.metadata``, which is untrusted; each says the path to the field that is wrong."""
+"""Checks of single fields of untrusted values, as of ``.metadata``; each says the path to the field that is wrong."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class Wrong(Exception):
 
     def __init__(self, field: str, problem: str) -> None:
         self.field, self.problem = field, problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
 
     def inside(self, outer: str) -> Wrong:
         return Wrong(outer + self.field, self.problem)

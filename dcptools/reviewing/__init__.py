@@ -1,0 +1,11 @@
+"""``review``: one HTML file that shows what a conversion would do, to send to somebody who has not the checkpoint.
+
+``page`` puts it together of ``tables`` and a ``figure``; ``assets`` has its style and its script.
+"""
+
+from __future__ import annotations
+
+from dcptools.reviewing.page import page_of
+from dcptools.reviewing.writing import review
+
+__all__ = ["page_of", "review"]

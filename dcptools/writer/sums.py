@@ -1,0 +1,45 @@
+"""CRC-32 of whole files whose bytes are written in pieces, which costs no read of its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from isal import isal_zlib
+
+from dcptools._parallel import check_stopped
+from dcptools.storage import open_regular
+
+PIECE_BYTES = 1 << 20
+
+
+class FileSums:
+    """CRC-32 of whole files whose bytes are written in pieces, by several threads, in any order."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # by file: start, bytes, crc
+
+    def add(self, filename: str, start: int, data: memoryview) -> None:
+        """Say that this was written; what is never said is read again in the end."""
+        self._pieces[filename].append((start, data.nbytes, isal_zlib.crc32(data)))
+
+    def take(self, filename: str, nbytes: int, path: str) -> int:
+        """The checksum of a file that is finished."""
+        crc, at = 0, 0
+        for start, length, piece in sorted(self._pieces.pop(filename)):
+            if start != at:
+                break
+            crc, at = isal_zlib.crc32_combine(crc, piece, length), at + length
+        return crc if at == nbytes else file_crc(path)
+
+
+def file_crc(path: str, read: Callable[[int], None] = lambda nbytes: None) -> int:
+    """The checksum of a file; ``read`` hears of each piece."""
+    crc, buffer = 0, memoryview(bytearray(PIECE_BYTES))
+    with open(open_regular(Path(path)), "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            check_stopped()
+            crc = isal_zlib.crc32(buffer[:count], crc)
+            read(count)
+    return crc

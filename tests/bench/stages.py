@@ -1,0 +1,55 @@
+"""What each stage takes of a checkpoint with very many keys, chunks or outputs: CPU time, which others that are at work
+on the machine disturb least, and the peak of memory.
+
+``python -m tests.bench.stages LOAD_DIR SAVE_DIR WORKERS [NAMES]``. With names, the model of the ``config.json`` in
+LOAD_DIR is known before the clock starts. Prints ``{"inspect": seconds, ...}``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas  # noqa: F401  (a frame imports it)
+import safetensors  # noqa: F401  (the writer imports it when it looks at what was written)
+import torch  # noqa: F401  (... when it casts)
+
+import dcptools
+from dcptools.expected import expect
+from tests.bench.process import MAXRSS_UNIT
+
+Value = TypeVar("Value")
+
+
+def measure(load_dir: str, save_dir: str, workers: int, names: str | None) -> dict[str, Any]:
+    taken: dict[str, Any] = {}
+
+    def timed(stage: str, work: Callable[[], Value]) -> Value:
+        gc.collect()
+        start = time.process_time()
+        value = work()
+        taken[stage] = time.process_time() - start
+        return value
+
+    model = {"model_assets_dir": load_dir, "names": names} if names else {}
+    if names:
+        expect(Path(load_dir, "config.json").read_text())
+    checkpoint = timed("read", lambda: dcptools.read(load_dir))
+    timed("inspect", lambda: dcptools.inspect(checkpoint))
+    mapping = timed("preview", lambda: dcptools.preview(checkpoint, **model))
+    timed("rows", lambda: (str(mapping), mapping._repr_html_()))
+    plan = timed("plan", lambda: dcptools.plan(mapping))
+    timed("write", lambda: dcptools.write(plan, save_dir, workers=workers, fsync=False))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
+    return {**taken, "outputs": len(mapping.outputs), "items": checkpoint.chunk_count, "peak_bytes": peak}
+
+
+if __name__ == "__main__":
+    load_dir, save_dir, workers, *names = sys.argv[1:]
+    print(json.dumps(measure(load_dir, save_dir, int(workers), names[0] if names else None)))

@@ -1,0 +1,159 @@
+"""What takes time or memory for each key, chunk or output is done once, and not again for each of the others."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import saved
+from safetensors.torch import load_file
+
+import dcptools
+from dcptools._collector import no_collections, what_is_there_stays
+from dcptools.checkpoint import StoredTensor
+from dcptools.storage import LocalSource
+from dcptools.storage.source import ENOUGH_AT_HAND
+from dcptools.tensors import TensorReader, View, read_elements
+from dcptools.writer import engine
+from dcptools.writer.cut import Sizes
+
+PAGE = 4096  # bytes
+SHAPES = {"mlp.weight": (300, 200), "norm.weight": (16,), "proj.weight": (100, 100), "proj.bias": (100,)}
+
+
+def small_tensors(count: int) -> dict[str, torch.Tensor]:
+    return {f"layers.{number}.weight": torch.full((3,), float(number)) for number in range(count)}
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_collector_is_as_it_was_even_after_an_error(collecting: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        with pytest.raises(ZeroDivisionError), no_collections():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_what_was_there_is_looked_at_again_afterwards() -> None:
+    with what_is_there_stays():
+        frozen = gc.get_freeze_count()
+        with what_is_there_stays():  # of another thread: the first one ends it
+            pass
+        assert gc.get_freeze_count() == frozen > 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_preview_and_plan_make_their_values_without_collections(tmp_path: Path) -> None:
+    checkpoint = dcptools.read(saved.save(tmp_path / "in", {"model": small_tensors(2000)}))
+    collections = []
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        collections.append(info)
+
+    gc.collect()
+    gc.callbacks.append(count)
+    try:
+        dcptools.plan(dcptools.preview(checkpoint))
+    finally:
+        gc.callbacks.remove(count)
+    assert len(collections) <= 4  # of the few objects that are made before and after
+
+
+def test_readers_of_small_tensors_go_as_soon_as_their_values_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[TensorReader] = weakref.WeakSet()
+    most = 0
+
+    class Counted(TensorReader):
+        def __init__(self, *arguments: Any) -> None:
+            nonlocal most
+            super().__init__(*arguments)
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(engine, "TensorReader", Counted)
+    tensors = small_tensors(400)
+    plan = dcptools.plan(saved.save(tmp_path / "in", {"model": tensors}), dtype="keep")
+    sizes = Sizes(block_parts=8, blocks_together=2, items_together=16)
+    dcptools.write(plan, tmp_path / "out", fsync=False, workers=1, sizes=sizes)
+    assert most < 100
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+
+
+def test_the_chunks_of_a_stack_are_looked_at_once_for_all_its_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    chunks = StoredTensor.chunks.fget  # type: ignore[attr-defined]
+
+    def counted(tensor: StoredTensor) -> Any:
+        looked.append(tensor.key)
+        return chunks(tensor)
+
+    checkpoint = dcptools.read(saved.save(tmp_path, {"model": {"experts": torch.arange(60.0).reshape(10, 6)}}))
+    monkeypatch.setattr(StoredTensor, "chunks", property(counted))
+    reader = TensorReader(checkpoint["model.experts"])
+    out = np.empty(6, reader.bits)
+    for expert in range(10):
+        reader.open()
+        read_elements(reader, View("model.experts", (6,), (1,), 6 * expert), 0, 6, out)
+        assert out.view("float32").tolist() == list(range(6 * expert, 6 * expert + 6))
+    assert looked == ["model.experts"]
+
+
+def test_nearly_all_reads_are_announced_before_they_wait_for_a_slow_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"layers.{n}.{name}": torch.randn(shape) for n in range(8) for name, shape in SHAPES.items()}
+    plan = dcptools.plan(saved.save(tmp_path / "in", {"model": tensors}), dtype="keep")
+    there: set[tuple[str, int]] = set()  # pages
+    waited, reads = [], []
+    read_into = LocalSource.read_into
+
+    def pages(name: str, start: int, nbytes: int) -> set[tuple[str, int]]:
+        return {(name, page) for page in range(start // PAGE, (start + nbytes - 1) // PAGE + 1)}
+
+    def announced(self: LocalSource, name: str, start: int, nbytes: int) -> bool:
+        new = pages(name, start, nbytes) - there
+        there.update(new)
+        return bool(new)
+
+    def read(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        reads.append(name)
+        if new := pages(name, start, out.nbytes) - there:
+            waited.append((name, start, out.nbytes))
+            there.update(new)
+        read_into(self, name, start, out)
+
+    monkeypatch.setattr(LocalSource, "read_ahead", announced)
+    monkeypatch.setattr(LocalSource, "read_into", read)
+    dcptools.write(plan, tmp_path / "out", fsync=False, workers=2, sizes=Sizes(slab_bytes=1 << 16, items_together=12))
+    assert len(waited) <= 2 < len(reads) / 20, waited
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+
+
+def test_what_is_at_hand_is_not_announced_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    def announced(_: LocalSource, name: str, start: int, nbytes: int) -> bool:
+        told.append(start)
+        return name == "far" and start % 2 == 1
+
+    monkeypatch.setattr(LocalSource, "read_ahead", announced)
+    LocalSource(".").will_read(("near", place, 1) for place in range(100))
+    assert len(told) == ENOUGH_AT_HAND
+    told.clear()
+    LocalSource(".").will_read(("far", place, 1) for place in range(100))
+    assert len(told) == 100  # a page that was read with another one says nothing of the next
