@@ -989,7 +989,8 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_verify_says_whose_weights_a_model_has(cli: Cli, tmp_path: Path) -> None:
+def test_verify_says_whose_weights_a_model_has(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     source, target = tiny(tmp_path / "c"), tmp_path / "m"
     dcptools.convert(source, target, dtype="keep")
     status, out, err = cli("verify", target, source)
@@ -1085,7 +1086,10 @@ def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli
 # --- diff -------------------------------------------------------------------------------------------------------
 
 
-def test_diff_says_equal_different_or_neither_by_its_status(cli: Cli, tmp_path: Path) -> None:
+def test_diff_says_equal_different_or_neither_by_its_status(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     one = tiny(tmp_path / "a")
     other = saved.save(tmp_path / "b", {"model": {"model.norm.weight": torch.ones(3), "model.w": torch.zeros(2, 2)}})
     status, out, err = cli("diff", one, one)

@@ -89,7 +89,7 @@ def tried(name: str, seconds: float, inputs: int, seed: int, keep: Path) -> dict
 def _one(name: str, seed: int, seconds: float, inputs: int, place: Path) -> dict[str, Any]:
     """What one process says, or was doing when it ended."""
     place.mkdir()
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths, "TMPDIR": str(place), "HOME": str(place)}
     command = [sys.executable, "-m", "tests.fuzz.child", name, str(seed), str(seconds), str(inputs), str(place)]
     with open(place / "stderr", "w+b") as stderr:

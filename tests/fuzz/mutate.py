@@ -14,8 +14,8 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from checkpoints.hostile import stack_global
-from checkpoints.hostile_items import Part, archive
+from tests.checkpoints.hostile import stack_global
+from tests.checkpoints.hostile_items import Part, archive
 
 Mutator = Callable[[bytes, Sequence[bytes], Random], bytes]
 """A file, other files of its class, and chance give a file."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from checkpoints import broken, edit, hostile, hostile_items, saved
 from safetensors.torch import save_file
+
+from tests.checkpoints import broken, edit, hostile, hostile_items, saved
 
 DATA = Path(__file__).parents[1] / "data"
 METADATA, ITEM, SHARD = ".metadata", "__0_0.distcp", "shard-00001-model-00001-of-00001.safetensors"
