@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from dcptools.demo import Demo
 from dcptools.errors import DcptoolsError, NotACheckpoint, OutputExists, TargetError, UsageError
 from dcptools.hf import read_model
 from dcptools.recipe import command_line, python_call
+from dcptools.reviewing import review
 from dcptools.storage import RemoteSink, open_source, upload
+from dcptools.writer import Engine
 
 BUCKET = "bucket"
 
@@ -230,6 +233,14 @@ class TestErrors:
         with pytest.raises(UsageError, match="nothing://x/y cannot be opened: Protocol not known: nothing"):
             read("nothing://x/y")
 
+    def test_what_needs_files_that_show_before_they_are_whole(self, demo: Demo) -> None:
+        planned = dcptools.plan(dcptools.preview(demo.checkpoint, model_assets_dir=demo.assets))
+        with pytest.raises(UsageError, match="resume=True works for local directories.*\nConvert into a directory"):
+            dcptools.write(planned, "memory://nothing/model", resume=True)
+        with pytest.raises(UsageError, match="Many processes can fill a local directory.*\nConvert into a directory"):
+            dcptools.write(planned, "memory://nothing/model", make_engine=partial(Engine))
+        assert open_source("memory://nothing/model").kind() is None
+
     def test_the_hub_is_not_written_to(self, demo: Demo) -> None:
         pytest.importorskip("huggingface_hub")
         with pytest.raises(TargetError, match="hf://me/model can be read and not written"):
@@ -338,6 +349,14 @@ class TestInMemory:
         assert found.exit_code == 0, found.output
         found = CliRunner().invoke(main_group, ["diff", f"{place}/out", str(local)])
         assert found.exit_code == 0, found.output
+
+    def test_its_values_are_loaded_and_reviewed(self, place: str, local: Path, tmp_path: Path) -> None:
+        state = dcptools.load_state_dict(f"{place}/step")
+        assert {name: tuple(value.shape) for name, value in state.items()} == {
+            name: weight.shape for name, weight in read_model(local).weights.items()
+        }
+        page = review(f"{place}/step", tmp_path / "review.html", save_dir=f"{place}/model").read_text("utf-8")
+        assert f"--save-dir {place}/model" in page
 
     def test_a_file_that_was_changed_meanwhile_is_noticed(self, place: str) -> None:
         import fsspec
