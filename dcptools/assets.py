@@ -16,6 +16,7 @@ from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.expected import is_known
 from dcptools.findings import Finding
+from dcptools.storage import Source, is_url, open_source
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -95,24 +96,41 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
     UsageError
         There is no such directory, or it or its config.json cannot be read.
     """
-    path = Path(expanded(directory))
-    with system_errors(UsageError, f"The assets directory {path} cannot be read"):
-        return _look_through(path)
+    with system_errors(UsageError, f"The assets directory {directory} cannot be read"):
+        if is_url(directory):
+            return _look_below(open_source(directory))
+        return _look_through(Path(expanded(directory)))
+
+
+def _look_below(source: Source) -> Assets:
+    """The assets below a URL, where everything is a file or a directory."""
+    if source.kind() != "directory":
+        what = "is not a directory" if source.kind() else "does not exist"
+        raise _no_directory(source.location, what)
+    states = source.states([name for name in source.entries() if not _NOT_ASSETS.fullmatch(name)])
+    files = tuple(Asset(name, state.nbytes) for name, state in states.items() if state is not None)
+    names = {file.name: file.nbytes for file in files}
+    config = source.content(CONFIG) if names.get(CONFIG, MAX_CONFIG_BYTES + 1) <= MAX_CONFIG_BYTES else b""
+    return Assets(source.location, files, _text(config), tuple(_check(source.location, set(names), _text(config))))
+
+
+def _no_directory(place: str, what: str) -> UsageError:
+    return UsageError(
+        f"The assets directory {place} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
+    )
 
 
 def _look_through(path: Path) -> Assets:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
-        raise UsageError(
-            f"The assets directory {path} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
-        )
+        raise _no_directory(str(path), what)
     entries = [entry for entry in sorted(path.iterdir()) if not _NOT_ASSETS.fullmatch(entry.name)]
     files, others = _regular(entries)
     names = {file.name: file.nbytes for file in files}
     config = ""
     if CONFIG in names and names[CONFIG] <= MAX_CONFIG_BYTES:
-        config = _text(path / CONFIG)
-    return Assets(str(path), files, config, (*_check(path, set(names), config), *others))
+        config = _text((path / CONFIG).read_bytes())
+    return Assets(str(path), files, config, (*_check(str(path), set(names), config), *others))
 
 
 def _regular(entries: list[Path]) -> tuple[tuple[Asset, ...], list[Finding]]:
@@ -132,15 +150,15 @@ def _regular(entries: list[Path]) -> tuple[tuple[Asset, ...], list[Finding]]:
     return tuple(files), others
 
 
-def _text(path: Path) -> str:
+def _text(content: bytes) -> str:
     """The text of a file, or nothing if it is not UTF-8: replaced characters must not get into a rewritten copy."""
     try:
-        return path.read_bytes().decode()
+        return content.decode()
     except UnicodeDecodeError:
         return ""
 
 
-def _check(path: Path, names: set[str], config: str) -> Iterator[Finding]:
+def _check(path: str, names: set[str], config: str) -> Iterator[Finding]:
     if CONFIG not in names:
         yield Finding(
             "assets-missing",

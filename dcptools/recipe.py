@@ -8,6 +8,7 @@ from typing import Any
 
 from dcptools.mapping import MappingOptions
 from dcptools.shards import PlanOptions, ShardPlan
+from dcptools.storage import without_password
 
 __all__ = ["command_line", "given_options", "python_call"]
 
@@ -18,7 +19,8 @@ def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, res
     >>> print(command_line(plan(demo.checkpoint, "1GB"), "out"))  # doctest: +ELLIPSIS
     python -m dcptools.convert --load-dir ... --save-dir out --shard-size 1000000000
     """
-    words = ["python", "-m", "dcptools.convert", "--load-dir", plan.checkpoint.path, "--save-dir", save_dir]
+    words = ["python", "-m", "dcptools.convert", "--load-dir", plan.checkpoint.path]
+    words += ["--save-dir", without_password(save_dir)]
     for name, value in {**given_options(plan), **_true(overwrite=overwrite, resume=resume)}.items():
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
@@ -33,7 +35,8 @@ def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, resu
     dcptools.convert('...', 'out', dtype='keep')
     """
     named = {**given_options(plan), **_true(overwrite=overwrite, resume=resume)}.items()
-    arguments = [repr(plan.checkpoint.path), repr(save_dir), *(f"{name}={value!r}" for name, value in named)]
+    places = [repr(plan.checkpoint.path), repr(without_password(save_dir))]
+    arguments = [*places, *(f"{name}={value!r}" for name, value in named)]
     return f"dcptools.convert({', '.join(arguments)})"
 
 

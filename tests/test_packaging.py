@@ -27,8 +27,8 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "isal": "pyt
 CONDA_ONLY = {"python", "pip"}
 CONDA_SPEC = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*) (?P<version>[<>=!~]=?[0-9a-z.*]+(,[<>=!~]=?[0-9a-z.*]+)*)")
 OPTIONAL_ROOMS = ("demo", "plots", "widgets")  # what they import need not be there for the command line
-BROUGHT_ALONG = {"ipython": "ipykernel", "tokenizers": "transformers", "traitlets": "ipywidgets"}
-AT_RUN_TIME = ("zstd", "transformers", "notebook")  # the extras of a user, not of a developer
+BROUGHT_ALONG = {"boto3": "moto", "ipython": "ipykernel", "tokenizers": "transformers", "traitlets": "ipywidgets"}
+AT_RUN_TIME = ("zstd", "remote", "transformers", "notebook")  # the extras of a user, not of a developer
 
 
 def project() -> dict[str, Any]:

@@ -17,8 +17,8 @@ import dcptools
 from dcptools._collector import no_collections, what_is_there_stays
 from dcptools.checkpoint import StoredTensor
 from dcptools.storage import LocalSource
-from dcptools.tensors import TensorReader, View, announce, read_elements
-from dcptools.tensors.reader import ENOUGH_AT_HAND
+from dcptools.storage.source import ENOUGH_AT_HAND
+from dcptools.tensors import TensorReader, View, read_elements
 from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
 
@@ -136,7 +136,7 @@ def test_nearly_all_reads_are_announced_before_they_wait_for_a_slow_place(
             there.update(new)
         read_into(self, name, start, out)
 
-    monkeypatch.setattr(LocalSource, "will_read", announced)
+    monkeypatch.setattr(LocalSource, "read_ahead", announced)
     monkeypatch.setattr(LocalSource, "read_into", read)
     dcptools.write(plan, tmp_path / "out", fsync=False, workers=2, sizes=Sizes(slab_bytes=1 << 16, items_together=12))
     assert len(waited) <= 2 < len(reads) / 20, waited
@@ -144,14 +144,16 @@ def test_nearly_all_reads_are_announced_before_they_wait_for_a_slow_place(
     assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
 
 
-def test_what_is_at_hand_is_not_announced_piece_by_piece() -> None:
-    told: list[bool] = []
+def test_what_is_at_hand_is_not_announced_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
 
-    def source(*answers: bool) -> Any:
-        return (told.append(answer) or answer for answer in answers)  # type: ignore[func-returns-value]
+    def announced(_: LocalSource, name: str, start: int, nbytes: int) -> bool:
+        told.append(start)
+        return name == "far" and start % 2 == 1
 
-    assert not announce(source(*[False] * 100))
+    monkeypatch.setattr(LocalSource, "read_ahead", announced)
+    LocalSource(".").will_read(("near", place, 1) for place in range(100))
     assert len(told) == ENOUGH_AT_HAND
     told.clear()
-    assert announce(source(*[False, True] * 50))  # a page that was read with another one says nothing of the next
-    assert len(told) == 100
+    LocalSource(".").will_read(("far", place, 1) for place in range(100))
+    assert len(told) == 100  # a page that was read with another one says nothing of the next

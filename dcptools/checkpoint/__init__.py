@@ -11,7 +11,7 @@ The facts about the format come from torch's ``distributed/checkpoint`` (``metad
 from __future__ import annotations
 
 from dcptools.checkpoint.lookalikes import METADATA
-from dcptools.checkpoint.reading import as_checkpoint, inspect, read
+from dcptools.checkpoint.reading import as_checkpoint, inspect, is_checkpoint, read
 from dcptools.checkpoint.stored import Chunk, StoredFile, StoredObject, StoredTensor
 from dcptools.checkpoint.values import NO_ROOT, Checkpoint, rank_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "StoredTensor",
     "as_checkpoint",
     "inspect",
+    "is_checkpoint",
     "rank_of",
     "read",
 ]

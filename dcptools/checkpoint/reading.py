@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from dcptools.checkpoint.times import about_times
 from dcptools.checkpoint.values import Checkpoint
 from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, system_errors
 from dcptools.findings import Finding
-from dcptools.storage import FileState, LocalSource, Source
+from dcptools.storage import FileState, Source, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,8 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     load_dir
-        The directory that holds ``.metadata``, or shards of safetensors files that say themselves what they have.
+        The directory that holds ``.metadata``, or shards of safetensors files that say themselves what they have; a
+        path, or a URL that fsspec knows.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     >>> checkpoint["model.lm_head.weight"].dtype.name
     'float32'
     """
-    source = LocalSource(load_dir)
+    source = open_source(load_dir)
     metadata = source.path(METADATA)
     with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
         state = source.state(METADATA)  # before it is read: what is written to meanwhile counts as changed
@@ -97,6 +99,13 @@ def _read_shards(source: Source) -> Checkpoint:
         raise explain(source)
     raw, nbytes, digest = read_shards(source, names)
     return _build(source, raw, nbytes, digest, None, (about_shards(names),))
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file ``.metadata`` at the path or URL; False also where nobody can look."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a zero byte in a path
+        return open_source(path).kind(METADATA) == "file"
+    return False
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
@@ -145,7 +154,7 @@ def _build(
         source, tuple(raw.file_names), tuple(raw.encodings), raw.file, raw.start, raw.nbytes, raw.encoding
     )
     with system_errors(BrokenCheckpoint, f"The files that {source.path(METADATA)} names cannot be looked at"):
-        states = {name: source.state(name) for name in raw.file_names}
+        states = source.states(raw.file_names)
     files = tuple(StoredFile(name, state.nbytes if state else None) for name, state in states.items())
     holes = {finding.key: finding for finding in about_holes(raw.tensors)}
     tensors = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Checkpoint(Shown, HasFindings):
 
     def changed_files(self) -> tuple[str, ...]:
         """The names of the files, also ``.metadata``, that were written to, replaced or removed since it was read."""
-        return tuple(name for name, identity in self.identities.items() if identity != _identity(self.source, name))
+        now = _identities(self.source, list(self.identities))
+        return tuple(name for name, identity in self.identities.items() if identity != now[name])
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -181,12 +183,19 @@ class Checkpoint(Shown, HasFindings):
         return "\n\n".join(text_table(header, rows, most=most or len(rows)) for rows in ordered)
 
 
-def _identity(source: Source, name: str) -> str | None:
-    """The identity of a file now; None if it is not there, or cannot be looked at."""
-    with contextlib.suppress(OSError):
-        state = source.state(name)
-        return state.identity if state else None
-    return None
+def _identities(source: Source, names: list[str]) -> dict[str, str | None]:
+    """The identities of files now; None for one that is not there, or cannot be looked at."""
+    try:
+        states = source.states(names)
+    except OSError as error:
+        if error.errno == errno.ENETUNREACH:  # that nobody answers says nothing of the files
+            raise
+        states = {}
+        for name in names:
+            with contextlib.suppress(OSError):
+                states[name] = source.state(name)
+    found = {name: states.get(name) for name in names}
+    return {name: state.identity if state else None for name, state in found.items()}
 
 
 def _unknown_key(checkpoint: Checkpoint, key: str) -> str:

@@ -14,6 +14,8 @@ from dcptools._text import counted
 from dcptools.cli.options import (
     HELP,
     PATH,
+    PLACE,
+    Place,
     diff_options,
     expected_of,
     given_of,
@@ -40,7 +42,7 @@ from dcptools.errors import DcptoolsError
 @click.option("--tree", "show_tree", is_flag=True, help="Print the modules as a tree, layers that are alike as one.")
 @output_options
 def inspect_command(
-    directory: Path | None, load_dir: Path | None, show_all: bool, show_tree: bool, as_json: bool, quiet: bool
+    directory: Place | None, load_dir: Place | None, show_all: bool, show_tree: bool, as_json: bool, quiet: bool
 ) -> None:
     """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads metadata only."""
     from dcptools.checkpoint import read
@@ -63,7 +65,7 @@ def inspect_command(
 @leftover_option
 @output_options
 def preview_command(
-    directory: Path | None, load_dir: Path | None, list_leftovers: bool, as_json: bool, quiet: bool, **options: Any
+    directory: Place | None, load_dir: Place | None, list_leftovers: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Show which name every key gets, what is left out, and what looks wrong. Writes nothing."""
     mapping = preview_of(the_load_dir(directory, load_dir), options)
@@ -82,7 +84,7 @@ def preview_command(
 @mapping_options
 @plan_options
 @output_options
-def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def plan_command(directory: Place | None, load_dir: Place | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show the files of the result, their sizes, and the memory needed. Writes nothing."""
     planned = plan_of(the_load_dir(directory, load_dir), options)
     if as_json:
@@ -97,15 +99,15 @@ def plan_command(directory: Path | None, load_dir: Path | None, as_json: bool, q
 )
 @source_options
 @click.option("--html", type=PATH, required=True, help="The file to write.")
-@click.option("--save-dir", type=PATH, help="Output directory that the command in the file names.")
+@click.option("--save-dir", type=PLACE, help="Output directory or URL that the command in the file names.")
 @mapping_options
 @plan_options
 @output_options
 def review_command(
-    directory: Path | None,
-    load_dir: Path | None,
+    directory: Place | None,
+    load_dir: Place | None,
     html: Path,
-    save_dir: Path | None,
+    save_dir: Place | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -127,7 +129,7 @@ def review_command(
 
 @click.command(name="convert", context_settings=HELP)
 @source_options
-@click.option("--save-dir", type=PATH, help="Output directory.  [default: <load-dir>/hf_ckpt]")
+@click.option("--save-dir", type=PLACE, help="Output directory or URL.  [default: <load-dir>/hf_ckpt]")
 @mapping_options
 @plan_options
 @click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
@@ -140,9 +142,9 @@ def review_command(
 @leftover_option
 @output_options
 def convert_command(
-    directory: Path | None,
-    load_dir: Path | None,
-    save_dir: Path | None,
+    directory: Place | None,
+    load_dir: Place | None,
+    save_dir: Place | None,
     dry_run: bool,
     list_leftovers: bool,
     as_json: bool,
@@ -197,7 +199,7 @@ def convert_command(
 
 
 @contextmanager
-def _model_is_written(target: Path) -> Iterator[None]:
+def _model_is_written(target: Place) -> Iterator[None]:
     """Ctrl-C or a signal leaves the model, and says so."""
     try:
         yield
@@ -217,9 +219,9 @@ def _model_is_written(target: Path) -> Iterator[None]:
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @output_options
 def verify_command(
-    save_dir: Path,
-    directory: Path | None,
-    load_dir: Path | None,
+    save_dir: Place,
+    directory: Place | None,
+    load_dir: Place | None,
     report: Path | None,
     workers: int | None,
     strict: bool,
@@ -251,8 +253,8 @@ def verify_command(
 @workers_option
 @output_options
 def diff_command(
-    a: Path,
-    b: Path,
+    a: Place,
+    b: Place,
     by: str,
     keys: tuple[str, ...],
     cast: bool,

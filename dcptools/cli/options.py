@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 import click
 
 from dcptools._paths import expanded
-from dcptools.checkpoint import METADATA
+from dcptools.checkpoint import is_checkpoint
 from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
 from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, SHORT_NAMES, PlanOptions
+from dcptools.storage import is_url
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -40,6 +41,13 @@ class _Path(click.Path):
         return super().convert(expanded(value), param, ctx) if value else self.fail("The path is empty.", param, ctx)
 
 
+class _Place(_Path):
+    """A path, or a URL as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
 class _Text(click.types.StringParamType):
     """A name or pattern, which is compared with names in UTF-8 whatever the locale is."""
 
@@ -61,20 +69,21 @@ class _DType(click.Choice):  # type: ignore[type-arg]
         return super().convert(SHORT_NAMES.get(value, value), param, ctx)
 
 
-PATH, TEXT = _Path(path_type=Path), _Text()
+Place = Path | str  # a path, or a URL
+PATH, PLACE, TEXT = _Path(path_type=Path), _Place(path_type=Path), _Text()
 source_options = _options(
-    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PATH),
-    click.option("--load-dir", type=PATH, help="Directory of the checkpoint, the one that holds .metadata."),
+    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PLACE),
+    click.option("--load-dir", type=PLACE, help="Directory or URL of the checkpoint, the one that holds .metadata."),
 )
 mapping_options = _options(
     click.option(
         "--model-assets-dir",
-        type=PATH,
+        type=PLACE,
         help="Directory with config.json and the tokenizer; they are copied to the result.",
     ),
     click.option(
         "--reference",
-        type=PATH,
+        type=PLACE,
         help="A HuggingFace model whose names and shapes the result must have, instead of those of config.json.",
     ),
     click.option(
@@ -186,9 +195,9 @@ output_options = _options(
 )
 workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
 model_options = _options(
-    click.argument("save_dir", type=PATH),
-    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PATH),
-    click.option("--load-dir", type=PATH, help="Directory of the checkpoint, the one that holds .metadata."),
+    click.argument("save_dir", type=PLACE),
+    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PLACE),
+    click.option("--load-dir", type=PLACE, help="Directory or URL of the checkpoint, the one that holds .metadata."),
 )
 verify_options = _options(
     click.option("--shard-size", metavar="BYTES", help="The files must be those of this size, byte for byte."),
@@ -198,8 +207,8 @@ verify_options = _options(
     ),
 )
 diff_options = _options(
-    click.argument("a", type=PATH),
-    click.argument("b", type=PATH),
+    click.argument("a", type=PLACE),
+    click.argument("b", type=PLACE),
     click.option(
         "--by",
         type=click.Choice(BY),
@@ -214,14 +223,14 @@ diff_options = _options(
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
-def the_load_dir(directory: Path | None, load_dir: Path | None) -> Path:
+def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:
     if (directory is None) == (load_dir is None):
         what = "Give only one of LOAD_DIR and --load-dir." if directory else "Missing option '--load-dir'."
         raise click.UsageError(what, click.get_current_context())
     return load_dir or directory or Path()
 
 
-def preview_of(load_dir: Path, options: dict[str, Any]) -> Any:
+def preview_of(load_dir: Place, options: dict[str, Any]) -> Any:
     from dcptools.mapping import preview
 
     rules = [*options["rename"], *(_read_rules(options["rename_file"]) if options["rename_file"] else ())]
@@ -230,13 +239,13 @@ def preview_of(load_dir: Path, options: dict[str, Any]) -> Any:
     )
 
 
-def plan_of(load_dir: Path, options: dict[str, Any]) -> Any:
+def plan_of(load_dir: Place, options: dict[str, Any]) -> Any:
     from dcptools.shards import plan
 
     return plan(preview_of(load_dir, options), **{field.name: options[field.name] for field in fields(PlanOptions)})
 
 
-def expected_of(load_dir: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def expected_of(load_dir: Place, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What a model is compared with, and the dtypes that it must have."""
     if options["shard_size"] is None:
         return preview_of(load_dir, options), {name: options[name] for name in ("dtype", "dtype_for")}
@@ -249,12 +258,12 @@ def given_of(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value and value != defaults.get(name)}
 
 
-def sides_of(a: Path, b: Path, by: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """What is compared: paths, or what the options say of the checkpoints among them."""
     given = given_of(options)
     if not given:
         return a, b
-    checkpoints = [(path / METADATA).is_file() for path in (a, b)]
+    checkpoints = [is_checkpoint(path) for path in (a, b)]
     if by == "keys" or (by == "auto" and all(checkpoints)) or not any(checkpoints):
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{names}: for a checkpoint whose names are compared.\nCompare by names: --by names.")

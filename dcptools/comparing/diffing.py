@@ -9,13 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dcptools._option import option
 from dcptools._parallel import Progress
-from dcptools._paths import expanded
-from dcptools.checkpoint import METADATA, Checkpoint, read
+from dcptools.checkpoint import Checkpoint, is_checkpoint, read
 from dcptools.comparing.measures import Sums, castable, statistics, sums, sums_after_cast
 from dcptools.comparing.sides import CutSide, Readers, StoredSide, WeightSide
 from dcptools.comparing.streaming import Pair, Streaming
@@ -128,7 +126,7 @@ def _opened(given: Given) -> KeyMapping | Checkpoint | Model:
     """What is at a path: a checkpoint, or else a model; the value itself if it is one."""
     if isinstance(given, (KeyMapping, Checkpoint, Model)):
         return given
-    if not Path(expanded(given), METADATA).is_file() and is_model(given):
+    if not is_checkpoint(given) and is_model(given):
         return read_model(given)
     try:
         return read(given)

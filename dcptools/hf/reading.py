@@ -6,22 +6,21 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dcptools._fields import Wrong
-from dcptools._paths import expanded
 from dcptools._safetensors import MAX_HEADER_BYTES, SHARDING, Header, Part, parse_header
 from dcptools._safetensors import header_bytes as unchecked
 from dcptools._text import format_bytes, some
 from dcptools.errors import BrokenCheckpoint, BrokenModel, NotAModel, system_errors
 from dcptools.findings import Finding
 from dcptools.hf.values import Model, Weight, WeightFile
-from dcptools.storage import LocalSource, Source
+from dcptools.storage import FileState, Source, open_source
 
 SUFFIX = ".safetensors"
 _INDEX_SUFFIX = f"{SUFFIX}.index.json"
+AHEAD_BYTES = 1 << 16  # of each file, read at once where each read takes long; most headers have less
 _FIRST = ("model", "adapter_model")  # what transformers and peft look for
 _WHAT_TO_DO = "Give the directory of a model, one that holds model.safetensors or model.safetensors.index.json."
 
@@ -39,7 +38,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     Parameters
     ----------
     path
-        The model's directory; or its index, or a single ``.safetensors`` file.
+        The model's directory; or its index, or a single ``.safetensors`` file. Also a URL that fsspec knows.
 
     Raises
     ------
@@ -53,10 +52,13 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     >>> read_model(tmp_dir / "model").weights["lm_head.weight"].dtype.name
     'bfloat16'
     """
-    path = Path(expanded(path))
     with system_errors(NotAModel, f"The model {path} cannot be read"):
-        source, names, index = _parts(path)
-        headers = {name: _header(source, name) for name in names}
+        given = open_source(path)
+        source, names, index = _parts(given)
+        states = source.states(names)
+        if source.ahead:
+            source.will_read((name, 0, min(state.nbytes, AHEAD_BYTES)) for name, state in states.items() if state)
+        headers = {name: _header(source, name, states[name]) for name in names}
     files = tuple(file for file, _, _ in headers.values())
     weights, twice = _merged({name: header.parts for name, (_, header, _) in headers.items() if header is not None})
     findings = (
@@ -67,7 +69,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     )
     ordered = MappingProxyType(dict(sorted(weights.items())))
     maps = MappingProxyType(index.weight_map), MappingProxyType(index.metadata)
-    return Model(str(path), ordered, files, index.name, *maps, findings, source)
+    return Model(given.location, ordered, files, index.name, *maps, findings, source)
 
 
 def as_model(model: Model | str | os.PathLike[str]) -> Model:
@@ -77,26 +79,29 @@ def as_model(model: Model | str | os.PathLike[str]) -> Model:
 
 def is_model(path: str | os.PathLike[str]) -> bool:
     """Whether there are safetensors files at the path, or it is one, or the index of some."""
-    where = Path(expanded(path))
     try:
-        if where.is_dir():
-            return any(name.endswith((SUFFIX, _INDEX_SUFFIX)) for name in os.listdir(where))
-        return where.is_file() and where.name.endswith((SUFFIX, _INDEX_SUFFIX))
-    except OSError:
+        source = open_source(path)
+        if source.kind() == "directory":
+            return any(name.endswith((SUFFIX, _INDEX_SUFFIX)) for name in source.entries())
+        return source.kind() == "file" and source.location.endswith((SUFFIX, _INDEX_SUFFIX))
+    except (OSError, ValueError):  # ValueError: a zero byte in a path
         return False
 
 
-def _parts(path: Path) -> tuple[LocalSource, list[str], _Index]:
+def _parts(source: Source) -> tuple[Source, list[str], _Index]:
     """Where the files are, the names of those with weights, and the index."""
-    if path.is_file() and path.name.endswith(_INDEX_SUFFIX):
-        index = _read_index(LocalSource(path.parent), path.name)
-        return LocalSource(path.parent), sorted(set(index.weight_map.values())), index
-    if path.is_file() and path.suffix == SUFFIX:
-        return LocalSource(path.parent), [path.name], _no_index()
-    if not path.is_dir():
-        what = "is not a safetensors file or an index of some" if path.exists() else "does not exist"
-        raise NotAModel(f"{path} {what}.\n{_WHAT_TO_DO}")
-    source, entries = LocalSource(path), os.listdir(path)
+    kind = source.kind()
+    if kind == "file" and source.location.endswith((SUFFIX, _INDEX_SUFFIX)):
+        directory, name = os.path.split(source.location)
+        source = open_source(directory)
+        if name.endswith(SUFFIX):
+            return source, [name], _no_index()
+        index = _read_index(source, name)
+        return source, sorted(set(index.weight_map.values())), index
+    if kind != "directory":
+        what = "is not a safetensors file or an index of some" if kind else "does not exist"
+        raise NotAModel(f"{source.location} {what}.\n{_WHAT_TO_DO}")
+    entries = source.entries()
     for stem in _FIRST:  # a single file comes first, as it does for transformers
         if stem + SUFFIX in entries:
             return source, [stem + SUFFIX], _no_index()
@@ -105,11 +110,11 @@ def _parts(path: Path) -> tuple[LocalSource, list[str], _Index]:
             return source, sorted(set(index.weight_map.values())), index
     names = sorted(name for name in entries if name.endswith(SUFFIX) and not name.startswith("."))
     if not names:
-        raise NotAModel(_nothing_there(path, entries))
+        raise NotAModel(_nothing_there(source.location, entries))
     return source, names, _no_index()
 
 
-def _nothing_there(path: Path, entries: list[str]) -> str:
+def _nothing_there(path: str, entries: list[str]) -> str:
     if ".metadata" in entries:
         return f"{path} is a distributed checkpoint, not a HuggingFace model.\n{_WHAT_TO_DO}"
     pickled = sorted(name for name in entries if name.endswith((".bin", ".pt", ".pth")))
@@ -125,7 +130,7 @@ def _no_index() -> _Index:
     return _Index("", {}, {}, [])
 
 
-def _read_index(source: LocalSource, name: str) -> _Index:
+def _read_index(source: Source, name: str) -> _Index:
     """What an index says, as far as it can be used."""
     state = source.state(name)
     if state is None or state.nbytes > MAX_HEADER_BYTES:
@@ -154,9 +159,8 @@ def _bad_index(key: str, message: str) -> Finding:
     return Finding("model-index", key, message, "write or copy the model again")
 
 
-def _header(source: LocalSource, name: str) -> tuple[WeightFile, Header | None, Finding | None]:
+def _header(source: Source, name: str, state: FileState | None) -> tuple[WeightFile, Header | None, Finding | None]:
     """One file: what is known of it, and what is wrong."""
-    state = source.state(name)
     if state is None:
         return (
             WeightFile(name, None, 0, ()),

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dcptools._fields import Wrong, expected
@@ -17,7 +16,7 @@ from dcptools._text import counted, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import Output, Part, Peft
-from dcptools.storage import open_regular
+from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
 MAX_PATTERN = 200  # characters of a pattern that is tried
@@ -47,15 +46,22 @@ def find_config(path: str | os.PathLike[str] | None, assets_dir: str | os.PathLi
         The file cannot be read, or is no JSON object.
     """
     if path is None:
-        found = Path(assets_dir, ADAPTER_CONFIG) if assets_dir is not None else None
-        return _read(found) if found is not None and found.is_file() else None
-    return _read(Path(path, ADAPTER_CONFIG) if os.path.isdir(path) else Path(path))
+        if assets_dir is None:
+            return None
+        source = open_source(assets_dir)
+        with system_errors(UsageError, f"The adapter's config in {assets_dir} cannot be read"):
+            return _read(source, ADAPTER_CONFIG) if source.kind(ADAPTER_CONFIG) == "file" else None
+    with system_errors(UsageError, f"The adapter's config {path} cannot be read"):
+        if open_source(path).kind() == "directory":
+            return _read(open_source(path), ADAPTER_CONFIG)
+        directory, name = os.path.split(path)
+        return _read(open_source(directory), name)
 
 
-def _read(path: Path) -> AdapterConfig:
-    cannot = f"The adapter's config {path} cannot be read"
-    with system_errors(UsageError, cannot), open(open_regular(path), "rb") as file:
-        content = file.read(MAX_BYTES)
+def _read(source: Source, name: str) -> AdapterConfig:
+    path = source.path(name)
+    with system_errors(UsageError, f"The adapter's config {path} cannot be read"):
+        content = source.content(name)[:MAX_BYTES]
     try:
         said = json.loads(content)
     except (ValueError, RecursionError):

@@ -5,17 +5,30 @@
 
 from __future__ import annotations
 
+from dcptools.storage.ahead import IN_FLIGHT, REQUEST_BYTES
+from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
+from dcptools.storage.upload import RemoteSink
+from dcptools.storage.urls import is_url, join, parent, without_password
 
 __all__ = [
+    "IN_FLIGHT",
     "MORE_DESCRIPTORS",
     "NO_DESCRIPTOR",
+    "REQUEST_BYTES",
     "TEMPORARY",
     "FileState",
     "LocalSink",
     "LocalSource",
+    "RemoteSink",
     "Sink",
     "Source",
+    "is_url",
+    "join",
     "open_regular",
+    "open_source",
+    "parent",
+    "pieces",
+    "without_password",
 ]

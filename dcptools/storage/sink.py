@@ -63,8 +63,8 @@ class Sink(Protocol):
     def finish(self, name: str, *, sync: bool) -> None:
         """Say that all bytes of the file are written; with ``sync``, wait until they are on the disk."""
 
-    def staged(self, name: str) -> str:
-        """A path at which the finished file can be checked."""
+    def staged(self, name: str) -> str | None:
+        """A path at which the finished file can be checked; None if it shows nowhere before its commit."""
 
     def commit(self, name: str) -> None:
         """Give the file its final name, in one step; also one that another sink of the same kind has finished."""

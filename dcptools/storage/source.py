@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,7 +21,11 @@ except ImportError:  # Windows
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 MORE_DESCRIPTORS = "This process may not have so many files open. Allow it more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
+ENOUGH_AT_HAND = 8  # reads in a row, and it is likely that all the others are at hand, too
 MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
+
+
+Range = tuple[str, int, int]  # name of a file, first byte, count
 
 
 class FileState(NamedTuple):
@@ -33,6 +38,10 @@ class FileState(NamedTuple):
 
 class Source(Protocol):
     """Named files that can be read from any place. Safe to use from several threads."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether each read takes so long that all are worth to be announced, those of a few bytes too."""
 
     @property
     def location(self) -> str:
@@ -50,8 +59,14 @@ class Source(Protocol):
     def entries(self, name: str = "") -> list[str]:
         """The names in a directory, sorted; raises OSError if it cannot be listed."""
 
+    def folders(self) -> list[str]:
+        """The names of the directories in the place, sorted; raises OSError if it cannot be listed."""
+
     def state(self, name: str) -> FileState | None:
         """The state of the file now, or None if there is no such file."""
+
+    def states(self, names: Iterable[str]) -> dict[str, FileState | None]:
+        """The states of several files."""
 
     def content(self, name: str) -> bytes:
         """The whole of a file; raises OSError if it cannot be read."""
@@ -59,8 +74,8 @@ class Source(Protocol):
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
 
-    def will_read(self, name: str, start: int, nbytes: int) -> bool:
-        """Say that these bytes are read soon, to begin with it now; False if they are at hand already."""
+    def will_read(self, ranges: Iterable[Range]) -> None:
+        """Say which bytes are read soon, to begin with it now; nothing if they are at hand already."""
 
     def close(self) -> None:
         """Let go of what is kept open and not in use; the next read opens it again."""
@@ -78,6 +93,8 @@ class OpenFile:
 
 class LocalSource:
     """A directory. Files are opened when first read and kept open, as many as the process may well have."""
+
+    ahead = False
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(expanded(directory))
@@ -104,6 +121,9 @@ class LocalSource:
     def entries(self, name: str = "") -> list[str]:
         return sorted(os.listdir(self.directory / name))
 
+    def folders(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_dir())
+
     def state(self, name: str) -> FileState | None:
         try:
             found = os.stat(self.directory / name)
@@ -114,6 +134,9 @@ class LocalSource:
         if not stat.S_ISREG(found.st_mode):
             return None
         return FileState(found.st_size, found.st_mtime_ns, f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}")
+
+    def states(self, names: Iterable[str]) -> dict[str, FileState | None]:
+        return {name: self.state(name) for name in names}
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         done, wanted = 0, out.nbytes
@@ -133,8 +156,22 @@ class LocalSource:
                 "The file is truncated, or it is being written. Copy the checkpoint again."
             )
 
-    def will_read(self, name: str, start: int, nbytes: int) -> bool:
-        """The kernel reads ahead, where it can; what is wrong with the file is said when it is read."""
+    def will_read(self, ranges: Iterable[Range]) -> None:
+        """Tell the kernel of one read after the other, until some in a row were at hand already.
+
+        A single one says little: it may lie in the same page as what was read before.
+        """
+        in_a_row = 0
+        for name, start, nbytes in ranges:
+            in_a_row = 0 if self.read_ahead(name, start, nbytes) else in_a_row + 1
+            if in_a_row == ENOUGH_AT_HAND:
+                break
+
+    def read_ahead(self, name: str, start: int, nbytes: int) -> bool:
+        """The kernel reads ahead, where it can; False if the bytes are at hand already.
+
+        What is wrong with the file is said when it is read.
+        """
         if not _CAN_READ_AHEAD:
             return False
         try:

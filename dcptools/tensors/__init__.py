@@ -14,7 +14,7 @@ from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, gather
 from dcptools.tensors.checksums import Checksums, ItemPart
 from dcptools.tensors.composed import Composed, NotViews
 from dcptools.tensors.geometry import Region, boxes, ranges, row_elements, row_major, run_elements, runs, tiles
-from dcptools.tensors.reader import TensorReader, announce, read_region
+from dcptools.tensors.reader import TensorReader, read_region
 from dcptools.tensors.same import same_values
 from dcptools.tensors.view import View, read_elements, read_view
 
@@ -29,7 +29,6 @@ __all__ = [
     "Region",
     "TensorReader",
     "View",
-    "announce",
     "boxes",
     "gather",
     "ranges",

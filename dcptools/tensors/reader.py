@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter, mul
 from typing import Any
 
@@ -22,8 +22,8 @@ from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
 
+SMALL_BYTES = 1 << 16  # of an item that is announced as a whole, with its values
 MOST_FRAMES = 4096  # of a tensor that are announced at once
-ENOUGH_AT_HAND = 8  # in a row, and it is likely that all the others are too
 
 
 class TensorReader:
@@ -105,25 +105,24 @@ class TensorReader:
             return None
         return {box: item.crc for box, item in items.items()}
 
-    def will_read(self, start: int, stop: int) -> bool:
-        """Tell the source that the elements ``start`` to ``stop`` in row-major order are read soon.
-
-        Returns whether it was of use: False if the values are at hand already.
-        """
-        found = (
-            item.source.will_read(item.file, item.start + first, nbytes)
-            for item, first, nbytes in self._spans(start, stop)
-        )
-        return announce(found)
+    def places(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Where the elements ``start`` to ``stop`` are stored: file, first byte, count; not those that lie apart."""
+        for item, first, nbytes in self._spans(start, stop):
+            if item.source is self.tensor.source:  # and not unpacked
+                yield item.file, item.start + first, nbytes
 
     def frames(self) -> Iterator[tuple[str, int, int]]:
-        """What is read of the items to open them: file, first byte, count."""
+        """What is read of the items to open them: file, first byte, count. Those that are small are read as a whole."""
         numbers = [number for number, _, _ in self.chunks.boxes]
         for number in numbers if len(numbers) <= MOST_FRAMES else ():
             chunk = self.tensor.chunk(number)
-            if chunk.file and chunk.encoding == "torch":
-                yield chunk.file, chunk.start, min(HEAD_BYTES, chunk.nbytes)
-                yield chunk.file, chunk.start + max(0, chunk.nbytes - TAIL_BYTES), min(TAIL_BYTES, chunk.nbytes)
+            if not chunk.file or chunk.encoding != "torch":
+                continue
+            if chunk.nbytes <= SMALL_BYTES:
+                yield chunk.file, chunk.start, chunk.nbytes
+            else:
+                yield chunk.file, chunk.start, HEAD_BYTES
+                yield chunk.file, chunk.start + chunk.nbytes - TAIL_BYTES, TAIL_BYTES
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""
@@ -263,19 +262,6 @@ class TensorReader:
         item.source.read_into(item.file, item.start + start, out)
         if self._checksums is not None:
             self._checksums.add(item, start, out)
-
-
-def announce(told: Iterable[bool]) -> bool:
-    """Tell a source of one read after the other, until some in a row were at hand already; whether one was not.
-
-    A single one says little: it may lie in the same page as what was read before.
-    """
-    useful, in_a_row = False, 0
-    for of_use in told:
-        useful, in_a_row = useful or of_use, 0 if of_use else in_a_row + 1
-        if in_a_row == ENOUGH_AT_HAND:
-            break
-    return useful
 
 
 def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -> Bits:

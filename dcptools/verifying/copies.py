@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
@@ -66,7 +65,7 @@ def _header_digest(model: Model, name: str) -> tuple[int, str]:
 
 
 def _digest(model: Model, name: str) -> tuple[int, str]:
-    return file_digest(Path(model.source.path(name)))
+    return file_digest(model.source, name)
 
 
 def _weight(

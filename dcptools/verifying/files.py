@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
+from itertools import zip_longest
 from typing import Any
 
 from dcptools._text import some
@@ -15,12 +15,11 @@ from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.hf import Model, WeightFile, header_bytes
 from dcptools.shards import INDEX, ShardFile, ShardPlan
-from dcptools.storage import open_regular
+from dcptools.storage import Source, open_source, pieces
 from dcptools.verifying.library import Opened
 
 _AGAIN = "copy it again, or write the model again"
 _FORMATS = ("pt", "tf", "flax", "mlx")  # those that transformers takes
-PIECE_BYTES = 1 << 20
 
 
 def about_files(model: Model, plan: ShardPlan | None) -> Iterator[Finding]:
@@ -110,9 +109,8 @@ def _about_index_form(model: Model) -> Iterator[Finding]:
 
 
 def _about_extra(model: Model) -> Iterator[Finding]:
-    directory = Path(model.source.location)
     known = {file.name for file in model.files}
-    for name in sorted(os.listdir(directory)) if directory == Path(model.path) else ():
+    for name in model.source.entries() if model.source.location == model.path else ():
         if name.endswith(".safetensors") and name not in known and not name.startswith((".", "adapter_model")):
             yield Finding("model-extra", name, "it is no file of the model", "remove it if it is another model's")
     if model.index != INDEX and _content(model, INDEX) is not None and not model.index:
@@ -157,19 +155,23 @@ def _about_config(model: Model) -> Iterator[Finding]:
 
 
 def _about_asset(model: Model, assets: Assets, name: str, *, exact: bool) -> Iterator[Finding]:
-    path, source = Path(model.source.location, name), Path(assets.directory, name)
     rewritten = assets.config_for(written_dtype(model) or "float32") if name == CONFIG else None
     try:
-        where = _differs(path, rewritten) if rewritten is not None else _files_differ(path, source)
-    except OSError as error:
-        yield Finding("model-asset", name, f"it cannot be compared: {error.strerror or error}", _AGAIN)
+        if rewritten is not None:
+            found = model.source.content(name)
+            where = None if found == rewritten else _first_difference(found, rewritten)
+        else:
+            where = _files_differ(model.source, open_source(assets.directory), name)
+    except (OSError, DcptoolsError) as error:
+        said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
+        yield Finding("model-asset", name, f"it cannot be compared: {said}", _AGAIN)
         return
     if where is None:
         return
-    if not exact and rewritten is not None and _fields(path.read_bytes()) == _fields(rewritten):
+    if not exact and rewritten is not None and _fields(found) == _fields(rewritten):
         yield Finding("model-form", name, f"it says what the assets say, in another form from byte {where:,} on")
         return
-    fields = _different_fields(path.read_bytes(), rewritten) if rewritten is not None else []
+    fields = _different_fields(found, rewritten) if rewritten is not None else []
     what = f"its {some(fields)} differ from the assets'" if fields else f"it differs from the assets' at byte {where:,}"
     yield Finding("model-asset", name, what, _AGAIN)
 
@@ -188,22 +190,15 @@ def _different_fields(one: bytes, other: bytes) -> list[str]:
     return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
 
 
-def _differs(path: Path, expected: bytes) -> int | None:
-    """The first byte at which a file is not what is expected."""
-    found = path.read_bytes()
-    return None if found == expected else _first_difference(found, expected)
-
-
-def _files_differ(path: Path, other: Path) -> int | None:
-    with open(open_regular(path), "rb") as one, open(open_regular(other), "rb") as two:
-        at = 0
-        while True:
-            first, second = one.read(PIECE_BYTES), two.read(PIECE_BYTES)
+def _files_differ(source: Source, other: Source, name: str) -> int | None:
+    """The first byte at which two files of that name differ."""
+    at = 0
+    with closing(pieces(source, name)) as one, closing(pieces(other, name)) as two:
+        for first, second in zip_longest(one, two, fillvalue=b""):
             if first != second:
                 return at + _first_difference(first, second)
-            if not first:
-                return None
             at += len(first)
+    return None
 
 
 def _first_difference(one: bytes, other: bytes) -> int:

@@ -18,7 +18,7 @@ from dcptools._paths import expanded
 from dcptools.errors import UsageError, system_errors
 from dcptools.hf import Model, header_bytes, read_model
 from dcptools.shards import ShardPlan
-from dcptools.storage import open_regular
+from dcptools.storage import Source, open_regular, pieces
 from dcptools.verifying.checksums import checksums
 from dcptools.writer import Report
 
@@ -77,7 +77,7 @@ def receipt_of(
     sums = sum_up(model, workers=workers, progress=progress, cancel=cancel)
     assets = [asset.name for asset in plan.assets.files] if plan.assets else []
     files = [_weight_file(model, file.filename) for file in plan.files]
-    files += [_other_file(Path(report.save_dir), name) for name in (*([model.index] if model.index else []), *assets)]
+    files += [_other_file(model.source, name) for name in (*([model.index] if model.index else []), *assets)]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -177,16 +177,18 @@ def _weight_file(model: Model, name: str) -> ReceiptFile:
     return ReceiptFile(name, nbytes, digest, True)
 
 
-def _other_file(directory: Path, name: str) -> ReceiptFile:
-    nbytes, digest = file_digest(directory / name)
+def _other_file(source: Source, name: str) -> ReceiptFile:
+    nbytes, digest = file_digest(source, name)
     return ReceiptFile(name, nbytes, digest, False)
 
 
-def file_digest(path: Path) -> tuple[int, str]:
+def file_digest(source: Source, name: str) -> tuple[int, str]:
     """Size and SHA-256 of a whole file; raises OSError."""
-    with open(open_regular(path), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+    digest, nbytes = hashlib.sha256(), 0
+    for piece in pieces(source, name):
+        digest.update(piece)
+        nbytes += len(piece)
+    return nbytes, digest.hexdigest()
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -11,14 +11,14 @@ import numpy as np
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.checkpoint import Checkpoint
-from dcptools.comparing import Buffers, Pair, Piece, Readers, StoredSide, Streaming, cast_to_right
+from dcptools.comparing import Buffers, Pair, Piece, Readers, Side, StoredSide, Streaming, cast_to_right
 from dcptools.dtypes import DType
 from dcptools.findings import Finding
 from dcptools.hf import Model, Weight
 from dcptools.mapping import Output
 from dcptools.tensors import Bits
 from dcptools.values import as_torch
-from dcptools.verifying.library import LibrarySide, Opened
+from dcptools.verifying.library import Opened
 
 # torch's kernels for these casts give a NaN other bits at the end of a tensor than in its middle
 _NAN_BITS_VARY = {("float16", "float32"), ("float64", "bfloat16")}
@@ -82,10 +82,8 @@ def _pairs(
         yield Pair(weight.name, weight.numel, output.dtype, weight.dtype, _opener(output, readers, opened, weight))
 
 
-def _opener(
-    output: Output, readers: Readers, opened: Opened, weight: Weight
-) -> Callable[[], tuple[StoredSide, LibrarySide]]:
-    return lambda: (StoredSide(output.sources, readers), LibrarySide(opened, weight))
+def _opener(output: Output, readers: Readers, opened: Opened, weight: Weight) -> Callable[[], tuple[StoredSide, Side]]:
+    return lambda: (StoredSide(output.sources, readers), opened.side(weight))
 
 
 def _difference(pair: Pair, piece: Piece, stored: Bits, found: Bits, buffers: Buffers) -> Difference | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ipywidgets as W
 import traitlets as T
 
 from dcptools._text import format_bytes, format_count, printable, some
-from dcptools.checkpoint import METADATA, Checkpoint, read
+from dcptools.checkpoint import Checkpoint, is_checkpoint, read
+from dcptools.storage import is_url, join, open_source, parent
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
 
 MAX_FOLDERS = 500
+LOOKING = 16  # threads that look which of them are checkpoints
 
 
 class Open(Step):
@@ -45,7 +47,7 @@ class Open(Step):
         self.found = W.HTML()
         chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))
         super().__init__([W.HBox([self.path, self.read]), chooser, self.found])
-        self._here = Path()
+        self._here = ""
         self.read.on_click(self._read)
         self.path.observe(self._read, "value")
         self.up.on_click(self._go_up)
@@ -56,9 +58,12 @@ class Open(Step):
         if self.path.value:
             self._read()
 
-    def _start(self) -> Path:
-        path = Path(typed_path(self.path.value)).absolute()
-        return path.parent if _is(path) else path if os.path.isdir(path) else Path.cwd()
+    def _start(self) -> str:
+        typed = typed_path(self.path.value)
+        if is_url(typed):
+            return typed
+        path = os.path.abspath(typed)
+        return parent(path) if is_checkpoint(path) else path if os.path.isdir(path) else os.getcwd()
 
     @handler
     def _read(self, _: Any = None) -> None:
@@ -66,44 +71,45 @@ class Open(Step):
         self.blocked = "This is not a checkpoint that can be read."
         if not self.path.value.strip():
             raise FileNotFoundError("Give the directory of a checkpoint, the one that holds .metadata.")
-        checkpoint = read(typed_path(self.path.value))
+        typed = typed_path(self.path.value)
+        if is_url(typed) and not is_checkpoint(typed):
+            self._list(typed)  # a bucket, to look around in
+        checkpoint = read(typed)
         self.found.value = _found(checkpoint)
         self.blocked = ""
         self.checkpoint = checkpoint
 
     @handler
-    def _list(self, directory: Path) -> None:
-        folders = sorted(p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
-        marked = [(f"{printable(p.name)}/{'   (DCP checkpoint)' if _is(p) else ''}", str(p)) for p in folders]
+    def _list(self, directory: str) -> None:
+        names = [name for name in open_source(directory).folders() if not name.startswith(".")][:MAX_FOLDERS]
+        places = [join(directory, name) for name in names]
+        with ThreadPoolExecutor(LOOKING) as pool:
+            found = list(pool.map(is_checkpoint, places))
+        labels = [
+            f"{printable(n)}/{'   (DCP checkpoint)' if is_one else ''}" for n, is_one in zip(names, found, strict=True)
+        ]
         self._here = directory
-        self.folders.options = [(f"{directory}", ""), *marked[:MAX_FOLDERS]]
+        self.folders.options = [(directory, ""), *zip(labels, places, strict=True)]
         self.folders.value = ""
 
     @handler
     def _choose(self, change: Any) -> None:
-        if change["new"] and _is(Path(change["new"])):
+        if change["new"] and is_checkpoint(change["new"]):
             self.path.value = change["new"]
 
     @handler
     def _go_up(self, _: Any) -> None:
-        self._list(self._here.parent)
+        self._list(parent(self._here))
 
     @handler
     def _go_in(self, _: Any) -> None:
         if self.folders.value:
-            self._list(Path(self.folders.value))
+            self._list(self.folders.value)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.checkpoint is None:
             return "No checkpoint is open.", [], []
         return _sentence(self.checkpoint), *_roots(self.checkpoint)
-
-
-def _is(path: Path) -> bool:
-    try:
-        return (path / METADATA).is_file()
-    except OSError:
-        return False
 
 
 def _sentence(checkpoint: Checkpoint) -> str:

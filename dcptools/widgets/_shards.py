@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
@@ -127,13 +128,14 @@ def _rounds(size: int) -> bool:
 
 
 def _facts(planned: ShardPlan) -> str:
-    free = free_bytes(default_save_dir(planned.checkpoint.path))
+    target = default_save_dir(planned.checkpoint.path)
+    free = free_bytes(target) if isinstance(target, Path) else None  # an object store has no such limit
     largest = max((file.nbytes for file in planned.files), default=0)
     text = (
         f"{len(planned.files):,} files with {format_bytes(planned.total_bytes)}, the largest {format_bytes(largest)}.\n"
-        f"Memory: about {format_bytes(planned.peak_bytes)} with {default_workers()} workers. "
-        f"Free beside the checkpoint: {format_bytes(free)}."
+        f"Memory: about {format_bytes(planned.peak_bytes)} with {default_workers()} workers."
+        + (f" Free beside the checkpoint: {format_bytes(free)}." if free is not None else "")
     )
-    enough = "info" if planned.file_bytes < free else "warning"
+    enough = "info" if free is None or planned.file_bytes < free else "warning"
     to_look_at = [finding for finding in planned.found_while_planning if finding.severity != "info"]
     return alert(enough, text) + findings_html(to_look_at, most=3)

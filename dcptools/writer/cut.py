@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor
-from dcptools.tensors import Region, TensorReader, View, announce, row_elements, run_elements, tiles
+from dcptools.storage import IN_FLIGHT, REQUEST_BYTES, Source
+from dcptools.tensors import Region, TensorReader, View, row_elements, run_elements, tiles
 
 SHORT_RUN_BYTES = 4096  # a large view whose runs are shorter is cut into tiles
 
@@ -32,6 +33,13 @@ class Sizes:
     blocks_together: int = 16
     items_together: int = 256
     blocks_read_ahead: int = 4  # of a file that is being filled
+
+    def for_source(self, source: Source, workers: int) -> Sizes:
+        """Where each read takes long, so much is read ahead that as many as can be are in flight."""
+        if not source.ahead:
+            return self
+        blocks = IN_FLIGHT * REQUEST_BYTES // (2 * self.block_bytes * workers)  # of values twice as wide as written
+        return replace(self, blocks_read_ahead=max(self.blocks_read_ahead, blocks))
 
     @property
     def block_bytes(self) -> int:
@@ -79,10 +87,10 @@ class Part:
             stop -= (stop + (self.view.offset if self.view.contiguous else 0)) % self.row
         return max(0, stop - first)
 
-    def will_read(self, first: int, stop: int) -> bool:
-        """Tell the source; False if that was of no use."""
+    def places(self, first: int, stop: int) -> Iterable[tuple[str, int, int]]:
+        """Where values from number ``first`` on are stored, if they follow each other there."""
         at = self.view.offset
-        return self.view.contiguous and self.reader.will_read(at + first, at + stop)
+        return self.reader.places(at + first, at + stop) if self.view.contiguous else ()
 
 
 @dataclass(slots=True)
@@ -157,8 +165,10 @@ class Block:
         return count
 
     def will_read(self) -> None:
-        """Tell the sources, as long as that is of use."""
-        announce(part.will_read(first, stop) for slab in self.slabs for part, first, stop in slab.values)
+        """Tell the source, as long as that is of use."""
+        source = self.slabs[0].values[0][0].reader.tensor.source
+        values = (value for slab in self.slabs for value in slab.values)
+        source.will_read(place for part, first, stop in values for place in part.places(first, stop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import Sink
-from dcptools.tensors import Checksums, TensorReader, announce, read_elements, read_view, row_major, runs
+from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
 from dcptools.writer.sums import FileSums
@@ -58,7 +58,8 @@ class Engine:
     ) -> None:
         """``finished`` hears of each file that is whole, in whatever thread, with its CRC-32 and its overflows."""
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
-        self.sink, self.workers, self.sync, self.sizes = sink, workers, sync, sizes or Sizes()
+        self.sink, self.workers, self.sync = sink, workers, sync
+        self.sizes = sizes or Sizes().for_source(plan.checkpoint.source, workers)
         self.checksums, self.tally = Checksums(), Tally()
         self._finished, self._sums = finished, FileSums()
         self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
@@ -120,7 +121,7 @@ class Engine:
         """The views that a file is made of, with their items opened some at a time."""
         for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
             frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
-            announce(self.plan.checkpoint.source.will_read(*frame) for frame in frames)
+            self.plan.checkpoint.source.will_read(frames)
             parts = [part for tensor in group for part in self._parts_of(tensor)]
             for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
                 check_stopped()
@@ -161,8 +162,9 @@ class Engine:
             if self._unwritten[file.filename]:
                 return
         self.sink.finish(file.filename, sync=self.sync)
-        if self._finished is not None:
-            crc = self._sums.take(file.filename, file.nbytes, self.sink.staged(file.filename))
+        path = self.sink.staged(file.filename)
+        if self._finished is not None and path is not None:
+            crc = self._sums.take(file.filename, file.nbytes, path)
             overflows = {t.output.name: self.tally.overflows[t.output.name] for t in file.tensors}
             self._finished(file, crc, {name: count for name, count in overflows.items() if count})
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dcptools._text import some
-from dcptools.assets import CONFIG
+from dcptools.assets import CONFIG, Asset
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import BrokenCheckpoint, TargetError
+from dcptools.errors import BrokenCheckpoint, TargetError, system_errors
 from dcptools.shards import INDEX, ShardFile, ShardPlan
-from dcptools.storage import LocalSink, open_regular
+from dcptools.storage import LocalSink, Sink, Source, open_regular, open_source, pieces
 from dcptools.writer.swap import Swap, old_model
 from dcptools.writer.target import planned_names
 
-COPY_BYTES = 1 << 20  # of an asset at a time
 SINCE = ("changed since it was read", "Nothing was written. Read it again when nothing writes there any more.")
 DURING = (
     "changed while it was converted",
@@ -55,7 +54,9 @@ def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
     BrokenCheckpoint
         One was written to, replaced or removed: what is converted may be of two saves.
     """
-    if changed := checkpoint.changed_files():
+    with system_errors(BrokenCheckpoint, f"The checkpoint {checkpoint.path} cannot be looked at any more"):
+        changed = checkpoint.changed_files()
+    if changed:
         raise BrokenCheckpoint(
             f"The checkpoint {checkpoint.path} {what}: {some(changed)} "
             f"{'was' if len(changed) == 1 else 'were'} written to, replaced or removed.\n{advice}"
@@ -68,9 +69,7 @@ def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> 
     At no moment does an old index name new shards. If a step fails, the old files are back. What interrupts the removal
     of the old files gets a note that the new model is whole.
     """
-    _stage_assets(plan, sink, sync=sync)
-    if plan.index is not None:
-        _stage(sink, INDEX, plan.index, sync=sync)
+    stage_others(plan, sink, sync=sync)
     refuse_changes(plan.checkpoint, *DURING)
     *others, last = planned_names(plan)
     swap, whole = Swap(save_dir), False
@@ -115,28 +114,30 @@ def reason(error: BaseException) -> str:
     return (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
 
 
-def _stage_assets(plan: ShardPlan, sink: LocalSink, *, sync: bool) -> None:
-    """Copy the assets under temporary names, with the written dtype in the config."""
+def stage_others(plan: ShardPlan, sink: Sink, *, sync: bool) -> None:
+    """Stage what is not weights: the assets, with the written dtype in the config, and the index."""
     assets = plan.assets
-    if assets is None:
-        return
-    for file in assets.files:
+    for file in assets.files if assets else ():
+        assert assets is not None
         content = assets.config_for(plan.written_dtype) if file.name == CONFIG else file.content
         if content is not None:
             _stage(sink, file.name, content, sync=sync)
         else:
-            _copy(sink, file.name, Path(assets.directory) / file.name, sync=sync)
+            _copy(sink, file, open_source(assets.directory), sync=sync)
+    if plan.index is not None:
+        _stage(sink, INDEX, plan.index, sync=sync)
 
 
-def _copy(sink: LocalSink, name: str, path: Path, *, sync: bool) -> None:
-    with open(open_regular(path), "rb") as source:
-        sink.create(name, os.fstat(source.fileno()).st_size)
-        while piece := source.read(COPY_BYTES):
-            sink.write(name, source.tell() - len(piece), memoryview(piece))
-    sink.finish(name, sync=sync)
+def _copy(sink: Sink, file: Asset, source: Source, *, sync: bool) -> None:
+    start, state = 0, source.state(file.name)
+    sink.create(file.name, state.nbytes if state else 0)
+    for piece in pieces(source, file.name):
+        sink.write(file.name, start, memoryview(piece))
+        start += len(piece)
+    sink.finish(file.name, sync=sync)
 
 
-def _stage(sink: LocalSink, name: str, content: bytes, *, sync: bool) -> None:
+def _stage(sink: Sink, name: str, content: bytes, *, sync: bool) -> None:
     sink.create(name, len(content))
     sink.write(name, 0, memoryview(content))
     sink.finish(name, sync=sync)

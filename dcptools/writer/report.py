@@ -89,7 +89,7 @@ class Report(Shown, HasFindings):
 
 def report_of(
     plan: ShardPlan,
-    save_dir: Path,
+    save_dir: Path | str,
     sums: Checksums,
     found: Iterable[Finding],
     taken_over: tuple[str, ...],

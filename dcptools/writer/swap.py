@@ -13,20 +13,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from dcptools.shards import INDEX, SINGLE_FILE
 from dcptools.storage import TEMPORARY
 
 BEFORE = f"{TEMPORARY}before"
-_INDEXES = (INDEX, "pytorch_model.bin.index.json")
+INDEXES = (INDEX, "pytorch_model.bin.index.json")
 # What makes files a model for transformers, or an adapter for peft
-_STARTS = {
-    "model": (SINGLE_FILE["model"], "pytorch_model.bin", *_INDEXES),
+STARTS = {
+    "model": (SINGLE_FILE["model"], "pytorch_model.bin", *INDEXES),
     "adapter": (SINGLE_FILE["adapter"], "adapter_model.bin"),
 }
-_ENTRY_POINTS = tuple(name for names in _STARTS.values() for name in names)
+_ENTRY_POINTS = tuple(name for names in STARTS.values() for name in names)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin", re.ASCII)
 MAX_INDEX_BYTES = 64 << 20
 
@@ -42,19 +42,31 @@ def old_model(directory: Path, kind: str = "model") -> list[str]:
     Of the kind "adapter": those of an old adapter. A model and an adapter can be in one directory.
     """
     names = [name for name in os.listdir(directory) if is_file(directory / name)] if directory.is_dir() else []
-    named = {name for index in _INDEXES for name in _named_by(directory / index)}.intersection(names)
-    named = {name for name in named if not (directory / name).is_symlink()}
+    named = {name for index in INDEXES for name in _named_by(directory / index)}
+    return names_of_model(names, {name for name in named if not (directory / name).is_symlink()}, kind)
+
+
+def names_of_model(names: Collection[str], named: Collection[str], kind: str) -> list[str]:
+    """Those of the names that are a model's files; ``named`` is what an index there names."""
     shards = [name for name in names if _SHARD.fullmatch(name) or name in named]
-    return [name for name in _STARTS[kind] if name in names] + (sorted(shards) if kind == "model" else [])
+    return [name for name in STARTS[kind] if name in names] + (sorted(shards) if kind == "model" else [])
 
 
 def _named_by(index: Path) -> set[str]:
-    """What an index names and what may be weights; it is untrusted, and may be anything."""
+    """What an index on the disk names; it may be anything."""
     try:
         if not index.is_file() or index.stat().st_size > MAX_INDEX_BYTES:
             return set()
-        parsed = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return named_by(index.read_bytes())
+    except OSError:
+        return set()
+
+
+def named_by(index: bytes) -> set[str]:
+    """What an index names and what may be weights; it is untrusted, and may be anything."""
+    try:
+        parsed = json.loads(index)
+    except (ValueError, RecursionError):
         return set()
     named = parsed.get("weight_map") if isinstance(parsed, dict) else None
     names = {name for name in named.values() if isinstance(name, str)} if isinstance(named, dict) else set()

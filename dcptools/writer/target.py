@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,30 +12,33 @@ from dcptools._option import option
 from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
-from dcptools.storage import TEMPORARY
+from dcptools.storage import TEMPORARY, is_url, join, open_source
 from dcptools.writer.swap import Swap, is_file
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 SPARE_BYTES = 64 << 10  # for directory entries, and what is left of the last blocks
 
 
-def default_save_dir(load_dir: str | os.PathLike[str]) -> Path:
+def default_save_dir(load_dir: str | os.PathLike[str]) -> Path | str:
     """Where a checkpoint is converted to unless said otherwise.
 
     >>> default_save_dir("step-100").as_posix()
     'step-100/hf_ckpt'
     """
-    return Path(load_dir, "hf_ckpt")
+    return join(load_dir, "hf_ckpt") if is_url(load_dir) else Path(load_dir, "hf_ckpt")
 
 
-def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
-    """Refuse a directory that must not be written to. Nothing is created yet.
+def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool) -> None:
+    """Refuse a directory or URL that must not be written to. Nothing is created yet.
 
     Raises
     ------
     OutputExists, TargetError
     """
-    checkpoint = Path(plan.checkpoint.path)
+    if is_url(save_dir):
+        check_url(plan, str(save_dir), overwrite=overwrite)
+        return
+    save_dir, checkpoint = Path(save_dir), Path(plan.checkpoint.path)
     there = _existing(save_dir)
     if not there.is_dir():
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
@@ -50,27 +54,58 @@ def check_target(plan: ShardPlan, save_dir: Path, *, overwrite: bool) -> None:
             )
     if plan.assets is not None and plan.assets.directory and _same(save_dir, Path(plan.assets.directory)):
         raise TargetError(f"The output {save_dir} is the assets directory itself.\nGive another directory.")
-    existing = [] if overwrite else [*existing_weights(save_dir), *_replaced_assets(plan, save_dir)]
+    if not overwrite:
+        _refuse_existing(plan, save_dir, _files(save_dir))
+    _refuse_what_is_in_the_way(plan, save_dir)
+    _check_space(plan, save_dir)
+
+
+def check_url(plan: ShardPlan, url: str, *, overwrite: bool) -> None:
+    """Refuse a URL that must not be written to.
+
+    Raises
+    ------
+    OutputExists, TargetError, UsageError
+    """
+    source = open_source(url)
+    if url.startswith("hf://"):
+        raise TargetError(
+            f"{url} can be read and not written: there each file is a commit.\nConvert into a directory, and upload it "
+            "with `hf upload`."
+        )
+    own = {join(plan.checkpoint.path, os.path.dirname(file.name)).rstrip("/") for file in plan.checkpoint.files}
+    if url.rstrip("/") in own:
+        raise TargetError(f"The output {url} is where the checkpoint's own files are.\nGive another URL.")
+    if plan.assets is not None and plan.assets.directory.rstrip("/") == url.rstrip("/"):
+        raise TargetError(f"The output {url} is the assets directory itself.\nGive another URL.")
+    with system_errors(TargetError, f"The output {url} cannot be used"):
+        kind = source.kind()
+        names = source.entries() if kind == "directory" else []
+    if kind == "file":
+        raise TargetError(f"The output {url} is a file.\nGive another URL, new or without a model below it.")
+    if not overwrite:
+        _refuse_existing(plan, url, names)
+
+
+def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[str]) -> None:
+    existing = [*_weights(names), *_replaced_assets(plan, names)]
     if existing:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
             f"({option('overwrite', True)}): that replaces a model, and leaves weights of something else."
         )
-    _refuse_what_is_in_the_way(plan, save_dir)
-    _check_space(plan, save_dir)
 
 
-def existing_weights(save_dir: Path) -> list[str]:
-    """The names in the directory that are weights of any kind or an index of weights.
+def _weights(names: Iterable[str]) -> list[str]:
+    """Those of the names that are weights of any kind or an index of weights.
 
     More than what is replaced (``old_model``): who names a directory with weights in it may mean another one.
     """
-    return sorted(name for name in _files(save_dir) if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
 
 
-def _replaced_assets(plan: ShardPlan, save_dir: Path) -> list[str]:
+def _replaced_assets(plan: ShardPlan, there: Collection[str]) -> list[str]:
     """The files that assets would take the place of; somebody may have put his own tokenizer there."""
-    there = _files(save_dir)
     return [asset.name for asset in plan.assets.files if asset.name in there] if plan.assets else []
 
 

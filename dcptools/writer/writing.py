@@ -19,15 +19,18 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UnsupportedCheckpoint, UsageError, notes_of
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
-from dcptools.storage import TEMPORARY, LocalSink
+from dcptools.storage import TEMPORARY, LocalSink, RemoteSink, is_url
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine
 from dcptools.writer.lock import locked
 from dcptools.writer.publishing import DURING, SINCE, check_file, publish, reason, refuse_changes
+from dcptools.writer.remote import publish_to_url
 from dcptools.writer.report import Report, report_of
 from dcptools.writer.staged import StagedFiles, tag_of
 from dcptools.writer.swap import Swap
 from dcptools.writer.target import check_target
+
+_NOTHING_KEPT = "\nNothing was kept."
 
 
 def write(
@@ -54,7 +57,8 @@ def write(
     plan
         What :func:`dcptools.plan` returned.
     save_dir
-        The output directory; made if need be. One that holds a model is refused without ``overwrite``.
+        The output directory; made if need be. One that holds a model is refused without ``overwrite``. Or a URL that
+        fsspec knows: files are uploaded in parts, and show when they are whole.
     overwrite
         Replace the model that is there. Its files go when the new one is complete; all others stay.
     resume
@@ -95,6 +99,9 @@ def write(
     """
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
+    if is_url(save_dir):
+        _refuse_for_url(str(save_dir), resume, make_engine)
+        return _write_to_url(plan, str(save_dir), overwrite, workers, progress, cancel, sizes)
     target, count, start = Path(expanded(save_dir)), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
@@ -134,8 +141,50 @@ def fill(
     if engine.plan.options.strict:
         refuse_errors([finding.as_error() for finding in found if finding.severity == "warning"], strict=True)
     for file in engine.files:
-        check_file(file, engine.sink.staged(file.filename))
+        path = engine.sink.staged(file.filename)
+        if path is not None:
+            check_file(file, path)
     return found
+
+
+def _refuse_for_url(url: str, resume: bool, make_engine: Callable[..., Engine]) -> None:
+    """What needs files that show before they are whole."""
+    if resume:
+        raise UsageError(
+            f"{option('resume', True)} works for local directories: an upload to {url} that was stopped leaves nothing "
+            "to go on with.\nConvert into a directory, and copy the model; or begin anew, without it."
+        )
+    if make_engine is not Engine:
+        raise UsageError(
+            f"Many processes can fill a local directory, and not {url}: no process can go on with another's upload.\n"
+            "Convert into a directory that all of them see, or in one process."
+        )
+
+
+def _write_to_url(
+    plan: ShardPlan,
+    url: str,
+    overwrite: bool,
+    workers: int | None,
+    progress: Progress | bool | None,
+    cancel: threading.Event | None,
+    sizes: Sizes | None,
+) -> Report:
+    """The same where the target is a URL: there is no lock, and the files are checked when they are completed."""
+    count, start = workers or default_workers(), time.perf_counter()
+    check_target(plan, url, overwrite=overwrite)
+    refuse_changes(plan.checkpoint, *SINCE)
+    sink = RemoteSink(url)
+    engine = Engine(plan, sink, workers=count, sync=False, sizes=sizes)
+    try:
+        with _explained(url, plan.checkpoint):
+            found = fill(engine, progress, cancel)
+            left = publish_to_url(plan, url, sink)
+    finally:
+        sink.discard()
+        plan.checkpoint.source.close()
+    seconds = time.perf_counter() - start
+    return report_of(plan, url, engine.checksums, (*found, *_stale(left)), (), workers=count, seconds=seconds)
 
 
 @contextmanager
@@ -168,25 +217,28 @@ def _ended(staged: StagedFiles) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(target: Path, checkpoint: Checkpoint, staged: StagedFiles) -> Iterator[None]:
+def _explained(target: Path | str, checkpoint: Checkpoint, staged: StagedFiles | None = None) -> Iterator[None]:
     """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
+
+    def kept(error: BaseException) -> str:
+        return f"\n{staged.told(error)}" if staged is not None and staged.kept(error) else ""
+
     try:
         yield
     except Cancelled as error:
-        kept = f"\n{staged.told(error)}" if staged.kept(error) else ""
-        raise Cancelled(f"Cancelled; what was half-written is removed.{kept}") from None
+        raise Cancelled(f"Cancelled; what was half-written is removed.{kept(error)}") from None
     except (BrokenCheckpoint, UnsupportedCheckpoint) as error:
         refuse_changes(checkpoint, *DURING)
-        if staged.kept(error):
-            raise type(error)(f"{error}\n{staged.told(error)}") from error
+        if what := kept(error):
+            raise type(error)(f"{error}{what}") from error
         raise
     except OSError as error:
         if isinstance(error, TargetError):
             raise
-        raise TargetError(f"Writing to {target} failed: {reason(error)}.\n{staged.told(error)}") from error
+        raise TargetError(f"Writing to {target} failed: {reason(error)}.{kept(error) or _NOTHING_KEPT}") from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        if staged.kept(stop) and not notes_of(stop):
-            stop.add_note(staged.told(stop))
+        if (what := kept(stop)) and not notes_of(stop):
+            stop.add_note(what.strip())
         raise
 
 

@@ -55,15 +55,12 @@ def install(far: Far) -> None:
         time.sleep(far.latency)
         return content(self, name)
 
-    def will_read(self: LocalSource, name: str, start: int, nbytes: int) -> bool:
-        return far.request(name, start, nbytes) > time.monotonic()
-
-    def will_read_all(self: LocalSource, ranges: Iterable[tuple[str, int, int]]) -> None:
+    def will_read(self: LocalSource, ranges: Iterable[tuple[str, int, int]]) -> None:
         for place in ranges:
             far.request(*place)
 
     changed: dict[str, Any] = {
-        **{"read_into": far_read_into, "content": far_content, "will_read": will_read, "will_read_all": will_read_all},
+        **{"read_into": far_read_into, "content": far_content, "will_read": will_read},
         "ahead": True,  # each read takes so long that the small ones are announced too
     }
     for name, value in changed.items():

@@ -1,0 +1,159 @@
+"""Reads in flight: ranges of files that were announced, fetched by threads before somebody asks for them.
+
+Neighbours are fetched in one request; what is long in several. How many are in flight has nothing to do with the CPUs:
+the threads only wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from dcptools.storage.source import Range
+
+IN_FLIGHT = 32  # requests
+REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more each
+# Two ranges are fetched together with what lies between them, if that is at most this part of both
+GAP_PART = 1 / 64
+MOST_BYTES = 512 << 20  # fetched and not asked for yet; then what was fetched first is let go
+Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
+
+
+class _Piece(NamedTuple):
+    start: int  # bytes from the start of the file
+    stop: int
+    number: int  # in the order in which they were announced
+    data: Future[bytes]
+
+
+def requests(ranges: Iterable[Range]) -> Iterator[Range]:
+    """The ranges as they are fetched: neighbours together, and none longer than a request.
+
+    >>> list(requests([("f", 100, 50), ("f", 0, 100), ("f", 900, 10)]))
+    [('f', 0, 150), ('f', 900, 10)]
+    """
+    merged: list[list[int]] = []
+    last = ""
+    for name, start, nbytes in sorted(ranges):
+        if name != last:
+            yield from _split(last, merged)
+            merged, last = [], name
+        stop = start + nbytes
+        if merged and start - merged[-1][1] <= GAP_PART * min(nbytes, merged[-1][1] - merged[-1][0]):
+            merged[-1][1] = max(merged[-1][1], stop)
+        elif nbytes:
+            merged.append([start, stop])
+    yield from _split(last, merged)
+
+
+def _split(name: str, merged: list[list[int]]) -> Iterator[Range]:
+    for start, stop in merged:
+        for at in range(start, stop, REQUEST_BYTES):
+            yield name, at, min(REQUEST_BYTES, stop - at)
+
+
+class Ahead:
+    """What is being fetched, and what was and is not used yet. Safe to use from several threads."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._pieces: dict[str, list[_Piece]] = {}  # by file, in order of their places; they do not overlap
+        self._unused: dict[int, tuple[str, _Piece, int]] = {}  # by number: the piece, and bytes nobody has asked for
+        self._bytes = self._count = 0
+        self._lock = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def announce(self, ranges: Iterable[Range]) -> None:
+        """Begin to fetch what is not being fetched already."""
+        with self._lock:
+            wanted = [gap for one in ranges for gap in self._missing(*one)]
+            if self._pool is None and wanted:
+                self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="dcptools-read")
+            for name, start, nbytes in requests(wanted):
+                assert self._pool is not None
+                data = self._pool.submit(self._fetch, name, start, start + nbytes)
+                piece = _Piece(start, start + nbytes, self._count, data)
+                insort(self._pieces.setdefault(name, []), piece)
+                self._unused[self._count] = name, piece, nbytes
+                self._count += 1
+                self._bytes += nbytes
+            while self._bytes > MOST_BYTES:
+                self._drop(next(iter(self._unused)))
+
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        """Fill ``out`` from what was fetched; returns how many bytes are there, less than wanted at the end of a file.
+
+        What was not announced is fetched now.
+        """
+        done = 0
+        while done < out.nbytes:
+            at, left = start + done, out.nbytes - done
+            piece, following = self._find(name, at)
+            if piece is None:
+                end = at + left if following is None else min(at + left, following)
+                count = _copy(self._fetch(name, at, end), out[done : done + end - at])
+            else:
+                count = min(left, piece.stop - at)
+                data = piece.data.result()
+                have = _copy(memoryview(data)[at - piece.start :], out[done : done + count])
+                self._used(piece.number, count)
+                end, count = at + count, have
+            done += count
+            if count < end - at:
+                break
+        return done
+
+    def close(self) -> None:
+        """Forget everything, and let go of the threads."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            for _, piece, _ in self._unused.values():
+                piece.data.cancel()
+            self._pieces.clear()
+            self._unused.clear()
+            self._bytes = 0
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _missing(self, name: str, start: int, nbytes: int) -> Iterator[Range]:
+        """The parts of a range that are not being fetched."""
+        at, stop = start, start + nbytes
+        while at < stop:
+            piece, following = self._find(name, at)
+            end = piece.stop if piece is not None else min(stop, following if following is not None else stop)
+            if piece is None:
+                yield name, at, end - at
+            at = end
+
+    def _find(self, name: str, at: int) -> tuple[_Piece | None, int | None]:
+        """The piece that has a byte; and where the next one begins."""
+        with self._lock:
+            pieces = self._pieces.get(name, [])
+            number = bisect_right(pieces, at, key=lambda piece: piece.start)
+            following = pieces[number].start if number < len(pieces) else None
+            if number and pieces[number - 1].stop > at:
+                return pieces[number - 1], following
+            return None, following
+
+    def _used(self, number: int, nbytes: int) -> None:
+        """Count what was asked for; a piece that was asked for as a whole is not needed any more."""
+        with self._lock:
+            if number in self._unused:
+                name, piece, left = self._unused[number]
+                self._unused[number] = name, piece, left - nbytes
+                if left <= nbytes:
+                    self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        name, piece, _ = self._unused.pop(number)
+        self._pieces[name].remove(piece)
+        self._bytes -= piece.stop - piece.start
+
+
+def _copy(data: bytes | memoryview, out: memoryview) -> int:
+    count = min(len(data), out.nbytes)
+    out[:count] = data[:count]
+    return count

@@ -1,0 +1,183 @@
+"""A sink in an object store or another file system that fsspec knows.
+
+Object stores take a file in parts, from its start to its end, and show nothing of it before it is completed. So a file
+is uploaded while it is written, with a part of it in memory. What comes out of turn waits: in memory if it is little,
+and else, as with a tensor that is written in another order than it is read, in a temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from dcptools.storage.urls import as_system_errors, open_url
+
+PART_BYTES = 16 << 20  # of an upload
+MOST_PARTS = 9000  # S3 takes 10,000
+WAITING_BYTES = 32 << 20  # of a file that came out of turn and are kept in memory
+
+
+class RemoteSink:
+    """Files below a URL. They are uploaded as they are written, and completed by ``commit``."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = open_url(url)
+        self._url = url.rstrip("/")
+        self._uploads: dict[str, _Streamed | _Staged] = {}
+        self._lock = threading.Lock()
+
+    def create(self, name: str, nbytes: int) -> None:
+        with self._errors(name):
+            kind = _Streamed if self._fs.async_impl else _Staged  # object stores are, and show only what is whole
+            upload = kind(self._fs, f"{self._root}/{name}", nbytes)
+        with self._lock:
+            self._uploads[name] = upload
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        with self._errors(name):
+            self._uploads[name].write(start, data)
+
+    def flush(self) -> None:
+        """Nothing: what is written is on its way."""
+
+    def finish(self, name: str, *, sync: bool) -> None:
+        with self._errors(name):
+            self._uploads[name].finish()
+
+    def staged(self, name: str) -> None:
+        """Nowhere: an upload shows when it is completed."""
+
+    def commit(self, name: str) -> None:
+        with self._errors(name):
+            self._uploads[name].commit()
+        with self._lock:
+            del self._uploads[name]
+
+    def adopt(self, name: str) -> None:
+        raise OSError(errno.ENOTSUP, "no process can complete another's upload", f"{self._url}/{name}")
+
+    def close(self) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        with self._lock:
+            uploads, self._uploads = self._uploads, {}
+        for upload in uploads.values():
+            upload.discard()
+
+    def remove(self, name: str) -> None:
+        """Remove a file that is there; raises OSError."""
+        with self._errors(name):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        with as_system_errors(f"{self._url}/{name}"):
+            yield
+
+
+class _Streamed:
+    """A file that is uploaded from its start to its end, and completed later."""
+
+    def __init__(self, fs: Any, path: str, nbytes: int) -> None:
+        from fsspec.spec import AbstractBufferedFile
+
+        self._nbytes = nbytes
+        part = max(PART_BYTES, -(-nbytes // MOST_PARTS))
+        self._file = fs.open(path, "wb", block_size=part, autocommit=False)
+        # a library that cannot send all and complete it later does both in the end
+        self._at_once = type(self._file).commit is AbstractBufferedFile.commit
+        self._file.autocommit = self._at_once
+        self._end = 0  # bytes that were handed to the library
+        self._waiting: dict[int, bytes | int] = {}  # by place: what came out of turn; or how long it is, if spilled
+        self._waiting_bytes = 0
+        self._spilled: Any = None
+        self._lock = threading.Lock()  # who has bytes waits while others are sent: so memory is bounded
+
+    def write(self, start: int, data: memoryview) -> None:
+        with self._lock:
+            if start != self._end:
+                self._wait(start, data)
+                return
+            self._push(data)
+            while (waiting := self._waiting.pop(self._end, None)) is not None:
+                self._push(self._back(waiting))
+
+    def finish(self) -> None:
+        if self._end != self._nbytes:
+            raise OSError(f"{self._end:,} of {self._nbytes:,} bytes were written")
+        if not self._at_once:
+            self._file.close()
+
+    def commit(self) -> None:
+        if self._at_once:
+            self._file.close()
+        else:
+            self._file.commit()
+        self._let_go()
+
+    def discard(self) -> None:
+        with self._lock, contextlib.suppress(Exception):  # what made the run fail is told, and not what this fails with
+            self._let_go()
+            self._file.closed = True  # or it would be completed when it is collected
+            self._file.discard()
+
+    def _push(self, data: memoryview | bytes) -> None:
+        self._file.write(data)
+        self._end += len(data)
+
+    def _wait(self, start: int, data: memoryview) -> None:
+        if self._waiting_bytes + data.nbytes <= WAITING_BYTES:
+            self._waiting[start] = bytes(data)
+            self._waiting_bytes += data.nbytes
+            return
+        if self._spilled is None:
+            self._spilled = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115
+        _write_at(self._spilled, start, data)
+        self._waiting[start] = data.nbytes
+
+    def _back(self, waiting: bytes | int) -> bytes:
+        """What came out of turn, and has its turn now."""
+        if isinstance(waiting, bytes):
+            self._waiting_bytes -= len(waiting)
+            return waiting
+        return os.pread(self._spilled.fileno(), waiting, self._end)
+
+    def _let_go(self) -> None:
+        self._waiting.clear()
+        if self._spilled is not None:
+            self._spilled.close()
+
+
+class _Staged:
+    """A file for a file system that shows what is half-written: it waits in a temporary file until it is whole."""
+
+    def __init__(self, fs: Any, path: str, nbytes: int) -> None:
+        self._fs, self._path = fs, path
+        self._file = tempfile.NamedTemporaryFile(prefix="dcptools-")  # noqa: SIM115
+        self._file.truncate(nbytes)
+
+    def write(self, start: int, data: memoryview) -> None:
+        _write_at(self._file, start, data)
+
+    def finish(self) -> None:
+        """Nothing: it is on the disk."""
+
+    def commit(self) -> None:
+        self._fs.makedirs(self._path.rpartition("/")[0], exist_ok=True)
+        self._fs.put_file(self._file.name, self._path)
+        self._file.close()
+
+    def discard(self) -> None:
+        self._file.close()
+
+
+def _write_at(file: Any, start: int, data: memoryview) -> None:
+    done = 0
+    while done < data.nbytes:
+        done += os.pwrite(file.fileno(), data[done:], start + done)

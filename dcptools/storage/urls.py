@@ -1,0 +1,116 @@
+"""URLs of fsspec: ``s3://bucket/step-100`` and the like, and the libraries behind them.
+
+fsspec finds the library of a scheme, which has its own configuration, credentials and retries. Nothing of these passes
+through here, and what such a library raises becomes an OSError that says it in a line.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dcptools.errors import DcptoolsError, UsageError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/\s]*@")  # of somebody, in front of the host
+_S3, _GCS, _AZURE = "dcptools[remote]", "gcsfs", "adlfs"
+_PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE}
+_PACKAGES |= {"hf": "huggingface_hub"}
+MAX_MESSAGE = 300  # characters of what a library says
+CONNECT_ADVICE = "Look whether the network, the endpoint and the credentials in the library's configuration are right."
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether that is a URL and not a path.
+
+    >>> is_url("s3://bucket/step-100"), is_url("step-100")
+    (True, False)
+    """
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def join(place: str | os.PathLike[str], name: str) -> str:
+    """What a person calls something inside a place, which is a path or a URL.
+
+    >>> join("s3://bucket/step-100/", "hf_ckpt")
+    's3://bucket/step-100/hf_ckpt'
+    """
+    return f"{os.fspath(place).rstrip('/')}/{name}" if is_url(place) else os.path.join(place, name)
+
+
+def parent(place: str | os.PathLike[str]) -> str:
+    """The directory that a place is in; a bucket is in none.
+
+    >>> parent("s3://bucket/step-100"), parent("s3://bucket")
+    ('s3://bucket', 's3://bucket')
+    """
+    if not is_url(place):
+        return os.path.dirname(os.path.abspath(place))
+    above = os.fspath(place).rstrip("/").rpartition("/")[0]
+    return os.fspath(place) if above.endswith("/") else above
+
+
+def without_password(text: str) -> str:
+    """The text with what may be names and passwords in its URLs left out.
+
+    >>> without_password("sftp://me:secret@host/step-100")
+    'sftp://***@host/step-100'
+    """
+    return _PASSWORD.sub("***@", text)
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises
+    ------
+    UsageError
+        The library is not installed, does not know the URL, or the URL holds a password.
+    """
+    shown = without_password(url)
+    if shown != url:
+        raise UsageError(
+            f"{shown}: a URL must not hold a password, which would get into messages and reports.\n"
+            "Give the URL without it, and the credentials in the configuration of the storage's library."
+        )
+    scheme = url.partition("://")[0].lower()
+    try:
+        core = importlib.import_module("fsspec.core")
+        fs, path = core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme) or error.name or "fsspec"
+        what = str(error).splitlines()[0]
+        raise UsageError(
+            f"{shown} cannot be opened: a package for {scheme}:// is missing ({what}).\n"
+            f"Install it: pip install '{package}'."
+        ) from None
+    except Exception as error:  # a library may raise anything
+        raise UsageError(f"{shown} cannot be opened: {said(error)}.\nCheck the URL. {CONNECT_ADVICE}") from None
+    return fs, path.rstrip("/")
+
+
+def said(error: BaseException) -> str:
+    """What a library says, in a line and without passwords."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = " ".join(without_password(text).split()).rstrip(".")
+    return line[:MAX_MESSAGE] or type(error).__name__
+
+
+@contextmanager
+def as_system_errors(where: str) -> Iterator[None]:
+    """Make an OSError of whatever the library of a URL raises."""
+    try:
+        yield
+    except DcptoolsError:
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, said(error), where) from error
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, said(error), where) from error
+    except Exception as error:
+        raise OSError(errno.ENETUNREACH, said(error), where) from error
