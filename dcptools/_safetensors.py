@@ -77,6 +77,7 @@ def parse_header(data: bytes, start: int = 0) -> Header:
         raise expected("__metadata__", "an object", said)
     metadata = said or {}
     for key, value in metadata.items():
+        text_of(key, "__metadata__, a key", longest=None)
         text_of(value, f"__metadata__[{REPR.repr(key)}]", longest=None)
     sharding = _json(metadata[SHARDING].encode(), SHARDING) if SHARDING in metadata else None
     return Header(len(data), _parts(found, sharding, start + len(data)), metadata)

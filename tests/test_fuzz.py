@@ -54,10 +54,10 @@ def test_only_errors_of_ours_come_out_and_nothing_drives_a_terminal_or_a_page(
 
 @pytest.mark.parametrize("path", FOUND, ids=[f"{path.parent.name}-{path.name}" for path in FOUND])
 def test_what_once_found_something_is_refused_in_a_few_lines(path: Path, tmp_path: Path) -> None:
-    chosen = targets.KINDS[path.parent.name.replace("rename-rules", "rename rules")]
+    chosen = targets.KINDS[path.parent.name.replace("-", " ")]
     for directory, file in chosen.seeds(tmp_path):
         (directory / file).write_bytes(path.read_bytes())
-        assert targets.outcome(chosen.target, directory, file).endswith("Error")
+        assert not targets.outcome(chosen.target, directory, file).startswith("read")
 
 
 # --- the fuzzers themselves ---------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def parse_family(text: str, where: str) -> Family:
         return _family(table)
     except _Wrong as wrong:
         at = f", line {line}" if (line := _line_of(wrong.entry, text)) else ""
-        raise UsageError(f"The family file {where}{at}: {wrong.problem}\n{wrong.hint}") from None
+        raise UsageError(f"The family file {where}{at}: {wrong.problem:.400}\n{wrong.hint:.400}") from None
 
 
 class _Wrong(Exception):
