@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from dcptools.cli.options import (
     workers_option,
 )
 from dcptools.cli.output import print_json, print_lines, tell, tell_findings, tell_verified, write_csv
+from dcptools.cli.running import model_is_written, shared_by
 from dcptools.errors import DcptoolsError
 
 
@@ -181,10 +179,10 @@ def convert_command(
     if report is not None:
         check_receipt_path(report)
     team = click.get_current_context().obj
-    filling, comparing, summing = _shared_by(team, resume)
+    filling, comparing, summing = shared_by(team, resume)
     running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not quiet}
     written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **filling, **running)
-    with _model_is_written(target):
+    with model_is_written(target):
         found = verify_written(planned, target, **comparing, **running) if verify else None
         try:
             if report is not None:
@@ -196,16 +194,6 @@ def convert_command(
                 print_lines(f"{text}\n{found.headline()}" if found else text)
         except DcptoolsError as error:
             raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
-
-
-@contextmanager
-def _model_is_written(target: Place) -> Iterator[None]:
-    """Ctrl-C or a signal leaves the model, and says so."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        stop.add_note(f"The model is complete in {target}; what comes after it (--verify, --report) was not finished.")
-        raise
 
 
 @click.command(
@@ -303,20 +291,6 @@ for _command in (
     diff_command,
 ):
     main_group.add_command(_command)
-
-
-def _shared_by(team: Any, resume: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What makes writing, comparing and checksums the work of all ranks; nothing if this process is alone."""
-    if team is None:
-        return {}, {}, {}
-    from dcptools.ranks import SharedChecks, SharedEngine
-
-    checks = SharedChecks(team)
-    return (
-        {"make_engine": partial(SharedEngine, team, keep=resume)},
-        {"compare": checks.compare},
-        {"sum_up": checks.sum_up},
-    )
 
 
 def _leftovers(mapping: Any, wanted: bool) -> str:

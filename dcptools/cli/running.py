@@ -10,6 +10,9 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import click
@@ -82,6 +85,30 @@ def _status(command: click.Command, name: str | None, team: Any = None) -> int:
         tell(f"Error: {text}\nDCPTOOLS_TRACEBACK=1 shows where this happened.")
         print_error(error, text)
         return 1
+
+
+def shared_by(team: Any, resume: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What makes writing, comparing and checksums the work of all ranks; nothing if this process is alone."""
+    if team is None:
+        return {}, {}, {}
+    from dcptools.ranks import SharedChecks, SharedEngine
+
+    checks = SharedChecks(team)
+    return (
+        {"make_engine": partial(SharedEngine, team, keep=resume)},
+        {"compare": checks.compare},
+        {"sum_up": checks.sum_up},
+    )
+
+
+@contextlib.contextmanager
+def model_is_written(target: Path | str) -> Iterator[None]:
+    """Ctrl-C or a signal leaves the model, and says so."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        stop.add_note(f"The model is complete in {target}; what comes after it (--verify, --report) was not finished.")
+        raise
 
 
 class _Stopped(SystemExit):
