@@ -13,9 +13,9 @@ FUZZ_SECONDS ?= 3600
 RUN = $(VENV)/bin/
 STAMP = $(VENV)/.installed
 PIP = $(RUN)python -m pip --disable-pip-version-check install --progress-bar off $(PIP_ARGS)
-# A dot per package, so that one sees that pip is working; what it says on stderr, its errors, is shown as it is.
-DOTS = awk '/^Collecting /{printf "."; fflush()} /^Installing collected/{printf " unpacking"; fflush()} /^pip failed$$/{bad = 1} \
-  END {print ""; exit bad}'
+# A dot per package, so that one sees that pip is working; all that it said if it failed.
+DOTS = awk '{said = said $$0 "\n"} /^Collecting /{printf "."; fflush()} /^pip failed$$/{bad = 1} \
+  /^Installing collected/{printf " unpacking"; fflush()} END {print ""; if (bad) printf "%s", said; exit bad}'
 TORCH = $(shell grep '^torch==' constraints.txt)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 WIZARD = notebooks/5-wizard.ipynb
@@ -32,9 +32,9 @@ install: $(STAMP) ## the virtual environment
 # place no later step is tempted to fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing $(TORCH) into $(VENV) (the first time this takes minutes)"
-	@{ $(PIP) '$(TORCH)' || echo 'pip failed'; } | $(DOTS)
+	@{ $(PIP) '$(TORCH)' 2>&1 || echo 'pip failed'; } | $(DOTS)
 	@echo "Installing dcptools with its notebook, test and docs extras"
-	@{ $(PIP) -c constraints.txt -e '.[notebook,test,docs]' || echo 'pip failed'; } | $(DOTS)
+	@{ $(PIP) -c constraints.txt -e '.[notebook,test,docs]' 2>&1 || echo 'pip failed'; } | $(DOTS)
 	@touch $@
 
 $(VENV)/bin/pip:
