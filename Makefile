@@ -2,6 +2,7 @@
 #
 #   make test PYTHON=python3.12        another Python for the virtual environment
 #   make demo VENV=/tmp/venv           another place for it
+#   make test JOBS=4                   as many test files at a time (each may take two CPUs and 2 GB)
 #   make test-long FUZZ_SECONDS=60     less than an hour of hostile files
 #   make demo PIP_ARGS='--index-url …' anything else that pip should know, such as where a CPU build of torch is
 
@@ -9,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 FUZZ_SECONDS ?= 3600
+JOBS ?= 2
 
 RUN = $(VENV)/bin/
 STAMP = $(VENV)/.installed
@@ -52,7 +54,7 @@ test: $(STAMP) ## all tests but the long ones, and every notebook
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  echo "No Chromium here: the browser tests (marker e2e) are skipped. On Debian: apt-get install chromium"
 	@failed=0; \
-	echo "pytest"; $(RUN)python -m pytest -q -rs || failed=1; \
+	echo "pytest"; $(RUN)python -m pytest -q -rs -n $(JOBS) --dist loadfile --no-loadscope-reorder || failed=1; \
 	if [ -n "$(NOTEBOOKS)" ]; then \
 	  echo "pytest --nbmake notebooks"; $(RUN)python -m pytest -q -rs --nbmake --nbmake-timeout=600 notebooks || failed=1; \
 	else echo "There are no notebooks to run."; fi; \

@@ -149,7 +149,7 @@ def test_the_preview_says_which_model_it_is_and_whether_names_differ(name: str, 
     assert not mapping.warnings
 
 
-@pytest.mark.parametrize("name", [*FUSED])
+@pytest.mark.parametrize("name", sorted(FUSED))
 def test_published_experts_are_views_of_the_stored_ones(name: str, saved: Path) -> None:
     mapping = dcptools.preview(saved / name, model_assets_dir=saved / f"{name}.config", names="published")
     split = [output for output in mapping.outputs if ".experts.3." in output.name]

@@ -355,7 +355,7 @@ def read_all(paths: list[Path]) -> Iterator[tuple[str, list[str], int, float]]:
 
     environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", READ_ALL, *map(str, paths)]
-    done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     return map(json.loads, done.stdout.splitlines())
 

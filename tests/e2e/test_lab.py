@@ -288,7 +288,6 @@ def test_a_hundred_thousand_keys_are_searched(
             f"search {search:.2f} s ({search_bytes:,} bytes)"
         )
     assert shown.traffic.received < 2_000_000  # bytes; all rows would be 20 MB
-    assert shown.seconds < 60 and first_rows < 20 and search < 20
 
 
 SCRIPT = "<script>window.__xss=1</script>"
