@@ -157,9 +157,6 @@ class Checkpoint(Shown, HasFindings):
         rows = [(root, f"{n:,}", format_count(e), format_bytes(b), dtypes) for root, n, e, b, dtypes in self.summary()]
         return [Table(("root", "keys", "elements", "bytes", "dtypes"), rows)]
 
-    def _shown_findings(self) -> tuple[Finding, ...]:
-        return self.findings
-
     def keys_table(self, most: int | None = 20) -> str:
         """The keys as a text table, at most ``most`` of each container (None: all)."""
         groups: dict[str, list[tuple[Any, ...]]] = {}
