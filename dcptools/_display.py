@@ -32,7 +32,7 @@ class Shown:
         return ""
 
     def _shown_findings(self) -> Sequence[Finding]:
-        return ()
+        return getattr(self, "findings", ())
 
     def table(self) -> str:
         """The text that ``print`` shows, without the findings."""

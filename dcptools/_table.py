@@ -1,15 +1,25 @@
-"""Tables, as text and as HTML. Pure functions of strings."""
+"""Tables, as text, as HTML and as DataFrames. Pure functions of rows."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dcptools._text import printable
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SHOWN_ROWS = 20
+
+
+def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
+    """Rows as a DataFrame; pandas takes long to import, so it waits for who wants one."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(columns))
 
 
 def clip(rows: Sequence[Sequence[Any]], most: int, total: int | None) -> tuple[list[Sequence[Any]], str]:

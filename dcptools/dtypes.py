@@ -44,28 +44,19 @@ _STORABLE: tuple[tuple[str, int, Kind, str], ...] = (
     ("int64", 8, "int", "I64"),
     ("uint64", 8, "int", "U64"),
 )
-_OTHERS: tuple[tuple[str, int, Kind], ...] = (
-    ("complex32", 4, "complex"),
-    ("complex128", 16, "complex"),
-    ("float4_e2m1fn_x2", 1, "opaque"),
-    ("qint8", 1, "opaque"),
-    ("quint8", 1, "opaque"),
-    ("qint32", 4, "opaque"),
-    ("quint4x2", 1, "opaque"),
-    ("quint2x4", 1, "opaque"),
-    ("bits8", 1, "opaque"),
-    ("bits16", 2, "opaque"),
-    ("bits1x8", 1, "opaque"),
-    ("bits2x4", 1, "opaque"),
-    ("bits4x2", 1, "opaque"),
-    *((f"{sign}int{bits}", 1, "opaque") for sign in ("", "u") for bits in range(1, 8)),
+_OPAQUE = (
+    *("float4_e2m1fn_x2", "qint8", "quint8", "qint32", "quint4x2", "quint2x4"),
+    *("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
 )
+_WIDER = {"qint32": 4, "bits16": 2}  # bytes; all other opaque ones have one
 
 TABLE: dict[str, DType] = {
     **{row[0]: DType(*row, rank) for rank, row in enumerate(_STORABLE)},
-    **{name: DType(name, itemsize, kind, None, -1) for name, itemsize, kind in _OTHERS},
+    "complex32": DType("complex32", 4, "complex", None, -1),
+    "complex128": DType("complex128", 16, "complex", None, -1),
+    **{name: DType(name, _WIDER.get(name, 1), "opaque", None, -1) for name in _OPAQUE},
 }
-FLOATS = tuple(d.name for d in TABLE.values() if d.kind == "float")  # what a cast may turn into each other
 # torch's short names mean the same dtypes: torch.half is torch.float16
 ALIASES = {
     "half": "float16",

@@ -21,7 +21,7 @@ def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, res
     """
     words = ["python", "-m", "dcptools.convert", "--load-dir", plan.checkpoint.path]
     words += ["--save-dir", without_password(save_dir)]
-    for name, value in {**given_options(plan), **_true(overwrite=overwrite, resume=resume)}.items():
+    for name, value in _given(plan, overwrite=overwrite, resume=resume).items():
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
             words += [option] if one is True else [option, _rule(*one) if isinstance(one, tuple) else str(one)]
@@ -34,8 +34,8 @@ def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, resu
     >>> print(python_call(plan(demo.checkpoint, dtype="keep"), "out"))  # doctest: +ELLIPSIS
     dcptools.convert('...', 'out', dtype='keep')
     """
-    named = {**given_options(plan), **_true(overwrite=overwrite, resume=resume)}.items()
     places = [repr(plan.checkpoint.path), repr(without_password(save_dir))]
+    named = _given(plan, overwrite=overwrite, resume=resume).items()
     arguments = [*places, *(f"{name}={value!r}" for name, value in named)]
     return f"dcptools.convert({', '.join(arguments)})"
 
@@ -53,14 +53,14 @@ def given_options(plan: ShardPlan) -> dict[str, Any]:
     {'shard_size': 1000000000, 'dtype': 'keep'}
     """
     options = plan.mapping.options
-    given = {**_not_default(options), **_not_default(plan.options)}
-    if options.rename:
-        given["rename"] = [(rule.pattern, rule.replacement) for rule in options.rename]
+    renames = [(rule.pattern, rule.replacement) for rule in options.rename]
+    given = {**_not_default(options), **_not_default(plan.options), "rename": renames}
     return {name: value for name, value in given.items() if value}
 
 
-def _true(**options: bool) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value}
+def _given(plan: ShardPlan, **flags: bool) -> dict[str, Any]:
+    """What differs from the defaults, with the flags that are set."""
+    return given_options(plan) | {name: flag for name, flag in flags.items() if flag}
 
 
 def _not_default(options: MappingOptions | PlanOptions) -> dict[str, Any]:

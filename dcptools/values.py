@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcptools._globs import matching
 from dcptools._parallel import Progress, default_workers, one_thread_each, run
 from dcptools._progress import bar
+from dcptools._table import frame
 from dcptools._text import counted, format_bytes
 from dcptools.checkpoint import Checkpoint, StoredTensor, as_checkpoint
 from dcptools.dtypes import DType
 from dcptools.errors import UnsupportedCheckpoint, UsageError
-from dcptools.tensors import Bits, Region, TensorReader
+from dcptools.tensors import Bits, Region, TensorReader, read_region
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,23 +60,16 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     """
     tensor = as_checkpoint(checkpoint)[key]
     region, picks = region_of(tensor.shape, index)
-    reader = TensorReader(tensor)
-    shape = [stop - start for start, stop in region]
     try:
-        values = np.empty(shape, reader.bits)
-        reader.read_region(region, values)
-        picked = values[(*picks, ...)]
+        picked = read_region(tensor, region)[(*picks, ...)]
         return as_torch(np.ascontiguousarray(picked).reshape(picked.shape), tensor.dtype)  # it makes (1,) of ()
     except MemoryError:
+        numel = math.prod(stop - start for start, stop in region)
+        size = format_bytes(numel * tensor.dtype.itemsize)
         raise UsageError(
-            f"{key!r}: {_size(math.prod(shape), tensor.dtype)} do not fit into memory{_memory()}.\n"
+            f"{key!r}: {counted(numel, 'value')} of {tensor.dtype.name}, {size}, do not fit into memory{_memory()}.\n"
             "Take a slice of it, with an index such as np.s_[:1000]."
         ) from None
-
-
-def _size(numel: int, dtype: DType) -> str:
-    """How much a message says that it is."""
-    return f"{counted(numel, 'value')} of {dtype.name}, {format_bytes(numel * dtype.itemsize)},"
 
 
 def _memory() -> str:
@@ -162,9 +155,9 @@ def stats(
     >>> stats(demo.checkpoint, "model.*norm.weight")["nan"].sum()
     np.int64(0)
     """
-    import pandas as pd
-
-    tensors = _matching(as_checkpoint(checkpoint), keys)
+    stored = as_checkpoint(checkpoint).tensors
+    wanted = matching(stored, keys, "No tensor's key matches", "inspect() lists all keys.")
+    tensors = [stored[key] for key in wanted]
     total, lock = sum(tensor.nbytes for tensor in tensors), threading.Lock()
     parts: dict[str, dict[int, _Part]] = {tensor.key: {} for tensor in tensors}
     done, current = 0, ""
@@ -173,8 +166,7 @@ def stats(
         def do(work: tuple[TensorReader, int, Region]) -> None:
             nonlocal done, current
             reader, number, region = work
-            values = np.empty([stop - start for start, stop in region], reader.bits)
-            reader.read_region(region, values)
+            values = reader.region(region)
             part = _part(as_torch(values.reshape(-1), reader.tensor.dtype))
             with lock:
                 parts[reader.tensor.key][number] = part
@@ -191,24 +183,7 @@ def stats(
 
         run([_pieces(tensors)], make_worker, workers=workers or default_workers(), report=report, cancel=cancel)
     rows = [(t.key, t.dtype.name, t.numel, *_row([part for _, part in sorted(parts[t.key].items())])) for t in tensors]
-    return pd.DataFrame(rows, columns=["key", "dtype", "numel", *STATISTICS])
-
-
-_WILD = re.compile(r"[*?\[]")
-
-
-def _matching(checkpoint: Checkpoint, keys: Sequence[str] | str | None) -> list[StoredTensor]:
-    """The tensors whose keys match."""
-    globs = [keys] if isinstance(keys, str) else keys
-    if globs is None:
-        return list(checkpoint.tensors.values())
-    names = {glob for glob in globs if not _WILD.search(glob)}  # a hundred thousand of them make no regular expression
-    regex = re.compile("|".join(fnmatch.translate(glob) for glob in globs if glob not in names) or r"(?!)")
-    found = [tensor for key, tensor in checkpoint.tensors.items() if key in names or regex.match(key)]
-    if not found:
-        asked = ", ".join(map(repr, globs)) or "an empty list"
-        raise UsageError(f"No tensor's key matches {asked}.\ninspect() lists all keys.")
-    return found
+    return frame(("key", "dtype", "numel", *STATISTICS), rows)
 
 
 def _pieces(tensors: Sequence[StoredTensor]) -> Iterator[tuple[TensorReader, int, Region]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dcptools._pickle.plain import utf8
 from dcptools._pickle.stack import Stack
-from dcptools._pickle.values import Class, Placeholder, Record, type_name
+from dcptools._pickle.values import Class, Placeholder, Record, Shortcut, type_name
 from dcptools._text import printable
 from dcptools.errors import UnsafeMetadata
 
@@ -41,8 +41,10 @@ class ClassOpcodes(Stack):
         allowed: Mapping[str, Any],
         alike: Mapping[str, Class],
         persistent: Callable[[Any], Any] | None,
+        shortcuts: Callable[[list[Any]], Mapping[Class, Shortcut]] | None,
     ) -> None:
         super().__init__(data, what)
+        self.shortcuts = shortcuts(self.memo) if shortcuts is not None else {}
         self._allowed, self._alike, self._persistent = allowed, alike, persistent
         self.foreign: dict[str, Class] = {}
 

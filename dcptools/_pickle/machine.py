@@ -49,18 +49,6 @@ def loads(
 
 
 class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
-    def __init__(
-        self,
-        data: bytes,
-        what: str,
-        allowed: Mapping[str, Any],
-        alike: Mapping[str, Class],
-        persistent: Callable[[Any], Any] | None,
-        shortcuts: Callable[[list[Any]], Mapping[Class, Shortcut]] | None,
-    ) -> None:
-        super().__init__(data, what, allowed, alike, persistent)
-        self.shortcuts = {} if shortcuts is None else shortcuts(self.memo)
-
     def run(self) -> tuple[Any, tuple[str, ...]]:
         """The value, and the names that are not known."""
         try:

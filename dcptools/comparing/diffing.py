@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dcptools._globs import matching
 from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools.checkpoint import Checkpoint, is_checkpoint, read
@@ -105,7 +104,8 @@ def diff(
     """
     start = time.perf_counter()
     chosen, (left, right) = _sides(_opened(a), _opened(b), by, options)
-    names = _matching(sorted(left.tensors.keys() | right.tensors.keys()), keys)
+    all_names = sorted(left.tensors.keys() | right.tensors.keys())
+    names = matching(all_names, keys, "No tensor matches", "Give globs on keys or names.")
     both = [name for name in names if name in left.tensors and name in right.tensors]
     pairs = [
         Pair(name, one.numel, one.dtype, other.dtype, _opener(one, other))
@@ -187,19 +187,6 @@ def _weight(model: Model, name: str) -> Callable[[], CutSide]:
 
 def _opener(one: _Tensor, other: _Tensor) -> Callable[[], tuple[CutSide, CutSide]]:
     return lambda: (one.open(), other.open())
-
-
-def _matching(names: list[str], keys: Sequence[str] | str | None) -> list[str]:
-    globs = [keys] if isinstance(keys, str) else keys
-    if globs is None:
-        return names
-    regex = re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
-    found = [name for name in names if regex.match(name)]
-    if not found:
-        raise UsageError(
-            f"No tensor matches {', '.join(map(repr, globs)) or 'an empty list'}.\nGive globs on keys or names."
-        )
-    return found
 
 
 def _compared(name: str, one: _Tensor | None, other: _Tensor | None, parts: list[Sums], cast: bool) -> ComparedTensor:

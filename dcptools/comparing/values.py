@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
 from dcptools._option import option
-from dcptools._table import SHOWN_ROWS
+from dcptools._table import SHOWN_ROWS, frame
 from dcptools._text import counted, format_shape, printable
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Comparison(Shown):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per tensor, with the fields of :class:`ComparedTensor` as columns."""
-        import pandas as pd
-
-        return pd.DataFrame([[getattr(t, name) for name in COLUMNS] for t in self.tensors], columns=list(COLUMNS))
+        return frame(COLUMNS, ([getattr(t, name) for name in COLUMNS] for t in self.tensors))
 
     def to_json(self) -> dict[str, Any]:
         rows = [

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import SHOWN_ROWS
+from dcptools._table import SHOWN_ROWS, frame
 from dcptools._text import counted, format_bytes, format_count, format_shape
 from dcptools.dtypes import DType
 from dcptools.findings import Finding, HasFindings
@@ -83,10 +83,8 @@ class Model(Shown, HasFindings):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per weight: name, shape, dtype, numel, nbytes, file."""
-        import pandas as pd
-
-        rows = [(w.name, w.shape, w.dtype.name, w.numel, w.nbytes, w.file) for w in self.weights.values()]
-        return pd.DataFrame(rows, columns=["name", "shape", "dtype", "numel", "nbytes", "file"])
+        rows = ((w.name, w.shape, w.dtype.name, w.numel, w.nbytes, w.file) for w in self.weights.values())
+        return frame(("name", "shape", "dtype", "numel", "nbytes", "file"), rows)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +106,3 @@ class Model(Shown, HasFindings):
         shown = list(self.weights.values())[:SHOWN_ROWS]
         rows = [(w.name, format_shape(w.shape), w.dtype.name, format_bytes(w.nbytes), w.file) for w in shown]
         return [Table(("name", "shape", "dtype", "bytes", "file"), rows, total=len(self.weights))]
-
-    def _shown_findings(self) -> tuple[Finding, ...]:
-        return self.findings

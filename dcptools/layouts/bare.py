@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 from dcptools._option import option
 from dcptools._text import some
-from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.checkpoint import Checkpoint
 from dcptools.findings import Finding
 from dcptools.layouts.huggingface import BODY
 from dcptools.layouts.keys import Key, strip_wrappers
-from dcptools.layouts.training import COPIES, TRAINING_STATE, is_counter, is_extra_state, is_training_state
-from dcptools.layouts.values import Leftover, Output, Reading
+from dcptools.layouts.training import (
+    COPIES,
+    TRAINING_STATE,
+    beside_model,
+    extra_state,
+    is_extra_state,
+    is_training_state,
+)
+from dcptools.layouts.values import Output, Reading
 from dcptools.tensors import View
 
 
@@ -46,9 +53,13 @@ class Bare:
         findings = [Finding("layout", "", f"layout 'bare': {self.reason}", f"{option('layout')} overrides it")]
         for stored, tensor in checkpoint.tensors.items():
             key = keys[stored]
-            is_model = self.is_model(key)
-            if not is_model or is_extra_state(stored):
-                leftovers.append(_leftover(key, tensor, is_model=is_model))
+            if not self.is_model(key):
+                training = is_training_state(key)
+                reason = f"{'training state' if training else 'not among the bare names'} ({key.first})"
+                leftovers.append(beside_model(tensor, reason, key.first, training=training))
+                continue
+            if is_extra_state(stored):
+                leftovers.append(extra_state(tensor))
                 continue
             name, rule = self.prefix + key.name, f"with {self.prefix!r} in front" if self.prefix else "kept"
             outputs.append(Output(name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
@@ -62,12 +73,3 @@ class Bare:
         if key.name in self.known:
             return True
         return len(key.path) <= 1 and key.first not in self.copies and not TRAINING_STATE.fullmatch(key.first)
-
-
-def _leftover(key: Key, tensor: StoredTensor, *, is_model: bool) -> Leftover:
-    if is_model:
-        return Leftover(tensor.key, "tensor", "a module's extra state, not a weight", tensor.nbytes)
-    training = is_training_state(key)
-    expected = training or is_counter(tensor) or is_extra_state(tensor.key)
-    reason = f"{'training state' if training else 'not among the bare names'} ({key.first})"
-    return Leftover(tensor.key, "tensor", reason, tensor.nbytes, "" if expected else key.first)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from dcptools._option import option
 from dcptools._text import some
-from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.checkpoint import Checkpoint
 from dcptools.findings import Finding
 from dcptools.layouts.keys import Key, strip_wrappers
-from dcptools.layouts.training import is_counter, is_extra_state, is_training_state
-from dcptools.layouts.values import Leftover, Output, Reading
+from dcptools.layouts.training import beside_model, extra_state, is_extra_state, is_training_state
+from dcptools.layouts.values import Output, Reading
 from dcptools.tensors import View
 
 CONTAINER = "model"  # what nearly all trainers call it
@@ -38,8 +38,12 @@ class Container:
         for stored, tensor in checkpoint.tensors.items():
             key = keys[stored]
             name = self.name_of(key)
-            if name is None or is_extra_state(stored):
-                leftovers.append(self._leftover(key, tensor, is_model=name is not None))
+            if name is None:
+                part, reason = self.beside(key), f"not under {self.root + '.'!r} ({key.first})"
+                leftovers.append(beside_model(tensor, reason, part, training=is_training_state(key, part)))
+                continue
+            if is_extra_state(stored):
+                leftovers.append(extra_state(tensor))
                 continue
             outputs.append(Output(self.prefix + name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
             findings += self._about_key(stored, key, name)
@@ -64,14 +68,6 @@ class Container:
         around, dot, _ = self.root.rpartition(".")
         rest = key.below(around) if around else None
         return key.first if rest is None else around + dot + rest.partition(".")[0]
-
-    def _leftover(self, key: Key, tensor: StoredTensor, *, is_model: bool) -> Leftover:
-        if is_model:
-            return Leftover(tensor.key, "tensor", "a module's extra state, not a weight", tensor.nbytes)
-        part = self.beside(key)
-        expected = is_training_state(key, part) or is_counter(tensor) or is_extra_state(tensor.key)
-        reason = f"not under {self.root + '.'!r} ({key.first})"
-        return Leftover(tensor.key, "tensor", reason, tensor.nbytes, "" if expected else part)
 
     def _about_itself(self) -> Iterator[Finding]:
         yield Finding("layout", "", f"layout 'container': {self.reason}", f"{option('layout')} overrides it")

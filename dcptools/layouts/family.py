@@ -13,7 +13,7 @@ from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
 from dcptools.layouts.keys import Key, strip_wrappers
 from dcptools.layouts.rearrange import Rearrangement
-from dcptools.layouts.training import is_counter, is_extra_state, is_training_state
+from dcptools.layouts.training import beside_model, is_training_state
 from dcptools.layouts.values import Leftover, Output, Reading
 from dcptools.tensors import Composed, NotViews
 
@@ -94,7 +94,7 @@ class FamilyLayout:
                 made = self.outputs_of(keys[stored], tensor)
             except (ValueError, NotViews) as error:
                 wrong.setdefault(str(error), []).append(stored)
-                made = Leftover(stored, "tensor", f"cannot be rearranged: {error}", tensor.nbytes)
+                made = Leftover.of(tensor, f"cannot be rearranged: {error}")
             if isinstance(made, Leftover):
                 leftovers.append(made)
             else:
@@ -108,12 +108,11 @@ class FamilyLayout:
         below = None if below is None else strip_wrappers(below)[0]
         found = self.family.find(below) if below is not None else None
         if found is None:
-            expected = is_training_state(key) or is_counter(tensor) or is_extra_state(tensor.key)
             reason = f"not among the names of {self.family.trainer} ({key.first})"
-            return Leftover(tensor.key, "tensor", reason, tensor.nbytes, "" if expected else key.first)
+            return beside_model(tensor, reason, key.first, training=is_training_state(key))
         weight, numbers = found
         if weight.left_out:
-            return Leftover(tensor.key, "tensor", weight.left_out, tensor.nbytes)
+            return Leftover.of(tensor, weight.left_out)
         places = dict(zip(weight.places, numbers, strict=True))
         whole = Composed.whole(tensor.key, tensor.shape)
         rule = f"{self.family.trainer}: {below}"

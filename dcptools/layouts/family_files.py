@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts.family import NUMBER, PLACE, Family, Weight
 from dcptools.layouts.rearrange import Rearrangement
 
+Value = TypeVar("Value")
 _FIELDS = {"trainer", "model", "architectures", "sizes", "weights", "left_out", "signs", "refused", "exporter"}
 _ENTRY = {"name", "rearrange", "differ"}
 _WEIGHT = 'Expected a name, or a name and how to rearrange: { name = "...{layer}...", rearrange = "a b -> b a" }.'
@@ -131,16 +132,18 @@ def _rearrangement(template: str, text: Any) -> Rearrangement:
 
 
 def _table(table: dict[str, Any], name: str) -> dict[str, Any]:
-    value = table.get(name, {})
-    if not isinstance(value, dict):
-        raise _Wrong(name, f"{name} is {type(value).__name__}.", f"Expected a table: [{name}].")
-    return value
+    return _field(table, name, {}, f"a table: [{name}]")
 
 
 def _text(table: dict[str, Any], name: str) -> str:
-    value = table.get(name, "")
-    if not isinstance(value, str):
-        raise _Wrong(name, f"{name} is {type(value).__name__}.", "Expected a text.")
+    return _field(table, name, "", "a text")
+
+
+def _field(table: dict[str, Any], name: str, default: Value, expected: str) -> Value:
+    """A field of the type of its default."""
+    value = table.get(name, default)
+    if not isinstance(value, type(default)):
+        raise _Wrong(name, f"{name} is {type(value).__name__}.", f"Expected {expected}.")
     return value
 
 

@@ -135,7 +135,7 @@ class Peft:
             elif part.kind == "copy" and part.adapter == adapter:
                 kept.append(replace(output, rule=f"{output.rule}, the copy that was trained"))
             else:
-                left.append(_left(output, REPLACED if part.kind == "base" else UNMERGED))
+                left.append(Leftover.of(output, REPLACED if part.kind == "base" else UNMERGED))
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))
 
     def adapter_of(self, reading: Reading, adapter: str, config: Mapping[str, Any] | None) -> Reading:
@@ -147,7 +147,7 @@ class Peft:
             if part in along or (part.kind != "base" and part.adapter == adapter):
                 kept.append(replace(output, name=PREFIX + output.name, rule=f"{output.rule}, as peft saves it"))
             else:
-                left.append(_left(output, FROZEN if part.kind == "base" else "of another adapter"))
+                left.append(Leftover.of(output, FROZEN if part.kind == "base" else "of another adapter"))
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))
 
     def _along(self, adapter: str, config: Mapping[str, Any] | None) -> set[Part]:
@@ -179,7 +179,3 @@ def _adapts_embeddings(config: Mapping[str, Any]) -> bool:
 def _called(key: Key, name: str) -> Key:
     """The key under another name; wrappers that were in it are forgotten."""
     return key if name == key.name else key._replace(name=name, stored="")
-
-
-def _left(output: Output, why: str) -> Leftover:
-    return Leftover(output.sources[0].key, "tensor", why, output.numel * output.dtype.itemsize)

@@ -17,7 +17,8 @@ from dcptools.errors import UsageError
 from dcptools.tensors import Composed
 
 MOST_PARTS = 1 << 16  # that one tensor is cut into; no model has so many experts
-_TOKENS = re.compile(r"\s*(\(|\)|\{\w+\}|\w+)")
+# axes in parentheses, one in braces, or one alone
+_DIMENSION = re.compile(r"\(\s*(?P<group>\w+(\s+\w+)*)\s*\)|\{(?P<split>\w+)\}|(?P<axis>\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,8 @@ class Rearrangement:
         before, none = _side(left, text)
         after, split = _side(right, text)
         axes = [axis for dimension in before for axis in dimension]
-        if not arrow or none or sorted(axes) != sorted([*split, *(axis for group in after for axis in group)]):
-            raise _not_one(text)
-        if len(set(axes)) != len(axes):
+        same = sorted(axes) == sorted([*split, *(axis for group in after for axis in group)])
+        if not arrow or none or not same or len(set(axes)) != len(axes):
             raise _not_one(text)
         return cls(text, before, after, split)
 
@@ -88,31 +88,11 @@ class Rearrangement:
 
 def _side(text: str, whole: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     """The dimensions of one side, and the axes in braces."""
-    dimensions: list[tuple[str, ...]] = []
-    split: list[str] = []
-    group: list[str] | None = None
-    at, text = 0, text.strip()
-    while at < len(text):
-        match = _TOKENS.match(text, at)
-        if match is None:
-            raise _not_one(whole)
-        at, token = match.end(), match[1]
-        if token == "(" and group is None:
-            group = []
-        elif token == ")" and group:
-            dimensions.append(tuple(group))
-            group = None
-        elif token in "()" or (token[0] == "{" and group is not None):
-            raise _not_one(whole)
-        elif token[0] == "{":
-            split.append(token[1:-1])
-        elif group is not None:
-            group.append(token)
-        else:
-            dimensions.append((token,))
-    if group is not None:
+    if _DIMENSION.sub("", text).strip():
         raise _not_one(whole)
-    return tuple(dimensions), tuple(split)
+    found = list(_DIMENSION.finditer(text))
+    dimensions = tuple(tuple((one["group"] or one["axis"]).split()) for one in found if not one["split"])
+    return dimensions, tuple(one["split"] for one in found if one["split"])
 
 
 def _not_one(text: str) -> UsageError:

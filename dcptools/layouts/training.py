@@ -6,6 +6,7 @@ import re
 
 from dcptools.checkpoint import StoredTensor
 from dcptools.layouts.keys import Key
+from dcptools.layouts.values import Leftover
 
 # What trainers save beside the model, as a segment: optimizers, what else has state, counters
 TRAINING_STATE = re.compile(
@@ -31,6 +32,17 @@ def is_extra_state(stored: str) -> bool:
     return "_extra_state" in stored and "_extra_state" in stored.split(".")
 
 
-def is_counter(tensor: StoredTensor) -> bool:
+def extra_state(tensor: StoredTensor) -> Leftover:
+    """A module's extra state, which stands among the weights."""
+    return Leftover.of(tensor, "a module's extra state, not a weight")
+
+
+def beside_model(tensor: StoredTensor, reason: str, part: str, *, training: bool) -> Leftover:
+    """What is not the model's. Where nobody would expect a weight, its ``part`` of the state dict is not told."""
+    expected = training or _is_counter(tensor) or is_extra_state(tensor.key)
+    return Leftover.of(tensor, reason, "" if expected else part)
+
+
+def _is_counter(tensor: StoredTensor) -> bool:
     """One integer at the top of the state dict: so many tokens seen, so many epochs run."""
     return not tensor.shape and tensor.dtype.kind == "int" and "." not in tensor.key

@@ -15,5 +15,4 @@ class Unknown:
     name = root = ""
 
     def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
-        tensors = checkpoint.tensors.values()
-        return Reading((), tuple(Leftover(t.key, "tensor", "no layout found", t.nbytes) for t in tensors), ())
+        return Reading((), tuple(Leftover.of(each, "no layout found") for each in checkpoint.tensors.values()), ())

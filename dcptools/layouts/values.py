@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from dcptools.checkpoint import Checkpoint
+from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.dtypes import DType
 from dcptools.errors import UsageError
 from dcptools.findings import Finding
@@ -48,6 +48,11 @@ class Output:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values as they are stored."""
+        return self.numel * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -58,6 +63,11 @@ class Leftover:
     reason: str
     nbytes: int
     part: str = ""  # of a tensor that is no training state: what it stands in beside the model, such as ``ema``
+
+    @classmethod
+    def of(cls, tensor: StoredTensor | Output, reason: str, part: str = "") -> Leftover:
+        key = tensor.sources[0].key if isinstance(tensor, Output) else tensor.key
+        return cls(key, "tensor", reason, tensor.nbytes, part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,21 +52,8 @@ class MemorySink:
     def finish(self, name: str, *, sync: bool) -> None:
         """Nothing: there is no disk."""
 
-    def staged(self, name: str) -> str:
-        return ""  # at no path
-
-    def commit(self, name: str) -> None:
-        """Nothing: whoever filled it takes it."""
-
-    def adopt(self, name: str) -> None:
-        """Nothing: this memory is that of one process."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def discard(self) -> None:
-        self.values.clear()
-        self._bytes.clear()
+    def staged(self, name: str) -> None:
+        """Nowhere: it is at no path."""
 
 
 def not_enough(needed: int, available: int, where: str = "here") -> NotEnoughMemory:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dcptools._globs import matching
 from dcptools._parallel import Progress, default_workers
 from dcptools._progress import bar
 from dcptools._text import counted, format_bytes
@@ -106,18 +105,10 @@ class LazyStateDict(Mapping[str, "torch.Tensor"]):
 
 def chosen(planned: ShardPlan, keys: Sequence[str] | str | None) -> list[PlannedTensor]:
     """The tensors whose names match, sorted by name; raises UsageError if there are none."""
-    tensors = sorted((t for file in planned.files for t in file.tensors), key=lambda tensor: tensor.output.name)
-    if keys is None:
-        return tensors
-    globs = [keys] if isinstance(keys, str) else keys
-    regex = re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
-    found = [tensor for tensor in tensors if regex.match(tensor.output.name)]
-    if not found:
-        raise UsageError(
-            f"No name matches {', '.join(map(repr, globs)) or 'an empty list'}.\n"
-            f"Names of the result are meant, such as {tensors[0].output.name!r}."
-        )
-    return found
+    tensors = {tensor.output.name: tensor for file in planned.files for tensor in file.tensors}
+    names = sorted(tensors)
+    found = matching(names, keys, "No name matches", f"Names of the result are meant, such as {names[0]!r}.")
+    return [tensors[name] for name in found]
 
 
 def load(

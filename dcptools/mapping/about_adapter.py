@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from dcptools._option import option
 from dcptools._text import counted, format_bytes, format_shape, some
@@ -11,13 +10,10 @@ from dcptools.assets import ADAPTER_CONFIG
 from dcptools.expected import Expected
 from dcptools.findings import Finding
 from dcptools.layouts import FROZEN, Leftover, Output, Part
+from dcptools.mapping.about_model import allow, as_allowed
 from dcptools.mapping.adapter_config import Adapted, AdapterConfig
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
-
-
-def allow() -> str:
-    return f"{option('allow_mismatch', True)} writes it all the same"
 
 
 def about_adapter(
@@ -33,11 +29,8 @@ def about_adapter(
     )  # fmt: skip
     yield from _about_base(taken.reading.leftovers)
     found = list(_about_config(taken, adapted, config, expected))
-    if expected:
-        found += _about_modules(adapted, expected)
-    for finding in found:
-        allowed = options.allow_mismatch and finding.severity == "error"
-        yield replace(finding, severity="warning") if allowed else finding
+    found += _about_modules(adapted, expected) if expected else ()
+    yield from as_allowed(found, options.allow_mismatch)
 
 
 def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:

@@ -23,6 +23,12 @@ def allow() -> str:
     return f"{option('allow_mismatch', True)} writes it all the same"
 
 
+def as_allowed(findings: Iterable[Finding], allow_mismatch: bool) -> Iterator[Finding]:
+    """Errors among the findings as warnings, if that was asked for."""
+    for finding in findings:
+        yield replace(finding, severity="warning") if allow_mismatch and finding.severity == "error" else finding
+
+
 def about_model(
     found: Fit, expected: Expected, excluded: Collection[str], *, allow_mismatch: bool
 ) -> Iterator[Finding]:
@@ -40,8 +46,7 @@ def about_model(
     findings += [
         Finding("weight-shape", each.name, _shapes(each), _why_shape(each, expected)) for each in found.misshapen
     ]
-    for finding in findings:
-        yield replace(finding, severity="warning") if allow_mismatch and finding.severity == "error" else finding
+    yield from as_allowed(findings, allow_mismatch)
     for each in knowingly:
         yield Finding(
             "weight-missing", each.name, f"left out by {option('include')} or {option('exclude')}", severity="warning"

@@ -196,7 +196,7 @@ def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[lis
     for key in {view.key: None for output in reading.outputs for view in output.sources}:
         if key not in used:
             why = refused.get(key, "another source of its output is left out")
-            left.append(Leftover(key, "tensor", why, checkpoint.tensors[key].nbytes))
+            left.append(Leftover.of(checkpoint.tensors[key], why))
     return kept, left
 
 

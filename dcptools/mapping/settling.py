@@ -166,11 +166,7 @@ def _leave_out(outputs: Sequence[Output], left: Iterable[Output], reason: str) -
     kept = tuple(output for output in outputs if output not in gone)
     used = {view.key for output in kept for view in output.sources}
     keys = {view.key: output for output in gone for view in output.sources if view.key not in used}
-    return Settled(kept, tuple(Leftover(key, "tensor", reason, _nbytes(output)) for key, output in keys.items()))
-
-
-def _nbytes(output: Output) -> int:
-    return output.numel * output.dtype.itemsize
+    return Settled(kept, tuple(Leftover(key, "tensor", reason, output.nbytes) for key, output in keys.items()))
 
 
 def names_differ(expected: Expected, naming: str, names: str) -> Finding | None:

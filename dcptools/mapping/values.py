@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import SHOWN_ROWS
+from dcptools._table import SHOWN_ROWS, frame
 from dcptools._text import counted, format_bytes, format_count, format_shape
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
@@ -95,8 +95,6 @@ class KeyMapping(Shown, HasFindings):
 
         The state is "fits", "unexpected" or "shape differs", and empty where nothing is known of the model.
         """
-        import pandas as pd
-
         weights = {output.sources: weight for weight in self.weights for output in weight.outputs}
         codes: dict[str, list[str]] = {}
         for finding in self.findings:
@@ -108,8 +106,8 @@ class KeyMapping(Shown, HasFindings):
             names = (output.name, ", ".join(keys), output.rule)
             state, expected = self._held(output, weights.get(output.sources))
             rows.append((*names, output.shape, output.dtype.name, output.numel, state, expected, ", ".join(found)))
-        columns = ["name", "key", "rule", "shape", "dtype", "numel", "state", "expected_shape", "findings"]
-        return pd.DataFrame(rows, columns=columns)
+        columns = ("name", "key", "rule", "shape", "dtype", "numel", "state", "expected_shape", "findings")
+        return frame(columns, rows)
 
     def _held(self, output: Output, weight: Weight | None) -> tuple[str, Shape | None]:
         """The state of an output, and the shape that is expected.
@@ -126,24 +124,18 @@ class KeyMapping(Shown, HasFindings):
         One row per weight that the model needs, and one per tensor that it does not expect; none if nothing is known of
         the model. The state is "fits", "missing" (it has no key and no shape), "unexpected" or "shape differs".
         """
-        import pandas as pd
-
-        rows = [(each.name, each.key, each.shape, each.expected, each.state) for each in self.weights]
-        return pd.DataFrame(rows, columns=["name", "key", "shape", "expected_shape", "state"])
+        rows = ((each.name, each.key, each.shape, each.expected, each.state) for each in self.weights)
+        return frame(("name", "key", "shape", "expected_shape", "state"), rows)
 
     def readings_frame(self) -> pd.DataFrame:
         """One row per reading, the chosen one first: reading, weights, fitting, missing, misshapen, complete."""
-        import pandas as pd
-
-        columns = ["reading", "weights", "fitting", "missing", "misshapen", "complete"]
-        return pd.DataFrame([fit.scores() for fit in self.readings], columns=columns)
+        columns = ("reading", "weights", "fitting", "missing", "misshapen", "complete")
+        return frame(columns, ([fit.scores()[column] for column in columns] for fit in self.readings))
 
     def leftovers_frame(self) -> pd.DataFrame:
         """One row per key that is left out: key, kind, reason, nbytes."""
-        import pandas as pd
-
-        rows = [(left.key, left.kind, left.reason, left.nbytes) for left in self.leftovers]
-        return pd.DataFrame(rows, columns=["key", "kind", "reason", "nbytes"])
+        rows = ((left.key, left.kind, left.reason, left.nbytes) for left in self.leftovers)
+        return frame(("key", "kind", "reason", "nbytes"), rows)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -202,9 +194,6 @@ class KeyMapping(Shown, HasFindings):
         if self.leftovers:
             counts = [(reason, f"{keys:,}", format_bytes(nbytes)) for reason, keys, nbytes in self.leftover_counts()]
             yield Table(("left out because", "keys", "bytes"), counts, title="" if self.outputs else title)
-
-    def _shown_findings(self) -> tuple[Finding, ...]:
-        return self.findings
 
 
 def _check_view(output: Output, view: View, tensor: StoredTensor) -> None:

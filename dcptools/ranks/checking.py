@@ -48,15 +48,13 @@ class SharedChecks:
         cancel: threading.Event | None = None,
     ) -> dict[str, list[Difference]]:
         """What differs, by name; as ``compare_values``."""
-        sizes = {
-            name: output.numel * output.dtype.itemsize + model.weights[name].nbytes for name, output in outputs.items()
-        }
+        nbytes = sum(output.nbytes + model.weights[name].nbytes for name, output in outputs.items())
         orders = self._orders(model, outputs, check, workers)
 
         def own(progress: Progress) -> dict[str, list[Difference]]:
             return _compare(self._team, checkpoint, outputs, model, orders[0], progress)
 
-        return self._each(compare_part, orders, own, "verifying", sum(sizes.values()), progress)
+        return self._each(compare_part, orders, own, "verifying", nbytes, progress)
 
     def sum_up(
         self,

@@ -17,7 +17,7 @@ from dcptools.errors import BrokenCheckpoint, Cancelled, DcptoolsError
 from dcptools.ranks.share import shares
 from dcptools.ranks.team import Team
 from dcptools.shards import ShardFile, ShardPlan
-from dcptools.storage import Sink
+from dcptools.storage import OutputSink
 from dcptools.tensors import ItemPart
 from dcptools.writer import Engine, Finish, Sizes
 
@@ -29,7 +29,7 @@ class Order:
     """What a rank fills, and how."""
 
     files: tuple[str, ...]
-    sink: Sink
+    sink: OutputSink
     seen: Seen  # by rank 0
     workers: int
     sync: bool
@@ -54,7 +54,7 @@ class SharedEngine(Engine):
         self,
         team: Team,
         plan: ShardPlan,
-        sink: Sink,
+        sink: OutputSink,
         files: Sequence[ShardFile] | None = None,
         *,
         workers: int,
@@ -63,7 +63,7 @@ class SharedEngine(Engine):
         finished: Finish | None = None,
         keep: bool = False,
     ) -> None:
-        self._tell, self._keep = finished, keep
+        self._tell, self._keep, self._output = finished, keep, sink
         self._team, self._all = team, plan.files if files is None else tuple(files)
         self._shares = shares(self._all, [file.nbytes for file in self._all], team.size)
         own = self._shares[0]
@@ -82,11 +82,11 @@ class SharedEngine(Engine):
         _send_plan(self._team, self.plan)
         seen = _seen(self.plan, self._all)
         parts = [
-            Order(tuple(f.filename for f in share), self.sink, seen, self.workers, self.sync, self.sizes, self._keep)
+            Order(tuple(f.filename for f in share), self._output, seen, self.workers, self.sync, self.sizes, self._keep)
             for share in self._shares
         ]
         for file in self._all[len(self._shares[0]) :]:
-            self.sink.adopt(file.filename)  # to publish it, or to remove it if this fails
+            self._output.adopt(file.filename)  # to publish it, or to remove it if this fails
         try:
             _, *others = self._team.each(fill_part, parts, self._run_own, report)
         finally:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
 from dcptools._parallel import default_workers
+from dcptools._table import frame
 from dcptools._text import counted, format_bytes, format_count, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
@@ -157,22 +158,16 @@ class ShardPlan(Shown, HasFindings):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per tensor in the order of the files: file, name, dtype, shape, start, nbytes."""
-        import pandas as pd
-
-        rows = [
+        rows = (
             (file.filename, t.output.name, t.dtype.name, t.output.shape, t.start, t.nbytes)
             for file in self.files
             for t in file.tensors
-        ]
-        return pd.DataFrame(rows, columns=["file", "name", "dtype", "shape", "start", "nbytes"])
+        )
+        return frame(("file", "name", "dtype", "shape", "start", "nbytes"), rows)
 
     def files_frame(self) -> pd.DataFrame:
         """One row per file: file, tensors, nbytes, first and last name."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [_file_row(file) for file in self.files], columns=["file", "tensors", "nbytes", "first", "last"]
-        )
+        return frame(("file", "tensors", "nbytes", "first", "last"), map(_file_row, self.files))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -206,6 +201,9 @@ class ShardPlan(Shown, HasFindings):
         rows = map(_file_row, self.files)
         shown = [(name, f"{count:,}", format_bytes(nbytes), *names) for name, count, nbytes, *names in rows]
         return [Table(("file", "tensors", "bytes", "first", "last"), shown)]
+
+    def _shown_findings(self) -> tuple[Finding, ...]:
+        return ()  # whoever prints a plan has told them before
 
     def _footer(self) -> str:
         return f"fingerprint {self.fingerprint[:16]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dcptools.storage.ahead import IN_FLIGHT, REQUEST_BYTES
 from dcptools.storage.place import open_source, pieces
-from dcptools.storage.sink import TEMPORARY, LocalSink, Sink
+from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
 from dcptools.storage.upload import RemoteSink
 from dcptools.storage.urls import is_url, join, parent, without_password
@@ -21,6 +21,7 @@ __all__ = [
     "FileState",
     "LocalSink",
     "LocalSource",
+    "OutputSink",
     "RemoteSink",
     "Sink",
     "Source",

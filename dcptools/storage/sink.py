@@ -48,8 +48,7 @@ def _reserve(descriptor: int, nbytes: int) -> None:
 
 
 class Sink(Protocol):
-    """Where output files go. Nothing is visible under its final name before ``commit``. Can be pickled, to fill other
-    files of the same place from another process."""
+    """Where files are filled."""
 
     def create(self, name: str, nbytes: int) -> None:
         """Prepare a file of that size; raises OSError if one of that name waits for its commit already."""
@@ -65,6 +64,11 @@ class Sink(Protocol):
 
     def staged(self, name: str) -> str | None:
         """A path at which the finished file can be checked; None if it shows nowhere before its commit."""
+
+
+class OutputSink(Sink, Protocol):
+    """Where output files go. Nothing is visible under its final name before ``commit``. Can be pickled, to fill other
+    files of the same place from another process."""
 
     def commit(self, name: str) -> None:
         """Give the file its final name, in one step; also one that another sink of the same kind has finished."""

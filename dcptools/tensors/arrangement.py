@@ -17,7 +17,7 @@ from dcptools._pickle import loads, ordered_dict, size
 from dcptools._text import some
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import UnsupportedCheckpoint
-from dcptools.tensors.geometry import is_row_major
+from dcptools.tensors.geometry import is_row_major, row_major, span
 
 MOST_DIMS = 64  # torch has no tensors of more
 
@@ -45,8 +45,8 @@ class Arrangement:
 @functools.lru_cache(maxsize=4096)
 def in_order(dtype: DType, shape: tuple[int, ...]) -> Arrangement:
     """That of values which follow each other in row-major order, from the start of the storage."""
-    strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-    return Arrangement(dtype, shape, strides, 0, "", False, False, True, math.prod(shape) * dtype.itemsize)
+    nbytes = math.prod(shape) * dtype.itemsize
+    return Arrangement(dtype, shape, row_major(shape), 0, "", False, False, True, nbytes)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -80,14 +80,14 @@ def _storage(pid: Any) -> _Storage:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, *rest: Any) -> Arrangement:
     """Stands for ``_rebuild_tensor_v2``."""
-    return _arrangement(storage, storage.dtype, offset, shape, strides, rest[0] if rest and rest[0] is not None else {})
+    return _arrangement(storage, storage.dtype, offset, shape, strides, *rest[:1])
 
 
 def _tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
 ) -> Arrangement:
     """Stands for ``_rebuild_tensor_v3``."""
-    return _arrangement(storage, dtype, offset, shape, strides, rest[0] if rest and rest[0] is not None else {})
+    return _arrangement(storage, dtype, offset, shape, strides, *rest[:1])
 
 
 def _parameter(data: Any, *_rest: Any) -> Any:
@@ -115,21 +115,18 @@ _NAMES: Mapping[str, Any] = {
 }
 
 
-def _arrangement(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> Arrangement:
+def _arrangement(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any = None) -> Arrangement:
     """What the arguments of a tensor say, checked."""
-    if not all(type(sizes) is tuple and len(sizes) <= MOST_DIMS for sizes in (shape, strides)):
+    flags, dtype = {} if flags is None else flags, by_name(dtype) if type(dtype) is str else None
+    sized = all(type(sizes) is tuple and len(sizes) <= MOST_DIMS for sizes in (shape, strides))
+    if not sized or not all(type(n) is int and 0 <= n < 2**62 for n in (offset, *shape, *strides)):
         raise ValueError("the sizes of the tensor are not as torch writes them")
-    numbers = (offset, *shape, *strides)
-    dtype = by_name(dtype) if type(dtype) is str else None
     if not isinstance(storage, _Storage) or dtype is None or len(shape) != len(strides):
         raise ValueError("the arguments of the tensor are not as torch writes them")
-    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-        raise ValueError("the sizes of the tensor are not as torch writes them")
     if type(flags) is not dict or not flags.keys() <= {"conj", "neg"}:
         raise ValueError("the flags of the tensor are not as torch writes them")
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     return Arrangement(
         dtype, tuple(shape), tuple(strides), offset, storage.name,
         flags.get("conj") is True, flags.get("neg") is True, is_row_major(shape, strides),
-        0 if 0 in shape else (last + 1) * dtype.itemsize,
+        0 if 0 in shape else (offset + span(shape, strides)) * dtype.itemsize,
     )  # fmt: skip

@@ -198,6 +198,12 @@ class TensorReader:
         if wanted:
             raise BrokenCheckpoint(f"{self.tensor.key!r}: its chunks do not cover {[list(pair) for pair in region]}.")
 
+    def region(self, region: Region) -> Bits:
+        """The values of a region, in memory of their own; raises what :meth:`read_region` raises."""
+        out = np.empty([stop - start for start, stop in region], self.bits)
+        self.read_region(region, out)
+        return out
+
     def _range_parts(
         self, chunk_ranges: Sequence[ElementRange], start: int, stop: int
     ) -> Iterator[tuple[Item, int, int]]:
@@ -264,15 +270,11 @@ class TensorReader:
             self._checksums.add(item, start, out)
 
 
-def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -> Bits:
+def read_region(tensor: StoredTensor, region: Region) -> Bits:
     """The values of a region of a stored tensor, as bits; see :meth:`TensorReader.read_region`.
 
     >>> weight = read(demo.checkpoint)["model.lm_head.weight"]
     >>> read_region(weight, [(0, 2), (0, 3)]).view("float32").shape
     (2, 3)
     """
-    reader = TensorReader(tensor)
-    if out is None:
-        out = np.empty([stop - start for start, stop in region], reader.bits)
-    reader.read_region(region, out)
-    return out
+    return TensorReader(tensor).region(region)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dcptools.checkpoint import StoredTensor
-from dcptools.tensors.bits import Bits
 from dcptools.tensors.geometry import Region
 from dcptools.tensors.reader import TensorReader
 
@@ -33,8 +30,5 @@ def same_values(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _equal(readers: tuple[TensorReader, TensorReader], region: Region) -> bool:
-    values: list[Bits] = []
-    for reader in readers:
-        values.append(np.empty([stop - start for start, stop in region], reader.bits))
-        reader.read_region(region, values[-1])
-    return bool((values[0] == values[1]).all())
+    first, second = (reader.region(region) for reader in readers)
+    return bool((first == second).all())

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcptools._display import Shown, Table
+from dcptools._table import frame
 from dcptools._text import counted, format_bytes
 from dcptools.findings import Finding, HasFindings
 
@@ -62,10 +63,8 @@ class Verification(Shown, HasFindings):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per weight: name, state, shape, stored, written, file, differing."""
-        import pandas as pd
-
-        columns = ["name", "state", "shape", "stored", "written", "file", "differing"]
-        return pd.DataFrame([[getattr(w, name) for name in columns] for w in self.weights], columns=columns)
+        columns = ("name", "state", "shape", "stored", "written", "file", "differing")
+        return frame(columns, ([getattr(w, name) for name in columns] for w in self.weights))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,6 +113,3 @@ class Verification(Shown, HasFindings):
     def _footer(self) -> str:
         rate = f", {format_bytes(self.nbytes / self.seconds)}/s" if self.seconds else ""
         return f"{format_bytes(self.nbytes)} of weights compared in {self.seconds:.2f} s{rate}"
-
-    def _shown_findings(self) -> tuple[Finding, ...]:
-        return self.findings

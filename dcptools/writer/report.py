@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
+from dcptools._table import frame
 from dcptools._text import counted, format_bytes
 from dcptools.findings import Finding, HasFindings
 from dcptools.shards import INDEX, ShardPlan
@@ -53,9 +54,7 @@ class Report(Shown, HasFindings):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per weight file: file, nbytes."""
-        import pandas as pd
-
-        return pd.DataFrame(self.files, columns=["file", "nbytes"])
+        return frame(("file", "nbytes"), self.files)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "findings": [finding.to_json() for finding in self.findings]}

@@ -1,4 +1,4 @@
-"""What the ``make_*.py`` scripts beside this file share: seeded weights, and checking and keeping what a trainer wrote.
+"""What the ``make_*.py`` scripts beside this file share: sizes, seeded weights, checking and keeping what was written.
 
 Runs in each trainer's own virtual environment, so it needs torch, transformers and safetensors only.
 """
@@ -11,16 +11,33 @@ import json
 import shutil
 import tempfile
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 DATA = Path(__file__).parent
 TOKENS = torch.tensor([[1, 5, 17, 33, 2, 60, 9, 41, 7, 50, 3, 26]])  # every vocabulary here has 64 entries or more
+SIZES: dict[str, Any] = {  # of most models here, as transformers calls them
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def shared_directory() -> str:
+    """A new temporary directory, the same on every rank."""
+    box = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def randomise(tensors: dict[str, torch.Tensor]) -> None:
@@ -35,11 +52,45 @@ def randomise(tensors: dict[str, torch.Tensor]) -> None:
             tensor.copy_((values + (tensor.ndim == 1)).to(tensor.dtype))
 
 
+def build(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """Transformers' model, with seeded weights."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    randomise(dict(model.named_parameters()))
+    return model
+
+
+def saved(model: Any) -> dict[str, torch.Tensor]:
+    """What ``save_pretrained`` of a model of transformers writes."""
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return load_file(f"{directory}/model.safetensors")
+
+
 def check_stored(checkpoint: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     """Read the tensors back by their keys with torch, and compare them bit for bit."""
     read = {key: torch.empty_like(tensor) for key, tensor in tensors.items()}
     dcp.load(read, checkpoint_id=checkpoint, no_dist=True)
     assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
+
+
+def keep_saved(
+    name: str, checkpoint: str, model: Any, trainer: str, how: str, prefix: str | None = None, inner: str = ""
+) -> None:
+    """Keep the checkpoint of a model of transformers, of which what ``save_pretrained`` writes is expected.
+
+    With a ``prefix`` it is checked first that the directory ``inner`` has the model's tensors, with that before their
+    names. To be called on all ranks.
+    """
+    dist.barrier()
+    if dist.get_rank() == 0:
+        if prefix is not None:
+            stored = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+            check_stored(f"{checkpoint}/{inner}", stored)
+        tensors, how = saved(model), f"{how}, save_pretrained"
+        with torch.no_grad():
+            logits = model.float().eval()(TOKENS).logits
+        keep(name, checkpoint, model.config, tensors, logits, trainer=trainer, version=version(trainer), how=how)
+    dist.barrier()
 
 
 def keep(
@@ -56,7 +107,7 @@ def keep(
     The model must have the trainer's ``logits`` of ``TOKENS``, up to ``tolerance`` times their standard deviation, miss
     no tensor and be given none that it doesn't know, and write the same names and bits again, but for tied tensors.
     """
-    with tempfile.TemporaryDirectory() as given, tempfile.TemporaryDirectory() as again:
+    with tempfile.TemporaryDirectory() as given:
         config.save_pretrained(given)
         tensors = {key: tensor.detach().contiguous().clone() for key, tensor in exported.items()}
         save_file(tensors, f"{given}/model.safetensors", {"format": "pt"})
@@ -65,8 +116,7 @@ def keep(
         bad = {kind: sorted(map(str, keys)) for kind, keys in loading.items() if keys}
         assert not bad, (name, bad)
         config.architectures = [type(model).__name__]  # what the config of a live model has
-        model.save_pretrained(again)
-        written = load_file(f"{again}/model.safetensors")
+        written = saved(model)
         tied = {key: tensors[key] for key in set(tensors) - set(written)}
         assert all(any(torch.equal(tensor, other) for other in written.values()) for tensor in tied.values())
         assert describe(written) == describe({key: tensors[key] for key in written}), name
@@ -99,9 +149,7 @@ def keep_adapter(
 
     config = copy.deepcopy(base.config)
     if holds_base:
-        with tempfile.TemporaryDirectory() as saved:
-            base.save_pretrained(saved)
-            about["base"] = describe(load_file(f"{saved}/model.safetensors"))
+        about["base"] = describe(saved(base))
     with torch.no_grad():
         alone = copy.deepcopy(base).float().eval()(TOKENS).logits
         theirs = PeftModel.from_pretrained(base, str(adapter)).float().eval()(TOKENS).logits

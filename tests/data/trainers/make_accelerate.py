@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,22 +20,10 @@ import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from keeping import TOKENS, check_stored, keep, randomise
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Trainer, TrainingArguments
+from keeping import SIZES, TOKENS, build, keep_saved, shared_directory
+from transformers import Gemma3TextConfig, LlamaConfig, Trainer, TrainingArguments
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
-
-
+SMALL = {**SIZES, "num_hidden_layers": 1, "head_dim": 16}
 INIT = PartialState.__init__
 
 
@@ -63,8 +49,7 @@ def plugin(layer: str, fsdp: int) -> FullyShardedDataParallelPlugin:
 
 def make(name: str, config: Any, layer: str, fsdp: int) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    whole = AutoModelForCausalLM.from_config(config)
-    randomise(dict(whole.named_parameters()))
+    whole = build(config)
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin(layer, fsdp))
     assert accelerator.distributed_type == DistributedType.FSDP
     accelerator.state.device = torch.device("cpu")  # without an index
@@ -72,13 +57,12 @@ def make(name: str, config: Any, layer: str, fsdp: int) -> None:
     model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
     directory = shared_directory()
     accelerator.save_state(directory)
-    finish(name, directory, "pytorch_model_fsdp_0", whole, "accelerate", f"Accelerator.save_state with FSDP{fsdp}")
+    finish(name, directory, whole, "accelerate", f"Accelerator.save_state with FSDP{fsdp}")
 
 
 def make_trainer(name: str, config: Any, layer: str) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    whole = AutoModelForCausalLM.from_config(config)
-    randomise(dict(whole.named_parameters()))
+    whole = build(config)
     directory = shared_directory()
     trainer = Trainer(
         model=copy.deepcopy(whole),
@@ -102,32 +86,18 @@ def make_trainer(name: str, config: Any, layer: str) -> None:
         train_dataset=[{"input_ids": TOKENS[0], "labels": TOKENS[0]}] * 4,
     )
     trainer.train()
-    finish(name, f"{directory}/checkpoint-1", "pytorch_model_fsdp_0", whole, "transformers", "Trainer.train with FSDP2")
+    finish(name, f"{directory}/checkpoint-1", whole, "transformers", "Trainer.train with FSDP2")
 
 
-def shared_directory() -> str:
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def finish(name: str, directory: str, inner: str, whole: Any, trainer: str, how: str) -> None:
-    dist.barrier()
-    if dist.get_rank() == 0:
-        check_stored(f"{directory}/{inner}", {f"model.{key}": value for key, value in whole.state_dict().items()})
-        with tempfile.TemporaryDirectory() as exported, torch.no_grad():
-            whole.save_pretrained(exported)
-            tensors = load_file(f"{exported}/model.safetensors")
-            logits = whole.eval()(TOKENS).logits
-        how = f"{how} and SHARDED_STATE_DICT, save_pretrained"
-        keep(name, directory, whole.config, tensors, logits, trainer=trainer, version=version(trainer), how=how)
-    dist.barrier()
+def finish(name: str, directory: str, whole: Any, trainer: str, how: str) -> None:
+    how = f"{how} and SHARDED_STATE_DICT"
+    keep_saved(name, directory, whole, trainer, how, prefix="model.", inner="pytorch_model_fsdp_0")
 
 
 if __name__ == "__main__":
     os.environ["ACCELERATE_USE_CPU"] = "true"
     dist.init_process_group("gloo")
-    make("accelerate-llama", LlamaConfig(**SIZES, tie_word_embeddings=False), "LlamaDecoderLayer", fsdp=1)
-    make("accelerate-gemma3", Gemma3TextConfig(**SIZES), "Gemma3DecoderLayer", fsdp=2)
-    make_trainer("transformers-trainer-llama", LlamaConfig(**SIZES, tie_word_embeddings=True), "LlamaDecoderLayer")
+    make("accelerate-llama", LlamaConfig(**SMALL, tie_word_embeddings=False), "LlamaDecoderLayer", fsdp=1)
+    make("accelerate-gemma3", Gemma3TextConfig(**SMALL), "Gemma3DecoderLayer", fsdp=2)
+    make_trainer("transformers-trainer-llama", LlamaConfig(**SMALL, tie_word_embeddings=True), "LlamaDecoderLayer")
     dist.destroy_process_group()

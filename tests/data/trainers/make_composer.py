@@ -51,21 +51,12 @@ import torch
 from composer import Trainer
 from composer.models import HuggingFaceModel
 from composer.utils import dist
-from keeping import TOKENS, check_stored, keep, randomise
+from keeping import SIZES, TOKENS, check_stored, keep, randomise
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 torch.cuda.current_device = lambda: torch.device("cpu")  # where Composer's FSDP is to be
 
-CONFIG = Qwen2Config(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    tie_word_embeddings=False,
-)
+CONFIG = Qwen2Config(**SIZES, num_hidden_layers=1, tie_word_embeddings=False)
 
 if __name__ == "__main__":
     dist.initialize_dist("cpu")

@@ -13,32 +13,20 @@ refuses its own FSDPStrategy without an accelerator, but not a class that is der
 from __future__ import annotations
 
 import copy
-import tempfile
-from importlib.metadata import version
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed as dist
-from keeping import TOKENS, check_stored, keep, randomise
+from keeping import SIZES, TOKENS, build, keep_saved, shared_directory
 from lightning.fabric.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies import FSDPStrategy
-from safetensors.torch import load_file
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
+SMALL = {**SIZES, "num_hidden_layers": 1, "head_dim": 16}
 
 
 class CPUStrategy(FSDPStrategy): ...
@@ -81,7 +69,8 @@ def make_by_trainer(name: str, config: Any) -> None:
     trainer.fit(Module(copy.deepcopy(whole)), torch.utils.data.DataLoader(TOKENS.repeat(4, 1), batch_size=1))
     directory = shared_directory()
     trainer.save_checkpoint(f"{directory}/step1.ckpt")
-    finish(name, f"{directory}/step1.ckpt", "model.net.", whole, "Trainer.save_checkpoint with FSDPStrategy, sharded")
+    how = "Trainer.save_checkpoint with FSDPStrategy, sharded"
+    keep_saved(name, f"{directory}/step1.ckpt", whole, "lightning", how, prefix="model.net.")
 
 
 def make_by_fabric(name: str, config: Any) -> None:
@@ -98,38 +87,12 @@ def make_by_fabric(name: str, config: Any) -> None:
     optimizer = fabric.setup_optimizers(torch.optim.SGD(model.parameters(), lr=0.01))
     directory = shared_directory()
     fabric.save(f"{directory}/step1", {"model": model, "optimizer": optimizer, "step": 1})
-    finish(name, f"{directory}/step1", "model.", whole, "Fabric.save with ModelParallelStrategy")
-
-
-def build(config: Any) -> torch.nn.Module:
-    whole = AutoModelForCausalLM.from_config(config)
-    randomise(dict(whole.named_parameters()))
-    return whole
-
-
-def shared_directory() -> str:
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def finish(name: str, checkpoint: str, prefix: str, whole: Any, how: str) -> None:
-    dist.barrier()
-    if dist.get_rank() == 0:
-        check_stored(checkpoint, {f"{prefix}{key}": value for key, value in whole.state_dict().items()})
-        with tempfile.TemporaryDirectory() as exported, torch.no_grad():
-            whole.save_pretrained(exported)
-            tensors = load_file(f"{exported}/model.safetensors")
-            logits = whole.eval()(TOKENS).logits
-        how = f"{how}, save_pretrained"
-        keep(
-            name, checkpoint, whole.config, tensors, logits, trainer="lightning", version=version("lightning"), how=how
-        )
-    dist.barrier()
+    how = "Fabric.save with ModelParallelStrategy"
+    keep_saved(name, f"{directory}/step1", whole, "lightning", how, prefix="model.")
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    make_by_trainer("lightning-llama", LlamaConfig(**SIZES, tie_word_embeddings=False))
-    make_by_fabric("fabric-qwen3", Qwen3Config(**SIZES, tie_word_embeddings=True))
+    make_by_trainer("lightning-llama", LlamaConfig(**SMALL, tie_word_embeddings=False))
+    make_by_fabric("fabric-qwen3", Qwen3Config(**SMALL, tie_word_embeddings=True))
     dist.destroy_process_group()

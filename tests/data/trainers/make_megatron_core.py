@@ -11,12 +11,11 @@ Megatron's own names, as Megatron reads them into a model that is not split.
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 
 import torch
 import torch.distributed as dist
-from keeping import check_stored, randomise, store
+from keeping import check_stored, randomise, shared_directory, store
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -72,20 +71,19 @@ if __name__ == "__main__":
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
     model = build(2)
     randomise({f"{name}, rank {dist.get_rank()}": parameter for name, parameter in model.named_parameters()})
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
+    directory = shared_directory()
     state = {"model": model.sharded_state_dict(), "iteration": 1, "checkpoint_version": 3.0}
-    dist_checkpointing.save(state, box[0])
+    dist_checkpointing.save(state, directory)
 
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=1)
     model = build(1)
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, box[0])
+    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, directory)
     model.load_state_dict(state["model"])
     if dist.get_rank() == 0:
         tensors = whole_tensors(model)
-        check_stored(box[0], tensors)
+        check_stored(directory, tensors)
         about = {"trainer": "megatron-core", "version": version("megatron-core"), "how": "dist_checkpointing.save"}
-        store("megatron-core-gpt", box[0], None, tensors, about)
+        store("megatron-core-gpt", directory, None, tensors, about)
     dist.barrier()
     dist.destroy_process_group()

@@ -13,12 +13,11 @@ the model's ``state_dict_adapter.to_hf`` gives.
 from __future__ import annotations
 
 import copy
-import tempfile
 from importlib.metadata import version
 
 import torch
 import torch.distributed as dist
-from keeping import TOKENS, check_stored, keep, randomise
+from keeping import SIZES, TOKENS, check_stored, keep, randomise, shared_directory
 from nemo_automodel.components.checkpoint.checkpointing import Checkpointer, CheckpointingConfig
 from nemo_automodel.components.models.common import BackendConfig
 from nemo_automodel.components.models.qwen3_moe import model as qwen3_moe
@@ -27,18 +26,13 @@ from torch.distributed.fsdp import fully_shard
 from transformers import Qwen3MoeConfig
 
 CONFIG = Qwen3MoeConfig(
-    vocab_size=96,
-    hidden_size=32,
+    **SIZES,
     num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     head_dim=16,
-    intermediate_size=48,
     moe_intermediate_size=24,
     num_experts=4,
     num_experts_per_tok=2,
     norm_topk_prob=True,
-    max_position_embeddings=128,
     tie_word_embeddings=False,
     dtype=torch.float32,
 )
@@ -57,31 +51,30 @@ def make(name: str, form: str, alone: torch.nn.Module) -> None:
     for layer in model.model.layers.values():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
+    directory = shared_directory()
     checkpointer = Checkpointer(
         CheckpointingConfig(
-            checkpoint_dir=box[0],
+            checkpoint_dir=directory,
             model_save_format=form,
             model_repo_id="",
-            model_cache_dir=box[0],
+            model_cache_dir=directory,
             save_consolidated=False,
         ),
         dp_rank=dist.get_rank(),
         tp_rank=0,
         pp_rank=0,
     )
-    checkpointer.save_model(model, f"{box[0]}/epoch_0_step_1")
+    checkpointer.save_model(model, f"{directory}/epoch_0_step_1")
     dist.barrier()
     if dist.get_rank() == 0:
         exported = alone.state_dict_adapter.to_hf(alone.state_dict())
         if form == "torch_save":
-            check_stored(f"{box[0]}/epoch_0_step_1/model", exported)
+            check_stored(f"{directory}/epoch_0_step_1/model", exported)
         with torch.no_grad():
             logits = alone.eval()(TOKENS)
         keep(
             name,
-            f"{box[0]}/epoch_0_step_1/model",
+            f"{directory}/epoch_0_step_1/model",
             CONFIG,
             exported,
             getattr(logits, "logits", logits),

@@ -12,14 +12,13 @@ its ``nn.hf`` gives.
 from __future__ import annotations
 
 import copy
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from keeping import TOKENS, keep, randomise
+from keeping import SIZES, TOKENS, keep, randomise, shared_directory
 from olmo_core.distributed.checkpoint import load_model_and_optim_state, save_model_and_optim_state
 from olmo_core.distributed.parallel import DataParallelType
 from olmo_core.nn.feed_forward import FeedForwardConfig
@@ -34,7 +33,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from transformers import LlamaConfig, Qwen3Config
 
-SIZES = {"d_model": 32, "vocab_size": 96, "n_heads": 4, "n_kv_heads": 2, "rope_theta": 10000}
+OLMO_SIZES = {"d_model": 32, "vocab_size": 96, "n_heads": 4, "n_kv_heads": 2, "rope_theta": 10000}
 REORDERED = {"block_name": TransformerBlockType.reordered_norm, "qk_norm": True, "layer_norm_eps": 1e-6}
 
 
@@ -44,9 +43,8 @@ def make(name: str, olmo: TransformerConfig, config: Any = None, train: bool = F
     weights = alone.state_dict()
     randomise(weights)
     model = copy.deepcopy(alone)
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
-    checkpoint = inner = f"{box[0]}/step1"
+    directory = shared_directory()
+    checkpoint = inner = f"{directory}/step1"
     if train:
         module = TransformerTrainModuleConfig(
             rank_microbatch_size=64,
@@ -58,7 +56,7 @@ def make(name: str, olmo: TransformerConfig, config: Any = None, train: bool = F
         for parameter in model.parameters():
             parameter.grad = parameter.detach().clone()
         module.optim.step()
-        Checkpointer(work_dir=Path(box[0], "work")).save(checkpoint, module, {"global_step": 1})
+        Checkpointer(work_dir=Path(directory, "work")).save(checkpoint, module, {"global_step": 1})
         inner = f"{checkpoint}/model_and_optim"
     else:
         model.apply_fsdp(init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -97,21 +95,24 @@ if __name__ == "__main__":
     feed_forward = FeedForwardConfig(hidden_size=48, bias=False)
     make(
         "olmo-core-olmo2",
-        TransformerConfig.llama_like(**{**SIZES, "d_model": 16}, **REORDERED, n_layers=1, feed_forward=feed_forward),
+        TransformerConfig.llama_like(
+            **{**OLMO_SIZES, "d_model": 16}, **REORDERED, n_layers=1, feed_forward=feed_forward
+        ),
         train=True,
     )
     make(
         "olmo-core-qwen3",
         TransformerConfig.llama_like(
-            **SIZES, n_layers=1, feed_forward=feed_forward, qk_norm=True, use_head_qk_norm=True, layer_norm_eps=1e-6
+            **OLMO_SIZES,
+            n_layers=1,
+            feed_forward=feed_forward,
+            qk_norm=True,
+            use_head_qk_norm=True,
+            layer_norm_eps=1e-6,
         ),
         Qwen3Config(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
+            **SIZES,
             num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
             head_dim=8,
             rms_norm_eps=1e-6,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
@@ -120,14 +121,10 @@ if __name__ == "__main__":
     )
     make(
         "olmo-core-llama",
-        TransformerConfig.llama_like(**SIZES, n_layers=2, feed_forward=feed_forward),
+        TransformerConfig.llama_like(**OLMO_SIZES, n_layers=2, feed_forward=feed_forward),
         LlamaConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
+            **SIZES,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=False,
@@ -136,7 +133,7 @@ if __name__ == "__main__":
     make(
         "olmo-core-flex-olmo",
         TransformerConfig.llama_like(
-            **SIZES,
+            **OLMO_SIZES,
             **{**REORDERED, "block_name": TransformerBlockType.moe_reordered_norm},
             n_layers=2,
             name=TransformerType.moe,

@@ -13,16 +13,12 @@ what ``save_pretrained`` of the same model writes.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from keeping import TOKENS, keep, randomise
-from safetensors.torch import load_file
+from keeping import SIZES, build, keep_saved, shared_directory
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -30,25 +26,15 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from transformers.distributed import DistributedConfig
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
+SMALL = {**SIZES, "num_hidden_layers": 1, "head_dim": 16}
 
 
 def shard_by_transformers(whole: Any) -> Any:
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
+    directory = shared_directory()
     if dist.get_rank() == 0:
-        whole.save_pretrained(box[0])
+        whole.save_pretrained(directory)
     dist.barrier()
-    return AutoModelForCausalLM.from_pretrained(box[0], distributed_config=DistributedConfig(fsdp_size=2))
+    return AutoModelForCausalLM.from_pretrained(directory, distributed_config=DistributedConfig(fsdp_size=2))
 
 
 def shard(whole: Any) -> Any:
@@ -75,33 +61,19 @@ def save_with_metadata(model: Any, directory: str) -> None:
 
 
 def make(name: str, config: Any, save: Callable[[Any, str], None], how: str) -> None:
-    whole = AutoModelForCausalLM.from_config(config)
-    randomise(dict(whole.named_parameters()))
+    whole = build(config)
     model = shard_by_transformers(whole) if save is save_by_transformers else shard(whole)
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
-    save(model, box[0])
-    dist.barrier()
-    if dist.get_rank() == 0:
-        with tempfile.TemporaryDirectory() as exported, torch.no_grad():
-            whole.save_pretrained(exported)
-            tensors = load_file(f"{exported}/model.safetensors")
-            logits = whole.eval()(TOKENS).logits
-        trainer = name.partition("-")[0]
-        keep(name, box[0], config, tensors, logits, trainer=trainer, version=version(trainer), how=how)
-    dist.barrier()
+    directory = shared_directory()
+    save(model, directory)
+    keep_saved(name, directory, whole, name.partition("-")[0], how)
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    dense = Qwen3Config(**SIZES, tie_word_embeddings=False)  # safetensors takes no tied tensors
-    experts = Qwen3MoeConfig(**SIZES, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
-    make(
-        "transformers-distributed-qwen3-moe",
-        experts,
-        save_by_transformers,
-        "save_pretrained with distributed_checkpoint, save_pretrained",
-    )
-    make("torch-hf-writer-qwen3", dense, save_in_two_files, "HuggingFaceStorageWriter, save_pretrained")
-    make("torch-safetensors-qwen3", dense, save_with_metadata, "FileSystemWriter with SAFETENSORS, save_pretrained")
+    dense = Qwen3Config(**SMALL, tie_word_embeddings=False)  # safetensors takes no tied tensors
+    experts = Qwen3MoeConfig(**SMALL, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+    how = "save_pretrained with distributed_checkpoint"
+    make("transformers-distributed-qwen3-moe", experts, save_by_transformers, how)
+    make("torch-hf-writer-qwen3", dense, save_in_two_files, "HuggingFaceStorageWriter")
+    make("torch-safetensors-qwen3", dense, save_with_metadata, "FileSystemWriter with SAFETENSORS")
     dist.destroy_process_group()

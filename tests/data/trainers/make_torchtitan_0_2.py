@@ -16,8 +16,6 @@ accelerator the device is the CPU.
 from __future__ import annotations
 
 import copy
-import tempfile
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -26,7 +24,18 @@ import torch.distributed as dist
 
 torch._utils._get_available_device_type = lambda: "cpu"
 
-from keeping import TOKENS, check_stored, keep, randomise
+from keeping import shared_directory
+from titan import (
+    VOCABULARY,
+    WORLD,
+    TrainState,
+    deepseek_config,
+    gathered,
+    keep_step,
+    llama_config,
+    qwen_moe_config,
+    random_weights,
+)
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import build_optimizers
@@ -45,50 +54,20 @@ from torchtitan.models.qwen3.infra.parallelize import parallelize_qwen3
 from torchtitan.models.qwen3.model.args import Qwen3ModelArgs
 from torchtitan.models.qwen3.model.model import Qwen3Model
 from torchtitan.models.qwen3.model.state_dict_adapter import Qwen3StateDictAdapter
-from transformers import DeepseekV3Config, LlamaConfig, Qwen3MoeConfig
 
 HISTC = torch.histc
 torch.histc = lambda values, **options: HISTC(values.float(), **options).to(values.dtype)  # a CPU counts no integers
 
-WORLD = 2
-VOCABULARY = 96
-
 
 def llama() -> tuple[Any, ...]:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-    )
     titan = TransformerModelArgs(
         dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=VOCABULARY, multiple_of=32, max_seq_len=128
     )
     titan.rope_scaling_args.scaling_factor = 1.0
-    return titan, Transformer, config, parallelize_llama, Llama3StateDictAdapter
+    return titan, Transformer, llama_config(2, 96, 10000.0), parallelize_llama, Llama3StateDictAdapter
 
 
 def qwen() -> tuple[Any, ...]:
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        moe_intermediate_size=24,
-        num_experts=4,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-        max_position_embeddings=128,
-    )
     titan = Qwen3ModelArgs(
         dim=32,
         n_layers=2,
@@ -109,37 +88,10 @@ def qwen() -> tuple[Any, ...]:
             use_grouped_mm=False,
         ),
     )
-    return titan, Qwen3Model, config, parallelize_qwen3, Qwen3StateDictAdapter
+    return titan, Qwen3Model, qwen_moe_config(), parallelize_qwen3, Qwen3StateDictAdapter
 
 
 def deepseek() -> tuple[Any, ...]:
-    config = DeepseekV3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
-        moe_intermediate_size=24,
-        num_hidden_layers=2,
-        first_k_dense_replace=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        q_lora_rank=None,
-        kv_lora_rank=16,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=8,
-        v_head_dim=12,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_shared_experts=2,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        rope_interleave=True,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-    )
     titan = DeepSeekV3ModelArgs(
         vocab_size=VOCABULARY,
         dim=32,
@@ -167,16 +119,7 @@ def deepseek() -> tuple[Any, ...]:
         ),
     )
     titan.moe_impl = "standard"  # as `update_from_config` sets it
-    return titan, DeepSeekV3Model, config, parallelize_deepseekv3, DeepSeekV3StateDictAdapter
-
-
-class TrainState:
-    """What the trainer saves of itself: ``Trainer.state_dict``."""
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": 1, "ntokens_seen": 24}
-
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    return titan, DeepSeekV3Model, deepseek_config(query_rank=None), parallelize_deepseekv3, DeepSeekV3StateDictAdapter
 
 
 def make(name: str, parts: tuple[Any, ...], tensors: bool = False, experts: bool = False) -> None:
@@ -192,12 +135,7 @@ def make(name: str, parts: tuple[Any, ...], tensors: bool = False, experts: bool
     alone = kind(titan)
     with torch.no_grad():
         alone.init_weights(torch.device("cpu"))  # the buffers, too
-    weights = {key: torch.empty_like(tensor) for key, tensor in alone.state_dict().items()}
-    randomise(weights)
-    for key in weights:
-        if key.endswith("expert_bias") and isinstance(config, Qwen3MoeConfig):
-            weights[key].zero_()  # HuggingFace's model has none
-    alone.load_state_dict(weights)
+    alone.load_state_dict(random_weights(alone, config))
 
     dims = ParallelDims(
         dp_replicate=1,
@@ -214,10 +152,7 @@ def make(name: str, parts: tuple[Any, ...], tensors: bool = False, experts: bool
     parallelize(model, dims, job)
     optimizers = build_optimizers([model], job.optimizer, dims)
     schedulers = build_lr_schedulers(optimizers, job.lr_scheduler, 10)
-    gathered = {key: getattr(value, "full_tensor", lambda v=value: v)() for key, value in model.state_dict().items()}
-
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
+    folder = shared_directory()
     manager = CheckpointManager(
         dataloader=None,
         model_parts=[model],
@@ -226,27 +161,11 @@ def make(name: str, parts: tuple[Any, ...], tensors: bool = False, experts: bool
         states={"train_state": TrainState()},
         checkpoint_config=job.checkpoint,
         sd_adapter=None,
-        base_folder=box[0],
+        base_folder=folder,
     )
     manager.save(1, last_step=True)
     manager.close()
-    dist.barrier()
-    if dist.get_rank() == 0:
-        checkpoint = f"{box[0]}/checkpoint/step-1"
-        check_stored(checkpoint, gathered)
-        with torch.no_grad():
-            logits = alone(TOKENS)
-        keep(
-            name,
-            checkpoint,
-            config,
-            adapter(titan, None).to_hf(gathered),
-            logits,
-            trainer="torchtitan",
-            version=version("torchtitan"),
-            how=f"CheckpointManager.save, {adapter.__name__}.to_hf",
-        )
-    dist.barrier()
+    keep_step(name, folder, config, adapter(titan, None), gathered(model), alone)
 
 
 if __name__ == "__main__":

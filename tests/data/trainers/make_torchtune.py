@@ -12,14 +12,13 @@ The models are built and sharded (FSDP2) by torchtune. Llama 3 is saved as durin
 from __future__ import annotations
 
 import copy
-import tempfile
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from keeping import TOKENS, check_stored, keep, randomise
+from keeping import SIZES, TOKENS, check_stored, keep, randomise, shared_directory
 from omegaconf import OmegaConf
 from torchtune.models.convert_weights import tune_to_hf
 from torchtune.models.llama3 import llama3
@@ -30,16 +29,7 @@ from torchtune.training.checkpointing._checkpoint_client import CheckpointClient
 from torchtune.training.checkpointing._checkpointer import DistributedCheckpointer
 from transformers import LlamaConfig, Qwen2Config
 
-SIZES = {"vocab_size": 96, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 32, "intermediate_dim": 48}
-COMMON = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 128,
-}
+TUNE_SIZES = {"vocab_size": 96, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 32, "intermediate_dim": 48}
 
 
 def save_in_training(model: torch.nn.Module, directory: str) -> None:
@@ -61,17 +51,16 @@ def make(name: str, alone: torch.nn.Module, config: Any, save: Any, export: Any)
     model = copy.deepcopy(alone)
     condition = partial(get_shard_conditions, names_to_match=["tok_embeddings", "output"])
     shard_model(model, [condition], cpu_offload=False)
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
-    save(model, box[0])
+    directory = shared_directory()
+    save(model, directory)
     dist.barrier()
     if dist.get_rank() == 0:
-        check_stored(f"{box[0]}/dist_epoch_0", {f"model.{key}": value for key, value in weights.items()})
+        check_stored(f"{directory}/dist_epoch_0", {f"model.{key}": value for key, value in weights.items()})
         with torch.no_grad():
             logits = alone.eval()(TOKENS)
         keep(
             name,
-            f"{box[0]}/dist_epoch_0",
+            f"{directory}/dist_epoch_0",
             config,
             export(weights, num_heads=4, num_kv_heads=2, dim=32),
             logits,
@@ -86,9 +75,10 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     make(
         "torchtune-llama3",
-        llama3(**SIZES, num_layers=1, max_seq_len=128),
+        llama3(**TUNE_SIZES, num_layers=1, max_seq_len=128),
         LlamaConfig(
-            **COMMON,
+            **SIZES,
+            rms_norm_eps=1e-5,
             num_hidden_layers=1,
             rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
             tie_word_embeddings=False,
@@ -98,9 +88,10 @@ if __name__ == "__main__":
     )
     make(
         "torchtune-qwen2",
-        qwen2(**SIZES, num_layers=2, max_seq_len=128, tie_word_embeddings=True),
+        qwen2(**TUNE_SIZES, num_layers=2, max_seq_len=128, tie_word_embeddings=True),
         Qwen2Config(
-            **COMMON,
+            **SIZES,
+            rms_norm_eps=1e-5,
             num_hidden_layers=2,
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
             tie_word_embeddings=True,

@@ -12,16 +12,14 @@ for LoRA what VeOmni's ``save_lora_adapter_with_dcp`` does.
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from keeping import TOKENS, check_stored, keep, keep_adapter, randomise
-from safetensors.torch import load_file
+from keeping import SIZES, TOKENS, build, keep_adapter, keep_saved, randomise, shared_directory
 from torch.distributed.tensor import distribute_tensor
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+from transformers import Qwen3Config, Qwen3MoeConfig
 from veomni.arguments.arguments_types import MixedPrecisionConfig, OpsImplementationConfig
 from veomni.checkpoint.dcp_checkpointer import DistributedCheckpointer
 from veomni.distributed.parallel_state import get_parallel_state, init_parallel_state, use_parallel_state
@@ -30,16 +28,7 @@ from veomni.lora import VeOmniLoraConfig, VeOmniLoraModel
 from veomni.models.auto import build_foundation_model
 from veomni.utils.save_safetensor_utils import save_lora_adapter_with_dcp
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
+SMALL = {**SIZES, "num_hidden_layers": 2, "head_dim": 16}
 EAGER = OpsImplementationConfig(
     attn_implementation="eager",
     moe_implementation="eager",
@@ -50,24 +39,20 @@ EAGER = OpsImplementationConfig(
 )
 torch.cpu.empty_cache = lambda: None  # VeOmni calls it for any device
 
-ABOUT = {"trainer": "veomni", "version": version("veomni")}
 
-
-def build(config: Any, dtype: str, lora: bool = False) -> tuple[Any, torch.nn.Module]:
+def build_both(config: Any, dtype: str, lora: bool = False) -> tuple[Any, torch.nn.Module]:
     """Transformers' model, and VeOmni's, sharded, with the same weights."""
-    whole = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    randomise(dict(whole.named_parameters()))
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
+    whole = build(config, getattr(torch, dtype))
+    directory = shared_directory()
     if dist.get_rank() == 0:
-        whole.save_pretrained(box[0])
+        whole.save_pretrained(directory)
     dist.barrier()
-    model = build_foundation_model(box[0], torch_dtype=dtype, init_device="meta", ops_implementation=EAGER)
+    model = build_foundation_model(directory, torch_dtype=dtype, init_device="meta", ops_implementation=EAGER)
     if lora:
         model = VeOmniLoraModel(model, VeOmniLoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
     model = build_parallelize_model(
         model,
-        weights_path=box[0],
+        weights_path=directory,
         mixed_precision=MixedPrecisionConfig(enable=False),
         enable_gradient_checkpointing=False,
         init_device="meta",
@@ -78,33 +63,23 @@ def build(config: Any, dtype: str, lora: bool = False) -> tuple[Any, torch.nn.Mo
 
 
 def save(model: torch.nn.Module, **options: Any) -> str:
-    box = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(box)
+    directory = shared_directory()
     state: dict[str, Any] = {"model": model, "extra_state": {"global_step": 1}}
     if get_parallel_state().extra_parallel_sizes == {"ep": 1}:  # for experts it would have to be VeOmni's own
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         state["optimizer"] = torch.optim.SGD(trained, lr=0.01)
-    DistributedCheckpointer.save(box[0], state, global_steps=1, **options)
+    DistributedCheckpointer.save(directory, state, global_steps=1, **options)
     dist.barrier()
-    return f"{box[0]}/global_step_1"
+    return f"{directory}/global_step_1"
 
 
 def make(name: str, config: Any, dtype: str) -> None:
-    whole, model = build(config, dtype)
-    checkpoint = save(model)
-    if dist.get_rank() == 0:
-        check_stored(checkpoint, {f"model.{key}": value for key, value in whole.state_dict().items()})
-        with tempfile.TemporaryDirectory() as exported:
-            whole.save_pretrained(exported)
-            tensors = load_file(f"{exported}/model.safetensors")
-        with torch.no_grad():
-            logits = whole.float().eval()(TOKENS).logits
-        keep(name, checkpoint, config, tensors, logits, how="DistributedCheckpointer.save, save_pretrained", **ABOUT)
-    dist.barrier()
+    whole, model = build_both(config, dtype)
+    keep_saved(name, save(model), whole, "veomni", "DistributedCheckpointer.save", prefix="model.")
 
 
 def make_lora(name: str, config: Any, **options: Any) -> None:
-    whole, model = build(config, "bfloat16", lora=True)
+    whole, model = build_both(config, "bfloat16", lora=True)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
             full = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -118,27 +93,28 @@ def make_lora(name: str, config: Any, **options: Any) -> None:
     save_lora_adapter_with_dcp(model, adapter)
     if dist.get_rank() == 0:
         how = "DistributedCheckpointer.save, save_lora_adapter_with_dcp"
-        keep_adapter(name, checkpoint, whole, adapter, logits, tolerance=0.1, holds_base=not options, how=how, **ABOUT)
+        about = {"trainer": "veomni", "version": version("veomni"), "how": how}
+        keep_adapter(name, checkpoint, whole, adapter, logits, tolerance=0.1, holds_base=not options, **about)
     dist.barrier()
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     init_parallel_state(dp_size=2, dp_shard_size=2, dp_mode="fsdp2", device_type="cpu")
-    make("veomni-qwen3", Qwen3Config(**SIZES, tie_word_embeddings=True), "bfloat16")
+    make("veomni-qwen3", Qwen3Config(**SMALL, tie_word_embeddings=True), "bfloat16")
     make_lora(
         "veomni-qwen3-lora",
-        Qwen3Config(**{**SIZES, "num_hidden_layers": 1}, tie_word_embeddings=False),
+        Qwen3Config(**{**SMALL, "num_hidden_layers": 1}, tie_word_embeddings=False),
         trainable_only=True,
     )
-    make_lora("veomni-qwen3-lora-full", Qwen3Config(**{**SIZES, "num_hidden_layers": 1}, tie_word_embeddings=False))
+    make_lora("veomni-qwen3-lora-full", Qwen3Config(**{**SMALL, "num_hidden_layers": 1}, tie_word_embeddings=False))
     parallel = init_parallel_state(
         dp_size=2, dp_shard_size=2, dp_mode="fsdp2", device_type="cpu", extra_parallel_sizes=(2,), name="experts"
     )
     with use_parallel_state(parallel):
         make(
             "veomni-qwen3-moe",
-            Qwen3MoeConfig(**SIZES, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
+            Qwen3MoeConfig(**SMALL, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
             "float32",
         )
     dist.destroy_process_group()
