@@ -9,14 +9,14 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import COUNTS, SIGNALS, Ended, Fault, Job, Place, moments, state_of
+from tests.faults.harness import COUNTS, SIGNALS, Ended, Fault, Job, Place, moments, state_of, visible
 
 OLDER = ("none", "alike", "single")
 LONG = pytest.mark.long
@@ -235,6 +235,48 @@ def test_a_small_address_space(place: Place) -> None:
 def test_smaller_and_smaller_address_spaces(place: Place) -> None:
     for number, megabytes in enumerate(range(100, 1000, 15)):
         one(place, "less address space", Job(limits={"AS": megabytes << 20}), number)
+
+
+def test_too_little_address_space_to_load_the_libraries(place: Place) -> None:
+    real_address_spaces(place, [50])
+    status, said = place.command(350 << 20, "--overwrite", "--dtype", "bfloat16")
+    assert (status, "A library cannot be loaded" in said, "Install it again" in said) == (1, True, True), said
+    assert visible(place.out) == place.old
+
+
+@LONG
+def test_smaller_and_smaller_address_spaces_of_a_whole_command(place: Place) -> None:
+    real_address_spaces(place, range(20, 800, 20))
+
+
+def real_address_spaces(place: Place, sizes: Iterable[int]) -> None:
+    """Sizes in MB, of a process that has to load all; what OpenBLAS says itself of a limit is not ours."""
+    for megabytes in sizes:
+        place.prepare("alike")
+        status, said = place.command(megabytes << 20, "--overwrite", "--resume")
+        place.check(Ended(status, said, fired=True, seconds=0))
+        assert "memory" in said.lower() or "Interrupted" in said or status == 0, (megabytes, said)
+        COUNTS["less address space for a whole command", place.stage() if status else "the run went on"] += 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_no_more_threads(place: Place, again: bool) -> None:
+    """Whatever the run had begun, or had taken over from one that was killed."""
+    for nth in itertools.count():
+        place.prepare("alike")
+        place.run(Job(overwrite=True, resume=True, fault=Fault("write", 14, "signal", signal.SIGKILL)))
+        assert place.stage() == "files filled in part"
+        no_thread = Fault("thread", nth, "errno", errno.EAGAIN, again)
+        ended = place.run(Job(overwrite=True, resume=True, fault=no_thread))
+        place.check(ended)
+        assert ended.status == ended.fired, ended
+        if ended.fired:
+            assert ended.said.startswith("Error: No more threads can be started"), ended
+            assert "kept: go on with --resume" in ended.said or "takes what is finished" in ended.said, ended
+            COUNTS["EAGAIN in starting a thread", place.stage()] += 1
+        place.check_next(resume=True)
+        if not ended.fired:
+            return
 
 
 # Permissions
