@@ -25,9 +25,8 @@ BEFORE_BYTES = ("", "before", "files made")  # stages in which no value is writt
 
 def one(place: Place, kind: str, job: Job, number: int, *, sources: bool = True) -> Ended:
     """A run in which something goes wrong, what must be true after it, and the next run; the ``number`` gives turns."""
-    job = replace(job, overwrite=True, resume=bool(number & 1))
-    place.prepare(OLDER[number % 3])
-    ended = place.run(job)
+    overwrite = place.prepare(OLDER[number % 3]) or bool(number & 4)
+    ended = place.run(replace(job, overwrite=overwrite, resume=bool(number & 1)))
     stage = place.hit or place.stage()
     place.check(ended, sources=sources)
     COUNTS[kind, stage if ended.status else "the run went on"] += 1
@@ -57,8 +56,8 @@ def signals(place: Place, number: int, *, wanted: int, seed: int) -> None:
     kind, hit, turns = f"{signal.Signals(number).name} at a random moment", 0, itertools.count(seed)
     for after in moments(30 * wanted, 1.1 * taken, seed):
         turn = next(turns)
-        place.prepare(OLDER[turn % 3])
-        ended = place.run(Job(overwrite=True, resume=bool(turn & 1), signal=number, after=after))
+        overwrite = place.prepare(OLDER[turn % 3]) or bool(turn & 4)
+        ended = place.run(Job(overwrite=overwrite, resume=bool(turn & 1), signal=number, after=after))
         stage = place.hit
         if stage in (*BEFORE_BYTES, "done"):
             continue
@@ -96,8 +95,9 @@ def test_a_signal_at_each_call(place: Place, kind: str, number: int) -> None:
 
 OUTPUT_FAILS = [
     ("write", errno.EIO), ("write", errno.ENOSPC), ("write", errno.EINTR), ("sync", errno.EIO), ("sync", errno.EINTR),
-    ("rename", errno.EIO), ("rename", errno.EINTR), ("rename", errno.ENOSPC), ("open", errno.EACCES),
-    ("open", errno.EMFILE), ("mkdir", errno.ENOSPC), ("unlink", errno.EIO), ("rmdir", errno.EBUSY),
+    ("rename", errno.EIO), ("rename", errno.EINTR), ("rename", errno.ENOSPC),
+    ("open", errno.EACCES), ("open", errno.EROFS), ("open", errno.EMFILE),
+    ("mkdir", errno.ENOSPC), ("unlink", errno.EIO), ("rmdir", errno.EBUSY),
     ("truncate", errno.EFBIG), ("reserve", errno.ENOSPC), ("reserve", errno.EINTR),
 ]  # fmt: skip
 ID = {"ids": lambda value: errno.errorcode[value] if isinstance(value, int) else value}
@@ -294,6 +294,19 @@ def test_an_output_that_cannot_be_written_to(place: Place, mode: int) -> None:
     assert (ended.status, place.found()) == (1 + (mode == 0), "old"), ended  # 2: it cannot be looked at either
     assert "permission denied" in ended.said or "is not readable" in ended.said
     COUNTS["no permission", ""] += 1
+
+
+@pytest.mark.parametrize("older", OLDER)
+def test_a_read_only_file_system(place: Place, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
+    disk = place.directory / "read-only"
+    with small_disk(disk, 20_000), monkeypatch.context() as patched:
+        patched.setattr(place, "out", disk / "out")
+        overwrite = place.prepare(older)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        ended = place.run(Job(overwrite=overwrite))
+        place.check(ended)
+        assert (ended.status, "is mounted read-only" in ended.said) == (1, True), ended
+    COUNTS["a read-only target", ""] += 1
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
