@@ -10,7 +10,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from dcptools.errors import Cancelled
+from dcptools._option import option
+from dcptools.errors import MORE_MEMORY, Cancelled, NotEnoughMemory
 
 Work = TypeVar("Work")
 Progress = Callable[[int, int, str], None]  # done bytes, total bytes, current tensor
@@ -35,6 +36,29 @@ def one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fewer_workers() -> str:
+    """What to do where threads do not get the memory that they need."""
+    return f"Take fewer workers ({option('workers')}), or {MORE_MEMORY}"
+
+
+@contextmanager
+def starting_threads() -> Iterator[None]:
+    """Within it, threads are started and nothing else is done.
+
+    Raises
+    ------
+    NotEnoughMemory
+        The system starts no more of them; Python has no kind of error for that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise NotEnoughMemory(
+            "No more threads can be started: there is too little memory, or a limit of processes is reached.\n"
+            f"{fewer_workers()}"
+        ) from error
 
 
 class _Current(threading.local):
@@ -112,6 +136,8 @@ def run(
     ------
     Cancelled
         The event was set.
+    NotEnoughMemory
+        No more threads can be started.
     """
     stopped, shared = threading.Event(), _Streams(streams)
 
@@ -125,7 +151,8 @@ def run(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dcptools")
     try:
-        futures = [pool.submit(loop) for _ in range(workers)]
+        with starting_threads():
+            futures = [pool.submit(loop) for _ in range(workers)]
         while True:
             done, waiting = wait(futures, timeout=TICK_SECONDS, return_when=FIRST_EXCEPTION)
             for future in done:

@@ -1,6 +1,7 @@
-"""Ctrl-C while the command line is still being imported: one line and status 130, as later, and no traceback.
+"""What goes wrong while the command line is still being imported: a line or two, as later, and no traceback.
 
-The package imports this first. Whoever imports the package from Python keeps their own way with Ctrl-C.
+Ctrl-C ends it with status 130; a library that cannot be loaded, for example in too little memory, with 1. The package
+imports this first. Whoever imports the package from Python keeps their own way with both.
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys  # nothing else: what takes time to import comes after the handler
+
+TYPE_CHECKING = False  # typing takes time, too
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _MODULES = ("dcptools", "dcptools.__main__", "dcptools.convert", "dcptools.convert.__main__")
 
@@ -30,5 +35,23 @@ def leave(signum: int, frame: object) -> None:
         os._exit(130)
 
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler and is_command_line():
-    signal.signal(signal.SIGINT, leave)
+def fail(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Say which library could not be loaded; ``cli.running`` says what happens later."""
+    if os.environ.get("DCPTOOLS_TRACEBACK") or not issubclass(kind, Exception):
+        sys.__excepthook__(kind, error, where)
+        return
+    reason = (str(error).strip().splitlines() or ["no reason is given"])[-1]
+    sys.stderr.write(
+        f"Error: dcptools cannot be loaded ({kind.__name__}): {reason}\n"
+        "Install it again, or give the process more memory (ulimit -a shows the limits of a shell).\n"
+        "DCPTOOLS_TRACEBACK=1 shows where this happened.\n"
+    )
+    if "--json" in sys.argv:
+        sys.stdout.write(f'{{"error": "{kind.__name__}", "message": "dcptools cannot be loaded.", "findings": []}}\n')
+
+
+if is_command_line():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = fail

@@ -92,7 +92,7 @@ class OutputExists(TargetError, FileExistsError):
 
 
 class NotEnoughMemory(DcptoolsError, MemoryError):
-    """What was to be loaded does not fit into memory; ``needed`` and ``available`` are in bytes."""
+    """There is too little memory; for what was to be loaded, ``needed`` and ``available`` say how much, in bytes."""
 
     def __init__(self, message: str, needed: int = 0, available: int = 0) -> None:
         super().__init__(message)
@@ -103,7 +103,17 @@ class Cancelled(DcptoolsError):
     """The caller's cancel event was set; everything half-written was removed."""
 
 
+MORE_MEMORY = "give the process more memory (ulimit -a shows the limits of a shell)."
+
+
+def too_little_memory(error: MemoryError, advice: str = MORE_MEMORY.capitalize()) -> str:
+    """What is said of one, which often says nothing itself."""
+    what = f": {error}" if str(error) else ""
+    return str(error) if isinstance(error, NotEnoughMemory) else f"There is too little memory{what}.\n{advice}"
+
+
 _ADVICE = {
+    errno.ENOMEM: MORE_MEMORY.capitalize(),
     errno.EACCES: "Check the permissions.",
     errno.EPERM: "Check the permissions.",
     errno.EIO: "Check the disk.",

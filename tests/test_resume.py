@@ -21,7 +21,7 @@ from checkpoints import saved
 from reference import read_files
 
 import dcptools
-from dcptools.errors import BrokenCheckpoint, Cancelled, FindingsError, TargetError
+from dcptools.errors import BrokenCheckpoint, Cancelled, FindingsError, NotEnoughMemory, TargetError
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.storage import sink as sink_module
@@ -159,6 +159,12 @@ STOPS: dict[str, tuple[Callable[[], Any], type[BaseException], str]] = {
         lambda: (_ for _ in ()).throw(BrokenCheckpoint("It cannot be read.")), BrokenCheckpoint,
         "It cannot be read.\n{kept}",
     ),
+    "no memory": (
+        lambda: (_ for _ in ()).throw(MemoryError), NotEnoughMemory,
+        "There is too little memory.\nTake fewer workers (workers=), or give the process more memory "
+        "(ulimit -a shows the limits of a shell).\n{kept}",
+    ),
+    "no library": (lambda: (_ for _ in ()).throw(ImportError("no libtorch")), ImportError, "no libtorch"),
     "Ctrl-C": (lambda: (_ for _ in ()).throw(KeyboardInterrupt), KeyboardInterrupt, ""),
 }  # fmt: skip
 KEPT = "2 of 6 files are finished and kept: go on with resume=True."
@@ -173,7 +179,7 @@ def test_what_is_finished_stays_when_the_run_is_to_be_gone_on_with(
     with stopped_at(2, act), pytest.raises(kind) as caught:
         dcptools.write(plan, out, workers=1, resume=True)
     assert str(caught.value) == text.format(out=out, kept=KEPT)
-    assert getattr(caught.value, "__notes__", []) == ([KEPT] if stop == "Ctrl-C" else [])
+    assert getattr(caught.value, "__notes__", []) == ([KEPT] if stop in ("Ctrl-C", "no library") else [])
     staged = [f".dcptools-{plan.fingerprint[:12]}-{name}.tmp" for name in SHARDS[:2]]
     assert sorted(os.listdir(out)) == [*staged, JOURNAL]
     begun, _ = begun_by(plan, out, resume=True)

@@ -20,7 +20,7 @@ import click
 from dcptools import _start
 from dcptools._option import in_shell, speaking
 from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
-from dcptools.errors import DcptoolsError, FindingsError, notes_of
+from dcptools.errors import MORE_MEMORY, DcptoolsError, FindingsError, notes_of, too_little_memory
 
 
 def run(command: click.Command, name: str | None = None) -> NoReturn:
@@ -81,10 +81,19 @@ def _status(command: click.Command, name: str | None, team: Any = None) -> int:
     except Exception as error:
         if os.environ.get("DCPTOOLS_TRACEBACK"):
             raise
-        text = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+        text = "\n".join([_text_of(error), *notes_of(error)])
         tell(f"Error: {text}\nDCPTOOLS_TRACEBACK=1 shows where this happened.")
         print_error(error, text)
         return 1
+
+
+def _text_of(error: Exception) -> str:
+    """What to say of an error that is none of ours."""
+    if isinstance(error, MemoryError):
+        return too_little_memory(error)
+    if isinstance(error, ImportError):
+        return f"A library cannot be loaded: {error}\nInstall it again, or {MORE_MEMORY}"
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def shared_by(team: Any, resume: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

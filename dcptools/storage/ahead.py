@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from dcptools._parallel import starting_threads
 from dcptools.storage.source import Range
 
 IN_FLIGHT = 32  # requests
@@ -74,7 +75,8 @@ class Ahead:
                 self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="dcptools-read")
             for name, start, nbytes in requests(wanted):
                 assert self._pool is not None
-                data = self._pool.submit(self._fetch, name, start, start + nbytes)
+                with starting_threads():
+                    data = self._pool.submit(self._fetch, name, start, start + nbytes)
                 piece = _Piece(start, start + nbytes, self._count, data)
                 insort(self._pieces.setdefault(name, []), piece)
                 self._unused[self._count] = name, piece, nbytes

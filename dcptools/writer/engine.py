@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
-from dcptools._parallel import Progress, check_stopped, one_thread_each, run
+from dcptools._parallel import Progress, check_stopped, one_thread_each, run, starting_threads
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
@@ -99,7 +99,8 @@ class Engine:
                 self.sink.flush()
 
         with ThreadPoolExecutor(1, thread_name_prefix="dcptools-flush") as pool:
-            flushing = pool.submit(flush)
+            with starting_threads():
+                flushing = pool.submit(flush)
             try:
                 yield
             finally:

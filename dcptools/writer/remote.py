@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from dcptools._parallel import starting_threads
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, system_errors
 from dcptools.shards import ShardPlan
 from dcptools.storage import FileState, RemoteSink, Source, open_source
@@ -39,7 +40,9 @@ def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink) -> list[tuple[st
         for name in gone:
             sink.remove(name)
         with ThreadPoolExecutor(TOGETHER, thread_name_prefix="dcptools-publish") as pool:
-            list(pool.map(sink.commit, others))
+            with starting_threads():
+                committed = pool.map(sink.commit, others)
+            list(committed)
         before = _checked(plan, source, others)
         sink.commit(last)
         if _checked(plan, source, [*others, last]) != before | {last: source.state(last)}:

@@ -12,11 +12,20 @@ from typing import Any
 
 from dcptools._collector import what_is_there_stays
 from dcptools._option import option
-from dcptools._parallel import Progress, default_workers
+from dcptools._parallel import Progress, default_workers, fewer_workers
 from dcptools._paths import expanded
 from dcptools._progress import bar
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UnsupportedCheckpoint, UsageError, notes_of
+from dcptools.errors import (
+    BrokenCheckpoint,
+    Cancelled,
+    NotEnoughMemory,
+    TargetError,
+    UnsupportedCheckpoint,
+    UsageError,
+    notes_of,
+    too_little_memory,
+)
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
 from dcptools.storage import TEMPORARY, LocalSink, RemoteSink, is_url
@@ -88,6 +97,8 @@ def write(
         replaced or removed since it was read. Nothing was kept.
     FindingsError
         The plan is strict, and values became Inf in a cast; nothing was kept.
+    NotEnoughMemory
+        There is too little memory, or no more threads can be started.
     Cancelled
         The event was set.
 
@@ -110,7 +121,8 @@ def write(
         check_target(plan, target, overwrite=overwrite)  # again: another run has finished, or a killed one is undone
         sink = LocalSink(target, tag_of(plan.fingerprint))
         staged = StagedFiles(plan, target, sink, resume=resume)
-        staged.begin(**running)
+        with _left_as_it_was(target, resume=resume):
+            staged.begin(**running)
         with _ended(staged), _explained(target, plan.checkpoint, staged):
             staged.record(sync=fsync)
             engine = make_engine(
@@ -196,10 +208,27 @@ def _noted(target: Path, *, resume: bool) -> Iterator[threading.Event]:
     except (KeyboardInterrupt, SystemExit) as stop:
         if published.is_set():
             stop.add_note(f"The new model is complete in {target}.")
-        elif not notes_of(stop) and any(target.glob(f"{TEMPORARY}*")):
-            what = "takes what is finished, and removes the others" if resume else "removes them"
-            stop.add_note(f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there {what}.")
+        elif not notes_of(stop) and (left := _hidden(target, resume=resume)):
+            stop.add_note(left)
         raise
+
+
+@contextmanager
+def _left_as_it_was(target: Path, *, resume: bool) -> Iterator[None]:
+    """Too little memory to look at what an earlier run has left there leaves it, and says so."""
+    try:
+        yield
+    except MemoryError as error:
+        left = _hidden(target, resume=resume)
+        raise NotEnoughMemory("\n".join([too_little_memory(error, fewer_workers()), *filter(None, [left])])) from error
+
+
+def _hidden(target: Path, *, resume: bool) -> str:
+    """That hidden files are left, and what becomes of them; "" if there are none."""
+    if not any(target.glob(f"{TEMPORARY}*")):
+        return ""
+    what = "takes what is finished, and removes the others" if resume else "removes them"
+    return f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there {what}."
 
 
 @contextmanager
@@ -232,11 +261,13 @@ def _explained(target: Path | str, checkpoint: Checkpoint, staged: StagedFiles |
         if what := kept(error):
             raise type(error)(f"{error}{what}") from error
         raise
+    except MemoryError as error:  # also those of numpy, and of threads that cannot be started
+        raise NotEnoughMemory(f"{too_little_memory(error, fewer_workers())}{kept(error) or _NOTHING_KEPT}") from error
     except OSError as error:
         if isinstance(error, TargetError):
             raise
         raise TargetError(f"Writing to {target} failed: {reason(error)}.{kept(error) or _NOTHING_KEPT}") from error
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except BaseException as stop:  # what interrupts it, or a library that cannot be loaded
         if (what := kept(stop)) and not notes_of(stop):
             stop.add_note(what.strip())
         raise

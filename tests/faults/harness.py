@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ COUNTS: Counter[tuple[str, str]] = Counter()  # by class of fault, and by the st
 class Fault:
     """The call number ``nth`` of that kind, of what is below a directory."""
 
-    kind: str  # write, read, sync, truncate, reserve, rename, unlink, rmdir, mkdir, open, or any of them
+    kind: str  # write, read, sync, truncate, reserve, rename, unlink, rmdir, mkdir, open, thread, or any of them
     nth: int  # from 0
     action: str  # errno, short, signal
     value: int = 0  # the errno, or the signal
@@ -70,12 +72,12 @@ class Place:
 
     def __init__(self, directory: Path, library: Path | None) -> None:
         self.directory, self.out, self.source = directory, directory / "out", directory / "step-20"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        if library is not None:
-            environment["LD_PRELOAD"] = str(library)
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self._environment = {**os.environ, "PYTHONPATH": paths}
+        shim = {"LD_PRELOAD": str(library)} if library is not None else {}
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.faults.server"], cwd=ROOT, env=self._environment | shim,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._numbers = itertools.count()
         self.hit = ""  # the stage that the last run was in when its signal came; "" if it had ended
@@ -135,10 +137,21 @@ class Place:
             for job, one in zip(described, answer["answers"], strict=True)
         ]
 
-    def _described(self, job: Job) -> dict[str, Any]:
+    def command(self, address_space: int, *options: str) -> tuple[int, str]:
+        """Run the command line in a process of its own, which loads all libraries; its status, and what it said."""
+        command = [sys.executable, "-m", "dcptools.convert", *map(str, self._words()), *options]
+        limit = partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._environment, preexec_fn=limit, capture_output=True, text=True
+        )
+        return done.returncode, done.stderr
+
+    def _words(self) -> list[str | Path]:
         words = ["--load-dir", self.source, "--save-dir", self.out, "--dtype", "keep", "--shard-size", "150000"]
-        words += ["--model-assets-dir", self.directory / "assets", "--workers", "2", "--quiet"]
-        words += ["--overwrite"] * job.overwrite + ["--resume"] * job.resume + list(job.options)
+        return [*words, "--model-assets-dir", self.directory / "assets", "--workers", "2", "--quiet"]
+
+    def _described(self, job: Job) -> dict[str, Any]:
+        words = [*self._words(), *["--overwrite"] * job.overwrite, *["--resume"] * job.resume, *job.options]
         fault = None
         if job.fault is not None:
             fault = vars(replace(job.fault, below=job.fault.below or str(self.out)))
@@ -189,7 +202,6 @@ class Place:
             assert which == "new" or visible(self.out) == self.old, ended.said
             hidden = [name for name in os.listdir(self.out) if name.startswith(".dcptools-")]
             told = "finished and kept" in ended.said or ".dcptools-" in ended.said
-            told = told or "can't start new thread" in ended.said  # what --resume keeps is not said of that
             assert not hidden or told or (ended.status == 0 and ended.fired), (hidden, ended)  # it could not be removed
         return which
 

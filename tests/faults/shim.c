@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -125,6 +126,10 @@ int rename(const char *from, const char *to) {
 int unlink(const char *path) { return decide("unlink", path) == FAIL ? -1 : NEXT(unlink)(path); }
 int rmdir(const char *path) { return decide("rmdir", path) == FAIL ? -1 : NEXT(rmdir)(path); }
 int mkdir(const char *path, mode_t mode) { return decide("mkdir", path) == FAIL ? -1 : NEXT(mkdir)(path, mode); }
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*start)(void *), void *given) {
+    return decide("thread", below) == FAIL ? number : NEXT(pthread_create)(thread, how, start, given);
+}
 
 #define OPEN(name) \
     int name(const char *path, int flags, ...) { \

@@ -9,14 +9,14 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import COUNTS, SIGNALS, Ended, Fault, Job, Place, moments, state_of
+from tests.faults.harness import COUNTS, SIGNALS, Ended, Fault, Job, Place, moments, state_of, visible
 
 OLDER = ("none", "alike", "single")
 LONG = pytest.mark.long
@@ -25,9 +25,8 @@ BEFORE_BYTES = ("", "before", "files made")  # stages in which no value is writt
 
 def one(place: Place, kind: str, job: Job, number: int, *, sources: bool = True) -> Ended:
     """A run in which something goes wrong, what must be true after it, and the next run; the ``number`` gives turns."""
-    job = replace(job, overwrite=True, resume=bool(number & 1))
-    place.prepare(OLDER[number % 3])
-    ended = place.run(job)
+    overwrite = place.prepare(OLDER[number % 3]) or bool(number & 4)
+    ended = place.run(replace(job, overwrite=overwrite, resume=bool(number & 1)))
     stage = place.hit or place.stage()
     place.check(ended, sources=sources)
     COUNTS[kind, stage if ended.status else "the run went on"] += 1
@@ -57,8 +56,8 @@ def signals(place: Place, number: int, *, wanted: int, seed: int) -> None:
     kind, hit, turns = f"{signal.Signals(number).name} at a random moment", 0, itertools.count(seed)
     for after in moments(30 * wanted, 1.1 * taken, seed):
         turn = next(turns)
-        place.prepare(OLDER[turn % 3])
-        ended = place.run(Job(overwrite=True, resume=bool(turn & 1), signal=number, after=after))
+        overwrite = place.prepare(OLDER[turn % 3]) or bool(turn & 4)
+        ended = place.run(Job(overwrite=overwrite, resume=bool(turn & 1), signal=number, after=after))
         stage = place.hit
         if stage in (*BEFORE_BYTES, "done"):
             continue
@@ -96,8 +95,9 @@ def test_a_signal_at_each_call(place: Place, kind: str, number: int) -> None:
 
 OUTPUT_FAILS = [
     ("write", errno.EIO), ("write", errno.ENOSPC), ("write", errno.EINTR), ("sync", errno.EIO), ("sync", errno.EINTR),
-    ("rename", errno.EIO), ("rename", errno.EINTR), ("rename", errno.ENOSPC), ("open", errno.EACCES),
-    ("open", errno.EMFILE), ("mkdir", errno.ENOSPC), ("unlink", errno.EIO), ("rmdir", errno.EBUSY),
+    ("rename", errno.EIO), ("rename", errno.EINTR), ("rename", errno.ENOSPC),
+    ("open", errno.EACCES), ("open", errno.EROFS), ("open", errno.EMFILE),
+    ("mkdir", errno.ENOSPC), ("unlink", errno.EIO), ("rmdir", errno.EBUSY),
     ("truncate", errno.EFBIG), ("reserve", errno.ENOSPC), ("reserve", errno.EINTR),
 ]  # fmt: skip
 ID = {"ids": lambda value: errno.errorcode[value] if isinstance(value, int) else value}
@@ -237,6 +237,48 @@ def test_smaller_and_smaller_address_spaces(place: Place) -> None:
         one(place, "less address space", Job(limits={"AS": megabytes << 20}), number)
 
 
+def test_too_little_address_space_to_load_the_libraries(place: Place) -> None:
+    real_address_spaces(place, [50])
+    status, said = place.command(350 << 20, "--overwrite", "--dtype", "bfloat16")
+    assert (status, "A library cannot be loaded" in said, "Install it again" in said) == (1, True, True), said
+    assert visible(place.out) == place.old
+
+
+@LONG
+def test_smaller_and_smaller_address_spaces_of_a_whole_command(place: Place) -> None:
+    real_address_spaces(place, range(20, 800, 20))
+
+
+def real_address_spaces(place: Place, sizes: Iterable[int]) -> None:
+    """Sizes in MB, of a process that has to load all; what OpenBLAS says itself of a limit is not ours."""
+    for megabytes in sizes:
+        place.prepare("alike")
+        status, said = place.command(megabytes << 20, "--overwrite", "--resume")
+        place.check(Ended(status, said, fired=True, seconds=0))
+        assert "memory" in said.lower() or "Interrupted" in said or status == 0, (megabytes, said)
+        COUNTS["less address space for a whole command", place.stage() if status else "the run went on"] += 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_no_more_threads(place: Place, again: bool) -> None:
+    """Whatever the run had begun, or had taken over from one that was killed."""
+    for nth in itertools.count():
+        place.prepare("alike")
+        place.run(Job(overwrite=True, resume=True, fault=Fault("write", 14, "signal", signal.SIGKILL)))
+        assert place.stage() == "files filled in part"
+        no_thread = Fault("thread", nth, "errno", errno.EAGAIN, again)
+        ended = place.run(Job(overwrite=True, resume=True, fault=no_thread))
+        place.check(ended)
+        assert ended.status == ended.fired, ended
+        if ended.fired:
+            assert ended.said.startswith("Error: No more threads can be started"), ended
+            assert "kept: go on with --resume" in ended.said or "takes what is finished" in ended.said, ended
+            COUNTS["EAGAIN in starting a thread", place.stage()] += 1
+        place.check_next(resume=True)
+        if not ended.fired:
+            return
+
+
 # Permissions
 
 
@@ -252,6 +294,19 @@ def test_an_output_that_cannot_be_written_to(place: Place, mode: int) -> None:
     assert (ended.status, place.found()) == (1 + (mode == 0), "old"), ended  # 2: it cannot be looked at either
     assert "permission denied" in ended.said or "is not readable" in ended.said
     COUNTS["no permission", ""] += 1
+
+
+@pytest.mark.parametrize("older", OLDER)
+def test_a_read_only_file_system(place: Place, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
+    disk = place.directory / "read-only"
+    with small_disk(disk, 20_000), monkeypatch.context() as patched:
+        patched.setattr(place, "out", disk / "out")
+        overwrite = place.prepare(older)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        ended = place.run(Job(overwrite=overwrite))
+        place.check(ended)
+        assert (ended.status, "is mounted read-only" in ended.said) == (1, True), ended
+    COUNTS["a read-only target", ""] += 1
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])

@@ -6,6 +6,7 @@ Exit status 1 if something was found; the files that did it, each with its trace
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from .child import CURRENT, REPORT
 from .targets import KINDS
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120  # seconds without a sign of life: such a file would keep its reader for ever
+PATIENCE = 120  # seconds without any work: such a file would keep its reader for ever; who works too long ends itself
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -109,18 +110,25 @@ def _one(name: str, seed: int, seconds: float, inputs: int, place: Path) -> dict
 
 
 def _signs_of_life(process: subprocess.Popen[bytes], place: Path) -> Iterator[bool]:
-    """Waits for the end; False, and the process is ended, if it stays with one file."""
-    file, since = 0.0, time.monotonic()
+    """Waits for the end; False, and the process is ended, if it stays with one file and does nothing."""
+    before, since = (0.0, 0.0), time.monotonic()
     while process.poll() is None:
         time.sleep(0.1)
         current = place / CURRENT
-        now = current.stat().st_mtime if current.exists() else 0.0
-        if now != file:
-            file, since = now, time.monotonic()
+        now = (current.stat().st_mtime if current.exists() else 0.0, _processor_time(process.pid))
+        if now != before:
+            before, since = now, time.monotonic()
         elif time.monotonic() > since + PATIENCE:
             process.kill()
             process.wait()
             yield False
+
+
+def _processor_time(pid: int) -> float:
+    """Clock ticks that a process has used: on a busy machine seconds go by in which it cannot work."""
+    with contextlib.suppress(OSError):  # it has ended
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]))
+    return 0.0
 
 
 if __name__ == "__main__":
