@@ -138,6 +138,20 @@ def test_every_option_says_what_it_is_for(command: click.Command) -> None:
     assert command.help and not command.get_short_help_str(limit=80).endswith("...")
 
 
+@pytest.mark.parametrize("name", ["preview", "plan", "review", "convert", "verify", "diff"])
+def test_the_help_has_each_option_once_under_a_heading(name: str, cli: Cli) -> None:
+    shown = cli(name, "--help").out
+    options = [p for p in main_group.commands[name].params if isinstance(p, click.Option)]
+    found = re.findall(r"^  (?:-h, )?(--[a-z-]+)", shown, re.MULTILINE)
+    assert sorted(found) == sorted(["--help", *(option.opts[-1] for option in options)])
+    headings = re.findall(r"^(?! )(.*):$", shown, re.MULTILINE)
+    assert "Options" not in headings and {"What to read", "The model and its names", "LoRA adapters"} <= set(headings)
+
+
+def test_the_help_with_few_options_is_one_list(cli: Cli) -> None:
+    assert re.findall(r"^(?! )(.*):$", cli("inspect", "--help").out, re.MULTILINE) == ["Options"]
+
+
 def test_the_group_lists_the_commands(cli: Cli) -> None:
     out = cli("--help").out
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == sorted((*COMMANDS, "review"))
@@ -148,7 +162,7 @@ def test_the_group_lists_the_commands(cli: Cli) -> None:
     ("words", "message"),
     [
         (("convert",), "Error: Missing option '--load-dir'.\n"),
-        (("convert", "a", "--load-dir", "b"), "Error: Give only one of LOAD_DIR and --load-dir.\n"),
+        (("convert", "a", "--load-dir", "b"), "Error: Give LOAD_DIR or --load-dir, not both.\n"),
         (("convert", "a", "--dtype", "int8"), "'int8' is not one of 'bfloat16', 'float16', 'float32', 'keep'."),
         (("convert", "a", "--layout", "llama"), "'llama' is not one of 'auto', 'container', 'bare'."),
         (("convert", "a", "--workers", "0"), "0 is not in the range 1<=x<=1024."),
@@ -1118,7 +1132,10 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     assert table.read_text().splitlines()[0].startswith("name,state,shape_a,shape_b,dtype_a,dtype_b,numel,equal,")
     assert cli("diff", source, tmp_path / "m", "--root", "ema", "--quiet").status == 1
     status, _, err = cli("diff", source, source, "--root", "ema")
-    assert (status, err.splitlines()[0]) == (2, "Error: --root: for a checkpoint whose names are compared.")
+    assert (status, err.splitlines()[0]) == (
+        2,
+        "Error: --root cannot be used here: no checkpoint is compared by names.",
+    )
     assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
     status, _, err = cli("diff", source, source, "--csv", tmp_path)
     assert status == 2 and f"{tmp_path} cannot be written" in err

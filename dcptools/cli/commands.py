@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from dcptools._text import counted
+from dcptools.cli.headings import HELP, command
 from dcptools.cli.options import (
-    HELP,
     PATH,
     PLACE,
     Place,
@@ -34,10 +34,12 @@ from dcptools.cli.running import model_is_written, shared_by
 from dcptools.errors import DcptoolsError
 
 
-@click.command(name="inspect", context_settings=HELP)
+@command("inspect")
 @source_options
-@click.option("--all", "show_all", is_flag=True, help="Print every key; otherwise the first 20 of each container.")
-@click.option("--tree", "show_tree", is_flag=True, help="Print the modules as a tree, layers that are alike as one.")
+@click.option("--all", "show_all", is_flag=True, help="Print every key, not just the first 20 of each container.")
+@click.option(
+    "--tree", "show_tree", is_flag=True, help="Print the modules as a tree; layers that are alike share a line."
+)
 @output_options
 def inspect_command(
     directory: Place | None, load_dir: Place | None, show_all: bool, show_tree: bool, as_json: bool, quiet: bool
@@ -55,9 +57,7 @@ def inspect_command(
         )
 
 
-@click.command(
-    name="preview", short_help="Show which name every key gets, and what looks wrong.", context_settings=HELP
-)
+@command("preview", short_help="Show the name that each key gets, and what looks wrong.")
 @source_options
 @mapping_options
 @leftover_option
@@ -65,7 +65,7 @@ def inspect_command(
 def preview_command(
     directory: Place | None, load_dir: Place | None, list_leftovers: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    """Show which name every key gets, what is left out, and what looks wrong. Writes nothing."""
+    """Show the name that each key gets, what is left out, and what looks wrong. Writes nothing."""
     mapping = preview_of(the_load_dir(directory, load_dir), options)
     if as_json:
         print_json(mapping.to_json())
@@ -73,11 +73,11 @@ def preview_command(
         print_lines(f"{mapping}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
         tell_findings(mapping.errors if quiet else ())
-        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted with these options.")
+        tell(f"Error: {counted(len(mapping.errors), 'error')}: this checkpoint cannot be converted with these options.")
         raise click.exceptions.Exit(1)
 
 
-@click.command(name="plan", short_help="Show the files of the result and the memory needed.", context_settings=HELP)
+@command("plan", short_help="Show the files of the result and the memory needed.")
 @source_options
 @mapping_options
 @plan_options
@@ -92,12 +92,10 @@ def plan_command(directory: Place | None, load_dir: Place | None, as_json: bool,
         print_lines(str(planned))
 
 
-@click.command(
-    name="review", short_help="Write all that into one HTML file, to send to somebody.", context_settings=HELP
-)
+@command("review", short_help="Write a review of the conversion as one HTML file.")
 @source_options
-@click.option("--html", type=PATH, required=True, help="The file to write.")
-@click.option("--save-dir", type=PLACE, help="Output directory or URL that the command in the file names.")
+@click.option("--html", type=PATH, required=True, help="HTML file to write.")
+@click.option("--save-dir", type=PLACE, help="Output directory or URL to put into the command that the file shows.")
 @mapping_options
 @plan_options
 @output_options
@@ -112,7 +110,7 @@ def review_command(
 ) -> None:
     """Write one HTML file that shows what a conversion would do: mapping, leftovers, findings, files, and the command.
 
-    It loads nothing from elsewhere, and can be sent to somebody who has neither the checkpoint nor Jupyter.
+    The file loads nothing from elsewhere: send it to somebody who has neither the checkpoint nor Jupyter.
     """
     from dcptools.reviewing import review
 
@@ -125,17 +123,21 @@ def review_command(
         print_lines(f"Wrote {written}.")
 
 
-@click.command(name="convert", context_settings=HELP)
+@command("convert")
 @source_options
 @click.option("--save-dir", type=PLACE, help="Output directory or URL.  [default: <load-dir>/hf_ckpt]")
 @mapping_options
 @plan_options
-@click.option("--overwrite", is_flag=True, help="Replace the model that is in the output directory.")
-@click.option("--resume", is_flag=True, help="Go on where a run was stopped; keep what is finished if this one is.")
-@click.option("--no-fsync", is_flag=True, help="Do not wait until the bytes are on the disk; for scratch file systems.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that is already in the output directory.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue where an earlier run stopped; if this one stops, keep what it has finished.",
+)
+@click.option("--no-fsync", is_flag=True, help="Do not wait until the data is on the disk; for scratch file systems.")
 @workers_option
-@click.option("--verify", is_flag=True, help="Read the model again when it is written, and compare it bit for bit.")
-@click.option("--report", type=PATH, help="Write plan, findings, versions and checksums into this file, as JSON.")
+@click.option("--verify", is_flag=True, help="Read the written model back and compare it bit for bit.")
+@click.option("--report", type=PATH, help="Write the plan, findings, versions and checksums to this file, as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
 @leftover_option
 @output_options
@@ -196,13 +198,11 @@ def convert_command(
             raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
 
 
-@click.command(
-    name="verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.", context_settings=HELP
-)
+@command("verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.")
 @model_options
 @mapping_options
 @verify_options
-@click.option("--report", type=PATH, help="Compare with what convert --report wrote; needs no checkpoint.")
+@click.option("--report", type=PATH, help="Compare with this file of convert --report, instead of a checkpoint.")
 @workers_option
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @output_options
@@ -217,11 +217,11 @@ def verify_command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast; or a copy of it
-    with the report of the conversion.
+    """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast; or compare a
+    copy of it with the report of the conversion.
 
-    The model may be what another program wrote: dtypes are taken from its files unless --dtype says what they must be,
-    and how it is cut into files does not matter unless --shard-size says so. The exit status is 1 if anything differs.
+    Another program may have written the model: its files decide the dtypes unless --dtype is given, and how it is cut
+    into files matters only with --shard-size. The exit status is 1 if anything differs.
     """
     from dcptools.verifying import verify
 
@@ -235,7 +235,7 @@ def verify_command(
         raise click.exceptions.Exit(1)
 
 
-@click.command(name="diff", short_help="Compare two checkpoints or models, tensor by tensor.", context_settings=HELP)
+@command("diff", short_help="Compare two checkpoints or models, tensor by tensor.")
 @diff_options
 @mapping_options
 @workers_option
@@ -254,8 +254,8 @@ def diff_command(
 ) -> None:
     """Compare A and B, each a distributed checkpoint or a HuggingFace model, tensor by tensor.
 
-    What is only in one, shapes, dtypes, equal values, the largest differences, and how far the tensors are apart. The
-    exit status is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
+    Shows tensors that only one of them has, other shapes and dtypes, and how far the values are apart. The exit status
+    is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
     """
     from dcptools.comparing import diff
 

@@ -20,7 +20,6 @@ from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, SHORT_NAMES, PlanOptions
 from dcptools.storage import is_url
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -73,28 +72,31 @@ Place = Path | str  # a path, or a URL
 PATH, PLACE, TEXT = _Path(path_type=Path), _Place(path_type=Path), _Text()
 source_options = _options(
     click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PLACE),
-    click.option("--load-dir", type=PLACE, help="Directory or URL of the checkpoint, the one that holds .metadata."),
+    click.option("--load-dir", type=PLACE, help="The checkpoint: the directory or URL that holds .metadata."),
 )
 mapping_options = _options(
     click.option(
         "--model-assets-dir",
         type=PLACE,
-        help="Directory with config.json and the tokenizer; they are copied to the result.",
+        help="Directory or URL of config.json and the tokenizer, which are copied into the result.",
     ),
     click.option(
         "--reference",
         type=PLACE,
-        help="A HuggingFace model whose names and shapes the result must have, instead of those of config.json.",
+        help="HuggingFace model that decides names and shapes, instead of config.json.",
     ),
     click.option(
-        "--family", type=PATH, metavar="FILE", help="A TOML file with a trainer's own names and how its values lie."
+        "--family",
+        type=PATH,
+        metavar="FILE",
+        help="TOML file that describes a trainer's own names and the order of its values.",
     ),
     click.option(
         "--layout",
         type=click.Choice(LAYOUTS),
         default="auto",
         show_default=True,
-        help="How HuggingFace names are found in the keys: container takes the leading 'model.' away, bare keeps them.",
+        help="How keys become HuggingFace names: container strips the leading 'model.', bare keeps them as they are.",
     ),
     click.option(
         "--root", type=TEXT, metavar="NAME", help="Convert this container instead of 'model', for example ema."
@@ -104,13 +106,13 @@ mapping_options = _options(
         type=click.Choice(CHOICES["mode"]),
         default="auto",
         show_default=True,
-        help="With LoRA adapters: lora writes an adapter, full the base model; auto the adapter, if there is one.",
+        help="lora writes a LoRA adapter, full the base model; auto writes the adapter if there is one.",
     ),
-    click.option("--adapter", type=TEXT, metavar="NAME", help="The adapter, if there are several."),
+    click.option("--adapter", type=TEXT, metavar="NAME", help="Which adapter to write, if there are several."),
     click.option(
         "--adapter-config-path",
         type=PATH,
-        help="The adapter_config.json of the training.  [default: that of the assets, else made]",
+        help="adapter_config.json of the training run.  [default: the one in the assets, or a new one]",
     ),
     click.option(
         "--include",
@@ -131,38 +133,38 @@ mapping_options = _options(
         type=click.Choice(CHOICES["names"]),
         default="stored",
         show_default=True,
-        help="Write the names of the live model, or those that save_pretrained publishes (experts one by one).",
+        help="stored writes the live model's names, published those of save_pretrained, one tensor per expert.",
     ),
     click.option(
         "--tied",
         type=click.Choice(CHOICES["tied"]),
         default="auto",
         show_default=True,
-        help="Weights that the model ties: auto writes one if they are equal, keep writes all, drop writes one.",
+        help="Tied weights: auto writes one if they are equal, keep writes all, drop writes one without comparing.",
     ),
     click.option(
         "--unexpected",
         type=click.Choice(CHOICES["unexpected"]),
         default="keep",
         show_default=True,
-        help="Tensors that the model has no weight for.",
+        help="Keep or drop tensors that the model has no weight for.",
     ),
     click.option(
         "--allow-mismatch",
         is_flag=True,
-        help="Write the result though weights of the model are missing or have another shape.",
+        help="Write the result even if weights are missing or have another shape than the model's.",
     ),
     click.option(
         "--rename",
         type=TEXT,
         multiple=True,
         metavar="REGEX=REPLACEMENT",
-        help="Rename HuggingFace names that match as a whole; the first rule wins; repeatable.",
+        help="Rename HuggingFace names that match as a whole; the first matching rule wins; repeatable.",
     ),
     click.option(
         "--rename-file",
         type=PATH,
-        help="A file of such rules, one per line; empty lines and lines that start with # do not count.",
+        help="File of rename rules, one per line; blank lines and lines that start with # are skipped.",
     ),
 )
 plan_options = _options(
@@ -171,39 +173,53 @@ plan_options = _options(
         default=str(DEFAULT_SHARD_SIZE),
         show_default=True,
         metavar="BYTES",
-        help="Bytes of values per file, in the written dtype; also 5GB, 2GiB, 1e9.",
+        help="Largest size of the values in one file, in the written dtype: bytes, or 5GB, 2GiB, 1e9.",
     ),
     click.option(
         "--dtype",
         type=_DType(DTYPES),
         default="bfloat16",
         show_default=True,
-        help="Floating tensors are written as this; integers and booleans never change.",
+        help="Dtype to write floating-point tensors in; integers and booleans never change.",
     ),
     click.option(
         "--dtype-for",
         type=TEXT,
         multiple=True,
         metavar="GLOB=DTYPE",
-        help="An exception for HuggingFace names that match; the first wins; repeatable.",
+        help="Another dtype for HuggingFace names that match; the first match wins; repeatable.",
     ),
     click.option("--strict", is_flag=True, help="Treat warnings as errors."),
 )
 output_options = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for programs."),
-    click.option("--quiet", is_flag=True, help="Print errors only."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, for programs."),
+    click.option("--quiet", is_flag=True, help="Print only errors."),
 )
-workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: the CPUs, 2 to 8]")
+workers_option = click.option(
+    "--workers", metavar="N", type=click.IntRange(1, 1024), help="Number of threads.  [default: one per CPU, 2 to 8]"
+)
 model_options = _options(
     click.argument("save_dir", type=PLACE),
     click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PLACE),
-    click.option("--load-dir", type=PLACE, help="Directory or URL of the checkpoint, the one that holds .metadata."),
+    click.option("--load-dir", type=PLACE, help="The checkpoint: the directory or URL that holds .metadata."),
 )
 verify_options = _options(
-    click.option("--shard-size", metavar="BYTES", help="The files must be those of this size, byte for byte."),
-    click.option("--dtype", type=_DType(DTYPES), help="What floating tensors must be.  [default: what the files say]"),
     click.option(
-        "--dtype-for", type=TEXT, multiple=True, metavar="GLOB=DTYPE", help="An exception for names; repeatable."
+        "--shard-size",
+        metavar="BYTES",
+        help="Also check that the files are exactly those of a conversion with this size.",
+    ),
+    click.option(
+        "--dtype",
+        type=_DType(DTYPES),
+        help="Dtype that floating-point tensors must have.  [default: the one in the files]",
+    ),
+    click.option(
+        "--dtype-for",
+        type=TEXT,
+        multiple=True,
+        metavar="GLOB=DTYPE",
+        help="Another dtype for names that match; repeatable.",
     ),
 )
 diff_options = _options(
@@ -214,18 +230,20 @@ diff_options = _options(
         type=click.Choice(BY),
         default="auto",
         show_default=True,
-        help="Checkpoint keys, or the names that a conversion gives; auto: keys for two checkpoints.",
+        help="Compare by checkpoint keys or by HuggingFace names; auto takes keys if both are checkpoints.",
     ),
-    click.option("--keys", type=TEXT, multiple=True, metavar="GLOB", help="Compare only what matches; repeatable."),
-    click.option("--cast", is_flag=True, help="Cast values of A to the dtype of B first: is B the export of A?"),
-    click.option("--csv", type=PATH, help="Write a row for each tensor into this file."),
+    click.option(
+        "--keys", type=TEXT, multiple=True, metavar="GLOB", help="Compare only tensors that match; repeatable."
+    ),
+    click.option("--cast", is_flag=True, help="Cast A to the dtypes of B first, to see whether B is an export of A."),
+    click.option("--csv", type=PATH, help="Write the table to this file, one row per tensor."),
 )
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
 def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:
     if (directory is None) == (load_dir is None):
-        what = "Give only one of LOAD_DIR and --load-dir." if directory else "Missing option '--load-dir'."
+        what = "Give LOAD_DIR or --load-dir, not both." if directory else "Missing option '--load-dir'."
         raise click.UsageError(what, click.get_current_context())
     return load_dir or directory or Path()
 
@@ -266,7 +284,9 @@ def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any,
     checkpoints = [is_checkpoint(path) for path in (a, b)]
     if by == "keys" or (by == "auto" and all(checkpoints)) or not any(checkpoints):
         names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"{names}: for a checkpoint whose names are compared.\nCompare by names: --by names.")
+        raise UsageError(
+            f"{names} cannot be used here: no checkpoint is compared by names.\nCompare by names: --by names."
+        )
     sides = [preview_of(path, options) if is_one else path for path, is_one in zip((a, b), checkpoints, strict=True)]
     return sides[0], sides[1]
 

@@ -1,0 +1,43 @@
+"""The help of a command: its options under headings, where they are many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+MOST_IN_ONE_LIST = 10
+NAMES_WIDTH = 30  # characters of the left column, the most that click makes it
+HEADINGS = {
+    "What to read": ("--load-dir", "--include", "--exclude", "--by", "--keys"),
+    "The model and its names": (
+        *("--model-assets-dir", "--reference", "--family", "--layout", "--root", "--names", "--rename"),
+        *("--rename-file", "--tied", "--unexpected", "--allow-mismatch"),
+    ),
+    "LoRA adapters": ("--mode", "--adapter", "--adapter-config-path"),
+    "Dtypes": ("--dtype", "--dtype-for", "--cast"),
+    "What to write": ("--save-dir", "--shard-size", "--overwrite", "--resume", "--html", "--csv"),
+    "Speed": ("--workers", "--no-fsync"),
+    "Checks": ("--dry-run", "--strict", "--verify", "--report"),
+    "What is printed": ("--list-leftovers", "--json", "--quiet", "--help"),
+}
+
+
+class Grouped(click.Command):
+    """A command whose help lists the options under `HEADINGS`, unless they are few."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        lines = {p.opts[-1]: line for p in self.get_params(ctx) if (line := p.get_help_record(ctx))}
+        if len(lines) <= MOST_IN_ONE_LIST:
+            return super().format_options(ctx, formatter)
+        for heading, options in HEADINGS.items():
+            if under := [lines[option] for option in options if option in lines]:
+                with formatter.section(heading):
+                    formatter.write_dl([(names.ljust(NAMES_WIDTH), text) for names, text in under])
+
+
+def command(name: str, short_help: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """The decorator that makes a command of a function."""
+    return click.command(name, cls=Grouped, short_help=short_help, context_settings=HELP)
