@@ -29,7 +29,7 @@ from dcptools.cli.options import (
     verify_options,
     workers_option,
 )
-from dcptools.cli.output import print_json, print_lines, tell, tell_findings, tell_verified, write_csv
+from dcptools.cli.output import Output, tell, tell_findings, tell_verified, write_csv
 from dcptools.cli.running import model_is_written, shared_by
 from dcptools.errors import DcptoolsError
 
@@ -41,20 +41,17 @@ from dcptools.errors import DcptoolsError
     "--tree", "show_tree", is_flag=True, help="Print the modules as a tree; layers that are alike share a line."
 )
 @output_options
-def inspect_command(
-    directory: Place | None, load_dir: Place | None, show_all: bool, show_tree: bool, as_json: bool, quiet: bool
-) -> None:
+def inspect_command(load_dir: Place, show_all: bool, show_tree: bool, output: Output) -> None:
     """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads metadata only."""
     from dcptools.checkpoint import read
     from dcptools.tree import tree
 
-    checkpoint = read(the_load_dir(directory, load_dir))
-    if as_json:
-        print_json(checkpoint.to_json())
-    elif not quiet:
-        print_lines(
-            f"{checkpoint}\n\n{tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20)}"
-        )
+    checkpoint = read(load_dir)
+
+    def text() -> str:
+        return f"{checkpoint}\n\n{tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20)}"
+
+    output.show(checkpoint.to_json, text)
 
 
 @command("preview", short_help="Show the name that each key gets, and what looks wrong.")
@@ -62,18 +59,13 @@ def inspect_command(
 @mapping_options
 @leftover_option
 @output_options
-def preview_command(
-    directory: Place | None, load_dir: Place | None, list_leftovers: bool, as_json: bool, quiet: bool, **options: Any
-) -> None:
+def preview_command(load_dir: Place, list_leftovers: bool, output: Output, **options: Any) -> None:
     """Show the name that each key gets, what is left out, and what looks wrong. Writes nothing."""
-    mapping = preview_of(the_load_dir(directory, load_dir), options)
-    if as_json:
-        print_json(mapping.to_json())
-    elif not quiet:
-        print_lines(f"{mapping}{_leftovers(mapping, list_leftovers)}")
+    mapping = preview_of(load_dir, options)
+    output.show(mapping.to_json, lambda: f"{mapping}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
-        tell_findings(mapping.errors if quiet else ())
-        tell(f"Error: {counted(len(mapping.errors), 'error')}: this checkpoint cannot be converted with these options.")
+        tell_findings(mapping.errors if output.quiet else ())
+        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted with these options.")
         raise click.exceptions.Exit(1)
 
 
@@ -82,14 +74,11 @@ def preview_command(
 @mapping_options
 @plan_options
 @output_options
-def plan_command(directory: Place | None, load_dir: Place | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def plan_command(load_dir: Place, output: Output, **options: Any) -> None:
     """Show the files of the result, their sizes, and the memory needed. Writes nothing."""
-    planned = plan_of(the_load_dir(directory, load_dir), options)
-    if as_json:
-        print_json(planned.to_json())
-    elif not quiet:
-        tell_findings(planned.findings)
-        print_lines(str(planned))
+    planned = plan_of(load_dir, options)
+    tell_findings(planned.findings if output.speaks else ())
+    output.show(planned.to_json, planned.__str__)
 
 
 @command("review", short_help="Write a review of the conversion as one HTML file.")
@@ -99,28 +88,17 @@ def plan_command(directory: Place | None, load_dir: Place | None, as_json: bool,
 @mapping_options
 @plan_options
 @output_options
-def review_command(
-    directory: Place | None,
-    load_dir: Place | None,
-    html: Path,
-    save_dir: Place | None,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def review_command(load_dir: Place, html: Path, save_dir: Place | None, output: Output, **options: Any) -> None:
     """Write one HTML file that shows what a conversion would do: mapping, leftovers, findings, files, and the command.
 
     The file loads nothing from elsewhere: send it to somebody who has neither the checkpoint nor Jupyter.
     """
     from dcptools.reviewing import review
 
-    mapping = preview_of(the_load_dir(directory, load_dir), options)
+    mapping = preview_of(load_dir, options)
     planning = {name: options[name] for name in ("shard_size", "dtype", "dtype_for", "strict")}
     written = review(mapping, html, save_dir=save_dir, **planning)
-    if as_json:
-        print_json({"html": str(written)})
-    elif not quiet:
-        print_lines(f"Wrote {written}.")
+    output.show(lambda: {"html": str(written)}, lambda: f"Wrote {written}.")
 
 
 @command("convert")
@@ -142,13 +120,11 @@ def review_command(
 @leftover_option
 @output_options
 def convert_command(
-    directory: Place | None,
-    load_dir: Place | None,
+    load_dir: Place,
     save_dir: Place | None,
     dry_run: bool,
     list_leftovers: bool,
-    as_json: bool,
-    quiet: bool,
+    output: Output,
     overwrite: bool,
     resume: bool,
     no_fsync: bool,
@@ -165,35 +141,32 @@ def convert_command(
     from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
     from dcptools.writer import check_target, default_save_dir, write
 
-    source = the_load_dir(directory, load_dir)
-    target = save_dir or default_save_dir(source)
-    planned = plan_of(source, options)
-    if not quiet:
-        tell_findings(planned.findings)
+    target = save_dir or default_save_dir(load_dir)
+    planned = plan_of(load_dir, options)
+    tell_findings(() if output.quiet else planned.findings)
+    left = _leftovers(planned.mapping, list_leftovers)
     if dry_run:
         check_target(planned, target, overwrite=overwrite)
-        if as_json:
-            print_json({"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)})
-        elif not quiet:
-            text = f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}."
-            print_lines(text + _leftovers(planned.mapping, list_leftovers))
+        output.show(
+            lambda: {"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)},
+            lambda: f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.{left}",
+        )
         return
     if report is not None:
         check_receipt_path(report)
     team = click.get_current_context().obj
     filling, comparing, summing = shared_by(team, resume)
-    running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not quiet}
+    running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not output.quiet}
     written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **filling, **running)
     with model_is_written(target):
         found = verify_written(planned, target, **comparing, **running) if verify else None
         try:
             if report is not None:
                 write_receipt(report, receipt_of(planned, written, verified=verify, **summing, **running))
-            if as_json:
-                print_json({**written.to_json(), **({"verification": found.to_json()} if found else {})})
-            elif not quiet:
-                text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
-                print_lines(f"{text}\n{found.headline()}" if found else text)
+            output.show(
+                lambda: written.to_json() | ({"verification": found.to_json()} if found else {}),
+                lambda: f"{written}{left}" + (f"\n{found.headline()}" if found else ""),
+            )
         except DcptoolsError as error:
             raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
 
@@ -213,8 +186,7 @@ def verify_command(
     report: Path | None,
     workers: int | None,
     strict: bool,
-    as_json: bool,
-    quiet: bool,
+    output: Output,
     **options: Any,
 ) -> None:
     """Compare a model on the disk with the checkpoint that it was made of, bit for bit after the cast; or compare a
@@ -227,10 +199,10 @@ def verify_command(
 
     if report is None or directory is not None or load_dir is not None:
         expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
-        found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not quiet)
+        found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not output.quiet)
     else:
-        found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not quiet)
-    tell_verified(found, as_json=as_json, quiet=quiet)
+        found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not output.quiet)
+    tell_verified(found, output)
     if not found.ok or (strict and found.warnings):
         raise click.exceptions.Exit(1)
 
@@ -248,8 +220,7 @@ def diff_command(
     cast: bool,
     csv: Path | None,
     workers: int | None,
-    as_json: bool,
-    quiet: bool,
+    output: Output,
     **options: Any,
 ) -> None:
     """Compare A and B, each a distributed checkpoint or a HuggingFace model, tensor by tensor.
@@ -261,16 +232,13 @@ def diff_command(
 
     try:
         sides = sides_of(a, b, by, options)
-        found = diff(*sides, by=by, keys=keys or None, cast=cast, workers=workers, progress=not quiet)
+        found = diff(*sides, by=by, keys=keys or None, cast=cast, workers=workers, progress=not output.quiet)
         if csv is not None:
             write_csv(found.to_frame(), csv)
     except DcptoolsError as error:
         error.exit_status = 2
         raise
-    if as_json:
-        print_json(found.to_json())
-    elif not quiet:
-        print_lines(str(found))
+    output.show(found.to_json, found.__str__)
     if not found.same:
         raise click.exceptions.Exit(1)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from dcptools._paths import expanded
 from dcptools.checkpoint import is_checkpoint
+from dcptools.cli.output import Output
 from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
@@ -68,11 +70,24 @@ class _DType(click.Choice):  # type: ignore[type-arg]
         return super().convert(SHORT_NAMES.get(value, value), param, ctx)
 
 
+def _one_of(name: str, choices: Sequence[str], text: str) -> Callable[[Command], Command]:
+    """An option with one of a few values; the first is its default."""
+    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
+
+
+def _repeatable(name: str, metavar: str, text: str) -> Callable[[Command], Command]:
+    return click.option(name, type=TEXT, multiple=True, metavar=metavar, help=text)
+
+
 Place = Path | str  # a path, or a URL
 PATH, PLACE, TEXT = _Path(path_type=Path), _Place(path_type=Path), _Text()
-source_options = _options(
+_SOURCE = (
     click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PLACE),
     click.option("--load-dir", type=PLACE, help="The checkpoint: the directory or URL that holds .metadata."),
+)
+_OUTPUT = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, for programs."),
+    click.option("--quiet", is_flag=True, help="Print only errors."),
 )
 mapping_options = _options(
     click.option(
@@ -81,9 +96,7 @@ mapping_options = _options(
         help="Directory or URL of config.json and the tokenizer, which are copied into the result.",
     ),
     click.option(
-        "--reference",
-        type=PLACE,
-        help="HuggingFace model that decides names and shapes, instead of config.json.",
+        "--reference", type=PLACE, help="HuggingFace model that decides names and shapes, instead of config.json."
     ),
     click.option(
         "--family",
@@ -91,22 +104,18 @@ mapping_options = _options(
         metavar="FILE",
         help="TOML file that describes a trainer's own names and the order of its values.",
     ),
-    click.option(
+    _one_of(
         "--layout",
-        type=click.Choice(LAYOUTS),
-        default="auto",
-        show_default=True,
-        help="How keys become HuggingFace names: container strips the leading 'model.', bare keeps them as they are.",
+        LAYOUTS,
+        "How keys become HuggingFace names: container strips the leading 'model.', bare keeps them as they are.",
     ),
     click.option(
         "--root", type=TEXT, metavar="NAME", help="Convert this container instead of 'model', for example ema."
     ),
-    click.option(
+    _one_of(
         "--mode",
-        type=click.Choice(CHOICES["mode"]),
-        default="auto",
-        show_default=True,
-        help="lora writes a LoRA adapter, full the base model; auto writes the adapter if there is one.",
+        CHOICES["mode"],
+        "lora writes a LoRA adapter, full the base model; auto writes the adapter if there is one.",
     ),
     click.option("--adapter", type=TEXT, metavar="NAME", help="Which adapter to write, if there are several."),
     click.option(
@@ -114,52 +123,28 @@ mapping_options = _options(
         type=PATH,
         help="adapter_config.json of the training run.  [default: the one in the assets, or a new one]",
     ),
-    click.option(
-        "--include",
-        type=TEXT,
-        multiple=True,
-        metavar="GLOB",
-        help="Convert only checkpoint keys that match; repeatable.",
-    ),
-    click.option(
-        "--exclude",
-        type=TEXT,
-        multiple=True,
-        metavar="GLOB",
-        help="Leave out checkpoint keys that match; repeatable.",
-    ),
-    click.option(
+    _repeatable("--include", "GLOB", "Convert only checkpoint keys that match; repeatable."),
+    _repeatable("--exclude", "GLOB", "Leave out checkpoint keys that match; repeatable."),
+    _one_of(
         "--names",
-        type=click.Choice(CHOICES["names"]),
-        default="stored",
-        show_default=True,
-        help="stored writes the live model's names, published those of save_pretrained, one tensor per expert.",
+        CHOICES["names"],
+        "stored writes the live model's names, published those of save_pretrained, one tensor per expert.",
     ),
-    click.option(
+    _one_of(
         "--tied",
-        type=click.Choice(CHOICES["tied"]),
-        default="auto",
-        show_default=True,
-        help="Tied weights: auto writes one if they are equal, keep writes all, drop writes one without comparing.",
+        CHOICES["tied"],
+        "Tied weights: auto writes one if they are equal, keep writes all, drop writes one without comparing.",
     ),
-    click.option(
-        "--unexpected",
-        type=click.Choice(CHOICES["unexpected"]),
-        default="keep",
-        show_default=True,
-        help="Keep or drop tensors that the model has no weight for.",
-    ),
+    _one_of("--unexpected", CHOICES["unexpected"], "Keep or drop tensors that the model has no weight for."),
     click.option(
         "--allow-mismatch",
         is_flag=True,
         help="Write the result even if weights are missing or have another shape than the model's.",
     ),
-    click.option(
+    _repeatable(
         "--rename",
-        type=TEXT,
-        multiple=True,
-        metavar="REGEX=REPLACEMENT",
-        help="Rename HuggingFace names that match as a whole; the first matching rule wins; repeatable.",
+        "REGEX=REPLACEMENT",
+        "Rename HuggingFace names that match as a whole; the first matching rule wins; repeatable.",
     ),
     click.option(
         "--rename-file",
@@ -182,27 +167,15 @@ plan_options = _options(
         show_default=True,
         help="Dtype to write floating-point tensors in; integers and booleans never change.",
     ),
-    click.option(
-        "--dtype-for",
-        type=TEXT,
-        multiple=True,
-        metavar="GLOB=DTYPE",
-        help="Another dtype for HuggingFace names that match; the first match wins; repeatable.",
+    _repeatable(
+        "--dtype-for", "GLOB=DTYPE", "Another dtype for HuggingFace names that match; the first match wins; repeatable."
     ),
     click.option("--strict", is_flag=True, help="Treat warnings as errors."),
-)
-output_options = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, for programs."),
-    click.option("--quiet", is_flag=True, help="Print only errors."),
 )
 workers_option = click.option(
     "--workers", metavar="N", type=click.IntRange(1, 1024), help="Number of threads.  [default: one per CPU, 2 to 8]"
 )
-model_options = _options(
-    click.argument("save_dir", type=PLACE),
-    click.argument("directory", metavar="[LOAD_DIR]", required=False, type=PLACE),
-    click.option("--load-dir", type=PLACE, help="The checkpoint: the directory or URL that holds .metadata."),
-)
+model_options = _options(click.argument("save_dir", type=PLACE), *_SOURCE)
 verify_options = _options(
     click.option(
         "--shard-size",
@@ -214,31 +187,37 @@ verify_options = _options(
         type=_DType(DTYPES),
         help="Dtype that floating-point tensors must have.  [default: the one in the files]",
     ),
-    click.option(
-        "--dtype-for",
-        type=TEXT,
-        multiple=True,
-        metavar="GLOB=DTYPE",
-        help="Another dtype for names that match; repeatable.",
-    ),
+    _repeatable("--dtype-for", "GLOB=DTYPE", "Another dtype for names that match; repeatable."),
 )
 diff_options = _options(
     click.argument("a", type=PLACE),
     click.argument("b", type=PLACE),
-    click.option(
-        "--by",
-        type=click.Choice(BY),
-        default="auto",
-        show_default=True,
-        help="Compare by checkpoint keys or by HuggingFace names; auto takes keys if both are checkpoints.",
-    ),
-    click.option(
-        "--keys", type=TEXT, multiple=True, metavar="GLOB", help="Compare only tensors that match; repeatable."
-    ),
+    _one_of("--by", BY, "Compare by checkpoint keys or by HuggingFace names; auto takes keys if both are checkpoints."),
+    _repeatable("--keys", "GLOB", "Compare only tensors that match; repeatable."),
     click.option("--cast", is_flag=True, help="Cast A to the dtypes of B first, to see whether B is an export of A."),
     click.option("--csv", type=PATH, help="Write the table to this file, one row per tensor."),
 )
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
+
+
+def source_options(command: Command) -> Command:
+    """LOAD_DIR or ``--load-dir``, which the command gets as ``load_dir``."""
+
+    @functools.wraps(command)
+    def with_source(*, directory: Place | None, load_dir: Place | None, **options: Any) -> Any:
+        return command(load_dir=the_load_dir(directory, load_dir), **options)
+
+    return cast(Command, _options(*_SOURCE)(with_source))
+
+
+def output_options(command: Command) -> Command:
+    """``--json`` and ``--quiet``, which the command gets as ``output``."""
+
+    @functools.wraps(command)
+    def with_output(*, as_json: bool, quiet: bool, **options: Any) -> Any:
+        return command(output=Output(as_json, quiet), **options)
+
+    return cast(Command, _options(*_OUTPUT)(with_output))
 
 
 def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:

@@ -10,9 +10,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from dcptools._text import printable_lines
 from dcptools.errors import DcptoolsError, UsageError, system_errors
@@ -40,17 +40,31 @@ def print_lines(text: str) -> None:
         raise DcptoolsError(f"The result cannot be written to stdout: {error.strerror or error}.") from None
 
 
-def tell_verified(found: Any, *, as_json: bool, quiet: bool) -> None:
+class Output(NamedTuple):
+    """What of a result a person or a program wants to have."""
+
+    as_json: bool
+    quiet: bool  # errors alone
+
+    @property
+    def speaks(self) -> bool:
+        """Whether a person reads it."""
+        return not (self.as_json or self.quiet)
+
+    def show(self, value: Callable[[], dict[str, Any]], text: Callable[[], str]) -> None:
+        """The result: its value for a program, its text for a person."""
+        if self.as_json:
+            print_json(value())
+        elif not self.quiet:
+            print_lines(text())
+
+
+def tell_verified(found: Any, output: Output) -> None:
     """What a verification found; without errors nothing is said if it is to be quiet."""
-    if as_json:
-        print_json(found.to_json())
-    if quiet:
-        tell_findings(found.errors)
-        if not found.ok:
-            tell(f"Error: {found.headline()}")
-    elif not as_json:
-        tell_findings(found.findings)
-        print_lines(found.table())
+    tell_findings(found.findings if output.speaks else found.errors if output.quiet else ())
+    output.show(found.to_json, found.table)
+    if output.quiet and not found.ok:
+        tell(f"Error: {found.headline()}")
 
 
 def write_csv(frame: Any, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dcptools
 from dcptools.demo import Demo
+from dcptools.loading import continuation, load_reference, open_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ def walk(demo: Demo, echo: Echo) -> bool:
         convert_and_compare(demo, echo, "hf-keep", dtype="keep"),
     ]
     _heading(echo, f"generate: {NEW_TOKENS} tokens (after {demo.steps} steps of training, do not expect sense)")
-    echo(repr(generate(demo.directory / "hf")))
+    model, tokenizer = load_reference(demo.directory / "hf"), open_tokenizer(demo.directory / "hf")
+    echo(repr(PROMPT + continuation(model, tokenizer, PROMPT, NEW_TOKENS)))
     _heading(echo, "next")
     echo("All logits are equal." if all(equal) else "Some logits DIFFER: this is a bug in dcptools.")
     echo("`make lab` opens the notebooks, where the same steps are a few clicks.")
@@ -73,9 +75,9 @@ def compare_logits(demo: Demo, converted: Path, echo: Echo) -> bool:
     """Whether the converted model gives exactly the logits of the live weights, in the dtype it was written in."""
     import torch
 
-    model = load_model(converted)
+    model = load_reference(converted)
     wanted = live_model(demo, model.dtype)
-    tokens = tokenizer_of(converted)(PROMPT, return_tensors="pt")["input_ids"]
+    tokens = open_tokenizer(converted)(PROMPT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         got, expected = model(tokens).logits, wanted(tokens).logits
     equal = got.dtype == expected.dtype and torch.equal(got, expected)
@@ -97,30 +99,6 @@ def live_model(demo: Demo, dtype: torch.dtype) -> Any:
     model = factory.from_config(AutoConfig.from_pretrained(demo.assets), dtype=dtype)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in load_file(demo.live).items()}, strict=True)
     return model.eval()
-
-
-def generate(converted: Path) -> str:
-    """What the converted model and its tokenizer make of the prompt, greedily."""
-    model, tokenizer = load_model(converted), tokenizer_of(converted)
-    inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
-    tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return str(tokenizer.decode(tokens[0]))
-
-
-def load_model(converted: Path) -> Any:
-    """The converted model, as anybody would load it; without progress bars among the tables."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    silence: Any = logging.disable_progress_bar
-    silence()
-    return AutoModelForCausalLM.from_pretrained(converted, dtype="auto")
-
-
-def tokenizer_of(converted: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(converted)
 
 
 def _heading(echo: Echo, text: str) -> None:

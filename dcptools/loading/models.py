@@ -172,15 +172,15 @@ def _made(made: Any, config: Any, state: dict[str, torch.Tensor], planned: Shard
 
         more["generation_config"] = GenerationConfig.from_pretrained(planned.assets.directory)
     try:
-        with _without_bars():
+        with without_bars():
             return made.from_pretrained(None, config=config, state_dict=state, dtype="auto", **more)
     except Exception as error:  # whatever a model's own code raises for sizes that make no sense
         raise UsageError(f"transformers cannot load these weights: {first_line(error)}") from error
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without transformers' own progress bar: at this time all values are in memory."""
+def without_bars() -> Iterator[None]:
+    """Without transformers' own progress bar, which would get between whatever is shown here."""
     from transformers.utils import logging as theirs
 
     logging: Any = theirs  # has no annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dcptools._paths import expanded
 from dcptools.errors import Cancelled, UsageError
 from dcptools.loading.memory import check_fits
-from dcptools.loading.models import first_line
+from dcptools.loading.models import first_line, without_bars
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,10 @@ def load_reference(directory: str | os.PathLike[str]) -> Any:
     path = expanded(directory)
     check_fits(sum(file.stat().st_size for file in Path(path).glob("*.safetensors")))
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, trust_remote_code=False)
+        with without_bars():
+            return AutoModelForCausalLM.from_pretrained(
+                path, dtype="auto", local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever a model's own code raises
         raise UsageError(f"transformers cannot load the model of {directory}: {first_line(error)}") from None
 
