@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor
 
 import dcptools
 from dcptools.checkpoint import Checkpoint
-from dcptools.comparing import CutSide, Pair, Piece, Readers, StoredSide, Streaming, WeightSide
+from dcptools.comparing import CutSide, Pair, Piece, Readers, StoredSide, Streaming, WeightSide, sides, streaming
 from dcptools.dtypes import TABLE
 from dcptools.errors import Cancelled, UsageError
 from dcptools.hf import read_model
+from dcptools.storage import LocalSource
 from dcptools.tensors import View
 
 
@@ -92,6 +93,34 @@ def test_pieces_that_were_cut_for_another_side(name: str, tmp_path: Path) -> Non
                 assert np.array_equal(first, other.reading(piece)(np.empty(piece.numel, "u4")))
 
 
+@pytest.mark.parametrize("name", ["whole", "one expert", "rows of rotary halves"])
+def test_what_is_read_of_a_place_that_is_far_was_announced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views, expected = VIEWS[name]
+    save_file({"w": expected.contiguous()}, tmp_path / "model.safetensors")
+    checkpoint, model, said = stored(tmp_path / "c"), read_model(tmp_path), set[tuple[str, int]]()
+    read_into = LocalSource.read_into
+
+    def will_read(self: LocalSource, ranges: Iterable[tuple[str, int, int]]) -> None:
+        said.update((name, at) for name, start, count in ranges for at in range(start, start + count))
+
+    def read_announced(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        assert said.issuperset((name, at) for at in range(start, start + out.nbytes))
+        read_into(self, name, start, out)
+
+    for attribute, value in (("ahead", True), ("will_read", will_read), ("read_into", read_announced)):
+        monkeypatch.setattr(LocalSource, attribute, value)
+    monkeypatch.setattr(sides, "SHORT_RUN_BYTES", 4)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 100)
+    dtype, readers = TABLE["float32"], Readers(checkpoint, ["w"])
+    pair = Pair("w", 1, dtype, dtype, lambda: (StoredSide(views, readers), WeightSide(model, model.weights["w"])))
+    compared: Streaming[bool] = Streaming([[pair]], lambda pair, piece, left, right, _: np.array_equal(left, right))
+    compared.run("", workers=1, progress=None, cancel=None)
+    assert set(compared.found("w")) == {True}
+    assert said
+
+
 @given(data=st.data())
 def test_any_view_of_any_tensor(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoint = _SHARED.setdefault("c", stored(tmp_path_factory.mktemp("any") / "c"))
@@ -130,6 +159,13 @@ class _Values:
 
     def __init__(self, values: Any) -> None:
         self._values = np.asarray(values, "u4")
+        self.source = LocalSource("nowhere")
+
+    def frames(self) -> Iterator[Any]:
+        return iter(())
+
+    def places(self, piece: Piece) -> Iterator[Any]:
+        return iter(())
 
     def cut(self, most: int) -> Iterator[tuple[Piece, Any]]:
         for start in range(0, len(self._values), most):

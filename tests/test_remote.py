@@ -22,7 +22,7 @@ from dcptools.errors import DcptoolsError, NotACheckpoint, OutputExists, TargetE
 from dcptools.hf import read_model
 from dcptools.recipe import command_line, python_call
 from dcptools.reviewing import review
-from dcptools.storage import RemoteSink, open_source, upload
+from dcptools.storage import RemoteSink, ahead, open_source, upload
 from dcptools.writer import Engine
 
 BUCKET = "bucket"
@@ -288,6 +288,27 @@ class TestComparing:
         store.client.put_object(Bucket=BUCKET, Key=f"out/{weight.file}", Body=bytes(content))
         found = dcptools.verify(OUT, CKPT, model_assets_dir=ASSETS)
         assert [w.name for w in found.weights if w.state != "same"] == ["lm_head.weight"]
+
+    def test_reads_are_in_flight_whatever_the_workers(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        convert(report=tmp_path / "report.json")
+        monkeypatch.setattr(ahead, "REQUEST_BYTES", 1 << 16)
+        mapping = dcptools.preview(CKPT)
+        stored = sum(mapping.checkpoint[view.key].nbytes for output in mapping.outputs for view in output.sources)
+        written = sum(len(store.content(f"out/{name}")) for name in store.names("out") if name.endswith("safetensors"))
+        comparisons: list[tuple[int, Callable[[], Any]]] = [
+            (16, lambda: dcptools.verify(OUT, mapping, workers=1)),
+            (6, lambda: dcptools.verify(OUT, report=tmp_path / "report.json", workers=1)),  # of one small shard
+            (16, lambda: dcptools.diff(mapping, OUT, cast=True, workers=1)),
+        ]
+        for least, compare in comparisons:
+            store.proxy.reset()
+            store.proxy.latency = 0.05
+            compare()
+            assert store.proxy.most_in_flight >= least
+            assert store.proxy.bytes_of(".distcp") <= 1.15 * stored  # items have some bytes around their values
+            assert store.proxy.bytes_of(".safetensors") <= 1.1 * written
 
     def test_diff_compares_a_bucket_with_the_disk(self, store: Store, demo: Demo) -> None:
         assert dcptools.diff(CKPT, demo.checkpoint, keys=["model.*"]).same

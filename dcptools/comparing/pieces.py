@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dcptools.tensors import row_major
+from dcptools.tensors import row_major, run_elements, runs
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,6 +43,11 @@ class Piece:
     @property
     def is_range(self) -> bool:
         return self.strides == (1,)
+
+    def stretches(self, least: int) -> Iterator[tuple[int, int]]:
+        """Elements that follow each other in the tensor: a start and a count; nothing where fewer than ``least`` do."""
+        if self.numel and run_elements(self.shape, self.strides) >= min(least, self.numel):
+            yield from ((self.offset + start, count) for start, _, count in runs(self.shape, self.strides))
 
     def elements(self, numbers: Ints) -> Ints:
         """Which elements of the tensor those with these numbers in the piece are."""

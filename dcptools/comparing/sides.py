@@ -18,6 +18,7 @@ import numpy as np
 from dcptools.checkpoint import Checkpoint
 from dcptools.comparing.pieces import Piece
 from dcptools.hf import Model, Weight
+from dcptools.storage import Range, Source
 from dcptools.tensors import BITS, Bits, Checksums, TensorReader, View, boxes, gather, ranges, run_elements, tiles
 
 SHORT_RUN_BYTES = 4096  # a view whose runs are shorter is read in tiles
@@ -28,8 +29,16 @@ Read = Callable[[Bits], Bits]  # gives the values of a piece; may put them into 
 class Side(Protocol):
     """A tensor that is compared."""
 
+    source: Source
+
     def reading(self, piece: Piece) -> Read:
         """How to read a piece, which may have been cut for another side."""
+
+    def frames(self) -> Iterable[Range]:
+        """What is read before the first piece."""
+
+    def places(self, piece: Piece) -> Iterable[Range]:
+        """Where the values of a piece are stored, as far as they follow each other there."""
 
 
 class CutSide(Side, Protocol):
@@ -43,7 +52,7 @@ class WeightSide:
     """A weight of a HuggingFace model, read from its file."""
 
     def __init__(self, model: Model, weight: Weight) -> None:
-        self._source, self._weight = model.source, weight
+        self.source, self._weight = model.source, weight
 
     def cut(self, most: int) -> Iterator[tuple[Piece, Read]]:
         for start, stop in ranges(self._weight.shape, most):
@@ -53,9 +62,17 @@ class WeightSide:
     def reading(self, piece: Piece) -> Read:
         return partial(_read_piece, self._read, piece)
 
+    def frames(self) -> Iterable[Range]:
+        return ()
+
+    def places(self, piece: Piece) -> Iterable[Range]:
+        itemsize = self._weight.dtype.itemsize
+        for start, count in piece.stretches(SHORT_RUN_BYTES // itemsize):
+            yield self._weight.file, self._weight.start + start * itemsize, count * itemsize
+
     def _read(self, start: int, out: Bits) -> None:
         at = self._weight.start + start * self._weight.dtype.itemsize
-        self._source.read_into(self._weight.file, at, out.data.cast("B"))
+        self.source.read_into(self._weight.file, at, out.data.cast("B"))
 
 
 class StoredSide:
@@ -65,7 +82,7 @@ class StoredSide:
         self._views = views
         ends = np.cumsum([view.numel for view in views]).tolist()
         self._starts = [end - view.numel for end, view in zip(ends, views, strict=True)]
-        self._readers = [readers.get(view.key) for view in views]
+        self._readers, self.source = [readers.get(view.key) for view in views], readers.source
 
     def cut(self, most: int) -> Iterator[tuple[Piece, Read]]:
         for number, (view, base) in enumerate(zip(self._views, self._starts, strict=True)):
@@ -84,12 +101,29 @@ class StoredSide:
     def reading(self, piece: Piece) -> Read:
         return partial(_read_piece, self._read, piece)
 
+    def frames(self) -> Iterable[Range]:
+        return (frame for reader in self._readers for frame in reader.frames())
+
+    def places(self, piece: Piece) -> Iterable[Range]:
+        short = SHORT_RUN_BYTES // self._readers[0].tensor.dtype.itemsize
+        for start, count in piece.stretches(short):
+            for number, first, last in self._under(start, start + count):
+                view, reader = self._views[number], self._readers[number]
+                for at, length in view.stretches(first, last, short):
+                    yield from reader.places(at, at + length)
+
+    def _under(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The views that have elements of a range of the whole: number, and which of its own they are."""
+        for number, (view, base) in enumerate(zip(self._views, self._starts, strict=True)):
+            first, last = max(start - base, 0), min(stop - base, view.numel)
+            if first < last:
+                yield number, first, last
+
     def _read(self, start: int, out: Bits) -> None:
         """Elements of the whole, from number ``start`` on."""
         at = 0
-        for number, (view, base) in enumerate(zip(self._views, self._starts, strict=True)):
-            first, last = max(start - base, 0), min(start + len(out) - base, view.numel)
-            for region in boxes(view.shape, first, last) if first < last else ():
+        for number, first, last in self._under(start, start + len(out)):
+            for region in boxes(self._views[number].shape, first, last):
                 count = math.prod(stop - start for start, stop in region)
                 self._read_box(number, region, out[at : at + count])
                 at += count
@@ -113,6 +147,7 @@ class Readers:
     def __init__(self, checkpoint: Checkpoint, keys: Iterable[str], *, check: bool = True) -> None:
         """``keys`` has each key as often as it will be asked for; ``check`` compares the stored checksums."""
         self._checkpoint, self._checksums = checkpoint, Checksums() if check else None
+        self.source = checkpoint.source
         self._uses, self._open = Counter(list(keys)), dict[str, TensorReader]()
         self._lock = threading.Lock()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from dcptools.comparing.pieces import Piece
 from dcptools.comparing.sides import CutSide, Read, Side
 from dcptools.dtypes import DType
 from dcptools.errors import UsageError
+from dcptools.storage import REQUEST_BYTES, Range, Source, announced, share_of_reads
 from dcptools.tensors import BITS, Bits
 
 # Of the wider of both sides, at once. Smaller pieces cost more in Python than they save in the cache.
@@ -87,7 +88,8 @@ class Streaming(Generic[Found]):
                 if shown is not None:
                     shown(self._done, total, self._current)
 
-            streams = map(_pieces, self._streams)
+            most = share_of_reads(min(count, len(self._streams)))
+            streams = (_work(pairs, most) for pairs in self._streams)
             run(streams, self._worker, workers=count, report=report, cancel=cancel)
 
     def found(self, name: str) -> list[Found]:
@@ -98,7 +100,7 @@ class Streaming(Generic[Found]):
         buffers = Buffers()
 
         def do(work: _Work) -> None:
-            pair, piece, left, right = work
+            pair, piece, left, right, _ = work
             count = piece.numel
             part = self._measure(
                 pair,
@@ -116,7 +118,22 @@ class Streaming(Generic[Found]):
         return do
 
 
-_Work = tuple[Pair, Piece, Read, Read]
+class _Opened(NamedTuple):
+    """A pair whose tensors are at hand."""
+
+    pair: Pair
+    left: CutSide
+    right: Side
+
+
+class _Work(NamedTuple):
+    """A piece of a pair."""
+
+    pair: Pair
+    piece: Piece
+    left: Read
+    right: Read
+    opened: _Opened
 
 
 def checked_workers(workers: int | None) -> int:
@@ -126,8 +143,21 @@ def checked_workers(workers: int | None) -> int:
     return workers or default_workers()
 
 
-def _pieces(pairs: Sequence[Pair]) -> Iterator[_Work]:
-    for pair in pairs:
-        left, right = pair.open()
-        for piece, read in left.cut(PIECE_BYTES // max(pair.left.itemsize, pair.right.itemsize)):
-            yield pair, piece, read, right.reading(piece)
+def _work(pairs: Iterable[Pair], most: int) -> Iterator[_Work]:
+    """The pieces of all pairs; where reads take long, about ``most`` bytes are on their way before they are used."""
+    opened = announced((_Opened(pair, *pair.open()) for pair in pairs), _frames, REQUEST_BYTES)
+    return announced((piece for pair in opened for piece in _pieces(pair)), _places, most)
+
+
+def _pieces(opened: _Opened) -> Iterator[_Work]:
+    pair, left, right = opened
+    for piece, read in left.cut(PIECE_BYTES // max(pair.left.itemsize, pair.right.itemsize)):
+        yield _Work(pair, piece, read, right.reading(piece), opened)
+
+
+def _frames(opened: _Opened) -> Iterator[tuple[Source, Iterable[Range]]]:
+    return ((side.source, side.frames()) for side in (opened.left, opened.right))
+
+
+def _places(work: _Work) -> Iterator[tuple[Source, Iterable[Range]]]:
+    return ((side.source, side.places(work.piece)) for side in (work.opened.left, work.opened.right))

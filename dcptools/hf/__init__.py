@@ -5,7 +5,17 @@
 
 from __future__ import annotations
 
-from dcptools.hf.reading import as_model, header_bytes, is_model, read_model
+from dcptools.hf.reading import announce_headers, as_model, header_bytes, is_model, read_headers, read_model
 from dcptools.hf.values import Model, Weight, WeightFile
 
-__all__ = ["Model", "Weight", "WeightFile", "as_model", "header_bytes", "is_model", "read_model"]
+__all__ = [
+    "Model",
+    "Weight",
+    "WeightFile",
+    "announce_headers",
+    "as_model",
+    "header_bytes",
+    "is_model",
+    "read_headers",
+    "read_model",
+]

@@ -191,6 +191,18 @@ def header_bytes(source: Source, name: str) -> bytes:
         return unchecked(source, name)
 
 
+def read_headers(model: Model) -> dict[str, bytes]:
+    """The headers of all files of a model that have one, by name, read again; raises as ``header_bytes``."""
+    announce_headers(model)
+    return {file.name: header_bytes(model.source, file.name) for file in model.files if file.header_nbytes}
+
+
+def announce_headers(model: Model) -> None:
+    """Say that the headers will be read again, where that takes long."""
+    if model.source.ahead:
+        model.source.will_read((file.name, 0, file.header_nbytes) for file in model.files)
+
+
 def _checked(source: Source, name: str, nbytes: int) -> Header:
     """The header of a file of that size, which the values fill."""
     data = header_bytes(source, name)

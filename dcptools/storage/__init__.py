@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from dcptools.storage.ahead import IN_FLIGHT, REQUEST_BYTES
+from dcptools.storage.ahead import IN_FLIGHT, REQUEST_BYTES, announced, share_of_reads
 from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
-from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
+from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
 from dcptools.storage.upload import RemoteSink
 from dcptools.storage.urls import is_url, join, parent, without_password
 
@@ -22,14 +22,17 @@ __all__ = [
     "LocalSink",
     "LocalSource",
     "OutputSink",
+    "Range",
     "RemoteSink",
     "Sink",
     "Source",
+    "announced",
     "is_url",
     "join",
     "open_regular",
     "open_source",
     "parent",
     "pieces",
+    "share_of_reads",
     "without_password",
 ]

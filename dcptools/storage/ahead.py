@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right, insort
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dcptools._parallel import starting_threads
-from dcptools.storage.source import Range
+from dcptools.storage.source import Range, Source
 
 IN_FLIGHT = 32  # requests
 REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more each
 # Two ranges are fetched together with what lies between them, if that is at most this part of both
 GAP_PART = 1 / 64
 MOST_BYTES = 512 << 20  # fetched and not asked for yet; then what was fetched first is let go
+MOST_TOGETHER = 256  # pieces of work that are announced at once
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
+Work = TypeVar("Work")
+Places = Callable[[Work], Iterable[tuple[Source, Iterable[Range]]]]
 
 
 class _Piece(NamedTuple):
@@ -54,6 +58,60 @@ def _split(name: str, merged: list[list[int]]) -> Iterator[Range]:
     for start, stop in merged:
         for at in range(start, stop, REQUEST_BYTES):
             yield name, at, min(REQUEST_BYTES, stop - at)
+
+
+def announced(work: Iterable[Work], places: Places[Work], most: int) -> Iterator[Work]:
+    """The same pieces of work, each some time after its sources heard what it reads.
+
+    Parameters
+    ----------
+    work
+        Pieces of it, in order.
+    places
+        What a piece will read of which sources; those where reads do not take long are not told.
+    most
+        About so many bytes are announced before a piece is handed out.
+    """
+    waiting: deque[tuple[list[Work], int]] = deque()
+    total = 0
+    for together, nbytes in _together(work, places):
+        waiting.append((together, nbytes))
+        total += nbytes
+        while waiting and (total > most or not total):
+            first, nbytes = waiting.popleft()
+            total -= nbytes
+            yield from first
+    for first, _ in waiting:
+        yield from first
+
+
+def share_of_reads(count: int) -> int:
+    """Bytes that each of so many threads announces, so that as many requests as can be are in flight."""
+    return IN_FLIGHT * REQUEST_BYTES // max(1, count)
+
+
+def _together(work: Iterable[Work], places: Places[Work]) -> Iterator[tuple[list[Work], int]]:
+    """Pieces that are announced together, so that neighbours are one request, and the bytes they read."""
+    pieces: list[Work] = []
+    ranges: dict[Source, list[Range]] = {}
+    total = 0
+    for piece in work:
+        pieces.append(piece)
+        for source, wanted in places(piece):
+            if source.ahead:
+                ranges.setdefault(source, []).extend(found := list(wanted))
+                total += sum(nbytes for _, _, nbytes in found)
+        if not ranges or total >= REQUEST_BYTES or len(pieces) == MOST_TOGETHER:
+            _announce(ranges)
+            yield pieces, total
+            pieces, ranges, total = [], {}, 0
+    _announce(ranges)
+    yield pieces, total
+
+
+def _announce(ranges: dict[Source, list[Range]]) -> None:
+    for source, wanted in ranges.items():
+        source.will_read(wanted)
 
 
 class Ahead:

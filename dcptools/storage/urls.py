@@ -21,6 +21,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/\s]*@")  # of somebody, in front of
 _S3, _GCS, _AZURE = "dcptools[remote]", "gcsfs", "adlfs"
 _PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE}
 _PACKAGES |= {"hf": "huggingface_hub"}
+CONNECTIONS = 48  # reads in flight, and uploads beside them; botocore has 10 otherwise
 MAX_MESSAGE = 300  # characters of what a library says
 CONNECT_ADVICE = "Look whether the network, the endpoint and the credentials in the library's configuration are right."
 
@@ -81,7 +82,7 @@ def open_url(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0].lower()
     try:
         core = importlib.import_module("fsspec.core")
-        fs, path = core.url_to_fs(url, use_listings_cache=False)
+        fs, path = core.url_to_fs(url, use_listings_cache=False, **_connections(scheme))
     except ImportError as error:
         package = _PACKAGES.get(scheme) or error.name or "fsspec"
         what = str(error).splitlines()[0]
@@ -92,6 +93,14 @@ def open_url(url: str) -> tuple[Any, str]:
     except Exception as error:  # a library may raise anything
         raise UsageError(f"{shown} cannot be opened: {said(error)}.\nCheck the URL. {CONNECT_ADVICE}") from None
     return fs, path.rstrip("/")
+
+
+def _connections(scheme: str) -> dict[str, Any]:
+    """What makes the library of a scheme open as many connections as are used, beside what it is configured to do."""
+    if scheme not in ("s3", "s3a"):
+        return {}
+    configured = importlib.import_module("fsspec.config").conf.get(scheme, {}).get("config_kwargs", {})
+    return {"config_kwargs": {"max_pool_connections": CONNECTIONS, **configured}}
 
 
 def said(error: BaseException) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dcptools.checkpoint import StoredTensor
 from dcptools.errors import UsageError
 from dcptools.tensors.bits import Bits, fill, gather
-from dcptools.tensors.geometry import Region, boxes, is_row_major, row_major, span
+from dcptools.tensors.geometry import Region, boxes, is_row_major, row_major, run_elements, runs, span
 from dcptools.tensors.reader import TensorReader
 
 
@@ -48,6 +48,23 @@ class View:
     def contiguous(self) -> bool:
         """Whether it is a range of the tensor's elements in row-major order, from ``offset`` on."""
         return is_row_major(self.shape, self.strides)
+
+    def stretches(self, start: int, stop: int, least: int) -> Iterator[tuple[int, int]]:
+        """Where the elements ``start`` to ``stop`` follow each other in the tensor: a start and a count, in elements.
+
+        Elements that lie close together count with what is between them; nothing where fewer than ``least`` do.
+        """
+        if self.contiguous:
+            yield self.offset + start, stop - start
+            return
+        for region in boxes(self.shape, start, stop):
+            shape = [last - first for first, last in region]
+            corner = self.offset + sum(first * by for (first, _), by in zip(region, self.strides, strict=True))
+            together = span(shape, self.strides)
+            if together <= 2 * math.prod(shape):
+                yield corner, together
+            elif run_elements(shape, self.strides) >= least:
+                yield from ((corner + at, count) for at, _, count in runs(shape, self.strides))
 
     def is_whole(self, shape: Sequence[int]) -> bool:
         """Whether it is the tensor itself."""

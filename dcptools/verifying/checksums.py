@@ -8,7 +8,7 @@ another one changes it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from isal import isal_zlib
 
@@ -16,6 +16,7 @@ from dcptools._parallel import Progress, run
 from dcptools._progress import bar
 from dcptools.comparing import checked_workers
 from dcptools.hf import Model, Weight
+from dcptools.storage import Range, Source, announced, share_of_reads
 
 PIECE_BYTES = 1 << 20
 _Work = tuple[Weight, int, int]  # bytes from the start of the file, first and behind the last
@@ -58,14 +59,23 @@ def checksums(
 
         return do
 
+    def places(work: _Work) -> Iterable[tuple[Source, Iterable[Range]]]:
+        weight, start, stop = work
+        return [(model.source, [(weight.file, start, stop - start)])]
+
     with bar(progress, "checksums") as shown:
 
         def report() -> None:
             if shown is not None:
                 shown(done, total, current)
 
-        streams = map(_pieces, by_file)
-        run(streams, make_worker, workers=checked_workers(workers), report=report, cancel=cancel)
+        count = checked_workers(workers)
+        most = share_of_reads(min(count, len(by_file)))
+        streams = (announced(_pieces(weights), places, most) for weights in by_file)
+        try:
+            run(streams, make_worker, workers=count, report=report, cancel=cancel)
+        finally:
+            model.source.close()
     return {name: _combined(parts) for name, parts in found.items()}
 
 

@@ -10,7 +10,7 @@ from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.errors import BrokenModel
 from dcptools.findings import Finding
-from dcptools.hf import Model, Weight, header_bytes
+from dcptools.hf import Model, Weight, announce_headers, header_bytes
 from dcptools.shards import INDEX
 from dcptools.verifying.checksums import checksums
 from dcptools.verifying.receipt import Receipt, ReceiptFile, ReceiptWeight, file_digest
@@ -34,6 +34,7 @@ def with_receipt(
         _weight(name, model.weights.get(name), written.get(name), sums.get(name, 0))
         for name in sorted(model.weights.keys() | written.keys())
     ]
+    announce_headers(model)
     findings = (
         *model.findings,
         *(finding for file in receipt.files for finding in _about_file(model, file)),

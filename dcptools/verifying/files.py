@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from itertools import zip_longest
 from typing import Any
@@ -13,7 +13,7 @@ from dcptools._text import some
 from dcptools.assets import CONFIG, Assets
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
-from dcptools.hf import Model, WeightFile, header_bytes
+from dcptools.hf import Model, WeightFile, read_headers
 from dcptools.shards import INDEX, ShardFile, ShardPlan
 from dcptools.storage import Source, open_source, pieces
 from dcptools.verifying.library import Opened
@@ -25,23 +25,24 @@ _FORMATS = ("pt", "tf", "flax", "mlx")  # those that transformers takes
 def about_files(model: Model, plan: ShardPlan | None) -> Iterator[Finding]:
     """Headers and index: as planned, byte for byte; or, without a plan, right and in the usual form."""
     yield from model.findings
+    headers = read_headers(model)
     if plan is not None:
-        yield from _about_plan(model, plan)
+        yield from _about_plan(model, plan, headers)
     for file in model.files:
         if file.header_nbytes:
-            yield from _about_library(model, file)
+            yield from _about_library(model, file, headers[file.name])
             if plan is None:
-                yield from _about_form(model, file)
+                yield from _about_form(file, headers[file.name])
     if plan is None and model.index:
         yield from _about_index_form(model)
     yield from _about_extra(model)
 
 
-def _about_plan(model: Model, plan: ShardPlan) -> Iterator[Finding]:
+def _about_plan(model: Model, plan: ShardPlan, headers: Mapping[str, bytes]) -> Iterator[Finding]:
     there = {file.name: file for file in model.files}
     for planned in plan.files:
         if planned.filename in there:
-            yield from _about_planned(model, planned, there[planned.filename])
+            yield from _about_planned(planned, there[planned.filename], headers)
         else:
             yield Finding("model-file", planned.filename, "it is planned, and is no file of the model", _AGAIN)
     for name in sorted(there.keys() - {planned.filename for planned in plan.files}):
@@ -56,23 +57,23 @@ def _about_plan(model: Model, plan: ShardPlan) -> Iterator[Finding]:
         yield Finding("model-index", INDEX, f"it is not the planned one from byte {where:,} on", _AGAIN)
 
 
-def _about_planned(model: Model, planned: ShardFile, file: WeightFile) -> Iterator[Finding]:
+def _about_planned(planned: ShardFile, file: WeightFile, headers: Mapping[str, bytes]) -> Iterator[Finding]:
     if file.nbytes is None or not file.header_nbytes:
         return  # said already
     if file.nbytes != planned.nbytes:
         said = f"it has {file.nbytes:,} bytes, and {planned.nbytes:,} are planned"
         yield Finding("model-file", file.name, said, _AGAIN)
-    found = header_bytes(model.source, file.name)
+    found = headers[file.name]
     if found != planned.header:
         where = _first_difference(found, planned.header)
         yield Finding("model-file", file.name, f"its header is not the planned one from byte {where:,} on", _AGAIN)
 
 
-def _about_library(model: Model, file: WeightFile) -> Iterator[Finding]:
+def _about_library(model: Model, file: WeightFile, header: bytes) -> Iterator[Finding]:
     """Whether the safetensors library reads the header as dcptools does, and transformers would take it."""
     ours = {weight.name: (weight.dtype.code, weight.shape) for weight in model.by_file[file.name]}
     try:
-        theirs = Opened(model, file.name).said()
+        theirs = Opened(model, file.name).said(header)
     except DcptoolsError as error:
         yield Finding("model-file", file.name, str(error).splitlines()[0], _AGAIN)
         return
@@ -84,9 +85,9 @@ def _about_library(model: Model, file: WeightFile) -> Iterator[Finding]:
         yield Finding("model-file", file.name, f"{what}, and transformers wants pt", _AGAIN)
 
 
-def _about_form(model: Model, file: WeightFile) -> Iterator[Finding]:
+def _about_form(file: WeightFile, header: bytes) -> Iterator[Finding]:
     """A header that no JSON library writes so: a byte of its padding or of a name's spelling may have changed."""
-    found = header_bytes(model.source, file.name)[8:]
+    found = header[8:]
     text = json.dumps(json.loads(found), separators=(",", ":"), ensure_ascii=False)
     usual = text.encode(errors="surrogatepass")  # an escape can write half of a pair, which is no text
     if found != usual + b" " * (len(found) - len(usual)):

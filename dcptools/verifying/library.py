@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from dcptools.comparing import Piece, Read, Side, WeightSide
 from dcptools.errors import BrokenModel
-from dcptools.hf import Model, Weight, header_bytes
+from dcptools.hf import Model, Weight
+from dcptools.storage import Range
 from dcptools.tensors import BITS, Bits
 
 MAPPED_BYTES = 32 << 20  # of a file that are looked at before it is mapped anew, so that the others can be let go
@@ -20,6 +22,7 @@ class Opened:
 
     def __init__(self, model: Model, file: str, *, mapped_bytes: int = MAPPED_BYTES) -> None:
         self._model, self._file, self._most = model, file, mapped_bytes
+        self.source = model.source
         self._looked_at = 0  # bytes since it was mapped
         self._mapped: Any = None
 
@@ -39,28 +42,28 @@ class Opened:
         values = self._mapped.get_tensor(weight.name).reshape(-1).view(signed).numpy()
         return values.view(BITS[weight.dtype.itemsize])  # type: ignore[no-any-return]
 
-    def said(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def said(self, header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Code of the dtype and shape of each tensor, as the library reads the header."""
-        mapped = self._map() if not self.is_remote else self._map_header()
+        mapped = self._map() if not self.is_remote else self._map_header(header)
         slices = {name: mapped.get_slice(name) for name in mapped.keys()}
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
     @property
     def is_remote(self) -> bool:
         """Whether the library, which reads files on the disk only, cannot read the values."""
-        return self._model.source.ahead
+        return self.source.ahead
 
-    def _map_header(self) -> Any:
+    def _map_header(self, header: bytes) -> Any:
         """The header alone, in a file that has no values and is as long as the whole one."""
         nbytes = next(file.nbytes for file in self._model.files if file.name == self._file) or 0
         with tempfile.NamedTemporaryFile(prefix="dcptools-", suffix=".safetensors") as copy:
-            copy.write(header_bytes(self._model.source, self._file))
+            copy.write(header)
             copy.truncate(nbytes)
             copy.flush()
             return self._open(copy.name)
 
     def _map(self) -> Any:
-        return self._open(self._model.source.path(self._file))
+        return self._open(self.source.path(self._file))
 
     def _open(self, path: str) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -69,8 +72,7 @@ class Opened:
             return safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise BrokenModel(
-                f"{self._model.source.path(self._file)} cannot be read: {error}.\n"
-                "Copy it again, or write the model again."
+                f"{self.source.path(self._file)} cannot be read: {error}.\nCopy it again, or write the model again."
             ) from None
 
 
@@ -79,6 +81,13 @@ class LibrarySide:
 
     def __init__(self, opened: Opened, weight: Weight) -> None:
         self._opened, self._weight = opened, weight
+        self.source = opened.source
+
+    def frames(self) -> Iterable[Range]:
+        return ()
+
+    def places(self, piece: Piece) -> Iterable[Range]:
+        return ()  # the library maps the file
 
     def reading(self, piece: Piece) -> Read:
         values = self._opened.values(self._weight, piece.numel)

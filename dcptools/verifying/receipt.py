@@ -16,7 +16,7 @@ from typing import Any
 from dcptools._parallel import Progress
 from dcptools._paths import expanded
 from dcptools.errors import UsageError, system_errors
-from dcptools.hf import Model, header_bytes, read_model
+from dcptools.hf import Model, read_headers, read_model
 from dcptools.shards import ShardPlan
 from dcptools.storage import Source, open_regular, pieces
 from dcptools.verifying.checksums import checksums
@@ -76,7 +76,8 @@ def receipt_of(
     model = read_model(report.save_dir)
     sums = sum_up(model, workers=workers, progress=progress, cancel=cancel)
     assets = [asset.name for asset in plan.assets.files] if plan.assets else []
-    files = [_weight_file(model, file.filename) for file in plan.files]
+    headers = read_headers(model)
+    files = [_weight_file(model, file.filename, headers) for file in plan.files]
     files += [_other_file(model.source, name) for name in (*([model.index] if model.index else []), *assets)]
     return {
         "format": FORMAT,
@@ -170,10 +171,10 @@ def _fields(entry: Any, types: Mapping[str, type]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def _weight_file(model: Model, name: str) -> ReceiptFile:
+def _weight_file(model: Model, name: str, headers: Mapping[str, bytes]) -> ReceiptFile:
     (nbytes,) = [file.nbytes for file in model.files if file.name == name]
     assert nbytes is not None
-    digest = hashlib.sha256(header_bytes(model.source, name)).hexdigest()
+    digest = hashlib.sha256(headers[name]).hexdigest()
     return ReceiptFile(name, nbytes, digest, True)
 
 

@@ -70,6 +70,7 @@ def compare_values(
         streaming.run("verifying", workers=workers, progress=progress, cancel=cancel)
     finally:
         checkpoint.source.close()
+        model.source.close()
     return {name: found for name in outputs if (found := streaming.found(name))}
 
 
