@@ -6,6 +6,7 @@ import html.parser
 import json
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.tensors import TensorReader
-from dcptools.widgets import _convert, _job, _try
+from dcptools.widgets import _convert, _job, _mapping, _open, _shards, _try
 from dcptools.widgets._base import Step, alert, handler
 from dcptools.widgets._inspect import FINDINGS, KEYS, SIZES
 from dcptools.widgets._job import Job
@@ -1669,3 +1670,167 @@ class TestCompare:
         step.globs.value = "*norm*"
         step._done((asked, found))
         assert step.comparison is None and "The fields were changed meanwhile" in step.found.value
+
+
+# --- what is computed, and when ---------------------------------------------------------------------------------
+
+
+class Counted:
+    """What the steps call, really called, and how often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self.gate: threading.Semaphore | None = None  # what is called waits until it is let go
+        for module, name in (
+            (_open, "read"), (_mapping, "preview"), (_convert, "preview"),
+            (_shards, "plan"), (_convert, "plan"), (plots, "shards"),
+        ):  # fmt: skip
+            monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name)))
+
+    def _wrapped(self, name: str, call: Any) -> Any:
+        def counting(*args: Any, **options: Any) -> Any:
+            self.calls[name] += 1
+            assert self.gate is None or self.gate.acquire(timeout=30)
+            return call(*args, **options)
+
+        return counting
+
+    def taken(self) -> dict[str, int]:
+        """The counts since this was asked last."""
+        taken, self.calls = dict(self.calls), Counter()
+        return taken
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def test_each_thing_is_computed_once_and_when_it_is_looked_at(
+    counted: Counted, checkpoint: Checkpoint, assets: str, tmp_path: Path
+) -> None:
+    wizard = widgets.Wizard(checkpoint.path, save_dir=tmp_path / "model", model_assets_dir=assets, shard_size="1kB")
+    assert counted.taken() == {"read": 1, "preview": 1}
+    clicks: list[tuple[Any, dict[str, int]]] = [
+        (wizard.next.click, {}),  # Inspect
+        (wizard.next.click, {}),  # Mapping
+        (lambda: change_dtype(wizard, tmp_path), {}),
+        (lambda: setattr(wizard.mapping_step.rules.fields["exclude"], "value", "*lm_head*"), {"preview": 1}),
+        (wizard.next.click, {"plan": 1}),  # Try it
+        (wizard.next.click, {"shards": 1}),  # Shards
+        (lambda: setattr(wizard.shards_step.color, "value", "module"), {"shards": 1}),
+        (lambda: change_size(wizard, tmp_path), {"plan": 1, "shards": 1}),
+        (wizard.next.click, {}),  # Convert
+        (lambda: setattr(wizard.convert_step.save_dir, "value", str(tmp_path / "other")), {}),
+        (lambda: setattr(wizard.convert_step.assets, "value", ""), {"preview": 1, "plan": 1}),
+        (wizard.back.click, {"shards": 1}),
+        (wizard.back.click, {}),
+        (wizard.back.click, {}),
+        (lambda: setattr(wizard.mapping_step.rules.fields["model_assets_dir"], "value", assets), {"preview": 1}),
+        (lambda: wizard.plan, {"plan": 1}),  # looked at in the next cell
+        (wizard.back.click, {}),
+        (wizard.back.click, {}),
+        (wizard.open_step.read.click, {"read": 1, "preview": 1}),
+    ]
+    for number, (click, expected) in enumerate(clicks):
+        click()
+        assert counted.taken() == expected, number
+    other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
+    counted.taken()
+    wizard.open_step.path.value = str(other)  # its assets are forgotten too, and that maps nothing once more
+    assert counted.taken() == {"read": 1, "preview": 1}
+
+
+def test_a_path_that_is_typed_and_then_read_with_the_mouse_is_read_once(
+    counted: Counted, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The click on Read takes the field its focus, and with that the path arrives."""
+    clock = [100.0]
+    monkeypatch.setattr(_open, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    step = widgets.Open()
+    step.path.value = checkpoint.path
+    clock[0] += 0.2
+    step.read.click()
+    assert counted.taken() == {"read": 1}
+    step.read.click()  # this one means it
+    assert counted.taken() == {"read": 1}
+    clock[0] += 60
+    step.read.click()
+    assert counted.taken() == {"read": 1} and step.checkpoint is not None
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint is one that takes long."""
+    monkeypatch.setattr(_open, "SMALL_METADATA", 0)
+    monkeypatch.setattr(_mapping, "MANY_KEYS", 0)
+    monkeypatch.setattr(_shards, "MANY_KEYS", 0)
+
+
+@pytest.mark.usefixtures("large")
+def test_what_takes_long_is_said_at_once_and_nothing_contradicts_it(
+    counted: Counted, checkpoint: Checkpoint, assets: str
+) -> None:
+    counted.gate = threading.Semaphore(0)
+    wizard = widgets.Wizard(model_assets_dir=assets)
+    wizard.open_step.path.value = checkpoint.path  # comes back at once
+    assert text(wizard.open_step.found) == f"Reading {checkpoint.path} …" and roles(wizard.open_step.found) == [
+        "status"
+    ]
+    assert text(wizard.why) == "The checkpoint is being read; wait a moment." and wizard.next.disabled
+    wizard.open_step.read.click()  # on its way while it is read
+    go(counted, 1, wizard.open_step)
+    assert "100 tensors (" in text(wizard.open_step.found) and text(wizard.why) == ""
+
+    wizard.step = 2
+    mapping = wizard.mapping_step
+    assert text(mapping.verdict) == "Mapping 100 keys …" and roles(mapping.verdict) == ["status"]
+    assert text(wizard.why) == "The keys are being mapped; wait a moment."
+    assert (mapping.found.value, mapping.tabs.layout.display, mapping.message.value) == ("", "none", "")
+    go(counted, 1, mapping)
+    assert text(mapping.verdict).startswith("Nothing is known of the model") and not wizard.next.disabled
+    wizard.mapping_step.dtype_choice.value = "float32"
+    assert mapping.tabs.layout.display == "" and text(mapping.verdict).startswith("Nothing is known of the model")
+
+    wizard.next.click()
+    assert text(wizard.try_step.facts) == "Planning the files of 25 tensors …"
+    wizard.next.click()
+    shards = wizard.shards_step
+    assert text(shards.found) == "Planning the files of 25 tensors …" and roles(shards.found) == ["status"]
+    assert text(wizard.why) == "The files are being planned; wait a moment."
+    assert (shards.files.layout.display, shards.figure.value) == ("none", "")
+    go(counted, 2, shards)
+    assert text(shards.found).startswith("1 files with ") and "<svg" in shards.figure.value
+    wizard.next.click()
+    convert = wizard.convert_step
+    convert.assets.value = ""
+    assert text(convert.found) == "Mapping 100 keys …" and convert.recipe.value == "" and convert.job.start.disabled
+    go(counted, 2, mapping, shards)
+    assert text(convert.found).startswith("Writes 1 file with ")
+    assert counted.taken() == {"read": 1, "preview": 2, "plan": 2, "shards": 1}
+
+
+def go(counted: Counted, calls: int, *steps: Any) -> None:
+    """Let so many calls pass, and wait for the steps."""
+    assert counted.gate is not None
+    counted.gate.release(calls)
+    for step in steps:
+        step.join(30)
+
+
+@pytest.mark.usefixtures("large")
+def test_what_is_changed_while_it_is_computed_is_not_shown(counted: Counted, mapping: KeyMapping) -> None:
+    counted.gate = threading.Semaphore(0)
+    step = widgets.Shards(mapping, shard_size=1000)
+    sizes: list[int] = []
+    step.observe(lambda change: sizes.append(change["new"] and change["new"].options.shard_size), "plan")
+    step.size.value = "500"
+    step.size.value = "many"
+    assert "'many' is not a size in bytes." in text(step.message) and step.found.value == ""
+    step.size.value = "700"
+    go(counted, 4, step)
+    assert sizes == [700] and step.plan.options.shard_size == 700 and "<svg" in step.figure.value
+    reading = widgets.Open(mapping.checkpoint.path)
+    reading.path.value = "/nowhere"
+    go(counted, 2, reading)
+    assert reading.checkpoint is None and "/nowhere" in text(reading.message)

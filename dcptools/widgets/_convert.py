@@ -37,6 +37,7 @@ class Convert(Step):
     """
 
     title = "Convert"
+    checkpoint = T.Any(None, allow_none=True)  # that of the plan; the wizard knows it earlier
     plan = T.Any(None, allow_none=True)
     report = T.Any(None, allow_none=True)
     model_assets_dir = T.Unicode("")
@@ -56,8 +57,10 @@ class Convert(Step):
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
         super().__init__([self.save_dir, self.assets, self.overwrite, self.resume, self.found, self.recipe, self.job])
+        self.observe(self._follow, "checkpoint")
         self.observe(self._new, "plan")
         self.observe(self._show_assets, "model_assets_dir")
+        self.observe(lambda _: self._describe(), "pending")
         self.assets.observe(self._take_assets, "value")
         for control in (self.save_dir, self.overwrite, self.resume):
             control.observe(lambda _: self._describe(), "value")
@@ -74,13 +77,20 @@ class Convert(Step):
         planned: ShardPlan | None = self.plan
         if planned is not None:
             self.model_assets_dir = planned.mapping.options.model_assets_dir or ""
-            before, self._identity = self._identity, identity(planned.checkpoint)
-            other = before not in (None, self._identity)
-            if other:  # what was typed for one model must not be where the next one goes, or replace it
-                self.overwrite.value = False
-            if other or not self.save_dir.value:
-                self.save_dir.value = str(default_save_dir(planned.checkpoint.path))
+            self.checkpoint = planned.checkpoint
         self._describe()
+
+    @handler
+    def _follow(self, _: Any) -> None:
+        """Fill the fields for another checkpoint."""
+        if self.checkpoint is None:
+            return
+        before, self._identity = self._identity, identity(self.checkpoint)
+        other = before not in (None, self._identity)
+        if other:  # what was typed for one model must not be where the next one goes, or replace it
+            self.overwrite.value = False
+        if other or not self.save_dir.value:
+            self.save_dir.value = str(default_save_dir(self.checkpoint.path))
 
     def _show_assets(self, _: Any) -> None:
         self.assets.value = self.model_assets_dir
@@ -111,6 +121,9 @@ class Convert(Step):
         target = typed_path(self.save_dir.value)
         how = {"overwrite": self.overwrite.value, "resume": self.resume.value}
         self.job.enable()
+        if planned is None and self.pending:
+            self.found.value, self.recipe.value = alert("busy", self.pending), ""
+            return
         if planned is None or not target:
             self.found.value = alert("info", "Give the directory to save to." if planned else "Plan the files first.")
             self.recipe.value = ""

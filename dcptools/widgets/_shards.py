@@ -15,6 +15,7 @@ from dcptools._text import format_bytes
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
+from dcptools.widgets._latest import MANY_KEYS, Latest
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
@@ -40,7 +41,7 @@ class Shards(Step):
     Attributes
     ----------
     plan
-        What :func:`dcptools.plan` returned for the size as it stands, or None.
+        What :func:`dcptools.plan` returned for the size as it stands, or None; also while it is being made.
     """
 
     title = "Shards"
@@ -48,6 +49,8 @@ class Shards(Step):
     plan = T.Any(None, allow_none=True)
     dtype = T.Unicode("bfloat16")
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
+    wanted = T.Bool(True)  # whether somebody needs the plan; until then it is not computed
+    seen = T.Bool(True)  # whether somebody looks at the figure
 
     def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
         self.slider = W.FloatLogSlider(
@@ -59,13 +62,19 @@ class Shards(Step):
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
         self.files = Table(FILES, noun="file")
         self._syncing = False
+        self._due = False  # whether there is a plan to be computed
+        self._drawn: tuple[ShardPlan | None, str] = (None, "")  # what the figure shows: the plan and the colouring
+        self._later = Latest(self._work)
         super().__init__([W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files])
         self.slider.observe(self._slid, "value")
         self.size.observe(self._typed, "value")
-        self.color.observe(lambda _: self._draw(), "value")
+        self.color.observe(lambda _: self.compute(), "value")
         self.observe(lambda _: self._show_size(), "shard_size")
         for name in ("mapping", "dtype", "shard_size"):
             self.observe(self._refresh, name)
+        for name in ("wanted", "seen"):
+            self.observe(lambda change: self.compute() if change["new"] else None, name)
+        self.observe(lambda _: self._wait(), "pending")
         self.blocked = "Review the mapping first."
         self.shard_size = parse_bytes(shard_size)
         self._show_size()
@@ -79,7 +88,7 @@ class Shards(Step):
     @handler
     def _typed(self, _: Any) -> None:
         if not self._syncing:
-            self.plan, self.blocked = None, "There is no plan yet."
+            self._forget()
             self._take(parse_bytes(self.size.value))
 
     def _take(self, size: float) -> None:
@@ -96,24 +105,73 @@ class Shards(Step):
 
     @handler
     def _refresh(self, _: Any = None) -> None:
-        self.plan, self.found.value, self.figure.value = None, "", ""
+        """What was planned is of no use any more; plan again as soon as that is wanted."""
+        self._forget()
+        self._due = self.mapping is not None
+        if self.wanted:
+            self.compute()
+        self._wait()
+
+    def _forget(self) -> None:
+        self.busy, self.plan, self.found.value, self.figure.value = "", None, "", ""
+        self._due, self._drawn = False, (None, "")
         self.blocked = "There is no plan yet."
         self.files.layout.display = "none"
+
+    def _wait(self) -> None:
+        """Say what an earlier step computes, as long as there is no mapping."""
         if self.mapping is None:
+            self.found.value = alert("busy", self.pending) if self.pending else ""
+
+    def compute(self) -> None:
+        """Plan and draw what is looked at, unless it is there."""
+        if self._due:
+            self.busy = f"Planning the files of {len(self.mapping.outputs):,} tensors …"
+            self.found.value, self.blocked = alert("busy", self.busy), "The files are being planned; wait a moment."
+        elif not self._to_draw():
             return
-        planned = plan(self.mapping, self.shard_size, self.dtype)
-        self.found.value = _facts(planned)
-        self.files.frame = planned.files_frame()
-        self.files.layout.display = ""
-        self.blocked = ""
-        self.plan = planned
-        self._draw()
+        self._later.ask(at_once=len(self.mapping.outputs) < MANY_KEYS)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until all is computed that was asked for."""
+        self._later.join(timeout)
+
+    def _to_draw(self) -> bool:
+        planned, color = self._drawn
+        return self.seen and self.plan is not None and (planned is not self.plan or color != self.color.value)
 
     @handler
+    def _work(self) -> None:
+        if self._due:
+            self._plan()
+        if self._to_draw():
+            self._draw()
+
+    def _plan(self) -> None:
+        self._due = False
+        mapping, size, dtype = self.mapping, self.shard_size, self.dtype
+        try:
+            planned = plan(mapping, size, dtype)
+        except BaseException:
+            if not self._due:
+                self._forget()
+                raise
+            return
+        if self._due or mapping is not self.mapping or (size, dtype) != (self.shard_size, self.dtype):
+            return  # another one was asked for meanwhile
+        self.found.value = _facts(planned)
+        self.files.frame = planned.files_frame
+        self.files.layout.display = ""
+        self.busy, self.blocked = "", ""
+        self.plan = planned
+
     def _draw(self) -> None:
-        if self.plan is not None:
-            figure = plots.shards(self.plan, color_by=self.color.value)
-            self.figure.value = figure_html(figure)
+        self._drawn = planned, color = self.plan, self.color.value
+        if not self.figure.value:
+            self.figure.value = alert("busy", f"Drawing {len(planned.files):,} files …")
+        drawn = figure_html(plots.shards(planned, color_by=color))
+        if self.plan is planned:
+            self.figure.value = drawn
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.plan is None:

@@ -77,6 +77,7 @@ class Try(Step):
         self.free.on_click(lambda _: self._forget())
         self.job.observe(lambda _: self._describe(), "running")
         self.observe(self._new, "plan")
+        self.observe(lambda _: self._describe(), "pending")
         self.plan = plan
         self._describe()
 
@@ -94,7 +95,10 @@ class Try(Step):
 
     def _describe(self) -> None:
         why = self._why_not()
-        self.facts.value = alert("warning" if self.plan is not None and why else "info", why or self._fits())
+        if self.plan is None and self.pending:
+            self.facts.value = alert("busy", self.pending)
+        else:
+            self.facts.value = alert("warning" if self.plan is not None and why else "info", why or self._fits())
         self.free.disabled = not self._models or self.job.running
         self.job.enable()
 

@@ -47,6 +47,7 @@ class Wizard(Step):
         self.mapping_step = Mapping(model_assets_dir=str(model_assets_dir))
         self.try_step = Try()
         self.shards_step = Shards(shard_size=shard_size)
+        self.shards_step.wanted = self.shards_step.seen = False  # until that is where somebody is
         self.convert_step = Convert(save_dir=str(save_dir))
         self.result_step = Result()
         first = (self.open_step, self.inspect_step, self.mapping_step, self.try_step)
@@ -63,12 +64,21 @@ class Wizard(Step):
         self._link()
         for step in self.steps:
             step.observe(lambda _: self._show(), "blocked")
+        for step in (self.open_step, self.mapping_step, self.shards_step):
+            step.observe(lambda _: self._pass_on(), "busy")
         self.observe(lambda _: self._show(), "step")
         self._show()
+
+    def _pass_on(self) -> None:
+        """Tell the later steps what they wait for."""
+        busy = self.open_step.busy or self.mapping_step.busy
+        self.shards_step.pending = busy
+        self.try_step.pending = self.convert_step.pending = busy or self.shards_step.busy
 
     def _link(self) -> None:
         T.dlink((self.open_step, "checkpoint"), (self.inspect_step, "checkpoint"))
         T.dlink((self.open_step, "checkpoint"), (self.mapping_step, "checkpoint"))
+        T.dlink((self.open_step, "checkpoint"), (self.convert_step, "checkpoint"))
         T.dlink((self.mapping_step, "mapping"), (self.inspect_step, "mapping"))
         T.dlink((self.mapping_step, "dtype"), (self.shards_step, "dtype"))
         T.dlink((self.mapping_step, "mapping"), (self.shards_step, "mapping"), _without_errors)
@@ -79,17 +89,20 @@ class Wizard(Step):
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """What was read."""
+        """What was read; waits for it, if it is being read."""
+        self.open_step.join()
         return self.open_step.checkpoint  # type: ignore[no-any-return]
 
     @property
     def mapping(self) -> KeyMapping | None:
-        """The mapping as it stands."""
+        """The mapping as it stands; None also while it is being made."""
         return self.mapping_step.mapping  # type: ignore[no-any-return]
 
     @property
     def plan(self) -> ShardPlan | None:
-        """The plan as it stands."""
+        """The plan as it stands; made now, if nobody has looked at it."""
+        self.shards_step.compute()
+        self.shards_step.join()
         return self.convert_step.plan  # type: ignore[no-any-return]
 
     @property
@@ -117,6 +130,8 @@ class Wizard(Step):
             f"<div class='dcp-soft' role='navigation' aria-label='steps'>{names}</div>"
         )
         self.stack.selected_index = self.step
+        self.shards_step.wanted = current in (self.try_step, self.shards_step, self.convert_step)
+        self.shards_step.seen = current is self.shards_step
         self.back.disabled = self.step == 0
         self.next.disabled = bool(current.blocked) or is_last
         self.why.value = "" if is_last else f"<span class='dcp-soft' role='status'>{escape(current.blocked)}</span>"
