@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 import dcptools
 from dcptools import plots, widgets
 from dcptools._option import speaking
+from dcptools._text import format_bytes
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.demo import Demo
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
@@ -736,6 +737,8 @@ def test_a_bad_rule_is_said_and_no_older_mapping_stays(review: widgets.Mapping) 
     review.rules.fields["rename"].value = "(=x"
     assert "The rename rule (=x is not a valid regular expression" in text(review.message)
     assert roles(review.message) == ["alert"]
+    assert review.children.index(review.message) == review.children.index(review.rules) + 1  # where it was typed
+    assert review.rules.children[-1].children == (review.rules.fields["rename"],)
     assert (review.mapping, review.blocked) == (None, "There is no mapping yet.")
     assert review.tabs.layout.display == "none"
     review.rules.fields["rename"].value = ""
@@ -1147,6 +1150,20 @@ def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
     assert (step.plan, step.files.layout.display) == (None, "none") and step.blocked
 
 
+def test_warnings_that_only_the_plan_has_ask_to_be_read(mapping: KeyMapping, tmp_path: Path) -> None:
+    state = {**saved.model_state(layers=1), "model.norm.weight": torch.ones(8).to(torch.float8_e4m3fn)}
+    step = widgets.Shards(preview(saved.trained(tmp_path / "fp8", state, optimizer=False)), shard_size=1000)
+    warnings = [finding for finding in step.plan.found_while_planning if finding.severity == "warning"]
+    assert warnings and all(str(each).splitlines()[0] in text(step.found) for each in warnings)
+    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
+    step.accept.value = True
+    assert step.blocked == ""
+    step.size.value = "500"  # the same warnings
+    assert step.accept.value and step.blocked == ""
+    step.mapping = mapping
+    assert (step.accept.layout.display, step.blocked) == ("none", "")
+
+
 def test_shards_waits_for_a_mapping() -> None:
     step = widgets.Shards()
     assert (step.plan, step.blocked) == (None, "Review the mapping first.")
@@ -1209,6 +1226,36 @@ def test_what_is_there_is_not_overwritten_unasked(planned: ShardPlan, tmp_path: 
     step.job.start.click()
     finished(step)
     assert step.report is not None
+
+
+def test_what_is_there_is_said_before_a_click(planned: ShardPlan, tmp_path: Path) -> None:
+    write(planned, tmp_path / "model", fsync=False)
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "new"))
+    assert step.there.value == ""
+    step.save_dir.value = str(tmp_path / "model")
+    assert text(step.there).startswith(f"{tmp_path / 'model'} already holds model-00001-of-")
+    assert "Give another directory, or overwrite (“Overwrite a model that is there”)" in text(step.there)
+    assert roles(step.there) == ["alert"] and "Nothing was written" not in text(step.there)
+    step.overwrite.value = True
+    assert text(step.there).endswith("That is replaced.") and roles(step.there) == ["status"]
+    (tmp_path / "file").write_text("")
+    step.save_dir.value = str(tmp_path / "file")
+    assert f"The output {tmp_path / 'file'} is a file." in text(step.there) and roles(step.there) == ["alert"]
+    step.save_dir.value = "a\0b"
+    assert roles(step.there) == ["alert"]
+
+
+def test_another_place_takes_away_what_was_said_of_the_last(planned: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.job.start.click()
+    finished(step)
+    assert step.there.value == ""  # it is there because it was written just now
+    step.save_dir.value = str(tmp_path / "other")
+    assert (step.message.value, text(step.job.text), step.blocked) == ("", "not started", "Nothing was written yet.")
+    assert not step.job.start.disabled
+    step.save_dir.value = str(tmp_path / "model")
+    assert text(step.message) == f"Wrote 2.93 kB to {tmp_path / 'model'}." and step.blocked == ""
+    assert step.job.start.disabled and step.there.value == ""
 
 
 def test_a_run_that_was_stopped_goes_on(planned: ShardPlan, tmp_path: Path) -> None:
@@ -1376,6 +1423,14 @@ def test_result_shows_files_checksums_and_how_to_load(planned: ShardPlan, tmp_pa
     assert report.headline() in shown and report.facts() in shown
     assert f"AutoModelForCausalLM.from_pretrained({report.save_dir!r}, dtype='auto')" in shown
     assert "script" not in tags(step.body)
+
+
+def test_result_says_how_to_load_before_it_lists_the_files(planned: ShardPlan, tmp_path: Path) -> None:
+    report = write(planned, tmp_path / "model", fsync=False)
+    body = widgets.Result(report).body.value
+    assert body.index("Load it:") < body.index(f"<details><summary>{len(report.files) + 3} files</summary>")
+    for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
+        assert format_bytes((tmp_path / "model" / name).stat().st_size) in body.partition(f">{name}</td>")[2][:60]
 
 
 def test_result_waits_and_forgets(planned: ShardPlan, tmp_path: Path) -> None:
@@ -1816,6 +1871,47 @@ def go(counted: Counted, calls: int, *steps: Any) -> None:
     counted.gate.release(calls)
     for step in steps:
         step.join(30)
+
+
+def enabled(step: Any) -> set[str]:
+    """The fields and buttons that can be used, by what is written on them."""
+    shown = (widget for widget in children(step) if getattr(widget, "layout", W.Layout()).display != "none")
+    return {widget.description for widget in shown if not getattr(widget, "disabled", True)}
+
+
+def test_nothing_that_a_run_depends_on_can_be_changed_meanwhile(
+    wizard: widgets.Wizard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(given: ShardPlan, target: str, **_: Any) -> Report:
+        started.set()
+        assert go_on.wait(30)
+        return write(given, target, fsync=False)
+
+    monkeypatch.setattr(_convert, "write", slow)
+    while wizard.step < 5:
+        wizard.next.click()
+    steps = wizard.steps[:1] + wizard.steps[2:6]
+    before = [enabled(step) for step in steps]
+    convert = wizard.convert_step
+    convert.job.start.click()
+    assert started.wait(30)
+    assert enabled(convert) == {"Cancel"} and wizard.under_way.layout.display == "none"
+    assert convert.blocked == "The model is being written; wait for it, or cancel." and wizard.next.disabled
+    wizard.back.click()
+    assert [enabled(step) for step in steps] == [
+        set(), {"Close"} & before[1], set(), {"Colour by"}, {"Cancel"},
+    ]  # fmt: skip
+    assert wizard.under_way.layout.display == "" and roles(wizard.running) == ["status"]
+    assert text(wizard.running).startswith("The model is being written.")
+    wizard.return_.click()
+    assert heading(wizard) == "Step 6 of 7"
+    go_on.set()
+    finished(convert)
+    assert [enabled(step) for step in steps[:4]] == before[:4]
+    assert enabled(convert) == before[4] - {"Convert"}  # that is done
+    assert wizard.under_way.layout.display == "none" and not wizard.next.disabled
 
 
 @pytest.mark.usefixtures("large")

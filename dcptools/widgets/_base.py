@@ -143,19 +143,32 @@ class Step(W.VBox):  # type: ignore[misc]
     """A step of the way from checkpoint to model; works alone in a cell, or as a part of the wizard.
 
     ``blocked`` says why the next step cannot begin yet, and is empty when it can. ``busy`` says what is being computed,
-    and ``pending`` what an earlier step computes, that this one waits for.
+    and ``pending`` what an earlier step computes, that this one waits for. ``seen`` says whether somebody looks at it,
+    and ``frozen`` whether something runs that depends on its fields.
     """
 
     title = ""
     blocked = T.Unicode("")
     busy = T.Unicode("")
     pending = T.Unicode("")
+    seen = T.Bool(True)
+    frozen = T.Bool(False)
 
-    def __init__(self, children: Iterable[W.Widget] = ()) -> None:
+    def __init__(self, children: Iterable[W.Widget] = (), below: Iterable[W.Widget] = ()) -> None:
+        """``below`` stands below the message."""
         self.message = W.HTML()
-        super().__init__([W.HTML(STYLE), *children, self.message])
+        super().__init__([W.HTML(STYLE), *children, self.message, *below])
         self.add_class("dcptools")
         self.layout.width = "100%"
+        self.observe(lambda _: self._freeze(), "frozen")
+
+    def inputs(self) -> Iterable[W.Widget]:
+        """The fields that what runs depends on."""
+        return ()
+
+    def _freeze(self) -> None:
+        for field in self.inputs():
+            field.disabled = self.frozen
 
     def show_error(self, error: BaseException) -> None:
         """The error as one plain message, the traceback folded."""

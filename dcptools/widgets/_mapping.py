@@ -78,7 +78,8 @@ class Mapping(Step):
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )
-        super().__init__([self.verdict, self.rules, self.found, self.accept, self.tabs])
+        # a message is about a rule: below their fields
+        super().__init__([self.verdict, self.rules], below=[self.found, self.accept, self.tabs])
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self._known: bool | None = None  # whether the model of the last mapping was
         self._later = Latest(self._preview)
@@ -144,6 +145,9 @@ class Mapping(Step):
         self.busy, self.mapping, self.verdict.value, self.found.value = "", None, "", ""
         self.blocked = "There is no mapping yet." if self.checkpoint is not None else "Read a checkpoint first."
         self.accept.layout.display = self.tabs.layout.display = "none"
+
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return *self.rules.fields.values(), self.dtype_choice
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the mapping is that of the rules as they stand."""

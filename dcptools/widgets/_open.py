@@ -72,6 +72,9 @@ class Open(Step):
         path = os.path.abspath(typed)
         return parent(path) if is_checkpoint(path) else path if os.path.isdir(path) else os.getcwd()
 
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.path, self.read, self.folders, self.up, self.enter
+
     def join(self, timeout: float | None = None) -> None:
         """Wait until what is to be read is read."""
         self._later.join(timeout)

@@ -12,6 +12,7 @@ from dcptools import plots
 from dcptools._parallel import default_workers
 from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
+from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
@@ -50,7 +51,6 @@ class Shards(Step):
     dtype = T.Unicode("bfloat16")
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
     wanted = T.Bool(True)  # whether somebody needs the plan; until then it is not computed
-    seen = T.Bool(True)  # whether somebody looks at the figure
 
     def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
         self.slider = W.FloatLogSlider(
@@ -60,15 +60,20 @@ class Shards(Step):
         self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
+        self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
         self.files = Table(FILES, noun="file")
         self._syncing = False
         self._due = False  # whether there is a plan to be computed
         self._drawn: tuple[ShardPlan | None, str] = (None, "")  # what the figure shows: the plan and the colouring
+        self._read: list[Finding] = []  # the warnings that the tick is about
         self._later = Latest(self._work)
-        super().__init__([W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files])
+        super().__init__(
+            [W.HBox([self.slider, self.size, self.color]), self.found, self.accept, self.figure, self.files]
+        )
         self.slider.observe(self._slid, "value")
         self.size.observe(self._typed, "value")
         self.color.observe(lambda _: self.compute(), "value")
+        self.accept.observe(lambda _: self._decide(), "value")
         self.observe(lambda _: self._show_size(), "shard_size")
         for name in ("mapping", "dtype", "shard_size"):
             self.observe(self._refresh, name)
@@ -116,7 +121,10 @@ class Shards(Step):
         self.busy, self.plan, self.found.value, self.figure.value = "", None, "", ""
         self._due, self._drawn = False, (None, "")
         self.blocked = "There is no plan yet."
-        self.files.layout.display = "none"
+        self.files.layout.display = self.accept.layout.display = "none"
+
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.slider, self.size
 
     def _wait(self) -> None:
         """Say what an earlier step computes, as long as there is no mapping."""
@@ -162,8 +170,20 @@ class Shards(Step):
         self.found.value = _facts(planned)
         self.files.frame = planned.files_frame
         self.files.layout.display = ""
-        self.busy, self.blocked = "", ""
-        self.plan = planned
+        self.busy, self.plan = "", planned
+        self._ask(_to_look_at(planned))
+
+    def _ask(self, warnings: list[Finding]) -> None:
+        """Have the warnings read that only the plan has; those that were there before have been."""
+        if warnings != self._read:
+            self._read, self.accept.value = warnings, False
+        self._decide()
+
+    def _decide(self) -> None:
+        if self.plan is not None:
+            self.accept.layout.display = "" if self._read else "none"
+            ticked = self.accept.value or not self._read
+            self.blocked = "" if ticked else "There are warnings; tick that you have read them."
 
     def _draw(self) -> None:
         self._drawn = planned, color = self.plan, self.color.value
@@ -195,5 +215,8 @@ def _facts(planned: ShardPlan) -> str:
         + (f" Free beside the checkpoint: {format_bytes(free)}." if free is not None else "")
     )
     enough = "info" if free is None or planned.file_bytes < free else "warning"
-    to_look_at = [finding for finding in planned.found_while_planning if finding.severity != "info"]
-    return alert(enough, text) + findings_html(to_look_at, most=3)
+    return alert(enough, text) + findings_html(_to_look_at(planned), most=3)
+
+
+def _to_look_at(planned: ShardPlan) -> list[Finding]:
+    return [finding for finding in planned.found_while_planning if finding.severity != "info"]

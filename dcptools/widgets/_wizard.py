@@ -10,11 +10,12 @@ import traitlets as T
 from dcptools.checkpoint import Checkpoint
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan
-from dcptools.widgets._base import Step, escape
-from dcptools.widgets._convert import Convert, Result
+from dcptools.widgets._base import Step, alert, escape
+from dcptools.widgets._convert import Convert
 from dcptools.widgets._inspect import Inspect
 from dcptools.widgets._mapping import Mapping
 from dcptools.widgets._open import Open
+from dcptools.widgets._result import Result
 from dcptools.widgets._shards import Shards
 from dcptools.widgets._try import Try
 from dcptools.writer import Report
@@ -47,7 +48,7 @@ class Wizard(Step):
         self.mapping_step = Mapping(model_assets_dir=str(model_assets_dir))
         self.try_step = Try()
         self.shards_step = Shards(shard_size=shard_size)
-        self.shards_step.wanted = self.shards_step.seen = False  # until that is where somebody is
+        self.shards_step.wanted = False  # until that is where somebody is
         self.convert_step = Convert(save_dir=str(save_dir))
         self.result_step = Result()
         first = (self.open_step, self.inspect_step, self.mapping_step, self.try_step)
@@ -55,12 +56,19 @@ class Wizard(Step):
         self.heading, self.why = W.HTML(), W.HTML()
         self.back = W.Button(description="Back", layout={"width": "120px"})
         self.next = W.Button(description="Next", button_style="primary", layout={"width": "120px"})
+        self.running, self.return_ = W.HTML(), W.Button(description="Show it", layout={"width": "120px"})
+        self.under_way = W.HBox([self.running, self.return_], layout={"display": "none", "align_items": "center"})
+        for each in self.steps:
+            each.seen = False
         self.stack = W.Stack(self.steps, selected_index=0)
         self.stack.layout.margin = "8px 0"
         # above the step, so that a click shows the next heading however long the step is
-        super().__init__([self.heading, W.HBox([self.back, self.next, self.why]), self.stack])
+        super().__init__([self.heading, W.HBox([self.back, self.next, self.why]), self.under_way, self.stack])
         self.back.on_click(lambda _: self._go(-1))
         self.next.on_click(lambda _: self._go(1))
+        self.return_.on_click(lambda _: self._return())
+        for runs in (self.try_step, self.convert_step):
+            runs.job.observe(lambda _: self._freeze_all(), "running")
         self._link()
         for step in self.steps:
             step.observe(lambda _: self._show(), "blocked")
@@ -68,6 +76,21 @@ class Wizard(Step):
             step.observe(lambda _: self._pass_on(), "busy")
         self.observe(lambda _: self._show(), "step")
         self._show()
+
+    def _what_runs(self) -> Step | None:
+        return next((step for step in (self.convert_step, self.try_step) if step.job.running), None)
+
+    def _freeze_all(self) -> None:
+        """While something runs, nothing that it depends on can be changed, in whatever step."""
+        running = self._what_runs() is not None
+        for step in (self.open_step, self.mapping_step, self.try_step, self.shards_step, self.convert_step):
+            step.frozen = running
+        self._show()
+
+    def _return(self) -> None:
+        running = self._what_runs()
+        if running is not None:
+            self.step = self.steps.index(running)
 
     def _pass_on(self) -> None:
         """Tell the later steps what they wait for."""
@@ -131,10 +154,21 @@ class Wizard(Step):
         )
         self.stack.selected_index = self.step
         self.shards_step.wanted = current in (self.try_step, self.shards_step, self.convert_step)
-        self.shards_step.seen = current is self.shards_step
+        for step in self.steps:
+            step.seen = step is current
         self.back.disabled = self.step == 0
         self.next.disabled = bool(current.blocked) or is_last
         self.why.value = "" if is_last else f"<span class='dcp-soft' role='status'>{escape(current.blocked)}</span>"
+        self._show_what_runs()
+
+    def _show_what_runs(self) -> None:
+        """On all steps but its own: that something runs, and a way back to it."""
+        running = self._what_runs()
+        elsewhere = running not in (None, self.steps[self.step])
+        self.under_way.layout.display = "" if elsewhere else "none"
+        what = "written" if running is self.convert_step else "tried"
+        said = f"The model is being {what}. What it depends on can be changed when that is over."
+        self.running.value = alert("busy", said) if elsewhere else ""
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         done = [step for step in self.steps if not step.blocked]
