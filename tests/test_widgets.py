@@ -6,6 +6,7 @@ import html.parser
 import json
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 import dcptools
 from dcptools import plots, widgets
 from dcptools._option import speaking
+from dcptools._text import format_bytes
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.demo import Demo
 from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExists, UsageError
@@ -31,7 +33,7 @@ from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.tensors import TensorReader
-from dcptools.widgets import _convert, _job, _try
+from dcptools.widgets import _convert, _job, _mapping, _open, _shards, _try
 from dcptools.widgets._base import Step, alert, handler
 from dcptools.widgets._inspect import FINDINGS, KEYS, SIZES
 from dcptools.widgets._job import Job
@@ -735,6 +737,8 @@ def test_a_bad_rule_is_said_and_no_older_mapping_stays(review: widgets.Mapping) 
     review.rules.fields["rename"].value = "(=x"
     assert "The rename rule (=x is not a valid regular expression" in text(review.message)
     assert roles(review.message) == ["alert"]
+    assert review.children.index(review.message) == review.children.index(review.rules) + 1  # where it was typed
+    assert review.rules.children[-1].children == (review.rules.fields["rename"],)
     assert (review.mapping, review.blocked) == (None, "There is no mapping yet.")
     assert review.tabs.layout.display == "none"
     review.rules.fields["rename"].value = ""
@@ -1146,6 +1150,20 @@ def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
     assert (step.plan, step.files.layout.display) == (None, "none") and step.blocked
 
 
+def test_warnings_that_only_the_plan_has_ask_to_be_read(mapping: KeyMapping, tmp_path: Path) -> None:
+    state = {**saved.model_state(layers=1), "model.norm.weight": torch.ones(8).to(torch.float8_e4m3fn)}
+    step = widgets.Shards(preview(saved.trained(tmp_path / "fp8", state, optimizer=False)), shard_size=1000)
+    warnings = [finding for finding in step.plan.found_while_planning if finding.severity == "warning"]
+    assert warnings and all(str(each).splitlines()[0] in text(step.found) for each in warnings)
+    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
+    step.accept.value = True
+    assert step.blocked == ""
+    step.size.value = "500"  # the same warnings
+    assert step.accept.value and step.blocked == ""
+    step.mapping = mapping
+    assert (step.accept.layout.display, step.blocked) == ("none", "")
+
+
 def test_shards_waits_for_a_mapping() -> None:
     step = widgets.Shards()
     assert (step.plan, step.blocked) == (None, "Review the mapping first.")
@@ -1208,6 +1226,36 @@ def test_what_is_there_is_not_overwritten_unasked(planned: ShardPlan, tmp_path: 
     step.job.start.click()
     finished(step)
     assert step.report is not None
+
+
+def test_what_is_there_is_said_before_a_click(planned: ShardPlan, tmp_path: Path) -> None:
+    write(planned, tmp_path / "model", fsync=False)
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "new"))
+    assert step.there.value == ""
+    step.save_dir.value = str(tmp_path / "model")
+    assert text(step.there).startswith(f"{tmp_path / 'model'} already holds model-00001-of-")
+    assert "Give another directory, or overwrite (“Overwrite a model that is there”)" in text(step.there)
+    assert roles(step.there) == ["alert"] and "Nothing was written" not in text(step.there)
+    step.overwrite.value = True
+    assert text(step.there).endswith("That is replaced.") and roles(step.there) == ["status"]
+    (tmp_path / "file").write_text("")
+    step.save_dir.value = str(tmp_path / "file")
+    assert f"The output {tmp_path / 'file'} is a file." in text(step.there) and roles(step.there) == ["alert"]
+    step.save_dir.value = "a\0b"
+    assert roles(step.there) == ["alert"]
+
+
+def test_another_place_takes_away_what_was_said_of_the_last(planned: ShardPlan, tmp_path: Path) -> None:
+    step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
+    step.job.start.click()
+    finished(step)
+    assert step.there.value == ""  # it is there because it was written just now
+    step.save_dir.value = str(tmp_path / "other")
+    assert (step.message.value, text(step.job.text), step.blocked) == ("", "not started", "Nothing was written yet.")
+    assert not step.job.start.disabled
+    step.save_dir.value = str(tmp_path / "model")
+    assert text(step.message) == f"Wrote 2.93 kB to {tmp_path / 'model'}." and step.blocked == ""
+    assert step.job.start.disabled and step.there.value == ""
 
 
 def test_a_run_that_was_stopped_goes_on(planned: ShardPlan, tmp_path: Path) -> None:
@@ -1375,6 +1423,14 @@ def test_result_shows_files_checksums_and_how_to_load(planned: ShardPlan, tmp_pa
     assert report.headline() in shown and report.facts() in shown
     assert f"AutoModelForCausalLM.from_pretrained({report.save_dir!r}, dtype='auto')" in shown
     assert "script" not in tags(step.body)
+
+
+def test_result_says_how_to_load_before_it_lists_the_files(planned: ShardPlan, tmp_path: Path) -> None:
+    report = write(planned, tmp_path / "model", fsync=False)
+    body = widgets.Result(report).body.value
+    assert body.index("Load it:") < body.index(f"<details><summary>{len(report.files) + 3} files</summary>")
+    for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
+        assert format_bytes((tmp_path / "model" / name).stat().st_size) in body.partition(f">{name}</td>")[2][:60]
 
 
 def test_result_waits_and_forgets(planned: ShardPlan, tmp_path: Path) -> None:
@@ -1669,3 +1725,208 @@ class TestCompare:
         step.globs.value = "*norm*"
         step._done((asked, found))
         assert step.comparison is None and "The fields were changed meanwhile" in step.found.value
+
+
+# --- what is computed, and when ---------------------------------------------------------------------------------
+
+
+class Counted:
+    """What the steps call, really called, and how often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self.gate: threading.Semaphore | None = None  # what is called waits until it is let go
+        for module, name in (
+            (_open, "read"), (_mapping, "preview"), (_convert, "preview"),
+            (_shards, "plan"), (_convert, "plan"), (plots, "shards"),
+        ):  # fmt: skip
+            monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name)))
+
+    def _wrapped(self, name: str, call: Any) -> Any:
+        def counting(*args: Any, **options: Any) -> Any:
+            self.calls[name] += 1
+            assert self.gate is None or self.gate.acquire(timeout=30)
+            return call(*args, **options)
+
+        return counting
+
+    def taken(self) -> dict[str, int]:
+        """The counts since this was asked last."""
+        taken, self.calls = dict(self.calls), Counter()
+        return taken
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def test_each_thing_is_computed_once_and_when_it_is_looked_at(
+    counted: Counted, checkpoint: Checkpoint, assets: str, tmp_path: Path
+) -> None:
+    wizard = widgets.Wizard(checkpoint.path, save_dir=tmp_path / "model", model_assets_dir=assets, shard_size="1kB")
+    assert counted.taken() == {"read": 1, "preview": 1}
+    clicks: list[tuple[Any, dict[str, int]]] = [
+        (wizard.next.click, {}),  # Inspect
+        (wizard.next.click, {}),  # Mapping
+        (lambda: change_dtype(wizard, tmp_path), {}),
+        (lambda: setattr(wizard.mapping_step.rules.fields["exclude"], "value", "*lm_head*"), {"preview": 1}),
+        (wizard.next.click, {"plan": 1}),  # Try it
+        (wizard.next.click, {"shards": 1}),  # Shards
+        (lambda: setattr(wizard.shards_step.color, "value", "module"), {"shards": 1}),
+        (lambda: change_size(wizard, tmp_path), {"plan": 1, "shards": 1}),
+        (wizard.next.click, {}),  # Convert
+        (lambda: setattr(wizard.convert_step.save_dir, "value", str(tmp_path / "other")), {}),
+        (lambda: setattr(wizard.convert_step.assets, "value", ""), {"preview": 1, "plan": 1}),
+        (wizard.back.click, {"shards": 1}),
+        (wizard.back.click, {}),
+        (wizard.back.click, {}),
+        (lambda: setattr(wizard.mapping_step.rules.fields["model_assets_dir"], "value", assets), {"preview": 1}),
+        (lambda: wizard.plan, {"plan": 1}),  # looked at in the next cell
+        (wizard.back.click, {}),
+        (wizard.back.click, {}),
+        (wizard.open_step.read.click, {"read": 1, "preview": 1}),
+    ]
+    for number, (click, expected) in enumerate(clicks):
+        click()
+        assert counted.taken() == expected, number
+    other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
+    counted.taken()
+    wizard.open_step.path.value = str(other)  # its assets are forgotten too, and that maps nothing once more
+    assert counted.taken() == {"read": 1, "preview": 1}
+
+
+def test_a_path_that_is_typed_and_then_read_with_the_mouse_is_read_once(
+    counted: Counted, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The click on Read takes the field its focus, and with that the path arrives."""
+    clock = [100.0]
+    monkeypatch.setattr(_open, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    step = widgets.Open()
+    step.path.value = checkpoint.path
+    clock[0] += 0.2
+    step.read.click()
+    assert counted.taken() == {"read": 1}
+    step.read.click()  # this one means it
+    assert counted.taken() == {"read": 1}
+    clock[0] += 60
+    step.read.click()
+    assert counted.taken() == {"read": 1} and step.checkpoint is not None
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint is one that takes long."""
+    monkeypatch.setattr(_open, "SMALL_METADATA", 0)
+    monkeypatch.setattr(_mapping, "MANY_KEYS", 0)
+    monkeypatch.setattr(_shards, "MANY_KEYS", 0)
+
+
+@pytest.mark.usefixtures("large")
+def test_what_takes_long_is_said_at_once_and_nothing_contradicts_it(
+    counted: Counted, checkpoint: Checkpoint, assets: str
+) -> None:
+    counted.gate = threading.Semaphore(0)
+    wizard = widgets.Wizard(model_assets_dir=assets)
+    wizard.open_step.path.value = checkpoint.path  # comes back at once
+    assert text(wizard.open_step.found) == f"Reading {checkpoint.path} …" and roles(wizard.open_step.found) == [
+        "status"
+    ]
+    assert text(wizard.why) == "The checkpoint is being read; wait a moment." and wizard.next.disabled
+    wizard.open_step.read.click()  # on its way while it is read
+    go(counted, 1, wizard.open_step)
+    assert "100 tensors (" in text(wizard.open_step.found) and text(wizard.why) == ""
+
+    wizard.step = 2
+    mapping = wizard.mapping_step
+    assert text(mapping.verdict) == "Mapping 100 keys …" and roles(mapping.verdict) == ["status"]
+    assert text(wizard.why) == "The keys are being mapped; wait a moment."
+    assert (mapping.found.value, mapping.tabs.layout.display, mapping.message.value) == ("", "none", "")
+    go(counted, 1, mapping)
+    assert text(mapping.verdict).startswith("Nothing is known of the model") and not wizard.next.disabled
+    wizard.mapping_step.dtype_choice.value = "float32"
+    assert mapping.tabs.layout.display == "" and text(mapping.verdict).startswith("Nothing is known of the model")
+
+    wizard.next.click()
+    assert text(wizard.try_step.facts) == "Planning the files of 25 tensors …"
+    wizard.next.click()
+    shards = wizard.shards_step
+    assert text(shards.found) == "Planning the files of 25 tensors …" and roles(shards.found) == ["status"]
+    assert text(wizard.why) == "The files are being planned; wait a moment."
+    assert (shards.files.layout.display, shards.figure.value) == ("none", "")
+    go(counted, 2, shards)
+    assert text(shards.found).startswith("1 files with ") and "<svg" in shards.figure.value
+    wizard.next.click()
+    convert = wizard.convert_step
+    convert.assets.value = ""
+    assert text(convert.found) == "Mapping 100 keys …" and convert.recipe.value == "" and convert.job.start.disabled
+    go(counted, 2, mapping, shards)
+    assert text(convert.found).startswith("Writes 1 file with ")
+    assert counted.taken() == {"read": 1, "preview": 2, "plan": 2, "shards": 1}
+
+
+def go(counted: Counted, calls: int, *steps: Any) -> None:
+    """Let so many calls pass, and wait for the steps."""
+    assert counted.gate is not None
+    counted.gate.release(calls)
+    for step in steps:
+        step.join(30)
+
+
+def enabled(step: Any) -> set[str]:
+    """The fields and buttons that can be used, by what is written on them."""
+    shown = (widget for widget in children(step) if getattr(widget, "layout", W.Layout()).display != "none")
+    return {widget.description for widget in shown if not getattr(widget, "disabled", True)}
+
+
+def test_nothing_that_a_run_depends_on_can_be_changed_meanwhile(
+    wizard: widgets.Wizard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(given: ShardPlan, target: str, **_: Any) -> Report:
+        started.set()
+        assert go_on.wait(30)
+        return write(given, target, fsync=False)
+
+    monkeypatch.setattr(_convert, "write", slow)
+    while wizard.step < 5:
+        wizard.next.click()
+    steps = wizard.steps[:1] + wizard.steps[2:6]
+    before = [enabled(step) for step in steps]
+    convert = wizard.convert_step
+    convert.job.start.click()
+    assert started.wait(30)
+    assert enabled(convert) == {"Cancel"} and wizard.under_way.layout.display == "none"
+    assert convert.blocked == "The model is being written; wait for it, or cancel." and wizard.next.disabled
+    wizard.back.click()
+    assert [enabled(step) for step in steps] == [
+        set(), {"Close"} & before[1], set(), {"Colour by"}, {"Cancel"},
+    ]  # fmt: skip
+    assert wizard.under_way.layout.display == "" and roles(wizard.running) == ["status"]
+    assert text(wizard.running).startswith("The model is being written.")
+    wizard.return_.click()
+    assert heading(wizard) == "Step 6 of 7"
+    go_on.set()
+    finished(convert)
+    assert [enabled(step) for step in steps[:4]] == before[:4]
+    assert enabled(convert) == before[4] - {"Convert"}  # that is done
+    assert wizard.under_way.layout.display == "none" and not wizard.next.disabled
+
+
+@pytest.mark.usefixtures("large")
+def test_what_is_changed_while_it_is_computed_is_not_shown(counted: Counted, mapping: KeyMapping) -> None:
+    counted.gate = threading.Semaphore(0)
+    step = widgets.Shards(mapping, shard_size=1000)
+    sizes: list[int] = []
+    step.observe(lambda change: sizes.append(change["new"] and change["new"].options.shard_size), "plan")
+    step.size.value = "500"
+    step.size.value = "many"
+    assert "'many' is not a size in bytes." in text(step.message) and step.found.value == ""
+    step.size.value = "700"
+    go(counted, 4, step)
+    assert sizes == [700] and step.plan.options.shard_size == 700 and "<svg" in step.figure.value
+    reading = widgets.Open(mapping.checkpoint.path)
+    reading.path.value = "/nowhere"
+    go(counted, 2, reading)
+    assert reading.checkpoint is None and "/nowhere" in text(reading.message)

@@ -16,10 +16,11 @@ except ImportError as error:
     raise ImportError(f"{error}\nThe widgets need the notebook extra: pip install 'dcptools[notebook]'") from None
 
 from dcptools.widgets._compare import Compare
-from dcptools.widgets._convert import Convert, Result
+from dcptools.widgets._convert import Convert
 from dcptools.widgets._inspect import Inspect
 from dcptools.widgets._mapping import Mapping
 from dcptools.widgets._open import Open
+from dcptools.widgets._result import Result
 from dcptools.widgets._shards import Shards
 from dcptools.widgets._try import Try
 from dcptools.widgets._wizard import Wizard

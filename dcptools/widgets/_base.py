@@ -41,6 +41,11 @@ STYLE = """<style>
   color: var(--dcp-text); overflow-wrap: anywhere; }
 .dcptools .dcp-error { border-color: #d55e00; } .dcptools .dcp-warning { border-color: #e69f00; }
 .dcptools .dcp-info { border-color: #0072b2; } .dcptools .dcp-success { border-color: #009e73; }
+.dcptools .dcp-busy { border-color: var(--dcp-line); display: flex; align-items: center; gap: 10px; }
+.dcptools .dcp-busy::before { content: ""; flex: none; width: 12px; height: 12px; border-radius: 50%;
+  border: 2px solid var(--dcp-line); border-top-color: var(--dcp-text); animation: dcp-turn 1s linear infinite; }
+@keyframes dcp-turn { to { transform: rotate(1turn); } }
+@media (prefers-reduced-motion: reduce) { .dcptools .dcp-busy::before { animation-duration: 6s; } }
 .dcptools .dcp-alert p { margin: 0 0 2px; } .dcptools .dcp-soft { color: var(--dcp-soft); }
 .dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--dcp-fill);
   color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
@@ -137,17 +142,33 @@ def handler(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
 class Step(W.VBox):  # type: ignore[misc]
     """A step of the way from checkpoint to model; works alone in a cell, or as a part of the wizard.
 
-    ``blocked`` says why the next step cannot begin yet, and is empty when it can.
+    ``blocked`` says why the next step cannot begin yet, and is empty when it can. ``busy`` says what is being computed,
+    and ``pending`` what an earlier step computes, that this one waits for. ``seen`` says whether somebody looks at it,
+    and ``frozen`` whether something runs that depends on its fields.
     """
 
     title = ""
     blocked = T.Unicode("")
+    busy = T.Unicode("")
+    pending = T.Unicode("")
+    seen = T.Bool(True)
+    frozen = T.Bool(False)
 
-    def __init__(self, children: Iterable[W.Widget] = ()) -> None:
+    def __init__(self, children: Iterable[W.Widget] = (), below: Iterable[W.Widget] = ()) -> None:
+        """``below`` stands below the message."""
         self.message = W.HTML()
-        super().__init__([W.HTML(STYLE), *children, self.message])
+        super().__init__([W.HTML(STYLE), *children, self.message, *below])
         self.add_class("dcptools")
         self.layout.width = "100%"
+        self.observe(lambda _: self._freeze(), "frozen")
+
+    def inputs(self) -> Iterable[W.Widget]:
+        """The fields that what runs depends on."""
+        return ()
+
+    def _freeze(self) -> None:
+        for field in self.inputs():
+            field.disabled = self.frozen
 
     def show_error(self, error: BaseException) -> None:
         """The error as one plain message, the traceback folded."""

@@ -86,7 +86,11 @@ class Compare(Step):
         for field in (self.a, self.b, self.by, self.globs, self.cast):
             field.observe(self._changed, "value")
         self.statistic.observe(lambda _: self._draw(), "value")
+        self.job.observe(lambda change: setattr(self, "frozen", change["new"]), "running")
         self._changed()
+
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.a, self.b, self.by, self.globs, self.cast
 
     def _ready(self) -> bool:
         return bool(self.a.value.strip() and self.b.value.strip())

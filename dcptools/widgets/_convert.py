@@ -1,4 +1,4 @@
-"""The last two steps: write the model, and what was written."""
+"""The step before the last: write the model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
+from dcptools._option import speaking
 from dcptools._text import counted, format_bytes
 from dcptools.assets import find_assets
+from dcptools.errors import DcptoolsError, OutputExists
 from dcptools.mapping import preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
-from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, table_html, typed_path
+from dcptools.storage import is_url
+from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, typed_path
 from dcptools.widgets._job import Job
-from dcptools.widgets._labels import LABELS
-from dcptools.writer import Report, default_save_dir, write
+from dcptools.widgets._labels import LABELS, by_label
+from dcptools.widgets._latest import Latest
+from dcptools.widgets._result import report_summary
+from dcptools.writer import Report, check_target, default_save_dir, write
 
 
 class Convert(Step):
@@ -37,6 +42,7 @@ class Convert(Step):
     """
 
     title = "Convert"
+    checkpoint = T.Any(None, allow_none=True)  # that of the plan; the wizard knows it earlier
     plan = T.Any(None, allow_none=True)
     report = T.Any(None, allow_none=True)
     model_assets_dir = T.Unicode("")
@@ -50,14 +56,20 @@ class Convert(Step):
         )  # fmt: skip
         self.overwrite = W.Checkbox(description=LABELS["overwrite"], indent=False)
         self.resume = W.Checkbox(description=LABELS["resume"], indent=False)
-        self.found, self.recipe = W.HTML(), W.HTML()
+        self.there, self.found, self.recipe = W.HTML(), W.HTML(), W.HTML()
         self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
         self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
-        super().__init__([self.save_dir, self.assets, self.overwrite, self.resume, self.found, self.recipe, self.job])
+        self._looking = Latest(self._look)
+        options = (self.save_dir, self.assets, self.overwrite, self.resume)
+        super().__init__([*options, self.there, self.found, self.recipe, self.job])
+        self.job.observe(lambda change: setattr(self, "frozen", change["new"]), "running")
+        self.observe(self._follow, "checkpoint")
         self.observe(self._new, "plan")
         self.observe(self._show_assets, "model_assets_dir")
+        self.observe(lambda _: self._describe(), "pending")
+        self.observe(lambda change: self._look_again() if change["new"] else None, "seen")
         self.assets.observe(self._take_assets, "value")
         for control in (self.save_dir, self.overwrite, self.resume):
             control.observe(lambda _: self._describe(), "value")
@@ -68,19 +80,55 @@ class Convert(Step):
     @handler
     def _new(self, _: Any) -> None:
         """Nothing is known of another plan: what was written before was not it."""
-        self.report, self.blocked = None, "Nothing was written yet."
-        if not self.job.running:
-            self.job.forget()
+        self.report = None
         planned: ShardPlan | None = self.plan
         if planned is not None:
             self.model_assets_dir = planned.mapping.options.model_assets_dir or ""
-            before, self._identity = self._identity, identity(planned.checkpoint)
-            other = before not in (None, self._identity)
-            if other:  # what was typed for one model must not be where the next one goes, or replace it
-                self.overwrite.value = False
-            if other or not self.save_dir.value:
-                self.save_dir.value = str(default_save_dir(planned.checkpoint.path))
+            self.checkpoint = planned.checkpoint
         self._describe()
+
+    @handler
+    def _follow(self, _: Any) -> None:
+        """Fill the fields for another checkpoint."""
+        if self.checkpoint is None:
+            return
+        before, self._identity = self._identity, identity(self.checkpoint)
+        other = before not in (None, self._identity)
+        if other:  # what was typed for one model must not be where the next one goes, or replace it
+            self.overwrite.value = False
+        if other or not self.save_dir.value:
+            self.save_dir.value = str(default_save_dir(self.checkpoint.path))
+
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.save_dir, self.assets, self.overwrite, self.resume
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        self.job.enable()
+        self.blocked = self._why_not()
+        self._look_again()
+
+    def _why_not(self) -> str:
+        if self.job.running:
+            return "The model is being written; wait for it, or cancel."
+        return "" if self._is_written() else "Nothing was written yet."
+
+    def _is_written(self) -> bool:
+        """Whether the model that the fields speak of was written just now."""
+        planned, target, *_ = self._what()
+        return self.report is not None and self._written[0] is planned and self._written[1] == target
+
+    def _look_again(self) -> None:
+        """What is at the place to save to is said before a click; a URL takes a while."""
+        self._looking.ask(at_once=not is_url(typed_path(self.save_dir.value)))
+
+    def _look(self) -> None:
+        what = planned, target, overwrite, _ = self._what()
+        unknown = planned is None or not target or self.job.running or self._is_written()
+        with speaking(by_label):
+            said = "" if unknown else _there(planned, target, overwrite)
+        if what[1:] == self._what()[1:] and planned is self.plan:
+            self.there.value = said
 
     def _show_assets(self, _: Any) -> None:
         self.assets.value = self.model_assets_dir
@@ -110,9 +158,17 @@ class Convert(Step):
         planned: ShardPlan | None = self.plan
         target = typed_path(self.save_dir.value)
         how = {"overwrite": self.overwrite.value, "resume": self.resume.value}
+        self.blocked = self._why_not()
+        if self._is_written():
+            self.message.value = alert("success", _wrote(self.report))
+        elif not self.job.running:
+            self.job.forget()
         self.job.enable()
+        self._look_again()
         if planned is None or not target:
-            self.found.value = alert("info", "Give the directory to save to." if planned else "Plan the files first.")
+            waits = "Give the directory to save to." if planned else "Plan the files first."
+            pending = planned is None and self.pending
+            self.found.value = alert("busy", self.pending) if pending else alert("info", waits)
             self.recipe.value = ""
             return
         files = counted(len(planned.files), "file")
@@ -141,74 +197,37 @@ class Convert(Step):
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Report:
         self.message.value, self.report = "", None
-        self.blocked = "Nothing was written yet."
         planned, target, overwrite, resume = self._writing = self._what()
         return write(planned, target, overwrite=overwrite, resume=resume, progress=progress, cancel=cancel)
 
     def _done(self, report: Report) -> None:
-        wrote = f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."
         if self._writing[0] is not self.plan:
-            self.message.value = alert("warning", f"{wrote}\nThe plan was changed meanwhile; this is not the new one.")
+            about = "The plan was changed meanwhile; this is not the new one."
+            self.message.value = alert("warning", f"{_wrote(report)}\n{about}")
             return
-        self.message.value = alert("success", wrote)
         self._written = self._writing
-        self.blocked = ""
         self.report = report
+        self.message.value = alert("success", _wrote(report))
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        return ("Nothing was written yet.", [], []) if self.report is None else _report_summary(self.report)
+        return ("Nothing was written yet.", [], []) if self.report is None else report_summary(self.report)
 
 
-class Result(Step):
-    """What was written, and how to load it.
-
-    Parameters
-    ----------
-    report
-        What :func:`dcptools.write` returned; may be set later.
-    """
-
-    title = "Result"
-    report = T.Any(None, allow_none=True)
-
-    def __init__(self, report: Report | None = None) -> None:
-        self.body = W.HTML()
-        super().__init__([self.body])
-        self.observe(self._show, "report")
-        self.report = report
-        if report is None:
-            self._show()
-
-    @handler
-    def _show(self, _: Any = None) -> None:
-        report: Report | None = self.report
-        self.blocked = "" if report else "Nothing was written yet."
-        if report is None:
-            self.body.value = alert("info", self.blocked)
-            return
-        headline, header, rows = _report_summary(report)
-        parts = [
-            alert("success", f"{headline}\n{report.facts()}"),
-            findings_html(report.found_while_writing),
-            table_html(header, rows, numeric=(1,)),
-            f"<p>Load it:</p><pre class='dcp'>{_snippet(report)}</pre>",
-        ]
-        self.body.value = "".join(parts)
-
-    def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        return ("Nothing was written yet.", [], []) if self.report is None else _report_summary(self.report)
+def _wrote(report: Report) -> str:
+    return f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."
 
 
-def _report_summary(report: Report) -> tuple[str, list[str], list[list[str]]]:
-    rows = [[name, format_bytes(nbytes)] for name, nbytes in report.files]
-    rows += [[name, ""] for name in ((report.index,) if report.index else ()) + report.assets]
-    return report.headline(), ["file", "bytes"], rows
-
-
-def _snippet(report: Report) -> str:
-    path = escape(repr(report.save_dir))
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({path}, dtype='auto')\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({path})"
-    )
+def _there(planned: ShardPlan, target: str, overwrite: bool) -> str:
+    """What is in the way at the place to save to, or is replaced there; empty if nothing is."""
+    said = ""
+    try:
+        try:
+            check_target(planned, target, overwrite=False)
+        except OutputExists as error:
+            if not overwrite:
+                raise
+            said = alert("info", f"{str(error).splitlines()[0]}\nThat is replaced.")
+            check_target(planned, target, overwrite=True)
+    except (DcptoolsError, OSError, ValueError) as error:  # ValueError: a zero byte in a path
+        return alert("warning", str(error).replace("Nothing was written. ", ""))
+    return said

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+MANY_KEYS = 5_000  # of which a mapping, a plan or a figure takes a good part of a second
+
 
 class Latest:
     """Does its work once at a time, and once more if it was asked for meanwhile; the work itself shows its errors."""
@@ -24,18 +26,21 @@ class Latest:
         """Whether the work that is being done is that of an older question."""
         return self._asked
 
-    def ask(self) -> None:
-        """Begin, or have it done again."""
+    def ask(self, *, at_once: bool = False) -> None:
+        """Begin, or have it done again; ``at_once`` on the thread of the caller, if nothing is being done."""
         with self._lock:
-            self._asked = True
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dcptools-latest", daemon=True)
-                self._thread.start()
+            if self._thread is not None or not at_once:
+                self._asked = True
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="dcptools-latest", daemon=True)
+                    self._thread.start()
+                return
+        self._work()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all that was asked for is done."""
+        """Wait until all that was asked for is done; the work itself does not wait for itself."""
         thread = self._thread
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
     def _run(self) -> None:

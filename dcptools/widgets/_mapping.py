@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ipywidgets as W
+import pandas as pd
 import traitlets as T
 
 from dcptools._text import counted, format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
+from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.shards import DTYPES, written_dtypes
@@ -16,7 +19,7 @@ from dcptools.widgets._base import Step, alert, beside, findings_html, handler, 
 from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._labels import LABELS
-from dcptools.widgets._latest import Latest
+from dcptools.widgets._latest import MANY_KEYS, Latest
 from dcptools.widgets._model import BUSY, model_table, verdict_html
 from dcptools.widgets._rows import Column
 from dcptools.widgets._rules import Rules
@@ -53,7 +56,7 @@ class Mapping(Step):
     Attributes
     ----------
     mapping
-        What :func:`dcptools.preview` returned for the rules as they stand, or None; also while a model is being built.
+        What :func:`dcptools.preview` returned for the rules as they stand, or None; also while it is being made.
     """
 
     title = "Mapping"
@@ -75,10 +78,12 @@ class Mapping(Step):
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )
-        super().__init__([self.verdict, self.rules, self.found, self.accept, self.tabs])
+        # a message is about a rule: below their fields
+        super().__init__([self.verdict, self.rules], below=[self.found, self.accept, self.tabs])
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self._known: bool | None = None  # whether the model of the last mapping was
         self._later = Latest(self._preview)
+        self._renewing = False  # whether the rules change because the checkpoint does
         T.link((self, "dtype"), (self.dtype_choice, "value"))
         self.accept.observe(lambda _: self._decide(), "value")
         self.observe(self._new, "checkpoint")
@@ -95,43 +100,54 @@ class Mapping(Step):
     def _new(self, _: Any) -> None:
         if self.checkpoint is not None:
             before, self._identity = self._identity, identity(self.checkpoint)
+            roots = [root for root, *_ in self.checkpoint.summary() if root != NO_ROOT]
+            self._renewing = True
             if before not in (None, self._identity):
                 self.rules.forget()
-            roots = [root for root, *_ in self.checkpoint.summary() if root != NO_ROOT]
             self.rules.fields["root"].options = roots
+            self._renewing = False
         self._refresh()
 
     def _show_assets(self, _: Any) -> None:
         self.rules.fields["model_assets_dir"].value = self.model_assets_dir
 
     def _take(self, _: Any) -> None:
+        self._forget()  # before others hear of the assets, who would map the keys with the rules of before
         self.model_assets_dir = self.rules.options["model_assets_dir"] or ""
-        self._refresh()
+        if not self._renewing:
+            self._refresh()
 
     @handler
     def _cast(self, _: Any) -> None:
         if self.mapping is not None:
-            self._show(self.mapping)
+            self.outputs.frame = partial(_outputs_frame, self.mapping, self.dtype)
 
     @handler
     def _refresh(self) -> None:
-        """Preview again: at once, or on a thread of its own where a model is to be built first."""
+        """Preview again: at once, or on a thread of its own where that takes long."""
         self._forget()
-        if self._later.busy or self._takes_long():
-            self.verdict.value, self.blocked = alert("info", BUSY), "The model is being built; wait a moment."
-            self._later.ask()
-        else:
-            self._preview()
+        if self.checkpoint is None:
+            return
+        building, keys = self._must_build(), len(self.checkpoint.tensors)
+        self.busy = BUSY if building else f"Mapping {keys:,} keys …"
+        self.verdict.value = alert("busy", self.busy)
+        self.blocked = f"The {'model is being built' if building else 'keys are being mapped'}; wait a moment."
+        self._later.ask(at_once=not building and keys < MANY_KEYS)
 
-    def _takes_long(self) -> bool:
-        options = self.rules.options
-        return self.checkpoint is not None and must_build(options["model_assets_dir"])
+    def _must_build(self) -> bool:
+        try:
+            return must_build(self.rules.options["model_assets_dir"])
+        except DcptoolsError:  # the preview says the same, and is not done before the one that is under way
+            return False
 
     def _forget(self) -> None:
         """What was said of other rules must not stand below a message."""
-        self.mapping, self.verdict.value, self.found.value = None, "", ""
-        self.blocked = "There is no mapping yet."
+        self.busy, self.mapping, self.verdict.value, self.found.value = "", None, "", ""
+        self.blocked = "There is no mapping yet." if self.checkpoint is not None else "Read a checkpoint first."
         self.accept.layout.display = self.tabs.layout.display = "none"
+
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return *self.rules.fields.values(), self.dtype_choice
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the mapping is that of the rules as they stand."""
@@ -145,23 +161,19 @@ class Mapping(Step):
         except BaseException:
             self._forget()
             raise
-        if self._later.asked:  # it is of rules that were changed meanwhile
+        if self._later.asked or checkpoint is not self.checkpoint:  # it is of what was changed meanwhile
             return
         if mapping is None:
             self._forget()
             return
         self._show(mapping)
-        self.mapping = mapping
+        self.busy, self.mapping = "", mapping
         self.accept.value = False
         self._decide()
 
     def _show(self, mapping: KeyMapping) -> None:
-        written, _ = written_dtypes(mapping, self.dtype)
-        frame = mapping.to_frame()
-        frame["written as"] = [written[name].name for name in frame["name"]]
-        self.outputs.frame = frame
-        self.weights.frame = mapping.model_frame()
-        self.leftovers.frame = mapping.leftovers_frame()
+        self.outputs.frame = partial(_outputs_frame, mapping, self.dtype)
+        self.weights.frame, self.leftovers.frame = mapping.model_frame, mapping.leftovers_frame
         self.verdict.value, self.found.value = verdict_html(mapping), _found_html(mapping)
         self.findings.frame = findings_frame(mapping.findings)
         self.tabs.set_title(FINDINGS, f"Findings ({len(mapping.findings):,})")
@@ -237,6 +249,13 @@ class Mapping(Step):
         rows = [[output.sources[0].key, output.name, output.rule] for output in mapping.outputs]
         verdict = f"{mapping.fit.sentence}. " if mapping.fit else ""
         return f"{verdict}{len(rows):,} outputs", ["key", "name", "rule"], rows
+
+
+def _outputs_frame(mapping: KeyMapping, dtype: str) -> pd.DataFrame:
+    written, _ = written_dtypes(mapping, dtype)
+    frame = mapping.to_frame()
+    frame["written as"] = [written[name].name for name in frame["name"]]
+    return frame
 
 
 def _found_html(mapping: KeyMapping) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,10 +12,13 @@ import ipywidgets as W
 import traitlets as T
 
 from dcptools._text import format_bytes, format_count, printable, some
-from dcptools.checkpoint import Checkpoint, is_checkpoint, read
+from dcptools.checkpoint import METADATA, Checkpoint, is_checkpoint, read
 from dcptools.storage import is_url, join, open_source, parent
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
+from dcptools.widgets._latest import Latest
 
+SMALL_METADATA = 1_000_000  # bytes, which are read in a moment
+CLICK_SECONDS = 1.0  # from leaving a field with the mouse to the end of that click
 MAX_FOLDERS = 500
 LOOKING = 16  # threads that look which of them are checkpoints
 
@@ -29,7 +34,7 @@ class Open(Step):
     Attributes
     ----------
     checkpoint
-        What :func:`dcptools.read` returned, or None.
+        What :func:`dcptools.read` returned, or None; also while it is being read.
     """
 
     title = "Checkpoint"
@@ -48,8 +53,10 @@ class Open(Step):
         chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))
         super().__init__([W.HBox([self.path, self.read]), chooser, self.found])
         self._here = ""
-        self.read.on_click(self._read)
-        self.path.observe(self._read, "value")
+        self._later = Latest(self._read_now)
+        self._typed_at = -math.inf  # when the path was changed last, by the clock
+        self.read.on_click(self._clicked)
+        self.path.observe(self._typed, "value")
         self.up.on_click(self._go_up)
         self.enter.on_click(self._go_in)
         self.folders.observe(self._choose, "value")
@@ -65,19 +72,52 @@ class Open(Step):
         path = os.path.abspath(typed)
         return parent(path) if is_checkpoint(path) else path if os.path.isdir(path) else os.getcwd()
 
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.path, self.read, self.folders, self.up, self.enter
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until what is to be read is read."""
+        self._later.join(timeout)
+
+    def _typed(self, _: Any) -> None:
+        self._typed_at = time.monotonic()
+        self._read()
+
+    def _clicked(self, _: Any) -> None:
+        """Read again, unless this is the click that took the field its focus, and so had it read already."""
+        if time.monotonic() - self._typed_at > CLICK_SECONDS:
+            self._read()
+        self._typed_at = -math.inf
+
     @handler
-    def _read(self, _: Any = None) -> None:
+    def _read(self) -> None:
         self.checkpoint, self.found.value = None, ""
-        self.blocked = "This is not a checkpoint that can be read."
-        if not self.path.value.strip():
-            raise FileNotFoundError("Give the directory of a checkpoint, the one that holds .metadata.")
+        self.blocked = "Read a checkpoint first."
         typed = typed_path(self.path.value)
-        if is_url(typed) and not is_checkpoint(typed):
-            self._list(typed)  # a bucket, to look around in
-        checkpoint = read(typed)
-        self.found.value = _found(checkpoint)
-        self.blocked = ""
-        self.checkpoint = checkpoint
+        if not typed:
+            raise FileNotFoundError("Give the directory of a checkpoint, the one that holds .metadata.")
+        self.busy = f"Reading {typed} …"
+        self.found.value, self.blocked = alert("busy", self.busy), "The checkpoint is being read; wait a moment."
+        self._later.ask(at_once=not _takes_long(typed))
+
+    @handler
+    def _read_now(self) -> None:
+        typed = typed_path(self.path.value)
+        try:
+            if is_url(typed) and not is_checkpoint(typed):
+                self._list(typed)  # a bucket, to look around in
+            checkpoint = read(typed)
+        except Exception:
+            if self._later.asked:  # of a path that was changed meanwhile
+                return
+            self._show("", "This is not a checkpoint that can be read.")
+            raise
+        if not self._later.asked:
+            self._show(_found(checkpoint), "")
+            self.checkpoint = checkpoint
+
+    def _show(self, found: str, blocked: str) -> None:
+        self.busy, self.found.value, self.blocked = "", found, blocked
 
     @handler
     def _list(self, directory: str) -> None:
@@ -110,6 +150,18 @@ class Open(Step):
         if self.checkpoint is None:
             return "No checkpoint is open.", [], []
         return _sentence(self.checkpoint), *_roots(self.checkpoint)
+
+
+def _takes_long(path: str) -> bool:
+    """Whether reading what may be there is no matter of a moment."""
+    if is_url(path):
+        return True
+    try:
+        return os.stat(os.path.join(path, METADATA)).st_size > SMALL_METADATA
+    except FileNotFoundError:
+        return os.path.isdir(path)  # then the headers of its files are read
+    except (OSError, ValueError):
+        return False
 
 
 def _sentence(checkpoint: Checkpoint) -> str:

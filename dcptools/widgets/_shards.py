@@ -12,9 +12,11 @@ from dcptools import plots
 from dcptools._parallel import default_workers
 from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
+from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
+from dcptools.widgets._latest import MANY_KEYS, Latest
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
@@ -40,7 +42,7 @@ class Shards(Step):
     Attributes
     ----------
     plan
-        What :func:`dcptools.plan` returned for the size as it stands, or None.
+        What :func:`dcptools.plan` returned for the size as it stands, or None; also while it is being made.
     """
 
     title = "Shards"
@@ -48,6 +50,7 @@ class Shards(Step):
     plan = T.Any(None, allow_none=True)
     dtype = T.Unicode("bfloat16")
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
+    wanted = T.Bool(True)  # whether somebody needs the plan; until then it is not computed
 
     def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
         self.slider = W.FloatLogSlider(
@@ -57,15 +60,26 @@ class Shards(Step):
         self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
+        self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
         self.files = Table(FILES, noun="file")
         self._syncing = False
-        super().__init__([W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files])
+        self._due = False  # whether there is a plan to be computed
+        self._drawn: tuple[ShardPlan | None, str] = (None, "")  # what the figure shows: the plan and the colouring
+        self._read: list[Finding] = []  # the warnings that the tick is about
+        self._later = Latest(self._work)
+        super().__init__(
+            [W.HBox([self.slider, self.size, self.color]), self.found, self.accept, self.figure, self.files]
+        )
         self.slider.observe(self._slid, "value")
         self.size.observe(self._typed, "value")
-        self.color.observe(lambda _: self._draw(), "value")
+        self.color.observe(lambda _: self.compute(), "value")
+        self.accept.observe(lambda _: self._decide(), "value")
         self.observe(lambda _: self._show_size(), "shard_size")
         for name in ("mapping", "dtype", "shard_size"):
             self.observe(self._refresh, name)
+        for name in ("wanted", "seen"):
+            self.observe(lambda change: self.compute() if change["new"] else None, name)
+        self.observe(lambda _: self._wait(), "pending")
         self.blocked = "Review the mapping first."
         self.shard_size = parse_bytes(shard_size)
         self._show_size()
@@ -79,7 +93,7 @@ class Shards(Step):
     @handler
     def _typed(self, _: Any) -> None:
         if not self._syncing:
-            self.plan, self.blocked = None, "There is no plan yet."
+            self._forget()
             self._take(parse_bytes(self.size.value))
 
     def _take(self, size: float) -> None:
@@ -96,24 +110,88 @@ class Shards(Step):
 
     @handler
     def _refresh(self, _: Any = None) -> None:
-        self.plan, self.found.value, self.figure.value = None, "", ""
+        """What was planned is of no use any more; plan again as soon as that is wanted."""
+        self._forget()
+        self._due = self.mapping is not None
+        if self.wanted:
+            self.compute()
+        self._wait()
+
+    def _forget(self) -> None:
+        self.busy, self.plan, self.found.value, self.figure.value = "", None, "", ""
+        self._due, self._drawn = False, (None, "")
         self.blocked = "There is no plan yet."
-        self.files.layout.display = "none"
+        self.files.layout.display = self.accept.layout.display = "none"
+
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.slider, self.size
+
+    def _wait(self) -> None:
+        """Say what an earlier step computes, as long as there is no mapping."""
         if self.mapping is None:
+            self.found.value = alert("busy", self.pending) if self.pending else ""
+
+    def compute(self) -> None:
+        """Plan and draw what is looked at, unless it is there."""
+        if self._due:
+            self.busy = f"Planning the files of {len(self.mapping.outputs):,} tensors …"
+            self.found.value, self.blocked = alert("busy", self.busy), "The files are being planned; wait a moment."
+        elif not self._to_draw():
             return
-        planned = plan(self.mapping, self.shard_size, self.dtype)
-        self.found.value = _facts(planned)
-        self.files.frame = planned.files_frame()
-        self.files.layout.display = ""
-        self.blocked = ""
-        self.plan = planned
-        self._draw()
+        self._later.ask(at_once=len(self.mapping.outputs) < MANY_KEYS)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until all is computed that was asked for."""
+        self._later.join(timeout)
+
+    def _to_draw(self) -> bool:
+        planned, color = self._drawn
+        return self.seen and self.plan is not None and (planned is not self.plan or color != self.color.value)
 
     @handler
-    def _draw(self) -> None:
+    def _work(self) -> None:
+        if self._due:
+            self._plan()
+        if self._to_draw():
+            self._draw()
+
+    def _plan(self) -> None:
+        self._due = False
+        mapping, size, dtype = self.mapping, self.shard_size, self.dtype
+        try:
+            planned = plan(mapping, size, dtype)
+        except BaseException:
+            if not self._due:
+                self._forget()
+                raise
+            return
+        if self._due or mapping is not self.mapping or (size, dtype) != (self.shard_size, self.dtype):
+            return  # another one was asked for meanwhile
+        self.found.value = _facts(planned)
+        self.files.frame = planned.files_frame
+        self.files.layout.display = ""
+        self.busy, self.plan = "", planned
+        self._ask(_to_look_at(planned))
+
+    def _ask(self, warnings: list[Finding]) -> None:
+        """Have the warnings read that only the plan has; those that were there before have been."""
+        if warnings != self._read:
+            self._read, self.accept.value = warnings, False
+        self._decide()
+
+    def _decide(self) -> None:
         if self.plan is not None:
-            figure = plots.shards(self.plan, color_by=self.color.value)
-            self.figure.value = figure_html(figure)
+            self.accept.layout.display = "" if self._read else "none"
+            ticked = self.accept.value or not self._read
+            self.blocked = "" if ticked else "There are warnings; tick that you have read them."
+
+    def _draw(self) -> None:
+        self._drawn = planned, color = self.plan, self.color.value
+        if not self.figure.value:
+            self.figure.value = alert("busy", f"Drawing {len(planned.files):,} files …")
+        drawn = figure_html(plots.shards(planned, color_by=color))
+        if self.plan is planned:
+            self.figure.value = drawn
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.plan is None:
@@ -137,5 +215,8 @@ def _facts(planned: ShardPlan) -> str:
         + (f" Free beside the checkpoint: {format_bytes(free)}." if free is not None else "")
     )
     enough = "info" if free is None or planned.file_bytes < free else "warning"
-    to_look_at = [finding for finding in planned.found_while_planning if finding.severity != "info"]
-    return alert(enough, text) + findings_html(to_look_at, most=3)
+    return alert(enough, text) + findings_html(_to_look_at(planned), most=3)
+
+
+def _to_look_at(planned: ShardPlan) -> list[Finding]:
+    return [finding for finding in planned.found_while_planning if finding.severity != "info"]

@@ -75,8 +75,9 @@ class Try(Step):
         fields = (self.prompt, self.most, self.sample, self.reference)
         super().__init__([self.facts, *fields, self.job, self.answer, self.free])
         self.free.on_click(lambda _: self._forget())
-        self.job.observe(lambda _: self._describe(), "running")
+        self.job.observe(self._running, "running")
         self.observe(self._new, "plan")
+        self.observe(lambda _: self._describe(), "pending")
         self.plan = plan
         self._describe()
 
@@ -87,6 +88,17 @@ class Try(Step):
         self.said, self.answer.value = (), ""
         self._forget()
 
+    def inputs(self) -> tuple[W.Widget, ...]:
+        return self.prompt, self.most, self.sample, self.reference
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        self.job.enable()
+
+    def _running(self, change: Any) -> None:
+        self.frozen = change["new"]
+        self._describe()
+
     @handler
     def _forget(self) -> None:
         self._models.clear()
@@ -94,7 +106,10 @@ class Try(Step):
 
     def _describe(self) -> None:
         why = self._why_not()
-        self.facts.value = alert("warning" if self.plan is not None and why else "info", why or self._fits())
+        if self.plan is None and self.pending:
+            self.facts.value = alert("busy", self.pending)
+        else:
+            self.facts.value = alert("warning" if self.plan is not None and why else "info", why or self._fits())
         self.free.disabled = not self._models or self.job.running
         self.job.enable()
 
@@ -118,7 +133,7 @@ class Try(Step):
         return f"Loads the model, {format_bytes(memory_needed(self.plan))} of memory, and writes nothing."
 
     def _ready(self) -> bool:
-        return not self._why_not()
+        return not self._why_not() and not self.frozen
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> tuple[Said, ...]:
         self.message.value, self.answer.value = "", ""

@@ -83,6 +83,7 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
 
     shown.at(7, "Result")
     names = {path.name for path in target.iterdir()}
+    page.locator("summary").filter(has_text=f"{len(names)} files").click()
     for name in names:
         expect(page.get_by_role("cell", name=name, exact=True)).to_be_visible()
     assert {"model.safetensors.index.json", "config.json", "tokenizer.json"} < names
