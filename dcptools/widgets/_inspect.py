@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets as W
+import numpy as np
 import pandas as pd
 import traitlets as T
 
@@ -14,12 +14,11 @@ from dcptools import plots
 from dcptools._text import format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding
-from dcptools.tree import Leaf
 from dcptools.widgets._base import Step, beside, figure_html, handler
 from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._rows import Column, is_missing
-from dcptools.widgets._table import Table
+from dcptools.widgets._table import Leaves, Table
 from dcptools.widgets._values import Values
 
 KEYS, SIZES, VALUES, FINDINGS = range(4)  # the tabs
@@ -116,14 +115,16 @@ class Inspect(Step):
         frame["warning"] = [", ".join(warnings.get(key, ())) for key in frame["key"]]
         return frame
 
-    def _leaves(self, frame: pd.DataFrame) -> Iterator[tuple[int, str, Leaf]]:
+    def _leaves(self, frame: pd.DataFrame) -> Leaves:
         """Rows of the keys for the tree, in the order of the checkpoint: that of the model's own modules."""
-        stored = {key: number for number, key in enumerate((*self.checkpoint.tensors, *self.checkpoint.objects))}
-        columns = (frame[name].to_numpy(object) for name in ("key", "shape", "dtype", "numel", "nbytes"))
-        rows = sorted(zip(frame.index, *columns, strict=True), key=lambda row: stored[row[1]])
-        for position, key, shape, dtype, numel, nbytes in rows:
-            size = 0 if is_missing(nbytes) else int(nbytes)
-            yield position, key, (shape, dtype, int(numel), size) if shape is not None else ((), "object", 0, size)
+        keys = (*self.checkpoint.tensors, *self.checkpoint.objects)
+        stored = dict(zip(keys, range(len(keys)), strict=True))
+        numbers = np.fromiter(map(stored.__getitem__, frame["key"]), np.intp, len(frame))
+        rows = frame.take(np.argsort(numbers))
+        shapes = [() if shape is None else shape for shape in rows["shape"]]
+        dtypes = [dtype or "object" for dtype in rows["dtype"]]
+        sizes = (rows[name].fillna(0).to_numpy(np.int64).tolist() for name in ("numel", "nbytes"))
+        return rows.index.tolist(), rows["key"].tolist(), list(zip(shapes, dtypes, *sizes, strict=True))
 
     @handler
     def _fill(self, _: Any = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import anywidget
 import pandas as pd
 import traitlets as T
 
+from dcptools._collector import no_collections
 from dcptools.tree import Leaf
 from dcptools.widgets._outline import HEADINGS, Outline
 from dcptools.widgets._rows import Column, Query, Rows, Selection
@@ -26,6 +27,7 @@ MOST_ROWS = 100  # that are sent at once
 CSV_ROWS = 2000  # in a piece of a download, some tens of kB when packed
 HERE = Path(__file__).parent
 Frame = pd.DataFrame | Callable[[], pd.DataFrame]
+Leaves = tuple[Sequence[int], Sequence[str], Sequence[Leaf]]  # rows of the frame, their keys, and what is stored
 
 
 class Table(anywidget.AnyWidget):
@@ -59,7 +61,7 @@ class Table(anywidget.AnyWidget):
         columns: Sequence[Column],
         *,
         noun: str = "key",
-        leaves: Callable[[pd.DataFrame], Iterable[tuple[int, str, Leaf]]] | None = None,
+        leaves: Callable[[pd.DataFrame], Leaves] | None = None,
         order: str = "",
         descending: bool = False,
         sorted_by: str = "",
@@ -221,7 +223,8 @@ class Table(anywidget.AnyWidget):
         self._outline = None
         if self._tree and self._leaves is not None:
             matching = rows.frame.iloc[self._selection.positions]
-            self._outline = Outline.of(self._leaves(matching), everything=bool(self._query.search))
+            with no_collections():
+                self._outline = Outline.of(*self._leaves(matching), everything=bool(self._query.search))
         self._publish()
 
     def _publish(self) -> None:
