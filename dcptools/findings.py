@@ -278,13 +278,14 @@ def summary(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Itera
 
 
 def grouped(findings: Iterable[Finding]) -> Iterator[Group]:
-    """Errors first and infos last; more than three of a code by the first two segments of their keys."""
+    """Errors first and infos last; more than three of a code by what their keys begin with: two names, or a layer's."""
     kinds: dict[tuple[Severity, str], list[Finding]] = {}
     for finding in sorted(findings, key=lambda f: -SEVERITIES.index(f.severity)):
         kinds.setdefault((finding.severity, finding.code), []).append(finding)
     for alike in kinds.values():
         groups: dict[tuple[str, ...], list[Finding]] = {}
         for number, finding in enumerate(alike):
-            prefix = tuple(finding.key.split(".")[:-1][:2]) if len(alike) > SHOWN_ALONE else ()
+            names = takewhile(lambda name: not name.isdecimal(), finding.key.split(".")[:-1][:2])
+            prefix = tuple(names) if len(alike) > SHOWN_ALONE else ()
             groups.setdefault(prefix or (str(number),), []).append(finding)
         yield from (Group(tuple(group)) for group in groups.values())
