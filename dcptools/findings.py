@@ -5,8 +5,11 @@ The codes are stable; :data:`CODES` says what each means, and the docs are check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple, cast
 
@@ -193,6 +196,65 @@ def of_severity(findings: Iterable[Finding], severity: Severity) -> tuple[Findin
     return tuple(f for f in findings if f.severity == severity)
 
 
+def advice(code: str) -> str:
+    """What to do about findings of a code: Markdown, with links to pages of the docs.
+
+    >>> advice("missing-file")
+    'Copy the file, or take another checkpoint.'
+    """
+    return _all_advice()[code]
+
+
+@cache
+def _all_advice() -> dict[str, str]:
+    return tomllib.loads(resources.files("dcptools").joinpath("advice.toml").read_text("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Findings of one severity and code that are told together; shows itself as one line."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def severity(self) -> Severity:
+        return self.findings[0].severity
+
+    @property
+    def code(self) -> str:
+        return self.findings[0].code
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What they are about; some are about no key."""
+        return tuple(finding.key for finding in self.findings if finding.key)
+
+    @property
+    def where(self) -> str:
+        """The one key, or how many there are and what they begin with; empty if it is about no key.
+
+        >>> Group(tuple(Finding("hole", f"model.layers.{n}.w", "rows are missing") for n in range(36))).where
+        '36 keys under model.layers.*'
+        """
+        if len(self.findings) == 1:
+            return self.findings[0].key
+        parts = [key.split(".")[:-1] for key in self.keys]
+        shared = takewhile(lambda segments: len(set(segments)) == 1, zip(*parts, strict=False))
+        prefix = ".".join(segments[0] for segments in shared)
+        alike = len({(finding.message, finding.hint) for finding in self.findings}) == 1
+        return f"{len(self.keys):,} keys under {prefix}.*" + ("" if alike else f", such as {self.keys[0]}")
+
+    @property
+    def sentence(self) -> str:
+        """What is said of all of them, or of the first one."""
+        first = self.findings[0]
+        return first.message + (f" ({first.hint})" if first.hint else "")
+
+    def __str__(self) -> str:
+        where = f" {self.where}:" if self.where else ":"
+        return printable(f"{self.severity}[{self.code}]{where} {self.sentence}")
+
+
 def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[str]:
     """Lines for people: errors first and infos last; keys of one code and prefix are one line.
 
@@ -205,38 +267,25 @@ def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) ->
 
 def summary(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[tuple[Severity, str]]:
     """The same lines, each with its severity; at most ``most`` of a code, then the count of the rest."""
-    kinds: dict[tuple[Severity, str], list[Finding]] = {}
-    for finding in sorted(findings, key=lambda f: -SEVERITIES.index(f.severity)):
-        kinds.setdefault((finding.severity, finding.code), []).append(finding)
-    for (severity, code), alike in kinds.items():
-        groups = list(_groups(alike))
+    kinds: dict[tuple[Severity, str], list[Group]] = {}
+    for group in grouped(findings):
+        kinds.setdefault((group.severity, group.code), []).append(group)
+    for (severity, code), groups in kinds.items():
         for group in groups[:most]:
-            yield severity, _line(group)
-        if rest := sum(map(len, groups[most:])):
+            yield severity, str(group)
+        if rest := sum(len(group.findings) for group in groups[most:]):
             yield severity, f"{severity}[{code}]: and {rest:,} more"
 
 
-def _groups(alike: Sequence[Finding]) -> Iterator[list[Finding]]:
-    """Findings of one code by the first two segments of their keys; a few are told one by one."""
-    if len(alike) <= SHOWN_ALONE:
-        yield from ([finding] for finding in alike)
-        return
-    groups: dict[tuple[str, ...], list[Finding]] = {}
-    for number, finding in enumerate(alike):
-        prefix = tuple(finding.key.split(".")[:-1][:2])
-        groups.setdefault(prefix or (str(number),), []).append(finding)
-    yield from groups.values()
-
-
-def _line(group: Sequence[Finding]) -> str:
-    """One finding as it is, several by what their keys begin with."""
-    first = group[0]
-    if len(group) == 1:
-        return str(first)
-    parts = [finding.key.split(".")[:-1] for finding in group]
-    shared = takewhile(lambda segments: len(set(segments)) == 1, zip(*parts, strict=False))
-    same = {(finding.message, finding.hint) for finding in group} == {(first.message, first.hint)}
-    prefix = ".".join(segments[0] for segments in shared)
-    text = f"{len(group):,} keys under {prefix}.*" + ("" if same else f", such as {first.key}")
-    hint = f" ({first.hint})" if first.hint else ""
-    return printable(f"{first.severity}[{first.code}] {text}: {first.message}{hint}")
+def grouped(findings: Iterable[Finding]) -> Iterator[Group]:
+    """Errors first and infos last; more than three of a code by what their keys begin with: two names, or a layer's."""
+    kinds: dict[tuple[Severity, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: -SEVERITIES.index(f.severity)):
+        kinds.setdefault((finding.severity, finding.code), []).append(finding)
+    for alike in kinds.values():
+        groups: dict[tuple[str, ...], list[Finding]] = {}
+        for number, finding in enumerate(alike):
+            names = takewhile(lambda name: not name.isdecimal(), finding.key.split(".")[:-1][:2])
+            prefix = tuple(names) if len(alike) > SHOWN_ALONE else ()
+            groups.setdefault(prefix or (str(number),), []).append(finding)
+        yield from (Group(tuple(group)) for group in groups.values())

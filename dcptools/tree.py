@@ -7,9 +7,10 @@ a shape or a dtype stays apart.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from dcptools._text import format_bytes, format_count, format_shape, printable
 from dcptools.checkpoint import Checkpoint, as_checkpoint
@@ -76,68 +77,83 @@ def tree(checkpoint: Checkpoint | str | os.PathLike[str]) -> Tree:
     ['model', 'optimizer', 'extra_state']
     """
     checkpoint = as_checkpoint(checkpoint)
-    tensors, objects = checkpoint.tensors.items(), checkpoint.objects.items()
-    leaves = [(key, (tensor.shape, tensor.dtype.name, tensor.numel, tensor.nbytes)) for key, tensor in tensors]
-    return tree_of([*leaves, *((key, ((), "object", 0, entry.nbytes or 0)) for key, entry in objects)])
+    tensors, objects = checkpoint.tensors.values(), checkpoint.objects.values()
+    leaves: list[Leaf] = [(tensor.shape, tensor.dtype.name, tensor.numel, tensor.nbytes) for tensor in tensors]
+    leaves += [((), "object", 0, stored.nbytes or 0) for stored in objects]
+    return tree_of([*checkpoint.tensors, *checkpoint.objects], leaves)
 
 
-def tree_of(leaves: Iterable[tuple[str, Leaf]]) -> Tree:
+def tree_of(keys: Sequence[str], leaves: Sequence[Leaf]) -> Tree:
     """The tree of some keys, each with its shape, dtype, elements and bytes; the dtype of an object is "object"."""
-    top = _Module()
-    for key, leaf in leaves:
-        top.insert(key, leaf)
-    signatures = _Signatures()
-    return Tree(_nodes(_groups(top, signatures), signatures, "", 0, 1))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    known = _Keys([keys[place] for place in order], [leaves[place] for place in order], order)
+    return Tree(_nodes(_groups(_Module(known, "", 0, 0, len(order))), "", 0, 1))
+
+
+class _Keys(NamedTuple):
+    """All keys, sorted: those of a module follow each other, so that none is cut before its module is looked at."""
+
+    names: list[str]
+    leaves: list[Leaf]
+    places: list[int]  # in the checkpoint
 
 
 class _Module:
-    """What lies below a name, and the tensor of just that name where there is one."""
+    """What lies below a name: the tensor of just that name where there is one, and the keys that go on."""
 
-    __slots__ = ("children", "leaf")
+    __slots__ = ("first", "keys", "leaf", "level", "place", "prefix", "stop")
 
-    def __init__(self) -> None:
-        self.children: dict[str, _Module] = {}
+    def __init__(self, keys: _Keys, prefix: str, level: int, first: int = 0, stop: int = 0) -> None:
+        self.keys, self.prefix, self.level = keys, prefix, level  # the name with its dot; how many names that are
+        self.first, self.stop = first, stop  # the keys that go on
         self.leaf: Leaf | None = None
+        self.place = len(keys.names)  # of the first key in it
 
-    def insert(self, key: str, leaf: Leaf) -> None:
-        module = self
-        for part in key.split(".", MAX_DEPTH):
-            if part not in module.children:
-                module.children[part] = _Module()
-            module = module.children[part]
-        module.leaf = leaf
+    def children(self) -> list[tuple[str, _Module]]:
+        """With their names, in the order of the checkpoint."""
+        names, leaves, places = self.keys
+        found: dict[str, _Module] = {}
+        at = self.first
+        while at < self.stop:
+            rest = names[at][len(self.prefix) :]
+            name, dot, _ = rest.partition(".") if self.level < MAX_DEPTH else (rest, "", "")
+            if name not in found:
+                found[name] = _Module(self.keys, f"{self.prefix}{name}.", self.level + 1)
+            child, first = found[name], at
+            if dot:
+                after = f"{self.prefix}{name}/"  # the character that follows the dot
+                child.first, child.stop = first, bisect_left(names, after, first, self.stop)
+                at = child.stop
+            else:
+                child.leaf = leaves[first]
+                at += 1
+            child.place = min(child.place, *places[first:at])
+        return sorted(found.items(), key=lambda each: each[1].place)
+
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for modules with the same names, shapes and dtypes all the way down."""
+        rests = tuple(name[len(self.prefix) :] for name in self.keys.names[self.first : self.stop])
+        kinds = tuple(leaf[:2] for leaf in self.keys.leaves[self.first : self.stop])
+        return self.leaf[:2] if self.leaf else None, rests, kinds
 
 
-class _Signatures:
-    """Numbers for kinds of modules: equal numbers, equal names, shapes and dtypes all the way down."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, int] = {}
-        self._of: dict[int, int] = {}  # id of a module -> its number
-
-    def __call__(self, module: _Module) -> int:
-        if id(module) not in self._of:
-            below = tuple(sorted((name, self(child)) for name, child in module.children.items()))
-            kind = (module.leaf[:2] if module.leaf else None, below)
-            self._of[id(module)] = self._known.setdefault(kind, len(self._known))
-        return self._of[id(module)]
+def _nodes(groups: Iterable[_Group], path: str, depth: int, count: int) -> tuple[Node, ...]:
+    return tuple(_node(label, equal, path, depth, count) for label, equal in groups)
 
 
-def _nodes(groups: Iterable[_Group], signatures: _Signatures, path: str, depth: int, count: int) -> tuple[Node, ...]:
-    return tuple(_node(label, equal, signatures, path, depth, count) for label, equal in groups)
-
-
-def _groups(module: _Module, signatures: _Signatures) -> Iterator[_Group]:
+def _groups(module: _Module) -> Iterator[_Group]:
     """The children: each by itself, but numbered ones of one kind together."""
-    numbered: dict[int, list[int]] = {}
-    for name, child in module.children.items():
+    children = module.children()
+    numbered: dict[Any, list[int]] = {}
+    for name, child in children:
         if name.isdecimal() and len(name) <= MAX_DIGITS and str(int(name)) == name:
-            numbered.setdefault(signatures(child), []).append(int(name))
+            numbered.setdefault(child.kind(), []).append(int(name))
         else:
             yield name, [child]
+    by_name = dict(children)
     for numbers in sorted(map(sorted, numbered.values())):
         label = f"{{{_ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0])
-        yield label, [module.children[str(number)] for number in numbers]
+        yield label, [by_name[str(number)] for number in numbers]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -151,16 +167,16 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(f"{first}..{last}" if first != last else str(first) for first, last in runs)
 
 
-def _node(label: str, equal: list[_Module], signatures: _Signatures, path: str, depth: int, count: int) -> Node:
+def _node(label: str, equal: list[_Module], path: str, depth: int, count: int) -> Node:
     """The node for equal modules, with a chain of only children merged into its label."""
     module, count = equal[0], count * len(equal)
-    groups = list(_groups(module, signatures))
+    groups = list(_groups(module))
     while len(groups) == 1 and module.leaf is None:
         ((part, inner),) = groups
         label, module, count = f"{label}.{part}", inner[0], count * len(inner)
-        groups = list(_groups(module, signatures))
+        groups = list(_groups(module))
     full = f"{path}.{label}" if path else label
-    children = _nodes(groups, signatures, full, depth + 1, count)
+    children = _nodes(groups, full, depth + 1, count)
     shape, dtype, numel, nbytes = module.leaf or ((), "", 0, 0)
     own = count if module.leaf else 0
     return Node(

@@ -205,8 +205,9 @@ class TestComplete:
     def test_every_error_class_is_in_the_reference(self) -> None:
         assert set(re.findall(r"^\| `(\w+)` \| `", text_of("api.md"), flags=re.MULTILINE)) >= error_names()
 
-    def test_the_table_of_findings_has_every_code_with_its_severity_and_meaning(self) -> None:
-        assert finding_rows() == {code: (kind.severity, kind.meaning) for code, kind in findings.CODES.items()}
+    def test_the_table_of_findings_has_every_code_with_its_severity_meaning_and_advice(self) -> None:
+        kinds = {code: (kind.severity, kind.meaning, findings.advice(code)) for code, kind in findings.CODES.items()}
+        assert finding_rows() == kinds
 
     def test_every_option_of_convert_is_explained(self) -> None:
         explained = set(re.findall(r"--[a-z-]+", text_of("convert.md")))
@@ -218,10 +219,10 @@ def error_names() -> set[str]:
     return {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.DcptoolsError)}
 
 
-def finding_rows() -> dict[str, tuple[str, str]]:
-    """Code to severity and meaning, from the page."""
-    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \| (.+?) \| .+ \|$", text_of("findings.md"), flags=re.MULTILINE)
-    return {code: (severity, meaning) for code, severity, meaning in rows}
+def finding_rows() -> dict[str, tuple[str, str, str]]:
+    """Code to severity, meaning and advice, from the page."""
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \| (.+?) \| (.+) \|$", text_of("findings.md"), flags=re.MULTILINE)
+    return {code: (severity, meaning, advice) for code, severity, meaning, advice in rows}
 
 
 class TestTroubleshooting:

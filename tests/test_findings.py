@@ -103,6 +103,11 @@ def test_many_keys_of_one_prefix_are_one_line() -> None:
     ]
 
 
+def test_layers_are_no_prefixes() -> None:
+    alike = [Finding("weight-unexpected", f"layers.{n}.{name}", "odd") for n in range(4) for name in ("a.w", "b.w")]
+    assert list(summary_lines(alike)) == ["warning[weight-unexpected] 8 keys under layers.*: odd"]
+
+
 def test_three_of_a_code_are_told_one_by_one() -> None:
     few = [Finding("unusual-key", f"model.ema.{n}", "odd") for n in range(3)]
     assert list(summary_lines(few)) == [str(finding) for finding in few]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dcptools.checkpoint import Checkpoint, read
 from dcptools.errors import NotACheckpoint
-from dcptools.tree import MAX_DEPTH, Node, Tree, tree
+from dcptools.tree import MAX_DEPTH, Node, Tree, _Module, tree, tree_of
 
 
 def of(directory: Path, shapes: dict[str, tuple[int, ...]]) -> Tree:
@@ -68,6 +68,21 @@ def test_groups_of_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) ->
     shapes |= {"layers.1.w": (7,), "layers.12.w": (8,)}
     labels = [label for label, _ in rows(of(tmp_path, shapes))[1:]]
     assert labels == ["1.w", "{2,10}.w", "{3,9,11}.w", "12.w"]
+
+
+def test_modules_stand_in_the_order_of_the_checkpoint(tmp_path: Path) -> None:
+    keys = ["norm.w", "a-b", "a.y", "a", "layers.0.q", "layers.0.k", "layers.1.k", "layers.1.q", "embed"]
+    labels = [node.label for node in of(tmp_path, dict.fromkeys(keys, (1,))).rows()]
+    assert labels == ["norm.w", "a-b", "a", "y", "layers.{0..1}", "q", "k", "embed"]
+
+
+def test_of_modules_that_are_alike_only_one_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [f"layers.{n}.experts.{e}.{w}.weight" for n in range(20) for e in range(30) for w in ("up", "down")]
+    made = []
+    monkeypatch.setattr("dcptools.tree._Module", lambda *given: made.append(given) or _Module(*given))
+    (layers,) = tree_of(keys, [((1,), "float32", 1, 4)] * len(keys)).nodes
+    assert (layers.label, layers.tensors) == ("layers.{0..19}.experts.{0..29}", 1200)
+    assert len(made) < 100  # names in one layer and one expert; there are 3,041 in all
 
 
 def test_what_differs_in_dtype_or_in_a_name_stays_apart(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from dcptools.shards import ShardPlan, plan
 from dcptools.tensors import TensorReader
 from dcptools.widgets import _convert, _job, _mapping, _open, _shards, _try
 from dcptools.widgets._base import Step, alert, handler
+from dcptools.widgets._cards import Cards
 from dcptools.widgets._inspect import FINDINGS, KEYS, SIZES
 from dcptools.widgets._job import Job
 from dcptools.widgets._labels import by_label
@@ -88,6 +89,11 @@ class _Reader(html.parser.HTMLParser):
 
 def text(widget: Any) -> str:
     return "".join(_Reader(widget.value).words)
+
+
+def told(cards: Cards) -> str:
+    """What is on the cards."""
+    return "\n".join(text(card.children[0]) for card in cards.shown.children)
 
 
 def roles(widget: Any) -> list[str]:
@@ -206,7 +212,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules",
+        "Table", "Values", "Detail", "Job", "Rules", "Cards",
     }  # fmt: skip
 
 
@@ -627,7 +633,7 @@ def test_a_finding_leads_to_its_row_and_back(tmp_path: Path) -> None:
     step.tabs.selected_index = FINDINGS
     (row,) = [n for n, code in enumerate(step.findings.frame["code"]) if code == "hole"]
     step.findings.show(row)
-    below = step.tabs.children[FINDINGS].children[1]
+    below = step.tabs.children[FINDINGS].children[1].children[1]
     assert text(below).startswith("error[hole] model.model.w: nothing is stored") and roles(below) == ["alert"]
     step.key_table.ask(search="nothing that is there")
     step.findings.opened = row
@@ -753,7 +759,7 @@ def test_an_assets_directory_that_is_not_there_is_said(checkpoint: Checkpoint, t
 
 def test_warnings_ask_to_be_read(checkpoint: Checkpoint) -> None:
     step = widgets.Mapping(checkpoint)  # no assets: a warning
-    assert "warning[assets-none]" in text(step.found) and "alert" in roles(step.found)
+    assert "warning[assets-none]" in told(step.cards) and "alert" in roles(step.found)
     assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
     step.accept.value = True
     assert step.blocked == ""
@@ -764,7 +770,7 @@ def test_warnings_ask_to_be_read(checkpoint: Checkpoint) -> None:
 def test_errors_block_and_cannot_be_ticked_away(tmp_path: Path, assets: str) -> None:
     broken.hole(tmp_path / "hole")
     step = widgets.Mapping(read(tmp_path / "hole"), model_assets_dir=assets)
-    assert "error[hole] model.model.w:" in text(step.found) and "alert" in roles(step.found)
+    assert "error[hole] model.model.w:" in told(step.cards) and "alert" in roles(step.found)
     step.accept.value = True
     assert step.accept.layout.display == "none"
     assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
@@ -858,7 +864,7 @@ def test_what_is_not_the_model_is_told_apart_by_state(model: str, assets: str, t
 def test_a_mismatch_blocks_until_it_is_allowed(model: str, assets: str, tmp_path: Path) -> None:
     step = held(without_norm(tmp_path / "c"), model, assets)
     assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
-    assert "error[model-mismatch]" in text(step.found)
+    assert "error[model-mismatch]" in told(step.cards)
     step.rules.fields["allow_mismatch"].value = True
     assert roles(step.verdict) == ["alert"]  # it still is not the model
     assert step.blocked == "There are warnings; tick that you have read them."
@@ -1539,7 +1545,7 @@ def test_errors_block_next(tmp_path: Path, assets: str) -> None:
     wizard.step = 2
     assert wizard.next.disabled and wizard.plan is None
     assert text(wizard.why) == "The mapping has errors; change a rule, or use another checkpoint."
-    assert "error[truncated-file]" in text(wizard.mapping_step.found)
+    assert "error[truncated-file]" in told(wizard.mapping_step.cards)
 
 
 def test_the_step_is_said_to_programs_and_people(wizard: widgets.Wizard) -> None:

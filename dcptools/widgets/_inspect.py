@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets as W
+import numpy as np
 import pandas as pd
 import traitlets as T
 
 from dcptools import plots
 from dcptools._text import format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
-from dcptools.findings import Finding
-from dcptools.tree import Leaf
+from dcptools.findings import Finding, Group
 from dcptools.widgets._base import Step, beside, figure_html, handler
+from dcptools.widgets._cards import Cards
 from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._rows import Column, is_missing
-from dcptools.widgets._table import Table
+from dcptools.widgets._table import Leaves, Table
 from dcptools.widgets._values import Values
 
 KEYS, SIZES, VALUES, FINDINGS = range(4)  # the tabs
@@ -71,10 +71,16 @@ class Inspect(Step):
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
         self.key_table = Table(COLUMNS, leaves=self._leaves, order="key", sorted_by="key")
         self.findings, self.detail = findings_table(), Detail(self._show_finding)
+        self.cards = Cards(self._show_concerned)
         self.sizes = W.HTML()
         self.values = Values(self._with_stats, self.show_error)
         self.tabs = W.Tab(
-            [beside(self.key_table, self.detail), self.sizes, self.values, with_text(self.findings)],
+            [
+                beside(self.key_table, self.detail),
+                self.sizes,
+                self.values,
+                W.VBox([self.cards, with_text(self.findings)]),
+            ],
             titles=("Keys", "Sizes", "Values", "Findings"),
             layout={"width": "99%"},
         )
@@ -100,6 +106,7 @@ class Inspect(Step):
         self.blocked = ""
         self.key_table.frame = self._keys_frame
         self.findings.frame = findings_frame(self.checkpoint.findings)
+        self.cards.tell(self.checkpoint.findings, self._can_show)
         self.tabs.set_title(FINDINGS, f"Findings ({len(self.checkpoint.findings):,})")
         self._fill()
 
@@ -116,14 +123,16 @@ class Inspect(Step):
         frame["warning"] = [", ".join(warnings.get(key, ())) for key in frame["key"]]
         return frame
 
-    def _leaves(self, frame: pd.DataFrame) -> Iterator[tuple[int, str, Leaf]]:
+    def _leaves(self, frame: pd.DataFrame) -> Leaves:
         """Rows of the keys for the tree, in the order of the checkpoint: that of the model's own modules."""
-        stored = {key: number for number, key in enumerate((*self.checkpoint.tensors, *self.checkpoint.objects))}
-        columns = (frame[name].to_numpy(object) for name in ("key", "shape", "dtype", "numel", "nbytes"))
-        rows = sorted(zip(frame.index, *columns, strict=True), key=lambda row: stored[row[1]])
-        for position, key, shape, dtype, numel, nbytes in rows:
-            size = 0 if is_missing(nbytes) else int(nbytes)
-            yield position, key, (shape, dtype, int(numel), size) if shape is not None else ((), "object", 0, size)
+        keys = (*self.checkpoint.tensors, *self.checkpoint.objects)
+        stored = dict(zip(keys, range(len(keys)), strict=True))
+        numbers = np.fromiter(map(stored.__getitem__, frame["key"]), np.intp, len(frame))
+        rows = frame.take(np.argsort(numbers))
+        shapes = [() if shape is None else shape for shape in rows["shape"]]
+        dtypes = [dtype or "object" for dtype in rows["dtype"]]
+        sizes = (rows[name].fillna(0).to_numpy(np.int64).tolist() for name in ("numel", "nbytes"))
+        return rows.index.tolist(), rows["key"].tolist(), list(zip(shapes, dtypes, *sizes, strict=True))
 
     @handler
     def _fill(self, _: Any = None) -> None:
@@ -153,6 +162,16 @@ class Inspect(Step):
             return [], ""
         names = [o.name for o in self.mapping.outputs if any(view.key == key for view in o.sources)]
         return names, next((left.reason for left in self.mapping.leftovers if left.key == key), "")
+
+    def _can_show(self, group: Group) -> bool:
+        return any(key in self.checkpoint.tensors or key in self.checkpoint.objects for key in group.keys)
+
+    @handler
+    def _show_concerned(self, group: Group) -> None:
+        """The keys that findings are about, and no others."""
+        rows = np.flatnonzero(self.key_table.frame["key"].isin(group.keys)).tolist()
+        self.tabs.selected_index = KEYS
+        self.key_table.only(rows, f"{group.code}: {group.where}")
 
     @handler
     def _show_finding(self, finding: Finding) -> None:

@@ -12,10 +12,12 @@ import traitlets as T
 from dcptools._text import counted, format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.errors import DcptoolsError
-from dcptools.findings import Finding
+from dcptools.findings import Finding, Group
 from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.shards import DTYPES, written_dtypes
-from dcptools.widgets._base import Step, alert, beside, findings_html, handler, identity
+from dcptools.widgets._acting import Concerned
+from dcptools.widgets._base import Step, alert, beside, handler, identity
+from dcptools.widgets._cards import Cards
 from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._labels import LABELS
@@ -70,6 +72,7 @@ class Mapping(Step):
         self.rules = Rules(beside=[self.dtype_choice])
         self.verdict, self.found, self.findings = W.HTML(), W.HTML(), findings_table()
         self.verdict.add_class("dcp-verdict")
+        self.cards = Cards(self._show_concerned, self._exclude)
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
         self.weights, self.outputs = model_table(), Table(OUTPUT_COLUMNS, noun="output", order="name")
         self.leftovers, self.detail = Table(LEFTOVER_COLUMNS, order="key"), Detail(self._show_finding)
@@ -79,7 +82,7 @@ class Mapping(Step):
             layout={"width": "99%"},
         )
         # a message is about a rule: below their fields
-        super().__init__([self.verdict, self.rules], below=[self.found, self.accept, self.tabs])
+        super().__init__([self.verdict, self.rules], below=[self.found, self.cards, self.accept, self.tabs])
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self._known: bool | None = None  # whether the model of the last mapping was
         self._later = Latest(self._preview)
@@ -144,7 +147,7 @@ class Mapping(Step):
         """What was said of other rules must not stand below a message."""
         self.busy, self.mapping, self.verdict.value, self.found.value = "", None, "", ""
         self.blocked = "There is no mapping yet." if self.checkpoint is not None else "Read a checkpoint first."
-        self.accept.layout.display = self.tabs.layout.display = "none"
+        self.accept.layout.display = self.tabs.layout.display = self.cards.layout.display = "none"
 
     def inputs(self) -> tuple[W.Widget, ...]:
         return *self.rules.fields.values(), self.dtype_choice
@@ -181,7 +184,11 @@ class Mapping(Step):
         known = mapping.fit is not None
         if known is not self._known:
             self._known, self.tabs.selected_index = known, MODEL if known else OUTPUTS
-        self.tabs.layout.display = ""
+        self._concerned = Concerned(mapping)
+        self.cards.tell(
+            mapping.findings, lambda group: bool(self._concerned.rows(group)[1]), self._concerned.can_exclude
+        )
+        self.tabs.layout.display = self.cards.layout.display = ""
 
     def _decide(self) -> None:
         mapping: KeyMapping | None = self.mapping
@@ -222,6 +229,24 @@ class Mapping(Step):
         if row >= 0:
             self.tabs.selected_index = FINDINGS
             self.findings.show(row)
+
+    @handler
+    def _show_concerned(self, group: Group) -> None:
+        """The rows that findings are about, and no others."""
+        kind, rows = self._concerned.rows(group)
+        tab, table = {
+            "weights": (MODEL, self.weights),
+            "outputs": (OUTPUTS, self.outputs),
+            "leftovers": (LEFT_OUT, self.leftovers),
+        }[kind]
+        self.tabs.selected_index = tab
+        table.only(rows, f"{group.code}: {group.where}" if group.where else group.code)
+
+    @handler
+    def _exclude(self, group: Group) -> None:
+        """Leave out what findings are about, as if somebody had typed the globs."""
+        field = self.rules.fields["exclude"]
+        field.value = " ".join(dict.fromkeys([*field.value.split(), *self._concerned.globs(group)]))
 
     @handler
     def _follow(self, _: Any) -> None:
@@ -267,4 +292,4 @@ def _found_html(mapping: KeyMapping) -> str:
         "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
         "success": "No warnings.",
     }[kind]
-    return alert(kind, f"{count}. {verdict}") + findings_html((*mapping.errors, *mapping.warnings), most=3)
+    return alert(kind, f"{count}. {verdict}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,16 +26,15 @@ class Outline:
     positions: dict[str, int] = field(repr=False)  # by key
 
     @classmethod
-    def of(cls, leaves: Iterable[tuple[int, str, Leaf]], *, everything: bool) -> Outline:
+    def of(cls, positions: Iterable[int], keys: Sequence[str], leaves: Sequence[Leaf], *, everything: bool) -> Outline:
         """The outline of some rows of a frame, each with its key.
 
         ``everything`` expands it whole; else the model is expanded, with what is right below it.
         """
-        known = list(leaves)
-        shown = tree_of((key, leaf) for _, key, leaf in known)
+        shown = tree_of(keys, leaves)
         tops = [node for node in shown.nodes if node.label.split(".")[0] == "model"] or shown.nodes[:1]
         opened = frozenset(node.path for top in tops for node in (top, *top.children))
-        outline = cls(shown, opened, {key: int(position) for position, key, _ in known})
+        outline = cls(shown, opened, dict(zip(keys, positions, strict=True)))
         return outline.expanded_all() if everything else outline
 
     @cached_property

@@ -106,9 +106,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def select(self, query: Query) -> Selection:
-        """Search, filter and sort; raises re.error if the search is a wrong regular expression."""
-        found = self._found(query)
+    def select(self, query: Query, among: Mask | None = None) -> Selection:
+        """Search, filter and sort, all rows or some; raises re.error if the search is a wrong regular expression."""
+        found = self._found(query) if among is None else self._found(query) & among
         masks = {name: self._facets[name].mask(kinds) for name, kinds in query.chips.items() if kinds}
         chips = {}
         for name, facet in self._facets.items():

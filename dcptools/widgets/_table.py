@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import numpy as np
 import pandas as pd
 import traitlets as T
 
+from dcptools._collector import no_collections
+from dcptools._text import printable
 from dcptools.tree import Leaf
 from dcptools.widgets._outline import HEADINGS, Outline
-from dcptools.widgets._rows import Column, Query, Rows, Selection
+from dcptools.widgets._rows import Column, Mask, Query, Rows, Selection
 
 FIRST_ROWS = 40  # that are sent with an answer
 MOST_ROWS = 100  # that are sent at once
 CSV_ROWS = 2000  # in a piece of a download, some tens of kB when packed
 HERE = Path(__file__).parent
 Frame = pd.DataFrame | Callable[[], pd.DataFrame]
+Leaves = tuple[Sequence[int], Sequence[str], Sequence[Leaf]]  # rows of the frame, their keys, and what is stored
 
 
 class Table(anywidget.AnyWidget):
@@ -59,7 +63,7 @@ class Table(anywidget.AnyWidget):
         columns: Sequence[Column],
         *,
         noun: str = "key",
-        leaves: Callable[[pd.DataFrame], Iterable[tuple[int, str, Leaf]]] | None = None,
+        leaves: Callable[[pd.DataFrame], Leaves] | None = None,
         order: str = "",
         descending: bool = False,
         sorted_by: str = "",
@@ -72,6 +76,7 @@ class Table(anywidget.AnyWidget):
         self._source: Frame = pd.DataFrame(columns=names)
         self._rows: Rows | None = None  # None: nobody has looked yet
         self._selection: Selection | None = None
+        self._only: tuple[str, frozenset[int]] = ("", frozenset())  # rows that somebody wants to see alone, and why
         self._outline: Outline | None = None
         head = {"columns": [column.to_json() for column in self._columns], "noun": noun, "tree": None}
         if leaves is not None:
@@ -92,6 +97,7 @@ class Table(anywidget.AnyWidget):
         with self._lock:
             self._source, self._rows, self._selection, self._outline = frame, None, None, None
             self._version, self._frames = self._version + 1, self._frames + 1
+            self._only = ("", frozenset())
             self.chosen = -1
             self.answer = {"version": self._version, "stale": True, **self._asked()}
 
@@ -109,10 +115,18 @@ class Table(anywidget.AnyWidget):
         """Search, filter or sort: the fields of the query that change, ``chips`` as kinds by column."""
         self.receive({"kind": "ask", **changes})
 
+    def only(self, positions: Iterable[int], why: str) -> None:
+        """Show just these rows of the frame, whatever was searched for, until somebody takes that back."""
+        with self._lock:
+            self._only = (printable(why), frozenset(positions))
+            self._query, self._tree = Query(sort=self._query.sort, descending=self._query.descending), False
+            self._select()
+
     def show(self, position: int) -> None:
         """Choose a row of the frame and bring it into view, whatever was searched for."""
         with self._lock:
             if self._matching().index(position) < 0 or self._tree:
+                self._only = ("", frozenset())
                 self._query, self._tree = Query(sort=self._query.sort, descending=self._query.descending), False
                 self._select()
             self.chosen = position
@@ -147,6 +161,8 @@ class Table(anywidget.AnyWidget):
             chips,
         )
         self._tree = bool(message.get("tree", self._tree)) and self._leaves is not None
+        if "only" in message:  # a page can take it back, and no more
+            self._only = ("", frozenset())
         self._select()
 
     def _choose(self, message: dict[str, Any]) -> None:
@@ -212,7 +228,7 @@ class Table(anywidget.AnyWidget):
     def _select(self) -> None:
         rows = self._looked_at()
         try:
-            self._selection = rows.select(self._query)
+            self._selection = rows.select(self._query, self._wanted(len(rows)))
         except re.error as error:
             self._selection = self._selection or rows.select(Query())
             wrong = f"This is not a regular expression: {error}."
@@ -221,8 +237,14 @@ class Table(anywidget.AnyWidget):
         self._outline = None
         if self._tree and self._leaves is not None:
             matching = rows.frame.iloc[self._selection.positions]
-            self._outline = Outline.of(self._leaves(matching), everything=bool(self._query.search))
+            with no_collections():
+                self._outline = Outline.of(*self._leaves(matching), everything=bool(self._query.search))
         self._publish()
+
+    def _wanted(self, rows: int) -> Mask | None:
+        """The rows that somebody wants to see alone; None: all."""
+        why, positions = self._only
+        return np.isin(np.arange(rows), list(positions)) if why else None
 
     def _publish(self) -> None:
         """Send what was found, with its first rows."""
@@ -242,4 +264,4 @@ class Table(anywidget.AnyWidget):
         }
 
     def _asked(self) -> dict[str, Any]:
-        return {"query": self._query.to_json(), "tree": self._tree, "frame": self._frames}
+        return {"query": self._query.to_json(), "only": self._only[0], "tree": self._tree, "frame": self._frames}

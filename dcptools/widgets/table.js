@@ -294,8 +294,20 @@ function render({ model, el }) {
       }
       return group;
     });
+    if (answer().only) groups.unshift(make("div", { class: "dcp-group" }, only()));
     chips.replaceChildren(...groups);
     if (focused) [...chips.querySelectorAll("[data-chip]")].find((each) => each.dataset.chip === focused)?.focus();
+  }
+
+  // Rows that somebody asked to see alone; a click shows all again.
+  function only() {
+    const button = make(
+      "button", { type: "button", class: "dcp-chip", "aria-pressed": "true", "data-chip": "only", title: "Show all rows" },
+      make("span", { text: `Only ${answer().only}`, class: "dcp-kind" }), " ",
+      make("span", { class: "dcp-count", "aria-hidden": "true", text: "✕" }),
+    );
+    button.addEventListener("click", () => ask({ only: "" }));
+    return button;
   }
 
   function chip(name, kind, rows, chosen) {
@@ -335,9 +347,10 @@ function render({ model, el }) {
       return;
     }
     if (rows.length) view.pages.set(0, rows);
-    const another = JSON.stringify([query, isTree]) !== view.query;
+    const asked = JSON.stringify([query, isTree, answer().only]);
+    const another = asked !== view.query;
     if (isTree !== view.tree) view.widths = null;
-    [view.query, view.tree] = [JSON.stringify([query, isTree]), isTree];
+    [view.query, view.tree] = [asked, isTree];
     if (another) scroller.scrollTop = 0;
     if (another || !isTree) view.active = at;
     if (view.active >= shown) view.active = shown - 1;
