@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from remote_server import DENIED, SLOW_DOWN, Proxy
+from test_ranks import LOST, torchrun
 
 import dcptools
 from dcptools.checkpoint import read
@@ -23,7 +23,6 @@ from dcptools.hf import read_model
 from dcptools.recipe import command_line, python_call
 from dcptools.reviewing import review
 from dcptools.storage import RemoteSink, ahead, open_source, upload
-from dcptools.writer import Engine
 
 BUCKET = "bucket"
 
@@ -237,8 +236,6 @@ class TestErrors:
         planned = dcptools.plan(dcptools.preview(demo.checkpoint, model_assets_dir=demo.assets))
         with pytest.raises(UsageError, match="resume=True works for local directories.*\nConvert into a directory"):
             dcptools.write(planned, "memory://nothing/model", resume=True)
-        with pytest.raises(UsageError, match="Many processes can fill a local directory.*\nConvert into a directory"):
-            dcptools.write(planned, "memory://nothing/model", make_engine=partial(Engine))
         assert open_source("memory://nothing/model").kind() is None
 
     def test_the_hub_is_not_written_to(self, demo: Demo) -> None:
@@ -312,6 +309,36 @@ class TestComparing:
 
     def test_diff_compares_a_bucket_with_the_disk(self, store: Store, demo: Demo) -> None:
         assert dcptools.diff(CKPT, demo.checkpoint, keys=["model.*"]).same
+
+
+class TestTorchrun:
+    """Two processes that torchrun starts, each of which uploads its own shards."""
+
+    def test_they_write_the_model_of_one_and_the_index_last(self, store: Store, local: Path, tmp_path: Path) -> None:
+        words = [CKPT, "--save-dir", OUT, "--model-assets-dir", ASSETS, "--shard-size", "600kB", "--verify", "--quiet"]
+        done = torchrun(tmp_path, 2, *words)
+        assert (done.status, done.said) == (0, []), done.err
+        completed = [
+            r.path.partition("?")[0] for r in store.proxy.requests if r.method == "POST" and "upload" in r.path
+        ]
+        assert completed[-1].endswith("/model.safetensors.index.json")
+        assert same_as(store, local)
+        assert store.unfinished() == 0
+
+    def test_one_that_is_killed_leaves_nothing(self, store: Store, demo: Demo, tmp_path: Path) -> None:
+        words = [demo.checkpoint, "--save-dir", OUT, "--shard-size", "400kB", "--quiet"]
+        done = torchrun(tmp_path, 2, *words, rank0="slow", rank1="slow kill")
+        assert (done.status, done.said[-1:]) == (1, [LOST])
+        assert store.names("out") == []
+
+    def test_one_that_cannot_complete_its_files_leaves_nothing(self, store: Store, demo: Demo, tmp_path: Path) -> None:
+        refused(store, lambda method, path: method == "POST" and "uploadId" in path and "model-00004" in path)
+        done = torchrun(tmp_path, 2, demo.checkpoint, "--save-dir", OUT, "--shard-size", "400kB", "--quiet")
+        assert "Error: Publishing s3://bucket/out failed: Access Denied: s3://bucket/out/model-00004-of" in done.err
+        assert (done.status, len(done.said)) == (1, 1)
+        store.proxy.reset()
+        assert store.names("out") == []
+        assert store.unfinished() == 0
 
 
 def test_a_file_that_is_written_in_any_order_arrives_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,28 +8,36 @@ and else, as with a tensor that is written in another order than it is read, in 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dcptools.storage.sink import Sink
 from dcptools.storage.urls import as_system_errors, open_url
 
 PART_BYTES = 16 << 20  # of an upload
 MOST_PARTS = 9000  # S3 takes 10,000
+TOGETHER = 16  # files that are completed at the same time
 WAITING_BYTES = 32 << 20  # of a file that came out of turn and are kept in memory
 
 
 class RemoteSink:
     """Files below a URL. They are uploaded as they are written, and completed by ``commit``."""
 
+    shared = False  # who has sent the parts knows them
+
     def __init__(self, url: str) -> None:
         self._fs, self._root = open_url(url)
         self._url = url.rstrip("/")
         self._uploads: dict[str, _Streamed | _Staged] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[RemoteSink], tuple[str]]:
+        """Another process has a sink of the same kind, with nothing in it."""
+        return type(self), (self._url,)
 
     def create(self, name: str, nbytes: int) -> None:
         with self._errors(name):
@@ -59,7 +67,7 @@ class RemoteSink:
             del self._uploads[name]
 
     def adopt(self, name: str) -> None:
-        raise OSError(errno.ENOTSUP, "no process can complete another's upload", f"{self._url}/{name}")
+        """Nothing: who has uploaded a file completes it."""
 
     def close(self) -> None:
         self.discard()
@@ -79,6 +87,12 @@ class RemoteSink:
     def _errors(self, name: str) -> Iterator[None]:
         with as_system_errors(f"{self._url}/{name}"):
             yield
+
+
+def commit_all(sink: Sink, names: Iterable[str]) -> None:
+    """Give finished files their names, many at a time."""
+    with ThreadPoolExecutor(TOGETHER, thread_name_prefix="dcptools-publish") as pool:
+        list(pool.map(sink.commit, names))
 
 
 class _Streamed:

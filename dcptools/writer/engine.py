@@ -22,7 +22,7 @@ from dcptools._parallel import Progress, check_stopped, one_thread_each, run
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
-from dcptools.storage import Sink
+from dcptools.storage import Sink, commit_all
 from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
@@ -85,6 +85,10 @@ class Engine:
             # a stream for each file: two threads that write to one file wait for each other in the kernel
             streams = map(self._work, self.files)
             run(streams, self._worker, workers=self.workers, report=report, cancel=cancel)
+
+    def commit(self, names: Sequence[str]) -> None:
+        """Give finished files their names, many at a time; also such as the sink has of others."""
+        commit_all(self.sink, names)
 
     @contextmanager
     def _flushing(self) -> Iterator[None]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, system_errors
 from dcptools.shards import ShardPlan
 from dcptools.storage import FileState, RemoteSink, Source, open_source
+from dcptools.writer.engine import Engine
 from dcptools.writer.publishing import DURING, reason, refuse_changes, stage_others
 from dcptools.writer.swap import INDEXES, MAX_INDEX_BYTES, STARTS, named_by, names_of_model
 from dcptools.writer.target import planned_names
 
-TOGETHER = 16  # files that are completed at the same time
 
-
-def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink) -> list[tuple[str, OSError]]:
+def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink, engine: Engine) -> list[tuple[str, OSError]]:
     """Complete the uploads in place of an old model; returns what is left of that, and why.
 
     Raises
@@ -38,10 +36,9 @@ def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink) -> list[tuple[st
     try:
         for name in gone:
             sink.remove(name)
-        with ThreadPoolExecutor(TOGETHER, thread_name_prefix="dcptools-publish") as pool:
-            list(pool.map(sink.commit, others))
+        engine.commit(others)
         before = _checked(plan, source, others)
-        sink.commit(last)
+        engine.commit([last])
         if _checked(plan, source, [*others, last]) != before | {last: source.state(last)}:
             raise OSError("another run writes there")
     except BaseException as error:

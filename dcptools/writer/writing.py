@@ -100,8 +100,8 @@ def write(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
     if is_url(save_dir):
-        _refuse_for_url(str(save_dir), resume, make_engine)
-        return _write_to_url(plan, str(save_dir), overwrite, workers, progress, cancel, sizes)
+        _refuse_for_url(str(save_dir), resume)
+        return _write_to_url(plan, str(save_dir), overwrite, workers, progress, cancel, sizes, make_engine)
     target, count, start = Path(expanded(save_dir)), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
@@ -147,17 +147,12 @@ def fill(
     return found
 
 
-def _refuse_for_url(url: str, resume: bool, make_engine: Callable[..., Engine]) -> None:
+def _refuse_for_url(url: str, resume: bool) -> None:
     """What needs files that show before they are whole."""
     if resume:
         raise UsageError(
             f"{option('resume', True)} works for local directories: an upload to {url} that was stopped leaves nothing "
             "to go on with.\nConvert into a directory, and copy the model; or begin anew, without it."
-        )
-    if make_engine is not Engine:
-        raise UsageError(
-            f"Many processes can fill a local directory, and not {url}: no process can go on with another's upload.\n"
-            "Convert into a directory that all of them see, or in one process."
         )
 
 
@@ -169,17 +164,18 @@ def _write_to_url(
     progress: Progress | bool | None,
     cancel: threading.Event | None,
     sizes: Sizes | None,
+    make_engine: Callable[..., Engine],
 ) -> Report:
     """The same where the target is a URL: there is no lock, and the files are checked when they are completed."""
     count, start = workers or default_workers(), time.perf_counter()
     check_target(plan, url, overwrite=overwrite)
     refuse_changes(plan.checkpoint, *SINCE)
     sink = RemoteSink(url)
-    engine = Engine(plan, sink, workers=count, sync=False, sizes=sizes)
+    engine = make_engine(plan, sink, workers=count, sync=False, sizes=sizes)
     try:
         with _explained(url, plan.checkpoint):
             found = fill(engine, progress, cancel)
-            left = publish_to_url(plan, url, sink)
+            left = publish_to_url(plan, url, sink, engine)
     finally:
         sink.discard()
         plan.checkpoint.source.close()
