@@ -169,7 +169,7 @@ def convert_command(
     if not quiet:
         tell_findings(planned.findings)
     if dry_run:
-        check_target(planned, target, overwrite=overwrite)
+        check_target(planned, target, overwrite=overwrite, resume=resume)
         if as_json:
             print_json({"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)})
         elif not quiet:

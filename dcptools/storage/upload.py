@@ -29,15 +29,16 @@ class RemoteSink:
 
     shared = False  # who has sent the parts knows them
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, at_once: Iterable[str] = ()) -> None:
+        """Files of those names are completed as soon as they are whole."""
         self._fs, self._root = open_url(url)
-        self._url = url.rstrip("/")
+        self._url, self._at_once = url.rstrip("/"), frozenset(at_once)
         self._uploads: dict[str, _Streamed | _Staged] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[RemoteSink], tuple[str]]:
+    def __reduce__(self) -> tuple[type[RemoteSink], tuple[str, frozenset[str]]]:
         """Another process has a sink of the same kind, with nothing in it."""
-        return type(self), (self._url,)
+        return type(self), (self._url, self._at_once)
 
     def create(self, name: str, nbytes: int) -> None:
         with self._errors(name):
@@ -56,11 +57,15 @@ class RemoteSink:
     def finish(self, name: str, *, sync: bool) -> None:
         with self._errors(name):
             self._uploads[name].finish()
+        if name in self._at_once:
+            self.commit(name)
 
     def staged(self, name: str) -> None:
         """Nowhere: an upload shows when it is completed."""
 
     def commit(self, name: str) -> None:
+        if name in self._at_once and name not in self._uploads:
+            return
         with self._errors(name):
             self._uploads[name].commit()
         with self._lock:
@@ -77,6 +82,11 @@ class RemoteSink:
             uploads, self._uploads = self._uploads, {}
         for upload in uploads.values():
             upload.discard()
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file, which shows at once; raises OSError."""
+        with self._errors(name):
+            self._fs.pipe_file(f"{self._root}/{name}", content)
 
     def remove(self, name: str) -> None:
         """Remove a file that is there; raises OSError."""

@@ -167,8 +167,8 @@ class Engine:
                 return
         self.sink.finish(file.filename, sync=self.sync)
         path = self.sink.staged(file.filename)
-        if self._finished is not None and path is not None:
-            crc = self._sums.take(file.filename, file.nbytes, path)
+        if self._finished is not None:
+            crc = self._sums.take(file.filename, file.nbytes, path) if path is not None else 0
             overflows = {t.output.name: self.tally.overflows[t.output.name] for t in file.tensors}
             self._finished(file, crc, {name: count for name, count in overflows.items() if count})
 
