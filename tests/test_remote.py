@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from remote_server import DENIED, SLOW_DOWN, Proxy
+from test_ranks import LOST, torchrun
 
 import dcptools
 from dcptools.checkpoint import read
@@ -23,7 +23,7 @@ from dcptools.hf import read_model
 from dcptools.recipe import command_line, python_call
 from dcptools.reviewing import review
 from dcptools.storage import RemoteSink, ahead, open_source, upload
-from dcptools.writer import Engine
+from dcptools.writer import check_target
 
 BUCKET = "bucket"
 
@@ -99,6 +99,7 @@ def local(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 CKPT, ASSETS, OUT = (f"s3://{BUCKET}/{name}" for name in ("step-100", "assets", "out"))
 
 
@@ -233,14 +234,6 @@ class TestErrors:
         with pytest.raises(UsageError, match="nothing://x/y cannot be opened: Protocol not known: nothing"):
             read("nothing://x/y")
 
-    def test_what_needs_files_that_show_before_they_are_whole(self, demo: Demo) -> None:
-        planned = dcptools.plan(dcptools.preview(demo.checkpoint, model_assets_dir=demo.assets))
-        with pytest.raises(UsageError, match="resume=True works for local directories.*\nConvert into a directory"):
-            dcptools.write(planned, "memory://nothing/model", resume=True)
-        with pytest.raises(UsageError, match="Many processes can fill a local directory.*\nConvert into a directory"):
-            dcptools.write(planned, "memory://nothing/model", make_engine=partial(Engine))
-        assert open_source("memory://nothing/model").kind() is None
-
     def test_the_hub_is_not_written_to(self, demo: Demo) -> None:
         pytest.importorskip("huggingface_hub")
         with pytest.raises(TargetError, match="hf://me/model can be read and not written"):
@@ -312,6 +305,94 @@ class TestComparing:
 
     def test_diff_compares_a_bucket_with_the_disk(self, store: Store, demo: Demo) -> None:
         assert dcptools.diff(CKPT, demo.checkpoint, keys=["model.*"]).same
+
+
+class TestResume:
+    @pytest.fixture
+    def stopped(self, store: Store, one_try: None) -> None:
+        """Two of three shards are there."""
+        refused(store, lambda method, path: method == "PUT" and "model-00003" in path)
+        with pytest.raises(TargetError, match=r"2 of 3 files are finished and kept: go on with resume=True\."):
+            convert(resume=True, workers=1)
+        store.proxy.reset()
+        assert store.names("out") == [".dcptools-journal", *SHARDS[:2]]  # neither config nor index: no model
+        assert store.unfinished() == 0
+
+    def test_what_is_finished_is_not_written_again(self, store: Store, stopped: None, local: Path) -> None:
+        planned = dcptools.plan(dcptools.preview(CKPT, model_assets_dir=ASSETS), "600kB")
+        check_target(planned, OUT, overwrite=False, resume=True)
+        assert convert(resume=True).taken_over == tuple(SHARDS[:2])
+        assert not [r for r in store.proxy.requests if r.method in ("PUT", "POST") and SHARDS[0] in r.path]
+        assert same_as(store, local)
+
+    def test_what_was_replaced_since_is_written_again(self, store: Store, stopped: None, local: Path) -> None:
+        other = store.content(f"out/{SHARDS[0]}")[:-1] + b"?"
+        store.client.put_object(Bucket=BUCKET, Key=f"out/{SHARDS[0]}", Body=other)
+        assert convert(resume=True).taken_over == (SHARDS[1],)
+        assert same_as(store, local)
+
+    def test_it_is_no_model_for_others(self, store: Store, stopped: None, local: Path) -> None:
+        with pytest.raises(OutputExists, match="of a run that was stopped.\nNothing was written. Go on with it"):
+            convert()
+        with pytest.raises(TargetError, match="are those of another conversion:\n  dtype: the default before, keep"):
+            convert(resume=True, dtype="keep")
+        convert(overwrite=True)
+        assert same_as(store, local)
+
+    def test_a_model_is_not_replaced_shard_by_shard(self, store: Store) -> None:
+        convert()
+        with pytest.raises(TargetError, match="a run with resume=True cannot replace a model at a URL"):
+            convert(resume=True, overwrite=True)
+
+    def test_a_single_file_shows_when_it_is_whole(self, store: Store, one_try: None) -> None:
+        refused(store, lambda method, path: method == "PUT" and "config.json" in path)
+        with pytest.raises(TargetError, match="config.json.*\nNothing was kept."):
+            convert(resume=True, shard_size="1GB")
+        store.proxy.reset()
+        assert store.names("out") == []
+
+
+class TestTorchrun:
+    """Two processes that torchrun starts, each of which uploads its own shards."""
+
+    def test_they_write_the_model_of_one_and_the_index_last(self, store: Store, local: Path, tmp_path: Path) -> None:
+        words = [CKPT, "--save-dir", OUT, "--model-assets-dir", ASSETS, "--shard-size", "600kB", "--verify", "--quiet"]
+        done = torchrun(tmp_path, 2, *words)
+        assert (done.status, done.said) == (0, []), done.err
+        completed = [
+            r.path.partition("?")[0] for r in store.proxy.requests if r.method == "POST" and "upload" in r.path
+        ]
+        assert completed[-1].endswith("/model.safetensors.index.json")
+        assert same_as(store, local)
+        assert store.unfinished() == 0
+
+    def test_one_that_is_killed_leaves_nothing(self, store: Store, demo: Demo, tmp_path: Path) -> None:
+        words = [demo.checkpoint, "--save-dir", OUT, "--shard-size", "400kB", "--quiet"]
+        done = torchrun(tmp_path, 2, *words, rank0="slow", rank1="slow kill")
+        assert (done.status, done.said[-1:]) == (1, [LOST])
+        assert store.names("out") == []
+
+    def test_one_process_goes_on_with_what_they_had_finished(self, store: Store, demo: Demo, tmp_path: Path) -> None:
+        options: Any = {"model_assets_dir": demo.assets, "shard_size": "200kB"}
+        words = [demo.checkpoint, "--save-dir", OUT, "--shard-size", "200kB", "--model-assets-dir", demo.assets]
+        done = torchrun(tmp_path, 2, *words, "--resume", "--quiet", rank1="slow kill")
+        assert (done.status, done.said[-1:]) == (1, [LOST])
+        finished = [name for name in store.names("out") if name.endswith(".safetensors")]
+        assert store.names("out") == [".dcptools-journal", *finished]
+        report = dcptools.convert(demo.checkpoint, OUT, resume=True, **options)
+        assert set() < set(report.taken_over) <= set(finished)
+        alone = dcptools.convert(demo.checkpoint, tmp_path / "alone", **options)
+        assert len(alone.files) > len(finished)
+        assert same_as(store, tmp_path / "alone")
+
+    def test_one_that_cannot_complete_its_files_leaves_nothing(self, store: Store, demo: Demo, tmp_path: Path) -> None:
+        refused(store, lambda method, path: method == "POST" and "uploadId" in path and "model-00004" in path)
+        done = torchrun(tmp_path, 2, demo.checkpoint, "--save-dir", OUT, "--shard-size", "400kB", "--quiet")
+        assert "Error: Publishing s3://bucket/out failed: Access Denied: s3://bucket/out/model-00004-of" in done.err
+        assert (done.status, len(done.said)) == (1, 1)
+        store.proxy.reset()
+        assert store.names("out") == []
+        assert store.unfinished() == 0
 
 
 def test_a_file_that_is_written_in_any_order_arrives_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

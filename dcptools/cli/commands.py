@@ -146,7 +146,7 @@ def convert_command(
     tell_findings(() if output.quiet else planned.findings)
     left = _leftovers(planned.mapping, list_leftovers)
     if dry_run:
-        check_target(planned, target, overwrite=overwrite)
+        check_target(planned, target, overwrite=overwrite, resume=resume)
         output.show(
             lambda: {"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)},
             lambda: f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.{left}",

@@ -28,6 +28,8 @@ _GROUP_FILES = {
 class MemorySink:
     """Holds each file in memory of its own, which torch allocates, aligned as that of any tensor."""
 
+    shared = False
+
     def __init__(self) -> None:
         self.values: dict[str, torch.Tensor] = {}  # uint8, by file name
         self._bytes: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}

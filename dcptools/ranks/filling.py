@@ -17,9 +17,9 @@ from dcptools.errors import BrokenCheckpoint, Cancelled, DcptoolsError
 from dcptools.ranks.share import shares
 from dcptools.ranks.team import Team
 from dcptools.shards import ShardFile, ShardPlan
-from dcptools.storage import OutputSink
+from dcptools.storage import OutputSink, commit_all
 from dcptools.tensors import ItemPart
-from dcptools.writer import Engine, Finish, Sizes
+from dcptools.writer import Engine, Finish, OutputEngine, Sizes
 
 Seen = Mapping[str, tuple[int, int] | None]  # by file of the checkpoint: bytes, and when it was written to
 
@@ -47,7 +47,7 @@ class Filled:
     parts: list[ItemPart]  # of items that others read, too
 
 
-class SharedEngine(Engine):
+class SharedEngine(OutputEngine):
     """Fills its files together with all other ranks; made by rank 0."""
 
     def __init__(
@@ -94,6 +94,15 @@ class SharedEngine(Engine):
         self._add(others)
         self.files = self._all  # so that the others' files are looked at here, too, before they are published
 
+    def commit(self, names: Sequence[str]) -> None:
+        """Give files their names: those that only another rank can commit are committed by that."""
+        theirs = [[file.filename for file in share if file.filename in names] for share in self._shares[1:]]
+        if self.sink.shared or not any(theirs):
+            super().commit(names)
+            return
+        own = [name for name in names if not any(name in share for share in theirs)]
+        self._team.each(commit_part, [own, *theirs], lambda progress: commit_all(self.sink, own))
+
     def _run_own(self, progress: Progress) -> None:
         super().run(progress, self._team.pulse.stopped)
 
@@ -124,9 +133,9 @@ def fill_part(team: Team, order: Order, progress: Progress) -> Filled:
 
     running: dict[str, Any] = {"workers": order.workers, "sync": order.sync, "sizes": order.sizes}
     engine = Engine(team.plan, order.sink, files, **running, finished=finished)
+    team.sink = None if order.sink.shared else order.sink
     try:
         engine.run(progress, team.pulse.stopped)
-        order.sink.close()
     except BaseException:
         if order.keep:
             order.sink.close()
@@ -137,6 +146,13 @@ def fill_part(team: Team, order: Order, progress: Progress) -> Filled:
         team.plan.checkpoint.source.close()
     sums = engine.checksums
     return Filled(engine.tally.overflows, sums.checked, sums.without, sums.parts())
+
+
+def commit_part(team: Team, names: Sequence[str], progress: Progress) -> None:
+    """Give files that were filled here their names."""
+    if names:
+        assert team.sink is not None
+        commit_all(team.sink, names)
 
 
 def _send_plan(team: Team, plan: ShardPlan) -> None:
@@ -178,7 +194,7 @@ def _sources(plan: ShardPlan, files: Iterable[ShardFile]) -> list[str]:
 
 
 def _seen(plan: ShardPlan, files: Iterable[ShardFile]) -> Seen:
-    states = {name: plan.checkpoint.source.state(name) for name in _sources(plan, files)}
+    states = plan.checkpoint.source.states(_sources(plan, files))
     return {name: (state.nbytes, state.modified_ns) if state else None for name, state in states.items()}
 
 

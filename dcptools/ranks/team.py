@@ -19,6 +19,7 @@ from dcptools._parallel import MAX_WORKERS, Progress
 from dcptools.errors import Cancelled, DcptoolsError
 from dcptools.ranks.pulse import Pulse, State
 from dcptools.shards import ShardPlan
+from dcptools.storage import OutputSink
 
 TELL_SECONDS = 2.0  # the other ranks leave it to rank 0 for so long to say that a rank is gone
 SETTLE_SECONDS = 5.0  # the longest that an interrupted rank waits until the others have stopped
@@ -44,6 +45,7 @@ class Team:
     def __init__(self, rank: int, size: int, pulse: Pulse, store: Any) -> None:
         self.rank, self.size, self.pulse, self._store = rank, size, pulse, store
         self.plan: ShardPlan | None = None  # that rank 0 has sent
+        self.sink: OutputSink | None = None  # with files that nobody else can commit
         self.broken = False  # whether a rank has left in the middle of the work; it may be this one
         self._number = 0  # of the last order
         self._told, self._heard, self._telling = 0, [0] * size, threading.Lock()  # what ``tell`` sent, ``heard`` took
@@ -131,9 +133,13 @@ class Team:
         DcptoolsError
             A rank is gone.
         """
-        with self._unbroken():
-            while (status := self._follow_order()) is None:
-                continue
+        try:
+            with self._unbroken():
+                while (status := self._follow_order()) is None:
+                    continue
+        finally:
+            if self.sink is not None:
+                self.sink.discard()  # what was not committed
         self.pulse.leave()
         return status
 

@@ -9,7 +9,7 @@ from dcptools.storage.ahead import IN_FLIGHT, REQUEST_BYTES, announced, share_of
 from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
-from dcptools.storage.upload import RemoteSink
+from dcptools.storage.upload import RemoteSink, commit_all
 from dcptools.storage.urls import is_url, join, parent, without_password
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Sink",
     "Source",
     "announced",
+    "commit_all",
     "is_url",
     "join",
     "open_regular",

@@ -50,6 +50,8 @@ def _reserve(descriptor: int, nbytes: int) -> None:
 class Sink(Protocol):
     """Where files are filled."""
 
+    shared: bool  # whether a sink of the same kind in another process can commit what was finished here
+
     def create(self, name: str, nbytes: int) -> None:
         """Prepare a file of that size; raises OSError if one of that name waits for its commit already."""
 
@@ -71,10 +73,11 @@ class OutputSink(Sink, Protocol):
     files of the same place from another process."""
 
     def commit(self, name: str) -> None:
-        """Give the file its final name, in one step; also one that another sink of the same kind has finished."""
+        """Give the file its final name, in one step; where that is shared, also one that another sink has finished."""
 
     def adopt(self, name: str) -> None:
-        """Count a file as created here that another sink of the same kind fills: it is committed or discarded here."""
+        """Count a file as created here that another sink fills, where that is shared: it is committed or discarded
+        here."""
 
     def close(self) -> None:
         """Let go of the files, and leave what was not committed for a later run."""
@@ -85,6 +88,8 @@ class OutputSink(Sink, Protocol):
 
 class LocalSink:
     """A directory. Files are written under hidden temporary names beside their final ones and renamed."""
+
+    shared = True
 
     def __init__(self, directory: str | os.PathLike[str], tag: str) -> None:
         self.directory, self._tag = Path(directory), tag

@@ -8,28 +8,38 @@ and else, as with a tensor that is written in another order than it is read, in 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dcptools._parallel import starting_threads
+from dcptools.storage.sink import OutputSink
 from dcptools.storage.urls import as_system_errors, open_url
 
 PART_BYTES = 16 << 20  # of an upload
 MOST_PARTS = 9000  # S3 takes 10,000
+TOGETHER = 16  # files that are completed at the same time
 WAITING_BYTES = 32 << 20  # of a file that came out of turn and are kept in memory
 
 
 class RemoteSink:
     """Files below a URL. They are uploaded as they are written, and completed by ``commit``."""
 
-    def __init__(self, url: str) -> None:
+    shared = False  # who has sent the parts knows them
+
+    def __init__(self, url: str, at_once: Iterable[str] = ()) -> None:
+        """Files of those names are completed as soon as they are whole."""
         self._fs, self._root = open_url(url)
-        self._url = url.rstrip("/")
+        self._url, self._at_once = url.rstrip("/"), frozenset(at_once)
         self._uploads: dict[str, _Streamed | _Staged] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[RemoteSink], tuple[str, frozenset[str]]]:
+        """Another process has a sink of the same kind, with nothing in it."""
+        return type(self), (self._url, self._at_once)
 
     def create(self, name: str, nbytes: int) -> None:
         with self._errors(name):
@@ -48,18 +58,22 @@ class RemoteSink:
     def finish(self, name: str, *, sync: bool) -> None:
         with self._errors(name):
             self._uploads[name].finish()
+        if name in self._at_once:
+            self.commit(name)
 
     def staged(self, name: str) -> None:
         """Nowhere: an upload shows when it is completed."""
 
     def commit(self, name: str) -> None:
+        if name in self._at_once and name not in self._uploads:
+            return
         with self._errors(name):
             self._uploads[name].commit()
         with self._lock:
             del self._uploads[name]
 
     def adopt(self, name: str) -> None:
-        raise OSError(errno.ENOTSUP, "no process can complete another's upload", f"{self._url}/{name}")
+        """Nothing: who has uploaded a file completes it."""
 
     def close(self) -> None:
         self.discard()
@@ -70,6 +84,11 @@ class RemoteSink:
         for upload in uploads.values():
             upload.discard()
 
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file, which shows at once; raises OSError."""
+        with self._errors(name):
+            self._fs.pipe_file(f"{self._root}/{name}", content)
+
     def remove(self, name: str) -> None:
         """Remove a file that is there; raises OSError."""
         with self._errors(name):
@@ -79,6 +98,14 @@ class RemoteSink:
     def _errors(self, name: str) -> Iterator[None]:
         with as_system_errors(f"{self._url}/{name}"):
             yield
+
+
+def commit_all(sink: OutputSink, names: Iterable[str]) -> None:
+    """Give finished files their names, many at a time."""
+    with ThreadPoolExecutor(TOGETHER, thread_name_prefix="dcptools-publish") as pool:
+        with starting_threads():
+            committed = pool.map(sink.commit, names)
+        list(committed)
 
 
 class _Streamed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dcptools._parallel import Progress
 from dcptools.writer.cut import Sizes
-from dcptools.writer.engine import Engine, Finish
+from dcptools.writer.engine import Engine, Finish, OutputEngine
 from dcptools.writer.publishing import refuse_changes
 from dcptools.writer.report import Report
 from dcptools.writer.target import check_target, default_save_dir, free_bytes
@@ -18,6 +18,7 @@ from dcptools.writer.writing import write
 __all__ = [
     "Engine",
     "Finish",
+    "OutputEngine",
     "Progress",
     "Report",
     "Sizes",

@@ -22,7 +22,7 @@ from dcptools._parallel import Progress, check_stopped, one_thread_each, run, st
 from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
-from dcptools.storage import Sink
+from dcptools.storage import OutputSink, Sink, commit_all
 from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
@@ -164,8 +164,8 @@ class Engine:
                 return
         self.sink.finish(file.filename, sync=self.sync)
         path = self.sink.staged(file.filename)
-        if self._finished is not None and path is not None:
-            crc = self._sums.take(file.filename, file.nbytes, path)
+        if self._finished is not None:
+            crc = self._sums.take(file.filename, file.nbytes, path) if path is not None else 0
             overflows = {t.output.name: self.tally.overflows[t.output.name] for t in file.tensors}
             self._finished(file, crc, {name: count for name, count in overflows.items() if count})
 
@@ -288,3 +288,13 @@ def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | 
             if len(waiting) > sizes.blocks_read_ahead:
                 yield waiting.popleft()
     yield from waiting
+
+
+class OutputEngine(Engine):
+    """Fills files that are published afterwards."""
+
+    sink: OutputSink
+
+    def commit(self, names: Sequence[str]) -> None:
+        """Give finished files their names, many at a time; also such as the sink has of others."""
+        commit_all(self.sink, names)

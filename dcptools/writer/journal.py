@@ -25,7 +25,7 @@ from dcptools.storage import TEMPORARY, open_regular
 JOURNAL = f"{TEMPORARY}journal.tmp"
 NEW_JOURNAL = f"{TEMPORARY}journal-new.tmp"
 _FORMAT = 1
-_MOST_BYTES = 64 << 20
+MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Finished:
 
     filename: str
     nbytes: int
-    crc32: int  # of all its bytes
+    crc32: int  # of all its bytes; 0 at a URL
     overflows: Mapping[str, int]  # by output: finite values that became Inf in the cast
+    identity: str = ""  # at a URL: another one as soon as the file is replaced
 
 
 class Journal:
@@ -49,7 +50,7 @@ class Journal:
             new.unlink()
         self._descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         try:
-            self._write(_header(plan), *map(asdict, finished))
+            self._write(lines_of(plan, finished))
             os.replace(new, self.path)
         except BaseException:
             self.close()
@@ -60,13 +61,13 @@ class Journal:
     def add(self, file: Finished) -> None:
         """Say that a file is finished; from several threads."""
         with self._lock:
-            self._write(asdict(file))
+            self._write(_lines(asdict(file)))
 
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def _write(self, *lines: dict[str, Any]) -> None:
-        data = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
+    def _write(self, lines: bytes) -> None:
+        data = memoryview(lines)
         while data:
             data = data[os.write(self._descriptor, data) :]
         if self._sync:
@@ -83,11 +84,28 @@ def read_journal(save_dir: Path) -> tuple[dict[str, Any], list[Finished]]:
         if path.is_symlink():
             return {}, []
         with open(open_regular(path), "rb") as file:
-            first, *others = file.read(_MOST_BYTES).split(b"\n")[:-1]
+            return parse_journal(file.read(MOST_BYTES))
+    except OSError:
+        return {}, []
+
+
+def lines_of(plan: ShardPlan, finished: Iterable[Finished]) -> bytes:
+    """A journal as it is written."""
+    return _lines(_header(plan), *map(asdict, finished))
+
+
+def _lines(*lines: dict[str, Any]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def parse_journal(content: bytes) -> tuple[dict[str, Any], list[Finished]]:
+    """The first line of a journal, and what the others say; nothing if it is none."""
+    try:
+        first, *others = content.split(b"\n")[:-1]
         header = json.loads(first)
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             return {}, []
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return {}, []
     finished: list[Finished] = []
     for line in others:
@@ -96,10 +114,12 @@ def read_journal(save_dir: Path) -> tuple[dict[str, Any], list[Finished]]:
     return header, finished
 
 
-def _finished(filename: str, nbytes: int, crc32: int, overflows: dict[str, int]) -> Finished:
-    if not (isinstance(filename, str) and all(type(count) is int for count in (nbytes, crc32, *overflows.values()))):
+def _finished(filename: str, nbytes: int, crc32: int, overflows: dict[str, int], identity: str = "") -> Finished:
+    if not all(isinstance(text, str) for text in (filename, identity)):
         raise ValueError
-    return Finished(filename, nbytes, crc32, overflows)
+    if not all(type(count) is int for count in (nbytes, crc32, *overflows.values())):
+        raise ValueError
+    return Finished(filename, nbytes, crc32, overflows, identity)
 
 
 def _header(plan: ShardPlan) -> dict[str, Any]:
@@ -117,7 +137,7 @@ def _header(plan: ShardPlan) -> dict[str, Any]:
     return plain
 
 
-def refuse_others(plan: ShardPlan, save_dir: Path, header: Mapping[str, Any]) -> None:
+def refuse_others(plan: ShardPlan, save_dir: Path | str, header: Mapping[str, Any]) -> None:
     """Refuse to go on with files of another conversion, or of a checkpoint that was written to since.
 
     Raises

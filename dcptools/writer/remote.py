@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
-from dcptools._parallel import starting_threads
 from dcptools.errors import BrokenCheckpoint, DcptoolsError, TargetError, system_errors
 from dcptools.shards import ShardPlan
 from dcptools.storage import FileState, RemoteSink, Source, open_source
+from dcptools.writer.completed import CompletedFiles
+from dcptools.writer.engine import OutputEngine
 from dcptools.writer.publishing import DURING, reason, refuse_changes, stage_others
 from dcptools.writer.swap import INDEXES, MAX_INDEX_BYTES, STARTS, named_by, names_of_model
-from dcptools.writer.target import planned_names
-
-TOGETHER = 16  # files that are completed at the same time
+from dcptools.writer.target import URL_JOURNAL, planned_names
 
 
-def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink) -> list[tuple[str, OSError]]:
+def publish_to_url(files: CompletedFiles, engine: OutputEngine) -> list[tuple[str, OSError]]:
     """Complete the uploads in place of an old model; returns what is left of that, and why.
 
     Raises
@@ -29,6 +27,7 @@ def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink) -> list[tuple[st
     TargetError, BrokenCheckpoint
         Something failed; what was completed is removed again, and an old model is gone if its turn had come.
     """
+    plan, url, sink = files.plan, files.url, files.sink
     stage_others(plan, sink, sync=False)
     refuse_changes(plan.checkpoint, *DURING)
     source = open_source(url)
@@ -39,28 +38,28 @@ def publish_to_url(plan: ShardPlan, url: str, sink: RemoteSink) -> list[tuple[st
     try:
         for name in gone:
             sink.remove(name)
-        with ThreadPoolExecutor(TOGETHER, thread_name_prefix="dcptools-publish") as pool:
-            with starting_threads():
-                committed = pool.map(sink.commit, others)
-            list(committed)
+        engine.commit([name for name in others if name not in files.finished])
         before = _checked(plan, source, others)
-        sink.commit(last)
+        engine.commit([last])
         if _checked(plan, source, [*others, last]) != before | {last: source.state(last)}:
             raise OSError("another run writes there")
     except BaseException as error:
-        _remove(sink, [last, *others])
+        kept = files.kept(error)
+        _remove(sink, [name for name in (last, *others) if name not in kept])
         if isinstance(error, OSError) and not isinstance(error, DcptoolsError):
             lost = " The old model is gone: an object store cannot put it aside." if gone else ""
-            raise TargetError(f"Publishing {url} failed: {reason(error)}.\nNothing was kept.{lost}") from error
+            raise TargetError(f"Publishing {url} failed: {reason(error)}.\n{files.told(error)}{lost}") from error
         raise
     return _remove(sink, [name for name in old if name not in {*others, last, *gone}])
 
 
 def _old_model(source: Source, kind: str) -> list[str]:
+    """The files of the old model, and what a run that was stopped left beside its own."""
     names = source.entries() if source.kind() == "directory" else []
     states = source.states([name for name in INDEXES if name in names])
     small = [name for name, state in states.items() if state is not None and state.nbytes <= MAX_INDEX_BYTES]
-    return names_of_model(names, {named for name in small for named in named_by(source.content(name))}, kind)
+    old = names_of_model(names, {named for name in small for named in named_by(source.content(name))}, kind)
+    return [*old, *(name for name in names if name == URL_JOURNAL)]
 
 
 def _checked(plan: ShardPlan, source: Source, names: Iterable[str]) -> dict[str, FileState | None]:

@@ -31,18 +31,17 @@ def tag_of(fingerprint: str) -> str:
     return fingerprint[:12]
 
 
-class StagedFiles:
-    """The weight files of a plan in an output directory that is locked.
+class Files:
+    """The weight files of a plan while they are made, wherever they are.
 
     With ``resume``, what a run that was stopped has finished is taken over, and what is finished here stays when this
     run is stopped.
     """
 
-    def __init__(self, plan: ShardPlan, save_dir: Path, sink: LocalSink, *, resume: bool) -> None:
-        self.plan, self.save_dir, self.sink, self.resume = plan, save_dir, sink, resume
+    def __init__(self, plan: ShardPlan, *, resume: bool) -> None:
+        self.plan, self.resume = plan, resume
         self.finished: dict[str, Finished] = {}
         self.taken_over: tuple[str, ...] = ()  # names of files
-        self._journal: Journal | None = None
 
     @property
     def missing(self) -> list[ShardFile]:
@@ -53,6 +52,34 @@ class StagedFiles:
     def overflows(self) -> Counter[str]:
         """Values that became Inf in what was taken over."""
         return Counter({name: n for one in self.finished.values() for name, n in one.overflows.items()})
+
+    def kept(self, error: BaseException | None) -> list[str]:
+        """The names of the finished files that stay after an error: none if nobody can go on with them."""
+        if not self.resume or error is None or isinstance(error, FindingsError) or self.plan.checkpoint.changed_files():
+            return []
+        return list(self.finished)
+
+    def told(self, error: BaseException | None) -> str:
+        """The same as a sentence."""
+        kept = self.kept(error)
+        if not kept:
+            return "Nothing was kept."
+        files = counted(len(self.plan.files), "file")
+        be = "is" if len(kept) == 1 else "are"
+        return f"{len(kept)} of {files} {be} finished and kept: go on with {option('resume', True)}."
+
+    def end(self, error: BaseException | None) -> None:
+        """Remove what does not stay; what cannot be removed goes with the next run."""
+        raise NotImplementedError
+
+
+class StagedFiles(Files):
+    """They in an output directory that is locked, under temporary names."""
+
+    def __init__(self, plan: ShardPlan, save_dir: Path, sink: LocalSink, *, resume: bool) -> None:
+        super().__init__(plan, resume=resume)
+        self.save_dir, self.sink = save_dir, sink
+        self._journal: Journal | None = None
 
     def begin(self, workers: int, progress: Progress | bool | None, cancel: threading.Event | None) -> None:
         """Take over what is finished, if that is wanted, and remove all other remains.
@@ -83,22 +110,9 @@ class StagedFiles:
         self.finished[file.filename] = done
 
     def kept(self, error: BaseException | None) -> list[str]:
-        """The names of the finished files that stay after an error: none if nobody can go on with them."""
-        if not self.resume or error is None or isinstance(error, FindingsError) or self.plan.checkpoint.changed_files():
-            return []
-        return [name for name in self.finished if os.path.lexists(self.sink.staged(name))]
-
-    def told(self, error: BaseException | None) -> str:
-        """The same as a sentence."""
-        kept = self.kept(error)
-        if not kept:
-            return "Nothing was kept."
-        files = counted(len(self.plan.files), "file")
-        be = "is" if len(kept) == 1 else "are"
-        return f"{len(kept)} of {files} {be} finished and kept: go on with {option('resume', True)}."
+        return [name for name in super().kept(error) if os.path.lexists(self.sink.staged(name))]
 
     def end(self, error: BaseException | None) -> None:
-        """Remove what does not stay; what cannot be removed goes with the next run."""
         kept = self.kept(error)
         if self._journal is not None:
             self._journal.close()

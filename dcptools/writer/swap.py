@@ -36,6 +36,11 @@ def is_file(path: Path) -> bool:
     return os.path.islink(path) or (os.path.lexists(path) and not path.is_dir())
 
 
+def is_shard(name: str) -> bool:
+    """Whether a file of that name is one of several that make a model."""
+    return _SHARD.fullmatch(name) is not None
+
+
 def old_model(directory: Path, kind: str = "model") -> list[str]:
     """The names of an old model's files: what loading it begins with, its shards, and what its index names.
 
@@ -48,7 +53,7 @@ def old_model(directory: Path, kind: str = "model") -> list[str]:
 
 def names_of_model(names: Collection[str], named: Collection[str], kind: str) -> list[str]:
     """Those of the names that are a model's files; ``named`` is what an index there names."""
-    shards = [name for name in names if _SHARD.fullmatch(name) or name in named]
+    shards = [name for name in names if is_shard(name) or name in named]
     return [name for name in STARTS[kind] if name in names] + (sorted(shards) if kind == "model" else [])
 
 

@@ -13,9 +13,10 @@ from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import TEMPORARY, is_url, join, open_source
-from dcptools.writer.swap import Swap, is_file
+from dcptools.writer.swap import Swap, is_file, is_shard
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+URL_JOURNAL = f"{TEMPORARY}journal"  # beside shards at a URL that a run with resume has finished
 SPARE_BYTES = 64 << 10  # for directory entries, and what is left of the last blocks
 
 
@@ -28,15 +29,17 @@ def default_save_dir(load_dir: str | os.PathLike[str]) -> Path | str:
     return join(load_dir, "hf_ckpt") if is_url(load_dir) else Path(load_dir, "hf_ckpt")
 
 
-def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool) -> None:
+def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resume: bool = False) -> None:
     """Refuse a directory or URL that must not be written to. Nothing is created yet.
+
+    At a URL, with ``resume``, shards that a run that was stopped has left are no model.
 
     Raises
     ------
     OutputExists, TargetError
     """
     if is_url(save_dir):
-        check_url(plan, str(save_dir), overwrite=overwrite)
+        check_url(plan, str(save_dir), overwrite=overwrite, resume=resume)
         return
     save_dir, checkpoint = Path(save_dir), Path(plan.checkpoint.path)
     there = _existing(save_dir)
@@ -60,7 +63,7 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool) -> N
     _check_space(plan, save_dir)
 
 
-def check_url(plan: ShardPlan, url: str, *, overwrite: bool) -> None:
+def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> None:
     """Refuse a URL that must not be written to.
 
     Raises
@@ -83,12 +86,25 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool) -> None:
         names = source.entries() if kind == "directory" else []
     if kind == "file":
         raise TargetError(f"The output {url} is a file.\nGive another URL, new or without a model below it.")
+    if resume and URL_JOURNAL in names and plan.index is not None:
+        names = [name for name in names if not is_shard(name)]  # whose they are is looked at when they are taken over
+    if resume and overwrite and plan.index is not None and (existing := _weights(names)):
+        raise TargetError(
+            f"{url} already holds {some(existing, 3)}, and a run with {option('resume', True)} cannot replace a model "
+            "at a URL: its shards show one by one.\nNothing was written. Give another URL, or remove the old model "
+            f"first; or give {option('overwrite', True)} alone."
+        )
     if not overwrite:
         _refuse_existing(plan, url, names)
 
 
 def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[str]) -> None:
     existing = [*_weights(names), *_replaced_assets(plan, names)]
+    if existing and URL_JOURNAL in names:
+        raise OutputExists(
+            f"{save_dir} holds {some(existing, 3)} of a run that was stopped.\nNothing was written. Go on with it "
+            f"({option('resume', True)}), or replace what is there ({option('overwrite', True)})."
+        )
     if existing:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "

@@ -28,14 +28,15 @@ from dcptools.errors import (
 )
 from dcptools.findings import Finding
 from dcptools.shards import ShardPlan, refuse_errors
-from dcptools.storage import TEMPORARY, LocalSink, RemoteSink, is_url
+from dcptools.storage import TEMPORARY, LocalSink, is_url
+from dcptools.writer.completed import CompletedFiles
 from dcptools.writer.cut import Sizes
-from dcptools.writer.engine import Engine
+from dcptools.writer.engine import OutputEngine
 from dcptools.writer.lock import locked
 from dcptools.writer.publishing import DURING, SINCE, check_file, publish, reason, refuse_changes
 from dcptools.writer.remote import publish_to_url
 from dcptools.writer.report import Report, report_of
-from dcptools.writer.staged import StagedFiles, tag_of
+from dcptools.writer.staged import Files, StagedFiles, tag_of
 from dcptools.writer.swap import Swap
 from dcptools.writer.target import check_target
 
@@ -53,7 +54,7 @@ def write(
     progress: Progress | bool | None = None,
     cancel: threading.Event | None = None,
     sizes: Sizes | None = None,
-    make_engine: Callable[..., Engine] = Engine,
+    make_engine: Callable[..., OutputEngine] = OutputEngine,
 ) -> Report:
     """Write the planned model.
 
@@ -111,8 +112,8 @@ def write(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
     if is_url(save_dir):
-        _refuse_for_url(str(save_dir), resume, make_engine)
-        return _write_to_url(plan, str(save_dir), overwrite, workers, progress, cancel, sizes)
+        files = CompletedFiles(plan, str(save_dir), resume=resume)
+        return _write_to_url(files, overwrite, workers, progress, cancel, sizes, make_engine)
     target, count, start = Path(expanded(save_dir)), workers or default_workers(), time.perf_counter()
     check_target(plan, target, overwrite=overwrite or Swap(target).begun)
     refuse_changes(plan.checkpoint, *SINCE)
@@ -138,7 +139,7 @@ def write(
 
 
 def fill(
-    engine: Engine, progress: Progress | bool | None = None, cancel: threading.Event | None = None
+    engine: OutputEngine, progress: Progress | bool | None = None, cancel: threading.Event | None = None
 ) -> tuple[Finding, ...]:
     """Fill the engine's files under their temporary names, and check them; returns what was found.
 
@@ -159,44 +160,29 @@ def fill(
     return found
 
 
-def _refuse_for_url(url: str, resume: bool, make_engine: Callable[..., Engine]) -> None:
-    """What needs files that show before they are whole."""
-    if resume:
-        raise UsageError(
-            f"{option('resume', True)} works for local directories: an upload to {url} that was stopped leaves nothing "
-            "to go on with.\nConvert into a directory, and copy the model; or begin anew, without it."
-        )
-    if make_engine is not Engine:
-        raise UsageError(
-            f"Many processes can fill a local directory, and not {url}: no process can go on with another's upload.\n"
-            "Convert into a directory that all of them see, or in one process."
-        )
-
-
 def _write_to_url(
-    plan: ShardPlan,
-    url: str,
+    files: CompletedFiles,
     overwrite: bool,
     workers: int | None,
     progress: Progress | bool | None,
     cancel: threading.Event | None,
     sizes: Sizes | None,
+    make_engine: Callable[..., OutputEngine],
 ) -> Report:
     """The same where the target is a URL: there is no lock, and the files are checked when they are completed."""
-    count, start = workers or default_workers(), time.perf_counter()
-    check_target(plan, url, overwrite=overwrite)
+    plan, url, count, start = files.plan, files.url, workers or default_workers(), time.perf_counter()
+    check_target(plan, url, overwrite=overwrite, resume=files.resume)
     refuse_changes(plan.checkpoint, *SINCE)
-    sink = RemoteSink(url)
-    engine = Engine(plan, sink, workers=count, sync=False, sizes=sizes)
-    try:
-        with _explained(url, plan.checkpoint):
-            found = fill(engine, progress, cancel)
-            left = publish_to_url(plan, url, sink)
-    finally:
-        sink.discard()
-        plan.checkpoint.source.close()
+    files.begin()
+    with _ended(files), _explained(url, plan.checkpoint, files):
+        making: dict[str, Any] = {"workers": count, "sync": False, "sizes": sizes}
+        engine = make_engine(plan, files.sink, files.missing, **making, finished=files.add if files.resume else None)
+        engine.tally.overflows.update(files.overflows)
+        found = fill(engine, progress, cancel)
+        left = publish_to_url(files, engine)
     seconds = time.perf_counter() - start
-    return report_of(plan, url, engine.checksums, (*found, *_stale(left)), (), workers=count, seconds=seconds)
+    findings = (*found, *_stale(left))
+    return report_of(plan, url, engine.checksums, findings, files.taken_over, workers=count, seconds=seconds)
 
 
 @contextmanager
@@ -232,7 +218,7 @@ def _hidden(target: Path, *, resume: bool) -> str:
 
 
 @contextmanager
-def _ended(staged: StagedFiles) -> Iterator[None]:
+def _ended(staged: Files) -> Iterator[None]:
     """Whatever happens, what does not stay is removed."""
     try:
         yield
@@ -246,11 +232,11 @@ def _ended(staged: StagedFiles) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(target: Path | str, checkpoint: Checkpoint, staged: StagedFiles | None = None) -> Iterator[None]:
+def _explained(target: Path | str, checkpoint: Checkpoint, staged: Files) -> Iterator[None]:
     """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
 
     def kept(error: BaseException) -> str:
-        return f"\n{staged.told(error)}" if staged is not None and staged.kept(error) else ""
+        return f"\n{staged.told(error)}" if staged.kept(error) else ""
 
     try:
         yield
@@ -273,7 +259,7 @@ def _explained(target: Path | str, checkpoint: Checkpoint, staged: StagedFiles |
         raise
 
 
-def _found(engine: Engine) -> Iterator[Finding]:
+def _found(engine: OutputEngine) -> Iterator[Finding]:
     """What the engine noticed."""
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
