@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import lookalikes, saved
+from checkpoints import lookalikes, models, saved
 from checkpoints.models import QWEN3_CONFIG
 from click.testing import CliRunner
 from reference import read_files
@@ -42,9 +42,7 @@ def adapted(layers: int = 2, *, name: str = ".default", out: int = 8, base: bool
 
 
 def assets(directory: Path, adapter: dict[str, Any] | None = None, **config: Any) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({**QWEN3_CONFIG, **config}))
-    (directory / "tokenizer.json").write_text("{}")
+    models.assets(directory, {**QWEN3_CONFIG, **config})
     (directory / "generation_config.json").write_text("{}")
     if adapter is not None:
         (directory / CONFIG).write_text(json.dumps(adapter))
