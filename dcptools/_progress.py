@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dcptools._parallel import Progress
 from dcptools._text import format_bytes, printable
 
 LOG_SECONDS = 30.0  # between lines where stderr is a batch job's log
-Report = Callable[[int, int, str], None]
 
 
 @contextmanager
-def bar(progress: Report | bool | None, doing: str) -> Iterator[Report | None]:
+def bar(progress: Progress | bool | None, doing: str) -> Iterator[Progress | None]:
     """The caller's callable as it is; for True a bar, or lines in a log; else None."""
     if not isinstance(progress, bool) or not progress:
         yield progress or None
@@ -24,7 +24,7 @@ def bar(progress: Report | bool | None, doing: str) -> Iterator[Report | None]:
         yield _logged(doing)
 
 
-def _shown(doing: str) -> Iterator[Report]:
+def _shown(doing: str) -> Iterator[Progress]:
     """Bytes, bytes per second, the current tensor."""
     from tqdm.auto import tqdm
 
@@ -38,7 +38,7 @@ def _shown(doing: str) -> Iterator[Report]:
         yield report
 
 
-def _logged(doing: str) -> Report:
+def _logged(doing: str) -> Progress:
     """Whole lines, so that nothing half-drawn stays in a log; none for what is done before the first is due."""
     began = said = time.monotonic()
 

@@ -6,17 +6,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcptools._paths import expanded
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.expected import is_known
 from dcptools.findings import Finding
-from dcptools.storage import Source, is_url, open_source
+from dcptools.storage import is_url, open_source
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -97,57 +96,33 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         There is no such directory, or it or its config.json cannot be read.
     """
     with system_errors(UsageError, f"The assets directory {directory} cannot be read"):
-        if is_url(directory):
-            return _look_below(open_source(directory))
-        return _look_through(Path(expanded(directory)))
+        source = open_source(directory)
+        place, kind = source.location, source.kind()
+        if kind != "directory":
+            what = "is not a directory" if kind else "does not exist"
+            raise UsageError(
+                f"The assets directory {place} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
+            )
+        states = source.states([name for name in source.entries() if not _NOT_ASSETS.fullmatch(name)])
+        odd = {} if is_url(directory) else dict(_odd_files(Path(place), states))
+        files = tuple(Asset(name, state.nbytes) for name, state in states.items() if state and name not in odd)
+        names = {file.name: file.nbytes for file in files}
+        config = _text(source.content(CONFIG)) if names.get(CONFIG, MAX_CONFIG_BYTES + 1) <= MAX_CONFIG_BYTES else ""
+    return Assets(place, files, config, (*_check(place, set(names), config), *odd.values()))
 
 
-def _look_below(source: Source) -> Assets:
-    """The assets below a URL, where everything is a file or a directory."""
-    if source.kind() != "directory":
-        what = "is not a directory" if source.kind() else "does not exist"
-        raise _no_directory(source.location, what)
-    states = source.states([name for name in source.entries() if not _NOT_ASSETS.fullmatch(name)])
-    files = tuple(Asset(name, state.nbytes) for name, state in states.items() if state is not None)
-    names = {file.name: file.nbytes for file in files}
-    config = source.content(CONFIG) if names.get(CONFIG, MAX_CONFIG_BYTES + 1) <= MAX_CONFIG_BYTES else b""
-    return Assets(source.location, files, _text(config), tuple(_check(source.location, set(names), _text(config))))
-
-
-def _no_directory(place: str, what: str) -> UsageError:
-    return UsageError(
-        f"The assets directory {place} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
-    )
-
-
-def _look_through(path: Path) -> Assets:
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        raise _no_directory(str(path), what)
-    entries = [entry for entry in sorted(path.iterdir()) if not _NOT_ASSETS.fullmatch(entry.name)]
-    files, others = _regular(entries)
-    names = {file.name: file.nbytes for file in files}
-    config = ""
-    if CONFIG in names and names[CONFIG] <= MAX_CONFIG_BYTES:
-        config = _text((path / CONFIG).read_bytes())
-    return Assets(str(path), files, config, (*_check(str(path), set(names), config), *others))
-
-
-def _regular(entries: list[Path]) -> tuple[tuple[Asset, ...], list[Finding]]:
-    """The files that can be copied, and findings about what only looks like one."""
+def _odd_files(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, Finding]]:
+    """What looks like a file and cannot be copied, by name, with a finding."""
     kernel = {os.stat(mount).st_dev for mount in ("/proc", "/sys") if os.path.ismount(mount)}
-    files, others = [], []
-    for entry in entries:
-        if not entry.exists():
-            others.append(Finding("assets-missing", entry.name, "is a symlink to nothing", "download the file again"))
+    for name in names:
+        if not (directory / name).exists():
+            yield name, Finding("assets-missing", name, "is a symlink to nothing", "download the file again")
             continue
-        found = entry.stat()
-        if stat.S_ISREG(found.st_mode) and found.st_dev not in kernel:
-            files.append(Asset(entry.name, found.st_size))
-        elif not stat.S_ISDIR(found.st_mode):  # a pipe, a device, or a file that the kernel makes up: reading may wait
+        found = (directory / name).stat()
+        ordinary = stat.S_ISREG(found.st_mode) and found.st_dev not in kernel
+        if not ordinary and not stat.S_ISDIR(found.st_mode):  # a pipe, a device, or made up by the kernel: it may wait
             what, advice = "is not an ordinary file, and is not copied", "put the file itself there"
-            others.append(Finding("assets-missing", entry.name, what, advice))
-    return tuple(files), others
+            yield name, Finding("assets-missing", name, what, advice)
 
 
 def _text(content: bytes) -> str:

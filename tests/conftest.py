@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import settings
 from dcptools.demo import Demo, make_demo
 from dcptools.expected import Expected, NotExpected
 from dcptools.mapping import expectation
+from dcptools.storage import sink
 
 settings.register_profile("no deadline", deadline=None)  # machines that are shared stall now and then
 settings.load_profile("no deadline")
@@ -39,6 +41,13 @@ def _in_process(config: str) -> Expected:
 def expected_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The question and the answer of ``expect``, without a process of seconds for each of many models."""
     monkeypatch.setattr(expectation, "expect", _in_process)
+
+
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk; tests of that put their own functions in these places."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(sink, "_sync_data", lambda descriptor: None)
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,14 @@ def raw(tensor: Tensor) -> bytes:
     return plain(tensor).reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Names, dtypes, shapes, bits."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert raw(found[name]) == raw(tensor), name
+
+
 def cast(tensor: Tensor, dtype: str) -> Tensor:
     """What ``--dtype`` promises: torch's own cast for the four floating dtypes, and nothing for the others."""
     castable = tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import lookalikes, saved
+from checkpoints import lookalikes, models, saved
 from checkpoints.models import QWEN3_CONFIG
 from click.testing import CliRunner
 from reference import read_files
@@ -19,7 +19,7 @@ import dcptools
 from dcptools.cli import convert_command
 from dcptools.errors import OutputExists, UsageError
 from dcptools.findings import Finding
-from dcptools.layouts import Part
+from dcptools.layouts import Role
 from dcptools.mapping import KeyMapping
 from dcptools.recipe import command_line, python_call
 
@@ -42,9 +42,7 @@ def adapted(layers: int = 2, *, name: str = ".default", out: int = 8, base: bool
 
 
 def assets(directory: Path, adapter: dict[str, Any] | None = None, **config: Any) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({**QWEN3_CONFIG, **config}))
-    (directory / "tokenizer.json").write_text("{}")
+    models.assets(directory, {**QWEN3_CONFIG, **config})
     (directory / "generation_config.json").write_text("{}")
     if adapter is not None:
         (directory / CONFIG).write_text(json.dumps(adapter))
@@ -63,7 +61,7 @@ def made_config(mapping: KeyMapping) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("name", "role"),
     [
         ("base_model.model.a.q.lora_A.default.weight", ("lora", "default", "a.q.lora_A.weight", "a.q.weight")),
         ("a.q.lora_B.x.bias", ("lora", "x", "a.q.lora_B.bias", "a.q.weight")),
@@ -86,8 +84,8 @@ def made_config(mapping: KeyMapping) -> dict[str, Any]:
         ("o.a.q.lora_A.x.weight.exp_avg", ("base", "", *["o.a.q.lora_A.x.weight.exp_avg"] * 2)),
     ],
 )
-def test_what_a_key_is(name: str, part: tuple[str, ...]) -> None:
-    assert Part.of(name) == part
+def test_what_a_key_is(name: str, role: tuple[str, ...]) -> None:
+    assert Role.of(name) == role
 
 
 def test_every_key_is_written_or_left_out_with_a_reason(tmp_path: Path) -> None:

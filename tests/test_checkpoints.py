@@ -13,7 +13,6 @@ import pickle
 import pickletools
 import subprocess
 import sys
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -25,11 +24,10 @@ import pytest
 import torch
 from checkpoints import broken, distributed, edit, hostile, lookalikes, saved
 from checkpoints.edit import item_bytes, item_parts, load_metadata, location
+from reference import assert_same, full_load
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -54,31 +52,6 @@ def makers(module: ModuleType) -> list[str]:
 def tensor_entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     entries = metadata.state_dict_metadata
     return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-
-
-def load(directory: Path, fill: float = 0.0) -> dict[str, Tensor]:
-    """All tensors, through ``dcp.load``, into buffers that held ``fill``."""
-    buffers: dict[str, Any] = {
-        key: torch.full(tuple(entry.size), fill).to(entry.properties.dtype)
-        for key, entry in tensor_entries(load_metadata(directory)).items()
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state_dict_loader.load(buffers, storage_reader=FileSystemReader(directory), no_dist=True)
-    return buffers
-
-
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    def raw(tensor: Tensor) -> Tensor:
-        plain = tensor.detach().resolve_conj().resolve_neg()
-        return torch.empty(plain.shape, dtype=plain.dtype).copy_(plain).reshape(-1).view(torch.uint8)
-
-    return left.shape == right.shape and left.dtype == right.dtype and torch.equal(raw(left), raw(right))
-
-
-def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [key for key in left if not same_bits(left[key], right[key])] == []
 
 
 def covered(entry: TensorStorageMetadata) -> list[int]:
@@ -152,7 +125,7 @@ def test_special_values(dtype: torch.dtype, tmp_path: Path) -> None:
     assert values.isneginf().any()
     assert ((values == 0) & values.signbit()).any()
     assert ((values.abs() > 0) & (values.abs() < torch.finfo(dtype).tiny)).any()
-    assert_same(load(saved.bare(tmp_path / "a", state)), state)
+    assert_same(full_load(saved.bare(tmp_path / "a", state)), state)
 
 
 def test_special_values_that_a_cast_to_bfloat16_changes() -> None:
@@ -183,7 +156,7 @@ def _data_pickle(directory: Path, key: str) -> bytes:
 
 def test_shapes(tmp_path: Path) -> None:
     state = saved.shape_state()
-    assert_same(load(saved.save(tmp_path / "a", state)), state)
+    assert_same(full_load(saved.save(tmp_path / "a", state)), state)
     assert state["model.model.empty_rows"].shape == (0, 1 << 40)
 
 
@@ -212,7 +185,7 @@ def test_strided_raw_keeps_the_views(tmp_path: Path) -> None:
     directory = saved.strided_raw(tmp_path / "a")
     items = {key: torch.load(io.BytesIO(item_bytes(directory, key))) for key in state}
     assert_same(items, state)
-    assert_same(load(directory), {key: t.detach().resolve_conj().resolve_neg() for key, t in state.items()})
+    assert_same(full_load(directory), {key: t.detach().resolve_conj().resolve_neg() for key, t in state.items()})
     for key, item in items.items():
         assert item.stride() == state[key].stride(), key
         assert item.storage_offset() == state[key].storage_offset(), key
@@ -231,7 +204,7 @@ def test_save_chunks_is_what_dcp_writes(tmp_path: Path) -> None:
         for key, t in state.items()
     }
     chunked = saved.save_chunks(tmp_path / "b", halves, files=3)
-    assert_same(load(chunked), load(whole))
+    assert_same(full_load(chunked), full_load(whole))
     assert load_metadata(chunked).planner_data == load_metadata(whole).planner_data
     assert load_metadata(chunked).version == load_metadata(whole).version
     assert globals_of(chunked) == globals_of(whole)
@@ -277,7 +250,7 @@ def test_extra_state_is_bytes_under_the_model(tmp_path: Path) -> None:
     assert isinstance(entries[key], BytesStorageMetadata)
     assert isinstance(entries["model.model.layers.0.mlp._extra_state"], BytesStorageMetadata)
     assert isinstance(entries["model.model.layers.0.mlp.down_proj._extra_state.scale"], BytesStorageMetadata)
-    assert load(directory)["model.model.layers.0.mlp.up_proj._extra_state"].tolist() == [0, 1, 2, 3, 4]
+    assert full_load(directory)["model.model.layers.0.mlp.up_proj._extra_state"].tolist() == [0, 1, 2, 3, 4]
     stored = torch.load(io.BytesIO(item_bytes(directory, key)), weights_only=False)
     assert stored.getvalue() == b"scales"
 
@@ -290,7 +263,7 @@ def test_odd_names(tmp_path: Path) -> None:
 def test_replicated_chunks_are_stored_twice_and_load(tmp_path: Path) -> None:
     directory = saved.replicated_chunks(tmp_path / "a")
     assert covered(tensor_entries(load_metadata(directory))["model.model.w"]) == [2]
-    assert torch.equal(load(directory)["model.model.w"], torch.arange(12.0).reshape(4, 3))
+    assert torch.equal(full_load(directory)["model.model.w"], torch.arange(12.0).reshape(4, 3))
 
 
 def test_zstd(tmp_path: Path) -> None:
@@ -299,7 +272,7 @@ def test_zstd(tmp_path: Path) -> None:
     infos = load_metadata(directory).storage_data.values()
     assert {tuple(info.transform_descriptors) for info in infos} == {("stream.zstd/1",)}
     assert item_bytes(directory, "model.lm_head.weight")[:4] == b"\x28\xb5\x2f\xfd"
-    assert_same(load(directory), {f"model.{key}": t for key, t in state.items()})
+    assert_same(full_load(directory), {f"model.{key}": t for key, t in state.items()})
 
 
 def test_safetensors_format(tmp_path: Path) -> None:
@@ -309,7 +282,7 @@ def test_safetensors_format(tmp_path: Path) -> None:
     with safe_open(directory / "__0_0.distcp", "pt") as file:
         assert_same({key: file.get_tensor(key) for key in file.keys()}, {f"model.{k}": t for k, t in state.items()})
     with pytest.raises(UNREADABLE):
-        load(directory)
+        full_load(directory)
 
 
 def test_safetensors_format_with_bytes_starts_late(tmp_path: Path) -> None:
@@ -346,7 +319,7 @@ def test_old_torch_metadata(tmp_path: Path) -> None:
     assert "torch.distributed._shard.sharded_tensor.metadata MEM_FORMAT_ENCODING" in asked
     assert not asked & {f"torch.distributed.checkpoint.metadata {name}" for name in ("TensorProperties", "StorageMeta")}
     assert load_metadata(directory).__dict__.keys() == {"state_dict_metadata", "planner_data", "storage_data"}
-    assert "model.model.norm.weight" in load(directory)
+    assert "model.model.norm.weight" in full_load(directory)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +365,7 @@ def test_megatron_like(tmp_path: Path) -> None:
 def test_protocols(number: int, tmp_path: Path) -> None:
     directory = saved.protocol(tmp_path / "a", number)
     assert (directory / ".metadata").read_bytes()[:2] == bytes([0x80, number])
-    assert "model.model.norm.weight" in load(directory)
+    assert "model.model.norm.weight" in full_load(directory)
 
 
 # --- distributed ------------------------------------------------------------------------------------------------
@@ -401,7 +374,7 @@ def test_protocols(number: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in distributed.CASES if name not in distributed.WITHOUT_METADATA])
 def test_distributed_cases_load_as_expected(name: str, cases: dict[str, Path]) -> None:
     metadata = load_metadata(cases[name])
-    assert_same(load(cases[name]), distributed.expected(cases[name]))
+    assert_same(full_load(cases[name]), distributed.expected(cases[name]))
     assert {tuple(covered(entry)) for entry in tensor_entries(metadata).values()} == {(1,)}
     assert len({path.name.split("_")[2] for path in cases[name].glob("*.distcp")}) == 4
 
@@ -482,7 +455,7 @@ def test_every_broken_maker_makes_a_directory(name: str, tmp_path: Path) -> None
 def test_what_looks_broken_and_is_not(name: str, tmp_path: Path) -> None:
     """torch loads these, and gets the right values; whether a path may lead outside is for the reader to say."""
     getattr(broken, name)(tmp_path / "a")
-    loaded = load(tmp_path / "a")
+    loaded = full_load(tmp_path / "a")
     assert torch.equal(loaded[broken.W], GOOD[broken.W])
     assert torch.equal(loaded[broken.B], GOOD[broken.B])
 
@@ -497,18 +470,18 @@ def test_what_looks_broken_and_is_not(name: str, tmp_path: Path) -> None:
 def test_torch_notices(name: str, tmp_path: Path) -> None:
     getattr(broken, name)(tmp_path / "a")
     with pytest.raises(UNREADABLE):
-        load(tmp_path / "a")
+        full_load(tmp_path / "a")
 
 
 def test_torch_does_not_notice_holes(tmp_path: Path) -> None:
-    assert (load(broken.hole(tmp_path / "a"), fill=-7.0)[broken.W][2:4] == -7).all()
-    assert (load(broken.tail_hole(tmp_path / "b"), fill=-7.0)[broken.W][6:] == -7).all()
-    assert (load(broken.no_chunks(tmp_path / "c"), fill=-7.0)[broken.W] == -7).all()
+    assert (full_load(broken.hole(tmp_path / "a"), fill=-7.0)[broken.W][2:4] == -7).all()
+    assert (full_load(broken.tail_hole(tmp_path / "b"), fill=-7.0)[broken.W][6:] == -7).all()
+    assert (full_load(broken.no_chunks(tmp_path / "c"), fill=-7.0)[broken.W] == -7).all()
     assert covered(tensor_entries(load_metadata(broken.hole(tmp_path / "d")))[broken.W]) == [0, 1]
 
 
 def test_torch_does_not_notice_a_larger_item(tmp_path: Path) -> None:
-    assert torch.equal(load(broken.other_shape(tmp_path / "a"))[broken.B], GOOD[broken.B])
+    assert torch.equal(full_load(broken.other_shape(tmp_path / "a"))[broken.B], GOOD[broken.B])
 
 
 def test_overlap_has_the_right_number_of_elements(tmp_path: Path) -> None:
@@ -520,7 +493,7 @@ def test_overlap_has_the_right_number_of_elements(tmp_path: Path) -> None:
 def test_flipped_bit_goes_unnoticed_by_torch_but_not_by_the_checksum(tmp_path: Path) -> None:
     name, key = broken.flipped_bit(tmp_path / "a")
     assert location(tmp_path / "a", key, 1).relative_path == name
-    assert int((load(tmp_path / "a")[key] != GOOD[key]).sum()) == 1
+    assert int((full_load(tmp_path / "a")[key] != GOOD[key]).sum()) == 1
     with pytest.raises(zipfile.BadZipFile, match="CRC"):
         item_parts(item_bytes(tmp_path / "a", key, 1))
 
@@ -598,7 +571,7 @@ def test_runners_run(name: str, tmp_path: Path) -> None:
 
 def test_hostile_planner_data_stands_in_a_sound_checkpoint(tmp_path: Path) -> None:
     hostile.runner(tmp_path / "a", "in_planner_data")
-    assert "model.model.norm.weight" in load(tmp_path / "a")
+    assert "model.model.norm.weight" in full_load(tmp_path / "a")
 
 
 def test_extension_is_cached_past_find_class(tmp_path: Path) -> None:

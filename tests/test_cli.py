@@ -18,6 +18,8 @@ import pytest
 import torch
 from checkpoints import broken, hostile, lookalikes, models, saved
 from checkpoints.edit import data_pickle, editing, indices, item_bytes, item_parts, replace_item, zip_item
+from checkpoints.models import assets
+from nobody import as_nobody
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
@@ -80,13 +82,6 @@ def tiny(directory: Path) -> Path:
     """Two tensors of a model, an object, a tensor of another container."""
     state = {"model.norm.weight": torch.ones(3), "model.w": torch.arange(4.0).reshape(2, 2)}
     return saved.save(directory, {"model": state, "optimizer": {"lr": torch.tensor(0.5)}, "step": 3})
-
-
-def assets(directory: Path) -> Path:
-    directory.mkdir()
-    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
-    (directory / "tokenizer.json").write_text("{}")
-    return directory
 
 
 def many(directory: Path, count: int, stem: str = "model.model.layers.{}.weight") -> Path:
@@ -733,25 +728,6 @@ def test_somebody_elses_directory_does_not_hide_what_is_beside_it(cli: Cli, tmp_
     assert "Give that one: " in cli("inspect", tmp_path / "run").err
 
 
-def as_nobody(work: Callable[[], Any]) -> str:
-    """What it raises for a user without rights; in a child, since root has them all."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if os.geteuid() == 0:
-                os.seteuid(65534)
-            text = repr(work())
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(writing, text.encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading, encoding="utf-8") as pipe:
-        return pipe.read()
-
-
 def test_what_may_not_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
     for path in (tmp_path, *tmp_path.parents):
         if path.stat().st_uid == os.getuid() and path != Path("/"):
@@ -1150,12 +1126,9 @@ def test_strict_lets_what_is_ordinary_through(case: str, cli: Cli, tmp_path: Pat
     checkpoint = (saved.app_state if case == "app" else saved.trained)(tmp_path / "c", state)
     architecture = "Qwen3ForSequenceClassification" if case == "score" else "Qwen3ForCausalLM"
     for known in (True, False):
-        assets = tmp_path / f"assets-{known}"
-        assets.mkdir()
         config = {**models.QWEN3_CONFIG, "architectures": [architecture], "tie_word_embeddings": case == "tied"}
         unknown = {**json.loads(models.UNKNOWN_CONFIG), "tie_word_embeddings": case == "tied"}
-        (assets / "config.json").write_text(json.dumps(config if known else unknown))
-        (assets / "tokenizer.json").write_text("{}")
-        done = cli("plan", checkpoint, "--model-assets-dir", assets, "--strict")
+        given = assets(tmp_path / f"assets-{known}", config if known else unknown)
+        done = cli("plan", checkpoint, "--model-assets-dir", given, "--strict")
         assert done.status == 0, done.err
         assert "warning" not in done.out + done.err

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import broken, saved
-from reference import raw
+from reference import assert_same
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,13 +33,6 @@ def written(checkpoint: Path, target: Path, **options: Any) -> dict[str, Tensor]
     """What is in the files that a conversion writes."""
     dcptools.convert(checkpoint, target, fsync=False, **options)
     return {name: t for file in target.glob("*.safetensors") for name, t in load_file(file).items()}
-
-
-def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
-        assert raw(found[name]) == raw(tensor), name
 
 
 @pytest.fixture

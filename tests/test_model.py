@@ -24,10 +24,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 def assets(directory: Path, **changes: Any) -> Path:
     """A config of the model that ``saved.model_state`` gives, but for some changes; and a tokenizer."""
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({**models.QWEN3_CONFIG, **changes}))
-    (directory / "tokenizer.json").write_text("{}")
-    return directory
+    return models.assets(directory, {**models.QWEN3_CONFIG, **changes})
 
 
 @pytest.fixture

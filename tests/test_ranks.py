@@ -48,11 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    directory = tmp_path / "assets"
-    directory.mkdir()
-    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
-    (directory / "tokenizer.json").write_text("{}")
-    return directory
+    return models.assets(tmp_path / "assets")
 
 
 def environment() -> dict[str, str]:

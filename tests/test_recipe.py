@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import saved
+from checkpoints import models, saved
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -34,11 +33,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("recipe") / "assets"
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps({"model_type": "qwen3", "dtype": "float32"}))
-    (directory / "tokenizer.json").write_text("{}")
-    return directory
+    config = {"model_type": "qwen3", "dtype": "float32"}
+    return models.assets(tmp_path_factory.mktemp("recipe") / "assets", config)
 
 
 def everything(checkpoint: Path, assets: Path) -> ShardPlan:

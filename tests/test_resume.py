@@ -24,19 +24,13 @@ import dcptools
 from dcptools.errors import BrokenCheckpoint, Cancelled, FindingsError, NotEnoughMemory, TargetError
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
-from dcptools.storage import sink as sink_module
 from dcptools.writer.journal import JOURNAL
 from dcptools.writer.target import remains
 
+pytestmark = pytest.mark.usefixtures("no_sync")
 ROOT = Path(__file__).parents[1]
 STATE = {f"model.{name}": torch.arange(9.0) + number for number, name in enumerate("abcdef")}
 SHARDS = [f"model-0000{number}-of-00006.safetensors" for number in range(1, 7)]
-
-
-@pytest.fixture(autouse=True)
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(sink_module, "_sync_data", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 from checkpoints import edit, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference import raw
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_properties import FLOATS, OTHERS, SHAPES, cut, values
@@ -35,10 +36,6 @@ INFO = (
 def bits_of(checkpoint: Checkpoint, key: str) -> bytes:
     tensor = checkpoint[key]
     return read_region(tensor, [(0, n) for n in tensor.shape]).tobytes()
-
-
-def raw(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 # --- shards without .metadata -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import saved
+from checkpoints import models, saved
 from reference import read_files
 from safetensors.torch import load_file
 
@@ -20,27 +20,18 @@ import dcptools
 from dcptools.errors import OutputExists, TargetError, notes_of
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.storage import LocalSink
-from dcptools.storage import sink as sink_module
 from dcptools.writer import Report
 from dcptools.writer.swap import BEFORE
 
+pytestmark = pytest.mark.usefixtures("no_sync")
 STATE = {f"model.{name}": torch.arange(9.0) for name in "abcd"}
 OLD = {f"model.{name}": -torch.arange(9.0) for name in "abc"}
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
-@pytest.fixture(autouse=True)
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(sink_module, "_sync_data", lambda descriptor: None)
-
-
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "config.json").write_text('{"model_type": "qwen3"}')
-    (tmp_path / "assets" / "tokenizer.json").write_text("the new one")
-    return tmp_path / "assets"
+    return models.assets(tmp_path / "assets", {"model_type": "qwen3"}, b"the new one")
 
 
 @pytest.fixture

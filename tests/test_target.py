@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import saved
+from nobody import as_nobody
 from reference import read_files
 
 import dcptools
@@ -189,26 +190,6 @@ def public() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dcptools-test-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
-
-
-def as_nobody(act: Callable[[], object]) -> str:
-    """What ``act`` says, as a string, when a user without rights does it: root may write everywhere."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if os.getuid() == 0:
-                os.setuid(65534)
-            text = str(act())
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(writing, text.encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return text
 
 
 def test_a_directory_of_somebody_else(public: Path) -> None:

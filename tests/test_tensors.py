@@ -220,6 +220,7 @@ def test_only_the_bytes_under_a_region_are_read(tmp_path: Path, monkeypatch: pyt
     """A row of a chunk of 4 MB costs a few kB: head and tail of the archive, and the row."""
     values = torch.zeros(1000, 1000)
     tensor = read(saved.save_chunks(tmp_path, {"a": [((0, 0), values), ((1000, 0), values.clone())]}))["a"]
+    monkeypatch.setattr(item_module, "_parsed", {})  # another test may have parsed such an archive
     ranges = count_read(monkeypatch)
     read_region(tensor, [(7, 8), (0, 1000)])
     assert sum(ranges) == HEAD_BYTES + TAIL_BYTES + 4000

@@ -53,6 +53,7 @@ from dcptools.writer.journal import JOURNAL
 from dcptools.writer.publishing import check_file, publish
 from dcptools.writer.writing import fill
 
+pytestmark = pytest.mark.usefixtures("no_sync")
 ROOT = Path(__file__).parents[1]
 INDEX = "model.safetensors.index.json"
 SMALL = Sizes(slab_bytes=64)
@@ -62,20 +63,9 @@ def planned(directory: Path, assets: Path | None = None, **options: Any) -> Shar
     return dcptools.plan(dcptools.preview(directory, model_assets_dir=assets), **{"dtype": "keep", **options})
 
 
-@pytest.fixture(autouse=True)
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing waits for the disk; tests of that put their own functions in these places."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(sink_module, "_sync_data", lambda descriptor: None)
-
-
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    directory = tmp_path / "assets"
-    directory.mkdir()
-    (directory / "config.json").write_text(models.UNKNOWN_CONFIG)
-    (directory / "tokenizer.json").write_bytes(bytes(range(256)) * 20)
-    return directory
+    return models.assets(tmp_path / "assets", tokenizer=bytes(range(256)) * 20)
 
 
 def fill_one(plan: ShardPlan, save_dir: Path, number: int) -> None:

@@ -10,6 +10,7 @@ The facts about the format come from torch's ``distributed/checkpoint`` (``metad
 
 from __future__ import annotations
 
+from dcptools.checkpoint.cover import Ints
 from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.checkpoint.reading import as_checkpoint, inspect, is_checkpoint, read
 from dcptools.checkpoint.stored import Chunk, StoredFile, StoredObject, StoredTensor
@@ -20,6 +21,7 @@ __all__ = [
     "NO_ROOT",
     "Checkpoint",
     "Chunk",
+    "Ints",
     "StoredFile",
     "StoredObject",
     "StoredTensor",

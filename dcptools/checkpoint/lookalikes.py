@@ -27,19 +27,13 @@ def explain(source: Source) -> DcptoolsError:
     names = source.entries()[:MAX_LISTED]
     if not names:
         return NotACheckpoint(f"{place} is an empty directory.\n{EXPECTED}")
-    return _unsupported(place, names) or NotACheckpoint(_describe(source, names))
-
-
-def _unsupported(place: str, names: list[str]) -> UnsupportedCheckpoint | None:
-    """Checkpoints of DCP's own that have no ``.metadata``."""
-    ranks = _matching(names, r"__\d+\.metadata")
-    if ranks:
+    if ranks := _matching(names, r"__\d+\.metadata"):
         return UnsupportedCheckpoint(
             f"{place} has a metadata file for each rank ({some(ranks, 3)}) and no {METADATA}.\n"
             "It was saved with dcp.save(..., use_collectives=False), so nothing in it knows the whole tensors.\n"
             "Load it in the training script, with as many ranks, and save it again with use_collectives=True."
         )
-    return None
+    return NotACheckpoint(_describe(source, names))
 
 
 def _describe(source: Source, names: list[str]) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dcptools._globs import matching
@@ -159,13 +160,15 @@ def _side(given: KeyMapping | Checkpoint | Model, by: str, options: dict[str, An
     if isinstance(given, Checkpoint):
         readers = Readers(given, given.tensors)
         tensors = {
-            key: _Tensor(t.shape, t.dtype, t.numel, _stored((View.whole(t),), readers))
+            key: _Tensor(t.shape, t.dtype, t.numel, partial(StoredSide, (View.whole(t),), readers))
             for key, t in given.tensors.items()
         }
         return _Side(given.path, tensors, given.source)
     refuse_errors(given.findings, strict=False)
     readers = Readers(given.checkpoint, [view.key for output in given.outputs for view in output.sources])
-    tensors = {o.name: _Tensor(o.shape, o.dtype, o.numel, _stored(o.sources, readers)) for o in given.outputs}
+    tensors = {
+        o.name: _Tensor(o.shape, o.dtype, o.numel, partial(StoredSide, o.sources, readers)) for o in given.outputs
+    }
     return _Side(given.checkpoint.path, tensors, given.checkpoint.source)
 
 
@@ -173,16 +176,10 @@ def _model_side(model: Model) -> _Side:
     broken = [finding for finding in model.findings if finding.code == "model-file"]
     if broken:
         raise FindingsError("\n".join([f"{model.path} cannot be read as a whole:", *summary_lines(broken)]), broken)
-    tensors = {w.name: _Tensor(w.shape, w.dtype, w.numel, _weight(model, w.name)) for w in model.weights.values()}
+    tensors = {
+        w.name: _Tensor(w.shape, w.dtype, w.numel, partial(WeightSide, model, w)) for w in model.weights.values()
+    }
     return _Side(model.path, tensors, model.source)
-
-
-def _stored(views: tuple[View, ...], readers: Readers) -> Callable[[], CutSide]:
-    return lambda: StoredSide(views, readers)
-
-
-def _weight(model: Model, name: str) -> Callable[[], CutSide]:
-    return lambda: WeightSide(model, model.weights[name])
 
 
 def _opener(one: _Tensor, other: _Tensor) -> Callable[[], tuple[CutSide, CutSide]]:

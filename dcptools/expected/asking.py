@@ -80,6 +80,7 @@ def _built(config: str) -> Expected | NotExpected:
     command = [sys.executable, "-P", "-m", "dcptools.expected.building"]
     found_at = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (found_at, os.environ.get("PYTHONPATH"))))
+    done = None
     try:
         done = subprocess.run(
             command,
@@ -92,7 +93,7 @@ def _built(config: str) -> Expected | NotExpected:
     except subprocess.TimeoutExpired:
         return NotExpected(f"building the model took more than {TIMEOUT} seconds", broken=True)
     except (OSError, ValueError) as error:
-        raise NotExpected(f"no process could build the model: {_last_line(error, locals().get('done'))}") from None
+        raise NotExpected(f"no process could build the model: {_last_line(error, done)}") from None
     if "architecture" not in answer:
         return NotExpected(answer.get("unknown") or answer["broken"], broken="broken" in answer)
     return Expected.from_json(answer)

@@ -12,7 +12,7 @@ from dcptools.layouts.family_files import read_family
 from dcptools.layouts.fit import STATES, Difference, Fit, fit
 from dcptools.layouts.huggingface import is_body_name
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
-from dcptools.layouts.peft import FROZEN, Part, Peft
+from dcptools.layouts.peft import FROZEN, Peft, Role
 from dcptools.layouts.readings import Candidate, candidates, foreign_families, layout_of
 from dcptools.layouts.training import MOMENT, TRAINING_STATE
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
@@ -32,9 +32,9 @@ __all__ = [
     "Layout",
     "Leftover",
     "Output",
-    "Part",
     "Peft",
     "Reading",
+    "Role",
     "candidates",
     "choose",
     "fit",

@@ -69,26 +69,15 @@ def _family(table: dict[str, Any]) -> Family:
         known = "trainer, model and weights; also architectures, sizes, left_out, signs, refused, exporter"
         kind = "there is no field of that name" if wrong[0] in table else "the field is missing"
         raise _Wrong(wrong[0], f"{wrong[0]}: {kind}.", f"Expected {known}.")
-    names = {name: _texts(table, name) for name in ("architectures", "signs")}
     texts = {name: _text(table, name) for name in ("trainer", "model", "refused", "exporter")}
-    sizes = _table(table, "sizes")
+    signs = tuple(PLACE.sub("#", sign) for sign in _texts(table, "signs"))
+    architectures, sizes = _texts(table, "architectures"), _table(table, "sizes")
     for axis, size in sizes.items():
         if type(size) not in (int, str) or size in (0, "") or (type(size) is int and size < 0):
             raise _Wrong(
                 axis, f"the size of the axis {axis} is {size!r}.", "Expected a number or a field of config.json."
             )
-    signs = tuple(PLACE.sub("#", sign) for sign in names["signs"])
-    weights = dict(_weights(table))
-    return Family(
-        texts["trainer"],
-        texts["model"],
-        names["architectures"],
-        sizes,
-        weights,
-        signs,
-        texts["refused"],
-        texts["exporter"],
-    )
+    return Family(architectures=architectures, sizes=sizes, weights=dict(_weights(table)), signs=signs, **texts)
 
 
 def _weights(table: dict[str, Any]) -> Iterator[tuple[str, Weight]]:

@@ -29,7 +29,7 @@ _INSIDE = ("base_layer", "original_module", "token_adapter")  # segments that th
 _EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|lm_head)\.base_layer\.[^.]+")
 
 
-class Part(NamedTuple):
+class Role(NamedTuple):
     """What a key is in a model that peft wrapped. Names are without the prefix."""
 
     kind: str  # "lora", "copy" (of a module that is trained whole), "tokens" or "base"
@@ -38,10 +38,10 @@ class Part(NamedTuple):
     weight: str  # what the model without peft calls the weight that it is, or belongs to
 
     @classmethod
-    def of(cls, name: str) -> Part:
+    def of(cls, name: str) -> Role:
         """
-        >>> Part.of("base_model.model.lm_head.lora_A.default.weight")
-        Part(kind='lora', adapter='default', saved='lm_head.lora_A.weight', weight='lm_head.weight')
+        >>> Role.of("base_model.model.lm_head.lora_A.default.weight")
+        Role(kind='lora', adapter='default', saved='lm_head.lora_A.weight', weight='lm_head.weight')
         """
         segments = _PREFIX.sub(r"\1", name, count=1).split(".")
         for at, segment in enumerate(segments):
@@ -74,49 +74,49 @@ class Peft:
     """What peft made of a model's keys; without adapters it made nothing of them."""
 
     keys: Mapping[str, Key]  # by what they are in the checkpoint
-    parts: Mapping[str, Part]  # of all keys, or of none
+    roles: Mapping[str, Role]  # of all keys, or of none
 
     @classmethod
     def of(cls, keys: Mapping[str, Key]) -> Peft:
         """Look for LoRA adapters; those of AdaLoRA, which arranges its values when it saves, are none."""
         if not any("lora_" in key.name for key in keys.values()):
             return cls(keys, {})
-        parts = {stored: Part.of(key.name) for stored, key in keys.items()}
+        roles = {stored: Role.of(key.name) for stored, key in keys.items()}
         other = any(".lora_E." in key.name for key in keys.values())
-        return cls(keys, parts if any(part.kind == "lora" for part in parts.values()) and not other else {})
+        return cls(keys, roles if any(role.kind == "lora" for role in roles.values()) and not other else {})
 
     @cached_property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters; "" is one that was saved without a name."""
-        return tuple(sorted({part.adapter for part in self.parts.values() if part.kind == "lora"}))
+        return tuple(sorted({role.adapter for role in self.roles.values() if role.kind == "lora"}))
 
     @cached_property
     def copying(self) -> tuple[str, ...]:
         """The adapters that have modules which were trained whole."""
-        return tuple(sorted({part.adapter for part in self.parts.values() if part.kind == "copy"}))
+        return tuple(sorted({role.adapter for role in self.roles.values() if role.kind == "copy"}))
 
     @cached_property
     def base_weights(self) -> frozenset[str]:
         """The base model's weights, if those that are adapted are among them: else only what was trained is there."""
-        base = frozenset(part.weight for part in self.parts.values() if part.kind == "base")
-        adapted = {part.weight for part in self.parts.values() if part.kind == "lora"}
+        base = frozenset(role.weight for role in self.roles.values() if role.kind == "base")
+        adapted = {role.weight for role in self.roles.values() if role.kind == "lora"}
         return frozenset() if adapted.isdisjoint(base) else base
 
     def weights(self) -> list[Key]:
         """The keys under the names of the model without peft; those of adapters under that of the weight they adapt."""
-        return [_called(self.keys[stored], part.weight) for stored, part in self.parts.items()]
+        return [_called(self.keys[stored], role.weight) for stored, role in self.roles.items()]
 
     def base(self) -> dict[str, Key]:
         """The keys by the names of the model without peft; those of adapters by names that no model has."""
         called = {
-            stored: _called(self.keys[stored], part.saved if part.kind in ("lora", "tokens") else part.weight)
-            for stored, part in self.parts.items()
+            stored: _called(self.keys[stored], role.saved if role.kind in ("lora", "tokens") else role.weight)
+            for stored, role in self.roles.items()
         }
         return called or dict(self.keys)
 
     def saved(self) -> dict[str, Key]:
         """The keys by the names that ``save_pretrained`` writes, but for the prefix."""
-        return {stored: _called(self.keys[stored], part.saved) for stored, part in self.parts.items()}
+        return {stored: _called(self.keys[stored], role.saved) for stored, role in self.roles.items()}
 
     def base_of(self, reading: Reading, adapter: str | None) -> Reading:
         """Only the base model of a reading of ``base``.
@@ -126,16 +126,16 @@ class Peft:
         """
         if not self.adapters:
             return reading
-        copied = {part.weight for part in self.parts.values() if part.kind == "copy" and part.adapter == adapter}
+        copied = {role.weight for role in self.roles.values() if role.kind == "copy" and role.adapter == adapter}
         kept, left = [], []
         for output in reading.outputs:
-            part = self._part(output)
-            if part.kind == "base" and part.weight not in copied:
+            role = self._role(output)
+            if role.kind == "base" and role.weight not in copied:
                 kept.append(output)
-            elif part.kind == "copy" and part.adapter == adapter:
+            elif role.kind == "copy" and role.adapter == adapter:
                 kept.append(replace(output, rule=f"{output.rule}, the copy that was trained"))
             else:
-                left.append(Leftover.of(output, REPLACED if part.kind == "base" else UNMERGED))
+                left.append(Leftover.of(output, REPLACED if role.kind == "base" else UNMERGED))
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))
 
     def adapter_of(self, reading: Reading, adapter: str, config: Mapping[str, Any] | None) -> Reading:
@@ -143,29 +143,29 @@ class Peft:
         along = self._along(adapter, config)
         kept, left = [], []
         for output in reading.outputs:
-            part = self._part(output)
-            if part in along or (part.kind != "base" and part.adapter == adapter):
+            role = self._role(output)
+            if role in along or (role.kind != "base" and role.adapter == adapter):
                 kept.append(replace(output, name=PREFIX + output.name, rule=f"{output.rule}, as peft saves it"))
             else:
-                left.append(Leftover.of(output, FROZEN if part.kind == "base" else "of another adapter"))
+                left.append(Leftover.of(output, FROZEN if role.kind == "base" else "of another adapter"))
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))
 
-    def _along(self, adapter: str, config: Mapping[str, Any] | None) -> set[Part]:
+    def _along(self, adapter: str, config: Mapping[str, Any] | None) -> set[Role]:
         """What ``save_pretrained`` writes of the base model: embeddings that are adapted, biases that were trained."""
-        base = [part for part in self.parts.values() if part.kind == "base"]
+        base = [role for role in self.roles.values() if role.kind == "base"]
         if not self.base_weights and not adapter:  # somebody saved what save_pretrained writes
             return set(base)
         bias = (config or {}).get("bias") or ("none" if self.base_weights else "all")
         ending = {"none": (), "all": (".bias",)}.get(bias, (".base_layer.bias",))
         embeddings = config is None or _adapts_embeddings(config)
         return {
-            part
-            for part in base
-            if part.saved.endswith(ending) or (embeddings and _EMBEDDINGS.fullmatch(part.saved))
+            role
+            for role in base
+            if role.saved.endswith(ending) or (embeddings and _EMBEDDINGS.fullmatch(role.saved))
         }  # fmt: skip
 
-    def _part(self, output: Output) -> Part:
-        return self.parts[output.sources[0].key]
+    def _role(self, output: Output) -> Role:
+        return self.roles[output.sources[0].key]
 
 
 def _adapts_embeddings(config: Mapping[str, Any]) -> bool:

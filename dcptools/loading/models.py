@@ -84,7 +84,9 @@ def load_model(
     model = _made(made, config, state | {tensor.output.name: _placeholder(tensor) for tensor in others}, planned)
     if others:
         _forget_placeholders(model)
-    return _moved(model, target)
+    if target.type != "cpu":  # but for what is on no device
+        model._apply(lambda value: value if value.is_meta else value.to(target))
+    return model
 
 
 def memory_needed(planned: ShardPlan, tensors: Sequence[PlannedTensor] | None = None) -> int:
@@ -211,8 +213,3 @@ def _forget_placeholders(model: Any) -> None:
             if parameter.numel() and parameter.untyped_storage().nbytes() < parameter.numel() * parameter.itemsize:
                 empty = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
                 setattr(module, name, meta.setdefault(id(parameter), empty))
-
-
-def _moved(model: Any, device: torch.device) -> Any:
-    """The model on that device, but for what is on none."""
-    return model if device.type == "cpu" else model._apply(lambda value: value if value.is_meta else value.to(device))

@@ -9,7 +9,7 @@ from dcptools._text import counted, format_bytes, format_shape, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.expected import Expected
 from dcptools.findings import Finding
-from dcptools.layouts import FROZEN, Leftover, Output, Part
+from dcptools.layouts import FROZEN, Leftover, Output, Role
 from dcptools.mapping.about_model import allow, as_allowed
 from dcptools.mapping.adapter_config import Adapted, AdapterConfig
 from dcptools.mapping.taking import Taken
@@ -81,16 +81,16 @@ def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
             yield Finding("adapter-mismatch", module, what, f"another model, or one rank's share; {allow()}")
 
 
-def _sizes(weights: Iterable[tuple[Part, Output]]) -> dict[str, tuple[int, ...]]:
+def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:
     """(out, in) of each module that both of its matrices tell."""
-    shapes = {part.saved: output.shape for part, output in weights}
+    shapes = {role.saved: output.shape for role, output in weights}
     found: dict[str, tuple[int, ...]] = {}
-    for part, _ in weights:
+    for role, _ in weights:
         for ending, other in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
-            stem = part.saved.removesuffix(ending)
-            first, second = shapes[part.saved], shapes.get(stem + other, ())
-            if stem != part.saved and len(first) == len(second) == 2:
-                found[part.module] = (second[0], first[1])
+            stem = role.saved.removesuffix(ending)
+            first, second = shapes[role.saved], shapes.get(stem + other, ())
+            if stem != role.saved and len(first) == len(second) == 2:
+                found[role.module] = (second[0], first[1])
     return found
 
 
@@ -98,7 +98,7 @@ def about_full(taken: Taken, outputs: Sequence[Output], options: MappingOptions)
     """Of a model that peft wrapped, if the model itself is written."""
     if options.adapter_config_path is not None:
         yield Finding("adapter-config", options.adapter_config_path, "not used: no adapter is written", "leave it out")
-    kinds = {key: part for key, part in taken.peft.parts.items() if part.kind != "base"}
+    kinds = {key: role for key, role in taken.peft.roles.items() if role.kind != "base"}
     for output in outputs if kinds else ():
         if kinds.keys() & {view.key for view in output.sources}:
             what = f"trained whole: the copy of the adapter {taken.adapter!r} is written, as peft's unload gives it"

@@ -15,7 +15,7 @@ from dcptools._fields import Wrong, expected
 from dcptools._text import counted, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.errors import UsageError, system_errors
-from dcptools.layouts import Output, Part, Peft
+from dcptools.layouts import Output, Peft, Role
 from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
@@ -89,30 +89,30 @@ def _check(said: Mapping[str, Any]) -> None:
 class Adapted:
     """What the tensors of an adapter tell: which modules are adapted, and how."""
 
-    weights: Sequence[tuple[Part, Output]]  # of the adapter, as they are written
+    weights: Sequence[tuple[Role, Output]]  # of the adapter, as they are written
 
     @classmethod
     def of(cls, outputs: Iterable[Output], peft: Peft) -> Adapted:
         """From the outputs of an adapter, whose names no longer say which modules were trained whole."""
-        return cls([(Part.of(output.name)._replace(kind=_kind(output, peft)), output) for output in outputs])
+        return cls([(Role.of(output.name)._replace(kind=_kind(output, peft)), output) for output in outputs])
 
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each module that is adapted."""
         ranks = {}
-        for part, output in self.weights:
-            if part.saved.endswith((".lora_A.weight", ".lora_embedding_A")):
+        for role, output in self.weights:
+            if role.saved.endswith((".lora_A.weight", ".lora_embedding_A")):
                 # experts may have one matrix each: (expert, rank, in)
-                ranks[part.module] = output.shape[1 if len(output.shape) == 3 else 0] if output.shape else 0
+                ranks[role.module] = output.shape[1 if len(output.shape) == 3 else 0] if output.shape else 0
         return ranks
 
     @cached_property
     def copies(self) -> tuple[str, ...]:
         """The modules that were trained whole."""
-        return tuple(sorted({part.module for part, _ in self.weights if part.kind == "copy"}))
+        return tuple(sorted({role.module for role, _ in self.weights if role.kind == "copy"}))
 
     def has(self, ending: str) -> bool:
-        return any(part.saved.endswith(ending) for part, _ in self.weights)
+        return any(role.saved.endswith(ending) for role, _ in self.weights)
 
     @property
     def rank(self) -> int:
@@ -126,7 +126,7 @@ class Adapted:
         """
         said = {
             "base_model_name_or_path": base,
-            "bias": "all" if any(part.kind == "bias" for part, _ in self.weights) else "none",
+            "bias": "all" if any(role.kind == "bias" for role, _ in self.weights) else "none",
             "inference_mode": True,
             "lora_alpha": None,
             "lora_bias": self.has(".lora_B.bias"),
@@ -163,13 +163,13 @@ class Adapted:
 
 
 def _kind(output: Output, peft: Peft) -> str:
-    """That of the part; what goes along with an adapter is an adapted embedding, a bias, or was trained whole."""
-    part = peft.parts[output.sources[0].key]
-    if part.kind != "base":
-        return part.kind
-    if part.saved.endswith(".bias"):
+    """That of its role; what goes along with an adapter is an adapted embedding, a bias, or was trained whole."""
+    role = peft.roles[output.sources[0].key]
+    if role.kind != "base":
+        return role.kind
+    if role.saved.endswith(".bias"):
         return "bias"
-    return "base" if part.saved != part.weight else "copy"
+    return "base" if role.saved != role.weight else "copy"
 
 
 def _targets(adapted: Iterable[str], modules: Collection[str]) -> set[str]:

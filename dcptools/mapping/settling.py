@@ -16,7 +16,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.expected import Expected, Naming
 from dcptools.findings import Finding
-from dcptools.layouts import Leftover, Output, Part
+from dcptools.layouts import Leftover, Output, Role
 from dcptools.tensors import Composed, View, same_values
 
 
@@ -49,8 +49,8 @@ def without_unexpected(outputs: Sequence[Output], expected: Expected, naming: Na
 def without_tied_tokens(outputs: Sequence[Output], expected: Expected | None) -> Settled:
     """Leave out what an adapter trained of single tokens, where the model ties it to what is written already."""
     tied = {name for names in expected.stored.ties for name in names[1:]} if expected else set()
-    parts = {output: Part.of(output.name) for output in outputs}
-    left = [output for output, part in parts.items() if part.kind == "tokens" and part.weight in tied]
+    roles = {output: Role.of(output.name) for output in outputs}
+    left = [output for output, role in roles.items() if role.kind == "tokens" and role.weight in tied]
     return _leave_out(outputs, left, "tied, and written under another name")
 
 

@@ -42,8 +42,8 @@ def take(
     UsageError
         An adapter is asked for that is not there, or there are several and none is named.
     """
-    has_own = expected is not None and bool(Peft.of(_own(expected)).adapters)
-    peft = Peft(keys, {}) if has_own else Peft.of(keys)
+    own = {name: Key(name, ()) for name in expected.stored.shapes} if expected else {}
+    peft = Peft(keys, {}) if Peft.of(own).adapters else Peft.of(keys)  # a model may have LoRA weights of its own
     if not peft.adapters and (options.mode == "lora" or options.adapter is not None):
         raise UsageError(
             "There is no LoRA adapter in this checkpoint: no key like '....lora_A.default.weight'.\n"
@@ -55,11 +55,6 @@ def take(
     tried = candidates(checkpoint, wanted, expected, options.layout, options.root, family) if expected else []
     layout = tried[0].layout if tried else choose(list(wanted.values()), options.layout, options.root, family)
     return Taken("model", layout, peft.base_of(layout.read(checkpoint, wanted), adapter), peft, tuple(tried), adapter)
-
-
-def _own(expected: Expected) -> dict[str, Key]:
-    """The names of a model that may have LoRA weights of its own, as keys."""
-    return {name: Key(name, ()) for name in expected.stored.shapes}
 
 
 def _adapter(checkpoint: Checkpoint, peft: Peft, expected: Expected | None, options: MappingOptions) -> Taken:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dcptools.reviewing.page import page_of
 from dcptools.reviewing.writing import review
 
-__all__ = ["page_of", "review"]
+__all__ = ["review"]

@@ -130,11 +130,15 @@ class ShardPlan(Shown, HasFindings):
     @cached_property
     def written_dtype(self) -> str:
         """The floating dtype of the most written bytes, for config.json; ``float32`` if there is none."""
-        counts: Counter[str] = Counter()
+        return next((dtype.name for dtype in self._dtypes if dtype.kind == "float"), "float32")
+
+    @cached_property
+    def _dtypes(self) -> list[DType]:
+        """The dtypes that are written, that of the most bytes first."""
+        counts: Counter[DType] = Counter()
         for tensor in self._tensors():
-            if tensor.dtype.kind == "float":
-                counts[tensor.dtype.name] += tensor.nbytes
-        return counts.most_common(1)[0][0] if counts else "float32"
+            counts[tensor.dtype] += tensor.nbytes
+        return [dtype for dtype, _ in counts.most_common()]
 
     @cached_property
     def index(self) -> bytes | None:
@@ -184,18 +188,12 @@ class ShardPlan(Shown, HasFindings):
 
     def headline(self) -> str:
         files = counted(len(self.files), "file")
-        elements = f"{format_count(self.total_parameters)} elements as {self._dtypes() or self.options.dtype}"
+        dtypes = some([dtype.name for dtype in self._dtypes], 3) or self.options.dtype
+        elements = f"{format_count(self.total_parameters)} elements as {dtypes}"
         return (
             f"{files} with {format_bytes(self.total_bytes)} ({elements}), "
             f"at most {format_bytes(self.options.shard_size)} each; about {format_bytes(self.peak_bytes)} of memory"
         )
-
-    def _dtypes(self) -> str:
-        """The dtypes that are written, that of the most bytes first."""
-        counts: Counter[str] = Counter()
-        for tensor in self._tensors():
-            counts[tensor.dtype.name] += tensor.nbytes
-        return some([name for name, _ in counts.most_common()], 3)
 
     def _tables(self) -> list[Table]:
         rows = map(_file_row, self.files)

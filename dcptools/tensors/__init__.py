@@ -11,7 +11,7 @@ for one chunk; ``checksums`` their CRC-32; ``reader`` puts them together; ``view
 from __future__ import annotations
 
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, gather
-from dcptools.tensors.checksums import Checksums, ItemPart
+from dcptools.tensors.checksums import Checksums, ItemPart, combined
 from dcptools.tensors.composed import Composed, NotViews
 from dcptools.tensors.geometry import Region, boxes, ranges, row_elements, row_major, run_elements, runs, tiles
 from dcptools.tensors.reader import TensorReader, read_region
@@ -30,6 +30,7 @@ __all__ = [
     "TensorReader",
     "View",
     "boxes",
+    "combined",
     "gather",
     "ranges",
     "read_elements",

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dcptools._fields import MOST_DIMS
 from dcptools._pickle import loads, ordered_dict, size
 from dcptools._text import some
 from dcptools.dtypes import TABLE, DType, by_name
 from dcptools.errors import UnsupportedCheckpoint
 from dcptools.tensors.geometry import is_row_major, row_major, span
-
-MOST_DIMS = 64  # torch has no tensors of more
 
 
 @dataclass(frozen=True, slots=True)

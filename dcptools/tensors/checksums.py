@@ -76,8 +76,9 @@ class Checksums:
                 return
             if self._pending.pop(item.place, None) is None:
                 return  # another thread had the last one
-        if pieces.is_tiling(item.storage_nbytes):
-            self._compare(item, pieces.combined())
+        whole = combined(pieces.found, item.storage_nbytes)
+        if whole is not None:
+            self._compare(item, whole)
         else:  # some bytes were read twice: pieces that overlap, as of a transposed view
             self._read_through(item)
 
@@ -102,9 +103,10 @@ class Checksums:
         for place, found in parts.items():
             pieces = self._pending.setdefault(place, _Pieces(found[0]))
             pieces.found = [piece for part in found for piece in part.pieces]
-            if pieces.is_tiling(found[0].storage_nbytes):
+            whole = combined(pieces.found, found[0].storage_nbytes)
+            if whole is not None:
                 del self._pending[place]
-                self._compare(found[0], pieces.combined())
+                self._compare(found[0], whole)
 
     def _read_through(self, item: Item) -> None:
         buffer, crc = memoryview(bytearray(PIECE_BYTES)), 0
@@ -133,17 +135,17 @@ class _Pieces:
         self.found: list[tuple[int, int, int]] = []  # start, bytes, crc
         self.nbytes = 0
 
-    def is_tiling(self, nbytes: int) -> bool:
-        self.found.sort()
-        at = 0
-        for start, length, _ in self.found:
-            if start != at:
-                return False
-            at += length
-        return at == nbytes
 
-    def combined(self) -> int:
-        crc = 0
-        for _, nbytes, piece_crc in self.found:
-            crc = isal_zlib.crc32_combine(crc, piece_crc, nbytes)
-        return crc
+def combined(pieces: Iterable[tuple[int, int, int]], nbytes: int) -> int | None:
+    """The CRC-32 of so many bytes, from the start, bytes and CRC-32 of pieces; None if they are no tiling of them.
+
+    >>> crcs = [isal_zlib.crc32(piece) for piece in (b"read it in ", b"pieces")]
+    >>> combined([(11, 6, crcs[1]), (0, 11, crcs[0])], 17) == isal_zlib.crc32(b"read it in pieces")
+    True
+    """
+    crc, at = 0, 0
+    for start, length, piece in sorted(pieces):
+        if start != at:
+            return None
+        crc, at = isal_zlib.crc32_combine(crc, piece, length), at + length
+    return crc if at == nbytes else None

@@ -9,13 +9,11 @@ from operator import add, mul, sub
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from dcptools.checkpoint import StoredTensor
+from dcptools.checkpoint import Ints, StoredTensor
 from dcptools.tensors.geometry import Region, is_row_major, row_major
 
 FEW_CHUNKS = 16  # small numbers are handled faster without numpy
-Ints = npt.NDArray[np.int64]
 
 
 class ChunkBox(NamedTuple):

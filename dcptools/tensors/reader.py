@@ -198,11 +198,11 @@ class TensorReader:
         if wanted:
             raise BrokenCheckpoint(f"{self.tensor.key!r}: its chunks do not cover {[list(pair) for pair in region]}.")
 
-    def region(self, region: Region) -> Bits:
-        """The values of a region, in memory of their own; raises what :meth:`read_region` raises."""
-        out = np.empty([stop - start for start, stop in region], self.bits)
-        self.read_region(region, out)
-        return out
+    def region(self, region: Region, out: Bits | None = None) -> Bits:
+        """The values of a region, in memory of their own unless it is given; as :meth:`read_region`."""
+        values = np.empty([stop - start for start, stop in region], self.bits) if out is None else out
+        self.read_region(region, values)
+        return values
 
     def _range_parts(
         self, chunk_ranges: Sequence[ElementRange], start: int, stop: int
@@ -270,11 +270,11 @@ class TensorReader:
             self._checksums.add(item, start, out)
 
 
-def read_region(tensor: StoredTensor, region: Region) -> Bits:
+def read_region(tensor: StoredTensor, region: Region, out: Bits | None = None) -> Bits:
     """The values of a region of a stored tensor, as bits; see :meth:`TensorReader.read_region`.
 
     >>> weight = read(demo.checkpoint)["model.lm_head.weight"]
     >>> read_region(weight, [(0, 2), (0, 3)]).view("float32").shape
     (2, 3)
     """
-    return TensorReader(tensor).region(region)
+    return TensorReader(tensor).region(region, out)

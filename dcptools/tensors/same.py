@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dcptools.checkpoint import StoredTensor
-from dcptools.tensors.geometry import Region
 from dcptools.tensors.reader import TensorReader
 
 REGION_ELEMENTS = 1 << 20  # compared at once
@@ -26,9 +25,5 @@ def same_values(first: StoredTensor, second: StoredTensor) -> bool:
     checksums = [reader.checksums() for reader in readers]
     if checksums[0] and checksums[1] and checksums[0].keys() == checksums[1].keys():
         return checksums[0] == checksums[1]
-    return all(_equal(readers, region) for region in readers[0].regions(REGION_ELEMENTS))
-
-
-def _equal(readers: tuple[TensorReader, TensorReader], region: Region) -> bool:
-    first, second = (reader.region(region) for reader in readers)
-    return bool((first == second).all())
+    one, other = readers
+    return all((one.region(region) == other.region(region)).all() for region in one.regions(REGION_ELEMENTS))

@@ -10,6 +10,7 @@ from isal import isal_zlib
 
 from dcptools._parallel import check_stopped
 from dcptools.storage import open_regular
+from dcptools.tensors import combined
 
 PIECE_BYTES = 1 << 20
 
@@ -26,12 +27,8 @@ class FileSums:
 
     def take(self, filename: str, nbytes: int, path: str) -> int:
         """The checksum of a file that is finished."""
-        crc, at = 0, 0
-        for start, length, piece in sorted(self._pieces.pop(filename)):
-            if start != at:
-                break
-            crc, at = isal_zlib.crc32_combine(crc, piece, length), at + length
-        return crc if at == nbytes else file_crc(path)
+        crc = combined(self._pieces.pop(filename), nbytes)
+        return file_crc(path) if crc is None else crc
 
 
 def file_crc(path: str, read: Callable[[int], None] = lambda nbytes: None) -> int:

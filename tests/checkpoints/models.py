@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,14 @@ QWEN3_CONFIG: dict[str, Any] = {
 UNKNOWN_CONFIG = json.dumps(
     {"architectures": ["MineForCausalLM"], "model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.Mine"}}
 )
+
+
+def assets(directory: Path, config: str | dict[str, Any] = UNKNOWN_CONFIG, tokenizer: bytes = b"{}") -> Path:
+    """A new directory with a config and a tokenizer; of the model nothing is known unless the config says otherwise."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    (directory / "tokenizer.json").write_bytes(tokenizer)
+    return directory
 
 
 @functools.cache
