@@ -6,21 +6,25 @@ The order of ``TABLE`` is safetensors' own (its Rust enum): files list the last 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["bool", "int", "float8", "float", "complex", "opaque"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """A torch dtype by its plain name (``bfloat16``)."""
+    """A torch dtype by its plain name (``bfloat16``). There is one object of each, those of ``TABLE``."""
 
     name: str
     itemsize: int  # bytes an element
     kind: Kind
     code: str | None  # safetensors' name, or None where it has none
     rank: int  # position in safetensors' order of types
+
+    def __reduce__(self) -> tuple[Callable[[str], DType | None], tuple[str]]:
+        return by_name, (self.name,)
 
 
 _STORABLE: tuple[tuple[str, int, Kind, str], ...] = (

@@ -74,6 +74,16 @@ class Expected:
         """Whether what is published has other names than what is stored."""
         return self.published.shapes.keys() != self.stored.shapes.keys()
 
+    @cached_property
+    def based(self) -> Naming | None:
+        """The stored names of the base model alone; None if there is no such model."""
+        return self.stored.without(f"{self.base}.") if self.base else None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All that its weights are called anywhere."""
+        return frozenset((*self.stored.shapes, *self.published.shapes, *(self.based.shapes if self.based else ())))
+
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> Expected:
         """What :mod:`dcptools.expected.building` answered."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from dcptools._option import option
@@ -29,11 +29,11 @@ class Bare:
 
     reason: str
     copies: frozenset[str] = frozenset()  # first segments under which names of the model occur again
-    known: frozenset[str] = frozenset()  # names that are the model's for sure
+    known: Container[str] = frozenset()  # names that are the model's for sure
     prefix: str = ""  # what the names of a base model lack
 
     @classmethod
-    def of(cls, keys: Sequence[Key], reason: str, known: frozenset[str] = frozenset(), prefix: str = "") -> Bare:
+    def of(cls, keys: Sequence[Key], reason: str, known: Container[str] = frozenset(), prefix: str = "") -> Bare:
         """With what repeats the model's names below a segment of its own, as an ``ema`` does."""
         names = {key.name for key in keys if len(key.path) <= 1}
         split = [(first, rest) for first, _, rest in (name.partition(".") for name in names)]

@@ -46,7 +46,8 @@ class Container:
                 leftovers.append(extra_state(tensor))
                 continue
             outputs.append(Output(self.prefix + name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
-            findings += self._about_key(stored, key, name)
+            if key.stored or not _is_usual(name):  # of most keys there is nothing to say
+                findings += self._about_key(stored, key, name)
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
 
     def name_of(self, key: Key) -> str | None:

@@ -100,10 +100,9 @@ def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -
             right.add(written[name])
         else:
             wrong[written[name]] = Difference(name, shape, wanted[name])
-    missing = [
-        Difference(name, None, wanted[name]) for name in naming.needed if name not in right and name not in wrong
-    ]
     misshapen = [each for name, each in wrong.items() if name not in right]
     needed = naming.needed
-    fitting = sum(name in right for name in needed)
+    fitting = len(right.intersection(needed))
+    lacking = [name for name in needed if name not in right] if fitting < len(needed) else []
+    missing = [Difference(name, None, wanted[name]) for name in lacking if name not in wrong]
     return Fit(title, reading, len(needed), fitting, (*missing, *misshapen, *unexpected))

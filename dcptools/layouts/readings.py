@@ -84,9 +84,9 @@ def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[
     tried = [("stored", expected.stored, "", "the names of the live model")]
     if expected.differ:
         tried.append(("published", expected.published, "", "the published names"))
-    if expected.base:
+    if expected.based:
         base = f"{expected.base}."
-        tried.append(("stored", expected.stored.without(base), base, f"the base model's names, without {base!r}"))
+        tried.append(("stored", expected.based, base, f"the base model's names, without {base!r}"))
     for naming, names, prefix, said in tried:
         known = {prefix + name: shape for name, shape in below.items() if name in names.shapes}
         whole = expected.stored if naming == "stored" else expected.published
@@ -98,7 +98,7 @@ def _layout(root: str, measured: Fit, names: Naming, prefix: str, keys: Sequence
     reason = f"{measured.fitting:,} of {measured.weights:,} weights of {measured.title} are {measured.reading}"
     if root:
         return Container(root, reason, not is_usual(root), prefix)
-    return Bare.of(keys, reason, frozenset(names.shapes), prefix)
+    return Bare.of(keys, reason, names.shapes, prefix)
 
 
 def _in_family(
@@ -131,10 +131,7 @@ def _roots(keys: Iterable[Key], expected: Expected, layout: str, root: str | Non
         return [root]
     if layout != "auto":
         return [CONTAINER if layout == "container" else ""]
-    names = {*expected.stored.shapes, *expected.published.shapes}
-    if expected.base:
-        names.update(expected.stored.without(f"{expected.base}.").shapes)
-    return _most(place for key in keys for place in _places(key.name, names))
+    return _most(place for key in keys for place in _places(key.name, expected.names))
 
 
 def _most(places: Iterable[str]) -> list[str]:

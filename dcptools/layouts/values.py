@@ -37,8 +37,8 @@ class Output:
     def __post_init__(self) -> None:
         if len(self.sources) == 1 and self.sources[0].shape == self.shape:
             return
-        found = sum(view.numel for view in self.sources)
-        if not self.sources or found != self.numel or min(self.shape, default=0) < 0:
+        found = sum([view.numel for view in self.sources])
+        if not self.sources or found != self.numel or min((0, *self.shape)) < 0:
             raise UsageError(
                 f"The sources of the output {self.name!r} have {found:,} elements.\n"
                 f"Expected {self.numel:,}, those of its shape {self.shape}."

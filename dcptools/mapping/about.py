@@ -77,7 +77,7 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
             found.setdefault(finding.key, []).append(finding)
     names = {view.key: output.name for output in reading.outputs for view in output.sources if view.key in used}
     for key, name in names.items():
-        kind = _about_kind(key, name)
+        kind = _about_kind(key, name) if _may_be_odd(name) else None
         if kind and kind.code == "peft" and key in known:
             kind = None
         for finding in found.get(key, ()):
@@ -85,6 +85,11 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
                 yield finding
         if kind:
             yield kind
+
+
+def _may_be_odd(name: str) -> bool:
+    """Whether it is worth a closer look; nearly no names are."""
+    return "flat_param" in name or "lora_" in name or "base_model.model." in name or "modules_to_save." in name
 
 
 def _about_kind(key: str, name: str) -> Finding | None:
@@ -175,15 +180,16 @@ def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Itera
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
-    by_name: dict[str, list[str]] = {}
+    counts = Counter([output.name for output in outputs])
+    several: dict[str, list[str]] = {name: [] for name, count in counts.items() if count > 1}
     for output in outputs:
-        by_name.setdefault(output.name, []).append(output.sources[0].key)
+        if output.name in several:
+            several[output.name].append(output.sources[0].key)
         if output.name in ("__metadata__", "") or not _is_text(output.name):
             would = f"would be named {output.name!r}, which safetensors cannot store"
             yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
-    for name, keys in by_name.items():
-        if len(keys) > 1:
-            yield Finding("collision", name, f"{some(keys)} would get this one name", "rename or exclude one of them")
+    for name, keys in several.items():
+        yield Finding("collision", name, f"{some(keys)} would get this one name", "rename or exclude one of them")
 
 
 def _is_text(name: str) -> bool:

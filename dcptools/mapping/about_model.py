@@ -60,10 +60,10 @@ def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Findi
     """Weights that are stored in a dtype that no such model has."""
     if expected.numbers is None:
         return
-    known = expected.stored.shapes.keys() | expected.published.shapes.keys()
     for output in outputs:
-        floating = output.dtype.kind in ("float", "float8") or output.name in expected.numbers
-        if output.name in known and not floating:
+        if output.dtype.kind in ("float", "float8") or output.name in expected.numbers:
+            continue
+        if output.name in expected.stored.shapes or output.name in expected.published.shapes:
             what = f"{output.dtype.name} is stored, and {expected.title} has floating values there"
             yield Finding(
                 "weight-kind", output.name, what, "convert the checkpoint that was trained, not a quantized one"

@@ -126,5 +126,6 @@ def _modules(taken: Taken, expected: Expected | None) -> set[str]:
 
 
 def _known(outputs: Sequence[Output], expected: Expected) -> frozenset[str]:
-    names = expected.stored.shapes.keys() | expected.published.shapes.keys()
-    return frozenset(view.key for output in outputs if output.name in names for view in output.sources)
+    stored, published = expected.stored.shapes, expected.published.shapes
+    known = (output for output in outputs if output.name in stored or output.name in published)
+    return frozenset(view.key for output in known for view in output.sources)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from dcptools._collector import no_collections
 from dcptools._paths import expanded
@@ -146,8 +147,8 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     elif assets and assets.says("tie_word_embeddings") is True:
         held = hold_tied(kept, checkpoint, options)
     renamed = [renames.apply(output) for output in held.outputs]
-    outputs = tuple(sorted(renamed, key=lambda output: output.name))
-    leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=lambda left: left.key))
+    outputs = tuple(sorted(renamed, key=attrgetter("name")))
+    leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
     findings = (
         *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),

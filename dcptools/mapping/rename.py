@@ -74,6 +74,8 @@ class Renames:
 
     def apply(self, output: Output, only_to: Container[str] | None = None) -> Output:
         """The output with the name that the rules give it, if that is one of ``only_to``; once renamed, it stays so."""
+        if not self._rules:
+            return output
         rule = next((rule for rule in self._rules if rule.apply(output.name) is not None), None)
         if rule is None or output in self._done:
             return output

@@ -7,14 +7,16 @@ is made of any more becomes a leftover with its reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import NamedTuple
 
 from dcptools._option import option
 from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
-from dcptools.expected import Expected, Naming
+from dcptools.expected import Expected, Naming, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Leftover, Output, Role
 from dcptools.tensors import Composed, View, same_values
@@ -127,42 +129,56 @@ def publish(outputs: Sequence[Output], expected: Expected) -> Settled:
     stored = {output.name: output for output in outputs}
     if len(stored) < len(outputs):  # two of one name: an error that is told of them
         return Settled(tuple(outputs))
-    made: list[Output] = []
-    used: set[str] = set()
-    for name, composed in expected.conversion.items():
-        names = dict.fromkeys(view.key for view in composed.views)
-        sources = [stored[each] for each in names if each in stored]
-        if len(sources) == len(names) and (output := _published(name, composed, sources, expected)):
-            made.append(output)
-            used.update(names)
+    sources = {name: _Source.of(output, expected.stored.shapes.get(name)) for name, output in stored.items()}
+    whole = {name: _published(name, composed, sources) for name, composed in expected.conversion.items()}
+    made = {name: output for name, output in whole.items() if output}
+    used = {view.key for name in made for view in expected.conversion[name].views}
     others = [output for output in outputs if output.name not in used and output.name not in expected.stored.shapes]
-    kept = {view.key for output in (*made, *others) for view in output.sources}
+    written = sorted((*made.values(), *others), key=attrgetter("name"))
+    kept = {view.key for output in written for view in output.sources}
     left = [output for output in outputs if not kept.issuperset(view.key for view in output.sources)]
     leftovers = _leave_out(outputs, left, "a part of what would be published is missing").leftovers
-    return Settled((*made, *others), leftovers)
+    return Settled(tuple(written), leftovers)
 
 
-def _published(name: str, composed: Composed, sources: Sequence[Output], expected: Expected) -> Output | None:
-    """One published tensor; None where a source has not the shape or the dtype that the conversion needs."""
-    first = sources[0]
-    if composed.views == Composed.whole(first.name, composed.shape).views:  # renamed, whatever its shape is
-        rule = first.rule if name == first.name else f"{first.rule}, published as {name}"
-        return replace(first, name=name, rule=rule)
+class _Source(NamedTuple):
+    """A tensor of the live model, of which published ones are made."""
+
+    output: Output
+    shape: Shape | None  # that the model expects
+    whole: View | None  # the elements that parts of it are taken from; None if none can be
+    rule: str  # of its parts
+
+    @classmethod
+    def of(cls, output: Output, shape: Shape | None) -> _Source:
+        (view, *others) = output.sources
+        is_range = output.shape == shape and not others and view.contiguous
+        return cls(output, shape, view if is_range else None, f"{output.rule}, a part of what is published")
+
+
+def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) -> Output | None:
+    """One published tensor; None where a source is missing, or has not the shape or the dtype that is needed."""
+    if composed.views[0].key not in sources:
+        return None
+    first, shape, _, rule = sources[composed.views[0].key]
+    if len(composed.views) == 1 and composed.shape == shape and composed.views[0].is_whole(shape):
+        if name == first.name:
+            return first
+        return replace(first, name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
     views = []
     for view in composed.views:
-        (source,) = [each for each in sources if each.name == view.key]
-        whole = source.sources[0]
-        if source.shape != expected.stored.shapes[source.name] or len(source.sources) != 1 or not whole.contiguous:
+        source = sources.get(view.key)
+        if source is None or source.whole is None or source.output.dtype != first.dtype:
             return None
-        views.append(View(whole.key, view.shape, view.strides, whole.offset + view.offset))
-    if len({source.dtype for source in sources}) != 1:
-        return None
-    return Output(name, tuple(views), composed.shape, first.dtype, f"{first.rule}, a part of what is published")
+        views.append(View(source.whole.key, view.shape, view.strides, source.whole.offset + view.offset))
+    return Output(name, tuple(views), composed.shape, first.dtype, rule)
 
 
 def _leave_out(outputs: Sequence[Output], left: Iterable[Output], reason: str) -> Settled:
-    """Without some outputs; their keys are leftovers, if nothing else is made of them."""
+    """Without some outputs, mostly none; their keys are leftovers, if nothing else is made of them."""
     gone = set(left)
+    if not gone:
+        return Settled(tuple(outputs))
     kept = tuple(output for output in outputs if output not in gone)
     used = {view.key for output in kept for view in output.sources}
     keys = {view.key: output for output in gone for view in output.sources if view.key not in used}

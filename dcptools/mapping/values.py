@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -79,16 +78,15 @@ class KeyMapping(Shown, HasFindings):
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
-        used = Counter(leftover.key for leftover in self.leftovers)
-        used.update({view.key for output in self.outputs for view in output.sources})
-        if any(count != 1 for count in used.values()) or used.keys() != {
-            *self.checkpoint.tensors,
-            *self.checkpoint.objects,
-        }:
+        left = [leftover.key for leftover in self.leftovers]
+        used = {view.key for output in self.outputs for view in output.sources}
+        keys = {*self.checkpoint.tensors, *self.checkpoint.objects}
+        if len(left) + len(used) != len(keys) or keys != used.union(left):
             raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
+        tensors = self.checkpoint.tensors
         for output in self.outputs:
             for view in output.sources:
-                _check_view(output, view, self.checkpoint.tensors[view.key])
+                _check_view(output, view, tensors[view.key])
 
     def to_frame(self) -> pd.DataFrame:
         """One row per output: name, key (comma-separated), rule, shape, dtype, numel, state, expected_shape, findings.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dcptools.expected import Naming, Shape
 from dcptools.layouts import Fit, Output
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """A weight of the model, or a tensor that the model has no weight for."""
 
     name: str  # as the model calls it, whatever it is renamed to

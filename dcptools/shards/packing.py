@@ -8,8 +8,9 @@ function would write.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from dcptools._text import format_bytes
 from dcptools.dtypes import DType
@@ -18,52 +19,61 @@ from dcptools.mapping import Output
 from dcptools.shards.values import SINGLE_FILE, PlannedTensor, ShardFile
 
 
-def pack(outputs: Sequence[Output], written: dict[str, DType], size: int, kind: str) -> Iterator[ShardFile]:
+class Sized(NamedTuple):
+    """An output, the dtype that it is written in, and the bytes that it has then."""
+
+    output: Output
+    dtype: DType
+    nbytes: int
+
+
+def sized(outputs: Iterable[Output], written: Mapping[str, DType]) -> list[Sized]:
+    """The outputs in the dtypes that each name is written in."""
+    dtypes = ((output, written[output.name]) for output in outputs)
+    return [Sized(output, dtype, output.numel * dtype.itemsize) for output, dtype in dtypes]
+
+
+def pack(outputs: Iterable[Sized], size: int, kind: str) -> Iterator[ShardFile]:
     """The files, for outputs that are sorted by name, in files of ``size`` bytes of values; an adapter is one file."""
-    shards: list[list[Output]] = []
+    shards: list[list[Sized]] = []
     filled = 0
-    for output in outputs:
-        nbytes = output.numel * written[output.name].itemsize
-        if not shards or (filled + nbytes > size and shards[-1] and kind == "model"):
+    for each in outputs:
+        if not shards or (filled + each.nbytes > size and shards[-1] and kind == "model"):
             shards.append([])
             filled = 0
-        shards[-1].append(output)
-        filled += nbytes
+        shards[-1].append(each)
+        filled += each.nbytes
     for number, shard in enumerate(shards, start=1):
         name = SINGLE_FILE[kind] if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        yield _file(name, shard, written)
+        yield _file(name, shard)
 
 
-def _file(filename: str, outputs: Sequence[Output], written: dict[str, DType]) -> ShardFile:
-    """One file: its header, and where its tensors lie."""
-    ordered = sorted(outputs, key=lambda output: (-written[output.name].rank, output.name))
+def _file(filename: str, outputs: Iterable[Sized]) -> ShardFile:
+    """One file, for outputs that are sorted by name: its header, and where its tensors lie."""
+    ordered = sorted(outputs, key=lambda each: -each.dtype.rank)
+    ends = list(accumulate((each.nbytes for each in ordered), initial=0))
+    places = list(zip(ordered, ends, ends[1:], strict=False))  # each begins where the one before ends
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for output in ordered:
-        dtype = written[output.name]
-        end = at + output.numel * dtype.itemsize
-        header[output.name] = {"dtype": dtype.code, "shape": output.shape, "data_offsets": [at, end]}
-        at = end
+    header |= {
+        output.name: {"dtype": dtype.code, "shape": output.shape, "data_offsets": [begin, end]}
+        for (output, dtype, _), begin, end in places
+    }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    tensors = tuple(
-        PlannedTensor(o, written[o.name], start + header[o.name]["data_offsets"][0], o.numel * written[o.name].itemsize)
-        for o in ordered
-    )
-    return ShardFile(filename, len(text).to_bytes(8, "little") + text, tensors, start + at)
+    tensors = tuple(PlannedTensor(output, dtype, start + begin, nbytes) for (output, dtype, nbytes), begin, _ in places)
+    return ShardFile(filename, len(text).to_bytes(8, "little") + text, tensors, start + ends[-1])
 
 
-def about_sizes(outputs: Sequence[Output], written: dict[str, DType], size: int, kind: str) -> Iterator[Finding]:
+def about_sizes(outputs: Iterable[Sized], size: int, kind: str) -> Iterator[Finding]:
     """What is larger than a shard: tensors, or an adapter."""
     if kind == "adapter":
-        nbytes = sum(output.numel * written[output.name].itemsize for output in outputs)
+        nbytes = sum(each.nbytes for each in outputs)
         if nbytes > size:
             larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}, and stay one file"
             yield Finding("adapter-not-cut", "", larger, "peft reads no adapter that is cut")
         return
-    for output in outputs:
-        nbytes = output.numel * written[output.name].itemsize
-        if nbytes > size:
-            larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}"
-            yield Finding("large-tensor", output.name, larger, "it gets a file of its own")
+    for each in outputs:
+        if each.nbytes > size:
+            larger = f"{format_bytes(each.nbytes)} are more than a shard of {format_bytes(size)}"
+            yield Finding("large-tensor", each.output.name, larger, "it gets a file of its own")

@@ -16,7 +16,7 @@ from dcptools.errors import FindingsError, NoModelWeights
 from dcptools.findings import Finding, of_severity, summary_lines
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions, written_dtypes
-from dcptools.shards.packing import about_sizes, pack
+from dcptools.shards.packing import about_sizes, pack, sized
 from dcptools.shards.values import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan
 
 if TYPE_CHECKING:
@@ -71,16 +71,17 @@ def plan(
     size, exceptions = parse_bytes(shard_size), parse_exceptions(dtype_for)
     options = PlanOptions(size, checked_dtype(dtype), exceptions, strict)
     written, unused = written_dtypes(mapping, dtype, exceptions)
+    outputs = sized(mapping.outputs, written)
     found = [
         *mapping.findings,
         *(Finding("pattern-unused", "", f"{glob!r} of {option('dtype_for')} matched no name") for glob in unused),
         *about_dtypes(mapping, written),
-        *about_sizes(mapping.outputs, written, size, mapping.kind),
+        *about_sizes(outputs, size, mapping.kind),
     ]
     if strict:
         found = [finding.as_error() if finding.severity == "warning" else finding for finding in found]
     refuse_errors(found, strict)
-    return ShardPlan(mapping, tuple(pack(mapping.outputs, written, size, mapping.kind)), options, tuple(found))
+    return ShardPlan(mapping, tuple(pack(outputs, size, mapping.kind)), options, tuple(found))
 
 
 def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:

@@ -29,6 +29,11 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether elements with these strides lie one after the other in row-major order."""
+    return _is_row_major(tuple(shape), tuple(strides))
+
+
+@lru_cache(maxsize=1024)
+def _is_row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != expected:
@@ -43,7 +48,18 @@ def span(shape: Sequence[int], strides: Sequence[int]) -> int:
     >>> span((2, 3), (10, 2))
     15
     """
+    return _span(tuple(shape), tuple(strides))
+
+
+@lru_cache(maxsize=1024)
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+@lru_cache(maxsize=1024)
+def can_be_view(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether there are as many strides as sizes, and none is negative."""
+    return len(shape) == len(strides) and min((*shape, *strides), default=0) >= 0
 
 
 def run_elements(shape: Sequence[int], strides: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dcptools.checkpoint import StoredTensor
 from dcptools.errors import UsageError
 from dcptools.tensors.bits import Bits, fill, gather
-from dcptools.tensors.geometry import Region, boxes, is_row_major, row_major, run_elements, runs, span
+from dcptools.tensors.geometry import Region, boxes, can_be_view, is_row_major, row_major, run_elements, runs, span
 from dcptools.tensors.reader import TensorReader
 
 
@@ -28,7 +28,7 @@ class View:
     offset: int  # elements
 
     def __post_init__(self) -> None:
-        if len(self.shape) != len(self.strides) or min((*self.shape, *self.strides, self.offset), default=0) < 0:
+        if self.offset < 0 or not can_be_view(self.shape, self.strides):
             raise UsageError(f"{self} is not a view.\nExpected as many strides as sizes, and no negative number.")
 
     @classmethod
