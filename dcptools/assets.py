@@ -6,7 +6,9 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,26 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         if is_url(directory):
             return _look_below(open_source(directory))
         return _look_through(Path(expanded(directory)))
+
+
+@contextmanager
+def on_disk(directory: str | os.PathLike[str]) -> Iterator[str]:
+    """An assets directory for a library that reads directories only; of a URL, a copy of its files for the time being.
+
+    Raises
+    ------
+    UsageError
+        There is no such directory, or it cannot be read.
+    """
+    if not is_url(directory):
+        yield expanded(directory)
+        return
+    with tempfile.TemporaryDirectory(prefix="dcptools-") as copy:
+        source = open_source(directory)
+        for file in find_assets(directory).files:
+            with system_errors(UsageError, f"The assets directory {directory} cannot be read"):
+                Path(copy, file.name).write_bytes(source.content(file.name))
+        yield copy
 
 
 def _look_below(source: Source) -> Assets:
