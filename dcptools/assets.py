@@ -6,11 +6,14 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcptools._paths import expanded
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.expected import is_known
@@ -109,6 +112,26 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         names = {file.name: file.nbytes for file in files}
         config = _text(source.content(CONFIG)) if names.get(CONFIG, MAX_CONFIG_BYTES + 1) <= MAX_CONFIG_BYTES else ""
     return Assets(place, files, config, (*_check(place, set(names), config), *odd.values()))
+
+
+@contextmanager
+def on_disk(directory: str | os.PathLike[str]) -> Iterator[str]:
+    """An assets directory for a library that reads directories only; of a URL, a copy of its files for the time being.
+
+    Raises
+    ------
+    UsageError
+        There is no such directory, or it cannot be read.
+    """
+    if not is_url(directory):
+        yield expanded(directory)
+        return
+    with tempfile.TemporaryDirectory(prefix="dcptools-") as copy:
+        source = open_source(directory)
+        for file in find_assets(directory).files:
+            with system_errors(UsageError, f"The assets directory {directory} cannot be read"):
+                Path(copy, file.name).write_bytes(source.content(file.name))
+        yield copy
 
 
 def _odd_files(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, Finding]]:

@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import saved
+from click.testing import CliRunner
 from remote_server import DENIED, SLOW_DOWN, Proxy
 from test_ranks import LOST, torchrun
 
 import dcptools
 from dcptools.checkpoint import read
+from dcptools.cli import main_group
 from dcptools.demo import Demo
 from dcptools.errors import DcptoolsError, NotACheckpoint, OutputExists, TargetError, UsageError
 from dcptools.hf import read_model
+from dcptools.loading import load_reference, open_tokenizer
 from dcptools.recipe import command_line, python_call
 from dcptools.reviewing import review
 from dcptools.storage import RemoteSink, ahead, open_source, upload
@@ -99,6 +103,7 @@ def local(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+SECRET = "w8Zq-not-to-be-shown"
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 CKPT, ASSETS, OUT = (f"s3://{BUCKET}/{name}" for name in ("step-100", "assets", "out"))
 
@@ -214,6 +219,44 @@ class TestErrors:
             read("sftp://me:secret@host/step")
         assert str(caught.value).startswith("sftp://***@host/step: a URL must not hold a password")
         assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize("url", [f"s3://key:{SECRET}@bucket/step", f"https://host/step?X-Amz-Signature={SECRET}"])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("inspect", "URL"),
+            ("convert", "STEP", "--save-dir", "URL"),
+            ("convert", "STEP", "--save-dir", "URL", "--resume", "--dry-run"),
+            ("preview", "STEP", "--model-assets-dir", "URL"),
+            ("preview", "STEP", "--reference", "URL"),
+            ("verify", "URL", "STEP"),
+            ("diff", "STEP", "URL"),
+        ],
+    )
+    def test_no_command_shows_the_password_of_a_url(self, words: tuple[str, ...], url: str, tmp_path: Path) -> None:
+        step = saved.trained(tmp_path / "step")
+        given = [{"URL": url, "STEP": str(step)}.get(word, word) for word in words]
+        found = CliRunner().invoke(main_group, given)
+        assert isinstance(found.exception, UsageError)
+        assert "***" in str(found.exception)
+        assert SECRET not in f"{found.output}{found.exception}"
+
+    def test_credentials_of_the_configuration_are_shown_nowhere(
+        self, store: Store, one_try: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    ) -> None:
+        conf = pytest.importorskip("fsspec.config").conf
+        monkeypatch.setitem(conf, "s3", {"key": "key", "secret": SECRET})
+        report = convert(report=tmp_path / "report.json", progress=True)
+        mapping = dcptools.preview(CKPT, model_assets_dir=ASSETS)
+        page = review(mapping, tmp_path / "review.html", save_dir=OUT)
+        refused(store, lambda method, path: "distcp" in path)
+        with pytest.raises(DcptoolsError) as caught:
+            convert(overwrite=True)
+        values = (report, mapping, mapping.checkpoint, caught.value, *capfd.readouterr())
+        shown = [str(value) + repr(value) + getattr(value, "_repr_html_", str)() for value in values]
+        shown += [(tmp_path / "report.json").read_text(), page.read_text("utf-8")]
+        shown += [recipe(dcptools.plan(mapping), OUT) for recipe in (command_line, python_call)]
+        assert not [text for text in shown if SECRET in text]
 
     def test_a_recipe_does_not_show_a_password(self, demo: Demo) -> None:
         planned = dcptools.plan(demo.checkpoint)
@@ -411,6 +454,43 @@ def test_a_file_that_is_written_in_any_order_arrives_whole(store: Store, monkeyp
     assert sum("partNumber" in request.path for request in store.proxy.requests) == 3
 
 
+def test_a_reference_and_assets_may_be_in_a_bucket(store: Store, local: Path) -> None:
+    for name in local.iterdir():
+        store.client.upload_file(str(name), BUCKET, f"out/{name.name}")
+    for reference in (OUT, f"{OUT}/model.safetensors.index.json"):
+        assert dcptools.preview(CKPT, reference=reference).fit.complete
+    mapping = dcptools.preview(CKPT, model_assets_dir=ASSETS)
+    assert mapping.assets is not None
+    assert mapping.assets.dtype == "float32"
+    assert mapping.fit.complete
+
+
+def test_a_model_and_its_tokenizer_are_loaded_from_a_bucket(store: Store, demo: Demo) -> None:
+    model = dcptools.load_model(CKPT, model_assets_dir=ASSETS)
+    assert type(model).__name__ == "Qwen3ForCausalLM"
+    assert model.generation_config.to_diff_dict().keys() >= {"eos_token_id"}
+    assert open_tokenizer(ASSETS)("two words")["input_ids"] == open_tokenizer(demo.assets)("two words")["input_ids"]
+    with pytest.raises(UsageError, match="The assets directory s3://bucket/nothing does not exist"):
+        open_tokenizer(f"s3://{BUCKET}/nothing")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda url: dcptools.convert(CKPT, OUT, report=url),
+        lambda url: dcptools.verify(OUT, report=url),
+        lambda url: review(CKPT, url),
+        lambda url: dcptools.preview(CKPT, family=url),
+        load_reference,
+    ],
+)
+def test_what_must_be_on_the_disk_says_so(use: Callable[[str], Any], store: Store) -> None:
+    with pytest.raises(UsageError, match=f"cannot be at a URL: s3://{BUCKET}/file\\.\nGive a path on the disk"):
+        use(f"s3://{BUCKET}/file")
+    found = CliRunner().invoke(main_group, ["review", CKPT, "--html", "s3://bucket/file"])
+    assert "'--html': s3://bucket/file is a URL, and this must be on the disk." in found.output
+
+
 def test_the_widget_browses_a_bucket(store: Store) -> None:
     widgets = pytest.importorskip("dcptools.widgets")
     step = widgets.Open(f"s3://{BUCKET}")
@@ -442,10 +522,6 @@ class TestInMemory:
         assert all(written.content(name) == (local / name).read_bytes() for name in written.entries())
 
     def test_the_command_line_takes_urls(self, place: str, local: Path) -> None:
-        from click.testing import CliRunner
-
-        from dcptools.cli import main_group
-
         arguments = ["convert", f"{place}/step", "--save-dir", f"{place}/out", "--shard-size", "600kB", "--verify"]
         found = CliRunner().invoke(main_group, [*arguments, "--model-assets-dir", f"{place}/assets"])
         assert found.exit_code == 0, found.output

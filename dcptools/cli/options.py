@@ -19,7 +19,7 @@ from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
 from dcptools.shards import DEFAULT_SHARD_SIZE, DTYPES, SHORT_NAMES, PlanOptions
-from dcptools.storage import is_url
+from dcptools.storage import is_url, without_password
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,6 +39,8 @@ class _Path(click.Path):
     """A path; an empty word, which a shell makes of a variable that is not set, does not mean the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_url(value):
+            self.fail(f"{without_password(value)} is a URL, and this must be on the disk.", param, ctx)
         return super().convert(expanded(value), param, ctx) if value else self.fail("The path is empty.", param, ctx)
 
 

@@ -8,12 +8,12 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts.family import NUMBER, PLACE, Family, Weight
 from dcptools.layouts.rearrange import Rearrangement
+from dcptools.storage import path_on_disk
 
 Value = TypeVar("Value")
 _FIELDS = {"trainer", "model", "architectures", "sizes", "weights", "left_out", "signs", "refused", "exporter"}
@@ -32,7 +32,7 @@ def read_family(path: str | os.PathLike[str]) -> Family:
     """A family of one's own. Raises UsageError."""
     with system_errors(UsageError, f"The family file {path} cannot be read"):
         try:
-            return parse_family(Path(path).read_text("utf-8"), str(path))
+            return parse_family(path_on_disk(path, "The family file").read_text("utf-8"), str(path))
         except UnicodeDecodeError:
             raise UsageError(f"The family file {path} is not text in UTF-8.") from None
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dcptools._parallel import Progress
-from dcptools._paths import expanded
+from dcptools.assets import on_disk
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import UsageError
+from dcptools.errors import DcptoolsError, UsageError
 from dcptools.expected import Unknown, architecture_of
 from dcptools.loading.memory import check_fits, not_enough
 from dcptools.loading.states import chosen, load
@@ -102,7 +102,10 @@ def open_tokenizer(directory: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(expanded(directory), local_files_only=True, trust_remote_code=False)
+        with on_disk(directory) as path:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except DcptoolsError:
+        raise
     except Exception as error:  # whatever a tokenizer's own code raises for files that make no sense
         raise UsageError(f"transformers cannot open the tokenizer of {directory}: {first_line(error)}") from None
 
@@ -172,7 +175,8 @@ def _made(made: Any, config: Any, state: dict[str, torch.Tensor], planned: Shard
     if planned.assets and GENERATION_CONFIG in {file.name for file in planned.assets.files}:
         from transformers import GenerationConfig
 
-        more["generation_config"] = GenerationConfig.from_pretrained(planned.assets.directory)
+        with on_disk(planned.assets.directory) as path:
+            more["generation_config"] = GenerationConfig.from_pretrained(path)
     try:
         with without_bars():
             return made.from_pretrained(None, config=config, state_dict=state, dtype="auto", **more)

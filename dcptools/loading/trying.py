@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcptools._paths import expanded
 from dcptools.errors import Cancelled, UsageError
 from dcptools.loading.memory import check_fits
 from dcptools.loading.models import first_line, without_bars
+from dcptools.storage import path_on_disk
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +28,8 @@ def load_reference(directory: str | os.PathLike[str]) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    path = expanded(directory)
-    check_fits(sum(file.stat().st_size for file in Path(path).glob("*.safetensors")))
+    path = path_on_disk(directory, "The other model")
+    check_fits(sum(file.stat().st_size for file in path.glob("*.safetensors")))
     try:
         with without_bars():
             return AutoModelForCausalLM.from_pretrained(

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcptools._paths import expanded
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import FindingsError, UsageError, system_errors
 from dcptools.mapping import KeyMapping, preview
 from dcptools.reviewing.page import page_of
 from dcptools.shards import DEFAULT_SHARD_SIZE, plan
+from dcptools.storage import path_on_disk
 from dcptools.writer import default_save_dir
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def review(
     except FindingsError:
         planned = None
     named = str(save_dir) if save_dir is not None else str(default_save_dir(shown.checkpoint.path))
-    return _written(Path(expanded(html)), page_of(shown, planned, named))
+    return _written(path_on_disk(html, "The review"), page_of(shown, planned, named))
 
 
 def _written(target: Path, text: str) -> Path:

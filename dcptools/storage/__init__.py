@@ -10,7 +10,7 @@ from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
 from dcptools.storage.upload import RemoteSink, commit_all
-from dcptools.storage.urls import is_url, join, parent, without_password
+from dcptools.storage.urls import is_url, join, parent, path_on_disk, without_password
 
 __all__ = [
     "IN_FLIGHT",
@@ -33,6 +33,7 @@ __all__ = [
     "open_regular",
     "open_source",
     "parent",
+    "path_on_disk",
     "pieces",
     "share_of_reads",
     "without_password",

@@ -12,12 +12,15 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from dcptools._paths import expanded
 from dcptools.errors import DcptoolsError, UsageError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/\s]*@")  # of somebody, in front of the host
+_SIGNATURE = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 _S3, _GCS, _AZURE = "dcptools[remote]", "gcsfs", "adlfs"
 _PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE}
 _PACKAGES |= {"hf": "huggingface_hub"}
@@ -33,6 +36,15 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     (True, False)
     """
     return isinstance(path, str) and _URL.match(path) is not None
+
+
+def path_on_disk(path: str | os.PathLike[str], what: str) -> Path:
+    """The path of a file that must be on the disk; raises UsageError for a URL."""
+    if is_url(path):
+        raise UsageError(
+            f"{what} cannot be at a URL: {without_password(os.fspath(path))}.\nGive a path on the disk of this machine."
+        )
+    return Path(expanded(path))
 
 
 def join(place: str | os.PathLike[str], name: str) -> str:
@@ -61,8 +73,10 @@ def without_password(text: str) -> str:
 
     >>> without_password("sftp://me:secret@host/step-100")
     'sftp://***@host/step-100'
+    >>> without_password("https://host/step-100?sig=secret&part=1")
+    'https://host/step-100?sig=***&part=1'
     """
-    return _PASSWORD.sub("***@", text)
+    return _SIGNATURE.sub(r"\1***", _PASSWORD.sub("***@", text))
 
 
 def open_url(url: str) -> tuple[Any, str]:

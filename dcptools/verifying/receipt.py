@@ -10,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from dcptools._parallel import Progress
-from dcptools._paths import expanded
 from dcptools.errors import UsageError, system_errors
 from dcptools.hf import Model, read_headers, read_model
 from dcptools.shards import ShardPlan
-from dcptools.storage import Source, open_regular, pieces
+from dcptools.storage import Source, open_regular, path_on_disk, pieces
 from dcptools.verifying.checksums import checksums
 from dcptools.writer import Report
 
@@ -106,7 +104,7 @@ def write_receipt(path: str | os.PathLike[str], receipt: dict[str, Any]) -> None
     UsageError
         The file cannot be written.
     """
-    target = Path(expanded(path))
+    target = path_on_disk(path, "The report")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with system_errors(UsageError, f"The report {target} cannot be written"):
         try:
@@ -124,7 +122,7 @@ def check_receipt_path(path: str | os.PathLike[str]) -> None:
     UsageError
         It is a directory, or lies in none.
     """
-    target = Path(expanded(path))
+    target = path_on_disk(path, "The report")
     with system_errors(UsageError, f"The report {target} cannot be written"):
         if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
             what = "is a directory" if target.is_dir() else "lies in no directory that can be written to"
@@ -139,7 +137,7 @@ def read_receipt(path: str | os.PathLike[str]) -> Receipt:
     UsageError
         There is no such file, or it is something else.
     """
-    target = Path(expanded(path))
+    target = path_on_disk(path, "The report")
     with system_errors(UsageError, f"The report {target} cannot be read"):
         with open(open_regular(target), "rb") as file:
             content = file.read(MOST_BYTES + 1)
