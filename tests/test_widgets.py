@@ -28,7 +28,7 @@ from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExis
 from dcptools.expected import Expected, Naming, NotExpected, asking
 from dcptools.loading import continuation, loss, open_tokenizer
 from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
-from dcptools.recipe import command_line, python_call
+from dcptools.recipe import command_line, python_call, to_inspect, to_plan, to_preview, to_try
 from dcptools.shards import ShardPlan, plan
 from dcptools.tensors import TensorReader
 from dcptools.widgets import _convert, _job, _try
@@ -210,7 +210,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules", "Cards",
+        "Table", "Values", "Detail", "Job", "Rules", "Cards", "Lines",
     }  # fmt: skip
 
 
@@ -1155,6 +1155,19 @@ def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
 def test_shards_waits_for_a_mapping() -> None:
     step = widgets.Shards()
     assert (step.plan, step.blocked) == (None, "Review the mapping first.")
+
+
+def test_each_step_says_the_lines_that_do_the_same(wizard: widgets.Wizard) -> None:
+    wizard.mapping_step.rules.fields["exclude"].value = "*lm_head*"
+    steps = (wizard.open_step, wizard.inspect_step, wizard.mapping_step, wizard.try_step, wizard.shards_step)
+    looked_at = to_inspect(wizard.checkpoint)
+    plans = (to_try(wizard.plan), to_plan(wizard.plan))
+    recipes = (looked_at, looked_at, to_preview(wizard.mapping), *plans)
+    for step, (shell, python) in zip(steps, recipes, strict=True):
+        assert step.lines.texts == {"Shell": shell, "Python": python} if shell else {"Python": python}
+    assert "--exclude '*lm_head*'" in wizard.shards_step.lines.texts["Shell"]
+    wizard.mapping_step.rules.fields["rename"].value = "(=x"  # nothing is shown, so nothing does the same
+    assert wizard.mapping_step.lines.lines == wizard.shards_step.lines.lines == []
 
 
 # --- Convert and Result -----------------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ from dcptools import plots
 from dcptools._text import format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding, Group
+from dcptools.recipe import to_inspect
 from dcptools.widgets._base import Step, beside, figure_html, handler
 from dcptools.widgets._cards import Cards
 from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
+from dcptools.widgets._lines import lines_of
 from dcptools.widgets._rows import Column, is_missing
 from dcptools.widgets._table import Leaves, Table
 from dcptools.widgets._values import Values
@@ -84,7 +86,8 @@ class Inspect(Step):
             titles=("Keys", "Sizes", "Values", "Findings"),
             layout={"width": "99%"},
         )
-        super().__init__([self.tabs])
+        self.lines = lines_of(self, "checkpoint", to_inspect)
+        super().__init__([self.tabs, self.lines])
         self.tabs.observe(self._fill, "selected_index")
         self.key_table.observe(self._tell, "chosen")
         self.findings.observe(self._follow, "opened")

@@ -11,6 +11,7 @@ from dcptools._text import counted, format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding, Group
 from dcptools.mapping import KeyMapping, must_build, preview
+from dcptools.recipe import to_preview
 from dcptools.shards import DTYPES, written_dtypes
 from dcptools.widgets._acting import Concerned
 from dcptools.widgets._base import Step, alert, beside, handler, identity
@@ -19,6 +20,7 @@ from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._labels import LABELS
 from dcptools.widgets._latest import Latest
+from dcptools.widgets._lines import lines_of
 from dcptools.widgets._model import BUSY, model_table, verdict_html
 from dcptools.widgets._rows import Column
 from dcptools.widgets._rules import Rules
@@ -78,7 +80,8 @@ class Mapping(Step):
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )
-        super().__init__([self.verdict, self.rules, self.found, self.cards, self.accept, self.tabs])
+        self.lines = lines_of(self, "mapping", to_preview)
+        super().__init__([self.verdict, self.rules, self.found, self.cards, self.accept, self.tabs, self.lines])
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self._known: bool | None = None  # whether the model of the last mapping was
         self._later = Latest(self._preview)

@@ -11,8 +11,10 @@ import traitlets as T
 
 from dcptools._text import format_bytes, format_count, printable, some
 from dcptools.checkpoint import Checkpoint, is_checkpoint, read
+from dcptools.recipe import to_inspect
 from dcptools.storage import is_url, join, open_source, parent
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
+from dcptools.widgets._lines import lines_of
 
 MAX_FOLDERS = 500
 LOOKING = 16  # threads that look which of them are checkpoints
@@ -46,7 +48,8 @@ class Open(Step):
         self.enter = W.Button(description="Open folder", layout={"width": "120px"})
         self.found = W.HTML()
         chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))
-        super().__init__([W.HBox([self.path, self.read]), chooser, self.found])
+        self.lines = lines_of(self, "checkpoint", to_inspect)
+        super().__init__([W.HBox([self.path, self.read]), chooser, self.found, self.lines])
         self._here = ""
         self.read.on_click(self._read)
         self.path.observe(self._read, "value")

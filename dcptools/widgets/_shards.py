@@ -13,8 +13,10 @@ from dcptools._parallel import default_workers
 from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
 from dcptools.mapping import KeyMapping
+from dcptools.recipe import to_plan
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
+from dcptools.widgets._lines import lines_of
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
@@ -59,7 +61,10 @@ class Shards(Step):
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
         self.files = Table(FILES, noun="file")
         self._syncing = False
-        super().__init__([W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files])
+        self.lines = lines_of(self, "plan", to_plan)
+        super().__init__(
+            [W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files, self.lines]
+        )
         self.slider.observe(self._slid, "value")
         self.size.observe(self._typed, "value")
         self.color.observe(lambda _: self._draw(), "value")
