@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -210,7 +211,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules", "Cards", "Lines",
+        "Table", "Values", "Detail", "Job", "Rules", "Cards", "Lines", "Review",
     }  # fmt: skip
 
 
@@ -1155,6 +1156,34 @@ def test_a_mapping_with_errors_is_not_planned(tmp_path: Path) -> None:
 def test_shards_waits_for_a_mapping() -> None:
     step = widgets.Shards()
     assert (step.plan, step.blocked) == (None, "Review the mapping first.")
+
+
+def test_the_review_is_written_where_the_field_says(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    for step, name in ((wizard.mapping_step, "it's mine.html"), (wizard.shards_step, "plan.html")):
+        page = tmp_path / name
+        step.review.path.value = f" {page} "
+        step.review.job.start.click()
+        finished(step.review)
+        assert text(step.review.said).startswith(f"Wrote {page} (") and roles(step.review.said) == ["status"]
+        assert "Content-Security-Policy" in page.read_text() and "model.embed_tokens.weight" in page.read_text()
+        assert f"--html {shlex.quote(str(page))}" in step.review.lines.texts["Shell"]
+        step.review.path.value = str(tmp_path / "nowhere" / "review.html")
+        step.review.job.start.click()
+        finished(step.review)
+        assert "cannot be written" in text(step.message) and roles(step.message) == ["alert"]
+        assert (step.review.said.value, step.review.lines.lines) == ("", [])
+
+
+def test_a_mapping_with_errors_can_be_reviewed(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Mapping(read(tmp_path / "hole"))
+    step.review.path.value = str(tmp_path / "review.html")
+    step.review.job.start.click()
+    finished(step.review)
+    assert "nothing is stored for [2:4]" in (tmp_path / "review.html").read_text()
+    step.checkpoint = None
+    step.review.job.start.click()
+    assert not step.review.job.running and step.review.layout.display == "none"
 
 
 def test_each_step_says_the_lines_that_do_the_same(wizard: widgets.Wizard) -> None:

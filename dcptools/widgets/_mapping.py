@@ -12,7 +12,7 @@ from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding, Group
 from dcptools.mapping import KeyMapping, must_build, preview
 from dcptools.recipe import to_preview
-from dcptools.shards import DTYPES, written_dtypes
+from dcptools.shards import DTYPES, PlanOptions, written_dtypes
 from dcptools.widgets._acting import Concerned
 from dcptools.widgets._base import Step, alert, beside, handler, identity
 from dcptools.widgets._cards import Cards
@@ -22,6 +22,7 @@ from dcptools.widgets._labels import LABELS
 from dcptools.widgets._latest import Latest
 from dcptools.widgets._lines import lines_of
 from dcptools.widgets._model import BUSY, model_table, verdict_html
+from dcptools.widgets._review import Review
 from dcptools.widgets._rows import Column
 from dcptools.widgets._rules import Rules
 from dcptools.widgets._table import Table
@@ -80,8 +81,11 @@ class Mapping(Step):
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )
+        self.review = Review(self._subject, self.show_error)
         self.lines = lines_of(self, "mapping", to_preview)
-        super().__init__([self.verdict, self.rules, self.found, self.cards, self.accept, self.tabs, self.lines])
+        super().__init__(
+            [self.verdict, self.rules, self.found, self.cards, self.accept, self.tabs, self.review, self.lines]
+        )
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self._known: bool | None = None  # whether the model of the last mapping was
         self._later = Latest(self._preview)
@@ -137,7 +141,8 @@ class Mapping(Step):
         """What was said of other rules must not stand below a message."""
         self.mapping, self.verdict.value, self.found.value = None, "", ""
         self.blocked = "There is no mapping yet."
-        self.accept.layout.display = self.tabs.layout.display = self.cards.layout.display = "none"
+        for widget in (self.accept, self.cards, self.tabs, self.review):
+            widget.layout.display = "none"
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the mapping is that of the rules as they stand."""
@@ -179,7 +184,11 @@ class Mapping(Step):
         self.cards.tell(
             mapping.findings, lambda group: bool(self._concerned.rows(group)[1]), self._concerned.can_exclude
         )
-        self.tabs.layout.display = self.cards.layout.display = ""
+        for widget in (self.cards, self.tabs, self.review):
+            widget.layout.display = ""
+
+    def _subject(self) -> tuple[KeyMapping, PlanOptions] | None:
+        return None if self.mapping is None else (self.mapping, PlanOptions(dtype=self.dtype))
 
     def _decide(self) -> None:
         mapping: KeyMapping | None = self.mapping

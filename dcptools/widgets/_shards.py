@@ -14,9 +14,10 @@ from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
 from dcptools.mapping import KeyMapping
 from dcptools.recipe import to_plan
-from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
+from dcptools.shards import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
 from dcptools.widgets._lines import lines_of
+from dcptools.widgets._review import Review
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
@@ -61,6 +62,7 @@ class Shards(Step):
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
         self.files = Table(FILES, noun="file")
         self._syncing = False
+        self.review = Review(self._subject, self.show_error)
         self.lines = lines_of(self, "plan", to_plan)
         super().__init__(
             [W.HBox([self.slider, self.size, self.color]), self.found, self.figure, self.files, self.lines]
@@ -75,6 +77,9 @@ class Shards(Step):
         self.shard_size = parse_bytes(shard_size)
         self._show_size()
         self.mapping = mapping
+
+    def _subject(self) -> tuple[KeyMapping, PlanOptions] | None:
+        return None if self.plan is None else (self.plan.mapping, self.plan.options)
 
     @handler
     def _slid(self, _: Any) -> None:
