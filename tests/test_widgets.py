@@ -613,6 +613,25 @@ def test_a_chosen_row_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> N
     assert detail.layout.display == "none"
 
 
+def test_a_row_of_any_table_shows_its_key(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Inspect(read(tmp_path / "hole"))
+    row = list(step.findings.frame["code"]).index("hole")
+    step.findings.show(row)
+    detail = step.details[step.findings]
+    detail.join(60)
+    assert text(detail.facts).startswith("model.model.w") and detail.layout.display == ""
+    step.checkpoint = read(saved.trained(tmp_path / "c", saved.model_state(layers=1), optimizer=False))
+    assert detail.layout.display == "none"
+    step.values.job.start.click()
+    finished(step.values)
+    step.values.table.show(list(step.stats["key"]).index("model.lm_head.weight"))
+    detail = step.details[step.values.table]
+    detail.join(60)
+    assert "First values" in text(detail.values) and text(detail.facts).startswith("model.lm_head.weight")
+    assert step.values.rows.children[0].children == (step.values.table, detail)
+
+
 def test_an_object_that_is_chosen_is_not_read(checkpoint: Checkpoint) -> None:
     detail = choose(widgets.Inspect(checkpoint), "step")
     assert "a pickled object; it is never unpickled" in text(detail.facts) and detail.values.value == ""
@@ -632,7 +651,7 @@ def test_a_finding_leads_to_its_row_and_back(tmp_path: Path) -> None:
     step.tabs.selected_index = FINDINGS
     (row,) = [n for n, code in enumerate(step.findings.frame["code"]) if code == "hole"]
     step.findings.show(row)
-    below = step.tabs.children[FINDINGS].children[1].children[1]
+    below = step.tabs.children[FINDINGS].children[1].children[0].children[1]
     assert text(below).startswith("error[hole] model.model.w: nothing is stored") and roles(below) == ["alert"]
     step.key_table.ask(search="nothing that is there")
     step.findings.opened = row
@@ -788,6 +807,21 @@ def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
     assert step.findings.frame["code"][step.findings.chosen] == "unusual-key"
     step.findings.opened = step.findings.chosen
     assert step.tabs.selected_index == OUTPUTS
+
+
+def test_weights_and_leftovers_show_what_they_are_made_of(model: str, assets: str, tmp_path: Path) -> None:
+    step = held(without_norm(tmp_path / "c"), model, assets)
+    weights, left = step.details[step.weights], step.details[step.leftovers]
+    step.weights.show(list(step.weights.frame["name"]).index("lm_head.weight"))
+    weights.join(60)
+    assert "model.lm_head.weight" in text(weights.facts) and "in the resultlm_head.weight" in text(weights.facts)
+    assert any("weight-shape" in button.description for button in weights.found.children)
+    step.weights.show(list(step.weights.frame["state"]).index("missing"))
+    assert weights.layout.display == "none" and step.message.value == ""
+    step.rules.fields["exclude"].value = "model.projector*"
+    step.leftovers.show(0)
+    assert text(left.facts).startswith("model.projector.weight")
+    assert "in the resultleft out: excluded by 'model.projector*'" in text(left.facts)
 
 
 # The model beside the checkpoint
