@@ -19,8 +19,9 @@ PIP = $(RUN)python -m pip --disable-pip-version-check install --progress-bar off
 DOTS = awk '{said = said $$0 "\n"} /^Collecting /{printf "."; fflush()} /^pip failed$$/{bad = 1} \
   /^Installing collected/{printf " unpacking"; fflush()} END {print ""; if (bad) printf "%s", said; exit bad}'
 TORCH = $(shell grep '^torch==' constraints.txt)
-NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/app/*.ipynb)
 WIZARD = notebooks/5-wizard.ipynb
+APP = notebooks/app/dcptools.ipynb
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long check format bench lab app docs docs-pages docs-speed docs-shots clean
@@ -85,7 +86,7 @@ lab: $(STAMP) ## JupyterLab with the wizard
 	$(RUN)jupyter lab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(if $(wildcard $(WIZARD)),$(WIZARD),.)
 
 app: $(STAMP) ## the wizard as a page of its own
-	$(RUN)voila $(WIZARD) --Voila.ip=127.0.0.1 --token
+	$(RUN)voila $(APP) --Voila.ip=127.0.0.1 --token
 
 # Warnings count (--strict), which they would not with --quiet: that hides them from mkdocs too.
 docs: $(STAMP) ## the documentation in build/docs

@@ -14,9 +14,20 @@ from typing import Any
 import nbformat
 import pytest
 
+from dcptools.demo import Demo
+from dcptools.errors import OutputExists
+
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ["1-explore", "2-review-mapping", "3-shard-plan", "4-convert", "5-wizard", "6-compare"]
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+NAMES = [
+    "1-explore",
+    "2-review-mapping",
+    "3-shard-plan",
+    "4-convert",
+    "5-wizard",
+    "6-compare",
+    "dcptools",
+]  # the last is make app
 MACHINE = re.compile(r"(?<![\w.<:/])/\w+/|\b[A-Za-z]:\\|~/|\w+://")  # absolute paths, and addresses
 MAX_LINES = 16  # of a cell; what is longer belongs into the library
 
@@ -87,6 +98,41 @@ def test_it_begins_with_a_heading_and_cells_are_short(path: Path) -> None:
     first, *_ = load(path)["cells"]
     assert first["cell_type"] == "markdown" and source(first).startswith("# ")
     assert [cell["id"] for cell in code(path) if len(source(cell).splitlines()) > MAX_LINES] == []
+
+
+def test_nothing_of_a_persons_own_is_overwritten() -> None:
+    assert [path.stem for path in NOTEBOOKS if any("overwrite" in source(cell) for cell in code(path))] == []
+
+
+def test_what_the_notebook_wrote_does_not_stop_the_first_click(demo: Demo, tmp_path: Path) -> None:
+    path = ROOT / "notebooks" / "4-convert.ipynb"
+    given = f"load_dir, save_dir = {str(demo.checkpoint)!r}, {str(tmp_path / 'model')!r}"
+    first, *others = code(path)
+    names: dict[str, Any] = {}
+    exec(f"{source(first)}\n{given}", names)
+    wanted = ("import dcptools", "mapping =", "dcptools.convert(", "widgets.Convert(")
+    for cell in others:
+        if any(word in source(cell) for word in wanted):
+            exec(source(cell), names)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    converter = names["converter"]
+    converter.job.start.click()
+    converter.job.join(60)
+    assert converter.report is not None, converter.message.value
+    with pytest.raises(OutputExists):  # what is there stays, if the cells are run again
+        exec(next(source(cell) for cell in others if "dcptools.convert(" in source(cell)), names)
+
+
+def test_the_app_speaks_of_itself_and_asks_for_a_path() -> None:
+    (path,) = [path for path in NOTEBOOKS if path.stem == "dcptools"]
+    text = "".join(source(cell) for cell in load(path)["cells"])
+    assert not re.search("demo|cell|notebook", text)
+    names: dict[str, Any] = {}
+    for cell in code(path)[:-1]:
+        exec(source(cell), names)
+    from dcptools import widgets
+
+    assert widgets.Wizard(names["load_dir"] or None).open_step.path.value == ""
 
 
 def test_make_test_runs_them() -> None:

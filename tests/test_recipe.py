@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import models, saved
+from click.testing import CliRunner
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
 
 import dcptools
-from dcptools.cli import convert_command
+from dcptools.cli import convert_command, main_group
+from dcptools.demo import Demo
 from dcptools.mapping import Rename, preview
-from dcptools.recipe import command_line, python_call
+from dcptools.recipe import command_line, python_call, to_inspect, to_plan, to_preview, to_review, to_try
 from dcptools.shards import ShardPlan, plan
 from dcptools.writer import write
 
@@ -160,3 +165,60 @@ def test_what_is_there_is_replaced_or_gone_on_with_only_if_that_is_said(checkpoi
     assert command_line(planned, "out", overwrite=True, resume=True).endswith(" --save-dir out --overwrite --resume")
     assert python_call(planned, "out", resume=True).endswith(", 'out', resume=True)")
     assert not re.search("overwrite|resume", command_line(planned, "out") + python_call(planned, "out"))
+
+
+def typed(line: str) -> Any:
+    """What a command of ``python -m dcptools`` prints for programs."""
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "dcptools"]
+    done = CliRunner().invoke(main_group, [*words[3:], "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def called(line: str) -> Any:
+    return eval(line, {"dcptools": dcptools})
+
+
+@PLANS
+def test_the_lines_of_the_steps_show_what_the_steps_show(planned: ShardPlan) -> None:
+    mapping, checkpoint = planned.mapping, planned.checkpoint
+    inspecting, previewing, planning = to_inspect(checkpoint), to_preview(mapping), to_plan(planned)
+    assert typed(inspecting.shell) == plain(checkpoint.to_json())
+    assert_frame_equal(called(inspecting.python), dcptools.inspect(checkpoint))
+    assert {**plain(typed(previewing.shell)), "findings": []} == {**plain(mapping.to_json()), "findings": []}
+    assert called(previewing.python).to_json() == mapping.to_json()
+    assert typed(planning.shell)["fingerprint"] == planned.fingerprint
+    assert called(planning.python).fingerprint == planned.fingerprint
+
+
+def plain(value: Any) -> Any:
+    """As it is after a way through JSON; what a rule says in a shell for an equals sign is one."""
+    return json.loads(json.dumps(value).replace(r"\\075", "="))
+
+
+@PLANS
+def test_the_lines_for_a_review_write_the_same_page(planned: ShardPlan, tmp_path: Path) -> None:
+    page = str(tmp_path / "it's a review.html")
+    recipe = to_review(planned.mapping, page, planned.options)
+    assert typed(recipe.shell) == {"html": page}
+    in_shell = Path(page).read_text()
+    Path(page).unlink()
+    assert str(called(recipe.python)) == page
+    assert without_times(Path(page).read_text()) == without_times(in_shell) and mapping_is_in(in_shell)
+
+
+def without_times(page: str) -> str:
+    return re.sub(r"\d{4}-\d\d-\d\d[ T][\d:]+", "", page).replace(r"\\075", "=")
+
+
+def mapping_is_in(page: str) -> bool:
+    return "Content-Security-Policy" in page and "embed_tokens" in page
+
+
+def test_the_line_to_try_loads_the_model_that_would_be_written(demo: Demo) -> None:
+    planned = plan(preview(demo.checkpoint, model_assets_dir=demo.assets, tied="keep"), "400kB", "float16")
+    model = called(to_try(planned).python)
+    assert to_try(planned).shell == "" and str(model.dtype) == "torch.float16"
+    weights = dcptools.load_state_dict(planned.mapping, "lm_head.weight", dtype="float16")
+    assert torch.equal(model.state_dict()["lm_head.weight"], weights["lm_head.weight"])

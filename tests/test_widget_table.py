@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -290,6 +291,17 @@ def test_a_download_comes_in_packed_pieces_and_has_what_matches(monkeypatch: pyt
     text = "".join(gzip.decompress(piece).decode() for piece in pieces)
     downloaded = pd.read_csv(io.StringIO(text))
     assert list(downloaded["n"]) == list(table.selected["n"]) and list(downloaded) == ["key", "n"]
+
+
+def test_names_in_a_download_are_no_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["=cmd|'/c calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a=b", "a\r=b"]
+    table = Table([Column("key", searched=True), Column("n", numeric=True)])
+    table.frame = pd.DataFrame({"key": names, "n": range(-4, 4)})
+    sent = Sent(table, monkeypatch)
+    table.receive({"kind": "csv", "first": 0})
+    rows = list(csv.reader(io.StringIO(gzip.decompress(sent.messages[0][1][0]).decode(), newline="")))[1:]
+    assert [row[0] for row in rows] == [f"'{name}" for name in names[:6]] + names[6:]
+    assert [row[1] for row in rows] == list(map(str, range(-4, 4)))  # numbers are numbers
 
 
 # --- a chosen row

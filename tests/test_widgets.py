@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shlex
 import shutil
 import threading
 from collections import Counter
@@ -30,7 +31,7 @@ from dcptools.errors import Cancelled, DcptoolsError, NotACheckpoint, OutputExis
 from dcptools.expected import Expected, Naming, NotExpected, asking
 from dcptools.loading import continuation, loss, open_tokenizer
 from dcptools.mapping import KeyMapping, MappingOptions, Rename, preview
-from dcptools.recipe import command_line, python_call
+from dcptools.recipe import command_line, python_call, to_inspect, to_plan, to_preview, to_try
 from dcptools.shards import ShardPlan, plan
 from dcptools.tensors import TensorReader
 from dcptools.widgets import _convert, _job, _mapping, _open, _shards, _try
@@ -212,7 +213,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules", "Cards",
+        "Table", "Values", "Detail", "Job", "Rules", "Cards", "Lines", "Review",
     }  # fmt: skip
 
 
@@ -614,6 +615,25 @@ def test_a_chosen_row_shows_chunks_values_and_facts(checkpoint: Checkpoint) -> N
     assert detail.layout.display == "none"
 
 
+def test_a_row_of_any_table_shows_its_key(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Inspect(read(tmp_path / "hole"))
+    row = list(step.findings.frame["code"]).index("hole")
+    step.findings.show(row)
+    detail = step.details[step.findings]
+    detail.join(60)
+    assert text(detail.facts).startswith("model.model.w") and detail.layout.display == ""
+    step.checkpoint = read(saved.trained(tmp_path / "c", saved.model_state(layers=1), optimizer=False))
+    assert detail.layout.display == "none"
+    step.values.job.start.click()
+    finished(step.values)
+    step.values.table.show(list(step.stats["key"]).index("model.lm_head.weight"))
+    detail = step.details[step.values.table]
+    detail.join(60)
+    assert "First values" in text(detail.values) and text(detail.facts).startswith("model.lm_head.weight")
+    assert step.values.rows.children[0].children == (step.values.table, detail)
+
+
 def test_an_object_that_is_chosen_is_not_read(checkpoint: Checkpoint) -> None:
     detail = choose(widgets.Inspect(checkpoint), "step")
     assert "a pickled object; it is never unpickled" in text(detail.facts) and detail.values.value == ""
@@ -633,7 +653,7 @@ def test_a_finding_leads_to_its_row_and_back(tmp_path: Path) -> None:
     step.tabs.selected_index = FINDINGS
     (row,) = [n for n, code in enumerate(step.findings.frame["code"]) if code == "hole"]
     step.findings.show(row)
-    below = step.tabs.children[FINDINGS].children[1].children[1]
+    below = step.tabs.children[FINDINGS].children[1].children[0].children[1]
     assert text(below).startswith("error[hole] model.model.w: nothing is stored") and roles(below) == ["alert"]
     step.key_table.ask(search="nothing that is there")
     step.findings.opened = row
@@ -791,6 +811,21 @@ def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
     assert step.findings.frame["code"][step.findings.chosen] == "unusual-key"
     step.findings.opened = step.findings.chosen
     assert step.tabs.selected_index == OUTPUTS
+
+
+def test_weights_and_leftovers_show_what_they_are_made_of(model: str, assets: str, tmp_path: Path) -> None:
+    step = held(without_norm(tmp_path / "c"), model, assets)
+    weights, left = step.details[step.weights], step.details[step.leftovers]
+    step.weights.show(list(step.weights.frame["name"]).index("lm_head.weight"))
+    weights.join(60)
+    assert "model.lm_head.weight" in text(weights.facts) and "in the resultlm_head.weight" in text(weights.facts)
+    assert any("weight-shape" in button.description for button in weights.found.children)
+    step.weights.show(list(step.weights.frame["state"]).index("missing"))
+    assert weights.layout.display == "none" and step.message.value == ""
+    step.rules.fields["exclude"].value = "model.projector*"
+    step.leftovers.show(0)
+    assert text(left.facts).startswith("model.projector.weight")
+    assert "in the resultleft out: excluded by 'model.projector*'" in text(left.facts)
 
 
 # The model beside the checkpoint
@@ -1173,6 +1208,47 @@ def test_warnings_that_only_the_plan_has_ask_to_be_read(mapping: KeyMapping, tmp
 def test_shards_waits_for_a_mapping() -> None:
     step = widgets.Shards()
     assert (step.plan, step.blocked) == (None, "Review the mapping first.")
+
+
+def test_the_review_is_written_where_the_field_says(wizard: widgets.Wizard, tmp_path: Path) -> None:
+    for step, name in ((wizard.mapping_step, "it's mine.html"), (wizard.shards_step, "plan.html")):
+        page = tmp_path / name
+        step.review.path.value = f" {page} "
+        step.review.job.start.click()
+        finished(step.review)
+        assert text(step.review.said).startswith(f"Wrote {page} (") and roles(step.review.said) == ["status"]
+        assert "Content-Security-Policy" in page.read_text() and "model.embed_tokens.weight" in page.read_text()
+        assert f"--html {shlex.quote(str(page))}" in step.review.lines.texts["Shell"]
+        step.review.path.value = str(tmp_path / "nowhere" / "review.html")
+        step.review.job.start.click()
+        finished(step.review)
+        assert "cannot be written" in text(step.message) and roles(step.message) == ["alert"]
+        assert (step.review.said.value, step.review.lines.lines) == ("", [])
+
+
+def test_a_mapping_with_errors_can_be_reviewed(tmp_path: Path) -> None:
+    broken.hole(tmp_path / "hole")
+    step = widgets.Mapping(read(tmp_path / "hole"))
+    step.review.path.value = str(tmp_path / "review.html")
+    step.review.job.start.click()
+    finished(step.review)
+    assert "nothing is stored for [2:4]" in (tmp_path / "review.html").read_text()
+    step.checkpoint = None
+    step.review.job.start.click()
+    assert not step.review.job.running and step.review.layout.display == "none"
+
+
+def test_each_step_says_the_lines_that_do_the_same(wizard: widgets.Wizard) -> None:
+    wizard.mapping_step.rules.fields["exclude"].value = "*lm_head*"
+    steps = (wizard.open_step, wizard.inspect_step, wizard.mapping_step, wizard.try_step, wizard.shards_step)
+    looked_at = to_inspect(wizard.checkpoint)
+    plans = (to_try(wizard.plan), to_plan(wizard.plan))
+    recipes = (looked_at, looked_at, to_preview(wizard.mapping), *plans)
+    for step, (shell, python) in zip(steps, recipes, strict=True):
+        assert step.lines.texts == {"Shell": shell, "Python": python} if shell else {"Python": python}
+    assert "--exclude '*lm_head*'" in wizard.shards_step.lines.texts["Shell"]
+    wizard.mapping_step.rules.fields["rename"].value = "(=x"  # nothing is shown, so nothing does the same
+    assert wizard.mapping_step.lines.lines == wizard.shards_step.lines.lines == []
 
 
 # --- Convert and Result -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import ipywidgets as W
@@ -14,10 +15,12 @@ from dcptools import plots
 from dcptools._text import format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding, Group
+from dcptools.recipe import to_inspect
 from dcptools.widgets._base import Step, beside, figure_html, handler
 from dcptools.widgets._cards import Cards
 from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
+from dcptools.widgets._lines import lines_of
 from dcptools.widgets._rows import Column, is_missing
 from dcptools.widgets._table import Leaves, Table
 from dcptools.widgets._values import Values
@@ -70,23 +73,25 @@ class Inspect(Step):
 
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
         self.key_table = Table(COLUMNS, leaves=self._leaves, order="key", sorted_by="key")
-        self.findings, self.detail = findings_table(), Detail(self._show_finding)
+        self.findings = findings_table()
         self.cards = Cards(self._show_concerned)
         self.sizes = W.HTML()
         self.values = Values(self._with_stats, self.show_error)
+        tables = (self.key_table, self.values.table, self.findings)
+        self.details = {table: Detail(self._show_finding) for table in tables}
+        self.detail, of_values, of_findings = self.details.values()
+        self.values.put_beside(of_values)
+        found = W.VBox([self.cards, beside(with_text(self.findings), of_findings)])
         self.tabs = W.Tab(
-            [
-                beside(self.key_table, self.detail),
-                self.sizes,
-                self.values,
-                W.VBox([self.cards, with_text(self.findings)]),
-            ],
+            [beside(self.key_table, self.detail), self.sizes, self.values, found],
             titles=("Keys", "Sizes", "Values", "Findings"),
             layout={"width": "99%"},
         )
-        super().__init__([self.tabs])
+        self.lines = lines_of(self, "checkpoint", to_inspect)
+        super().__init__([self.tabs, self.lines])
         self.tabs.observe(self._fill, "selected_index")
-        self.key_table.observe(self._tell, "chosen")
+        for table, detail in self.details.items():
+            table.observe(partial(self._tell, table, detail), "chosen")
         self.findings.observe(self._follow, "opened")
         self.values.table.observe(self._follow_tensor, "opened")
         self.observe(self._new, "checkpoint")
@@ -99,7 +104,8 @@ class Inspect(Step):
         self.stats, self.sizes.value = None, ""
         self.values.checkpoint = self.checkpoint
         self.tabs.layout.display = "none" if self.checkpoint is None else ""
-        self.detail.tell(None)
+        for detail in self.details.values():
+            detail.tell(None)
         if self.checkpoint is None:
             self.blocked = "Read a checkpoint first."
             return
@@ -146,15 +152,17 @@ class Inspect(Step):
         self.key_table.frame = self._keys_frame
 
     @handler
-    def _tell(self, _: Any) -> None:
-        """Show the row that was chosen; what was shown stays when the rows are new."""
-        position = self.key_table.chosen
-        if position < 0 or self.checkpoint is None:
+    def _tell(self, table: Table, detail: Detail, _: Any) -> None:
+        """Show the key of the row that was chosen; what was shown stays when the rows are new."""
+        checkpoint: Checkpoint | None = self.checkpoint
+        if table.chosen < 0 or checkpoint is None:
             return
-        key = self.key_table.frame["key"].iloc[position]
-        names, left_out = self._result_of(key)
-        findings = by_key(self.checkpoint.findings).get(key, [])
-        self.detail.tell(About(self.checkpoint, key, names, left_out, findings))
+        key = table.frame["key"].iloc[table.chosen]
+        if key in checkpoint.tensors or key in checkpoint.objects:
+            names, left_out = self._result_of(key)
+            detail.tell(About(checkpoint, key, names, left_out, by_key(checkpoint.findings).get(key, [])))
+        else:  # a finding about all of it
+            detail.tell(None)
 
     def _result_of(self, key: str) -> tuple[list[str], str]:
         """What a key is called in the result, or why it is left out."""

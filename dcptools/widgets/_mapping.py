@@ -9,12 +9,13 @@ import ipywidgets as W
 import pandas as pd
 import traitlets as T
 
-from dcptools._text import counted, format_bytes, format_shape
+from dcptools._text import counted
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, Group
 from dcptools.mapping import KeyMapping, must_build, preview
-from dcptools.shards import DTYPES, written_dtypes
+from dcptools.recipe import to_preview
+from dcptools.shards import DTYPES, PlanOptions, written_dtypes
 from dcptools.widgets._acting import Concerned
 from dcptools.widgets._base import Step, alert, beside, handler, identity
 from dcptools.widgets._cards import Cards
@@ -22,26 +23,12 @@ from dcptools.widgets._detail import About, Detail
 from dcptools.widgets._findings import by_key, findings_frame, findings_table, row_of, row_with, with_text
 from dcptools.widgets._labels import LABELS
 from dcptools.widgets._latest import MANY_KEYS, Latest
-from dcptools.widgets._model import BUSY, model_table, verdict_html
-from dcptools.widgets._rows import Column
+from dcptools.widgets._lines import lines_of
+from dcptools.widgets._model import BUSY, leftovers_table, model_table, outputs_table, verdict_html
+from dcptools.widgets._review import Review
 from dcptools.widgets._rules import Rules
 from dcptools.widgets._table import Table
 
-OUTPUT_COLUMNS = (
-    Column("name", searched=True),
-    Column("findings", kinds=lambda codes: codes.split(", ") if codes else []),
-    Column("key", searched=True),
-    Column("shape", format_shape),
-    Column("dtype", label="stored as", kinds=lambda dtype: [dtype]),
-    Column("written as"),
-    Column("rule", kinds=lambda rule: [rule]),
-)
-LEFTOVER_COLUMNS = (
-    Column("key", searched=True),
-    Column("reason", kinds=lambda reason: [reason]),
-    Column("kind"),
-    Column("nbytes", format_bytes, "bytes", numeric=True),
-)
 MODEL, OUTPUTS, LEFT_OUT, FINDINGS = range(4)  # the tabs
 
 
@@ -74,15 +61,20 @@ class Mapping(Step):
         self.verdict.add_class("dcp-verdict")
         self.cards = Cards(self._show_concerned, self._exclude)
         self.accept = W.Checkbox(description="I have read the warnings", indent=False, layout={"display": "none"})
-        self.weights, self.outputs = model_table(), Table(OUTPUT_COLUMNS, noun="output", order="name")
-        self.leftovers, self.detail = Table(LEFTOVER_COLUMNS, order="key"), Detail(self._show_finding)
+        self.weights, self.outputs, self.leftovers = model_table(), outputs_table(), leftovers_table()
+        tables = (self.weights, self.outputs, self.leftovers)
+        self.details = {table: Detail(self._show_finding) for table in tables}
+        self.detail = self.details[self.outputs]
         self.tabs = W.Tab(
-            [self.weights, beside(self.outputs, self.detail), self.leftovers, with_text(self.findings)],
+            [*(beside(table, detail) for table, detail in self.details.items()), with_text(self.findings)],
             titles=("Model", "Outputs", "Left out", "Findings"),
             layout={"width": "99%"},
         )
+        self.review = Review(self._subject, self.show_error)
+        self.lines = lines_of(self, "mapping", to_preview)
         # a message is about a rule: below their fields
-        super().__init__([self.verdict, self.rules], below=[self.found, self.cards, self.accept, self.tabs])
+        below = [self.found, self.cards, self.accept, self.tabs, self.review, self.lines]
+        super().__init__([self.verdict, self.rules], below=below)
         self._identity: tuple[str, str] | None = None  # of the checkpoint that was looked at last
         self._known: bool | None = None  # whether the model of the last mapping was
         self._later = Latest(self._preview)
@@ -93,7 +85,8 @@ class Mapping(Step):
         self.observe(self._show_assets, "model_assets_dir")
         self.observe(self._cast, "dtype")
         self.rules.observe(self._take, "options")
-        self.outputs.observe(self._tell, "chosen")
+        for table, detail in self.details.items():
+            table.observe(partial(self._tell, table, detail), "chosen")
         self.findings.observe(self._follow, "opened")
         self.blocked = "Read a checkpoint first."
         self.model_assets_dir = model_assets_dir
@@ -147,7 +140,8 @@ class Mapping(Step):
         """What was said of other rules must not stand below a message."""
         self.busy, self.mapping, self.verdict.value, self.found.value = "", None, "", ""
         self.blocked = "There is no mapping yet." if self.checkpoint is not None else "Read a checkpoint first."
-        self.accept.layout.display = self.tabs.layout.display = self.cards.layout.display = "none"
+        for widget in (self.accept, self.cards, self.tabs, self.review):
+            widget.layout.display = "none"
 
     def inputs(self) -> tuple[W.Widget, ...]:
         return *self.rules.fields.values(), self.dtype_choice
@@ -180,7 +174,8 @@ class Mapping(Step):
         self.verdict.value, self.found.value = verdict_html(mapping), _found_html(mapping)
         self.findings.frame = findings_frame(mapping.findings)
         self.tabs.set_title(FINDINGS, f"Findings ({len(mapping.findings):,})")
-        self.detail.tell(None)
+        for detail in self.details.values():
+            detail.tell(None)
         known = mapping.fit is not None
         if known is not self._known:
             self._known, self.tabs.selected_index = known, MODEL if known else OUTPUTS
@@ -188,7 +183,11 @@ class Mapping(Step):
         self.cards.tell(
             mapping.findings, lambda group: bool(self._concerned.rows(group)[1]), self._concerned.can_exclude
         )
-        self.tabs.layout.display = self.cards.layout.display = ""
+        for widget in (self.cards, self.tabs, self.review):
+            widget.layout.display = ""
+
+    def _subject(self) -> tuple[KeyMapping, PlanOptions] | None:
+        return None if self.mapping is None else (self.mapping, PlanOptions(dtype=self.dtype))
 
     def _decide(self) -> None:
         mapping: KeyMapping | None = self.mapping
@@ -204,24 +203,21 @@ class Mapping(Step):
             self.blocked = ""
 
     @handler
-    def _tell(self, _: Any) -> None:
-        """Show what the chosen output is made of."""
-        position = self.outputs.chosen
+    def _tell(self, table: Table, detail: Detail, _: Any) -> None:
+        """Show what the chosen row is made of."""
         mapping: KeyMapping | None = self.mapping
-        if mapping is None or position < 0:
+        if mapping is None or table.chosen < 0:
             return
-        output = mapping.outputs[position]
-        key = output.sources[0].key
-        findings = by_key(mapping.findings)
-        self.detail.tell(
-            About(
-                mapping.checkpoint,
-                key,
-                [output.name],
-                "",
-                findings.get(output.name, []) + (findings.get(key, []) if key != output.name else []),
-            )
-        )
+        left = mapping.leftovers[table.chosen] if table is self.leftovers else None
+        made = mapping.weights[table.chosen].outputs if table is self.weights else ()
+        outputs = (mapping.outputs[table.chosen],) if table is self.outputs else made
+        keys = [left.key] if left else [view.key for output in outputs for view in output.sources]
+        if not keys:  # a weight that is missing
+            detail.tell(None)
+            return
+        names, known = [output.name for output in outputs], by_key(mapping.findings)
+        found = [finding for name in dict.fromkeys((*names, keys[0])) for finding in known.get(name, ())]
+        detail.tell(About(mapping.checkpoint, keys[0], names, left.reason if left else "", found))
 
     @handler
     def _show_finding(self, finding: Finding) -> None:

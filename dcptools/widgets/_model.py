@@ -1,8 +1,8 @@
-"""What the step Mapping says of the model: the verdict, the readings, and the model beside the checkpoint."""
+"""What the step Mapping says: the verdict, the readings, and tables of the model, the outputs and what is left out."""
 
 from __future__ import annotations
 
-from dcptools._text import format_shape
+from dcptools._text import format_bytes, format_shape
 from dcptools.mapping import KeyMapping
 from dcptools.widgets._base import alert, table_html
 from dcptools.widgets._rows import Column
@@ -15,6 +15,21 @@ COLUMNS = (
     Column("shape", format_shape),
     Column("expected_shape", format_shape, "expected"),
 )
+OUTPUT_COLUMNS = (
+    Column("name", searched=True),
+    Column("findings", kinds=lambda codes: codes.split(", ") if codes else []),
+    Column("key", searched=True),
+    Column("shape", format_shape),
+    Column("dtype", label="stored as", kinds=lambda dtype: [dtype]),
+    Column("written as"),
+    Column("rule", kinds=lambda rule: [rule]),
+)
+LEFTOVER_COLUMNS = (
+    Column("key", searched=True),
+    Column("reason", kinds=lambda reason: [reason]),
+    Column("kind"),
+    Column("nbytes", format_bytes, "bytes", numeric=True),
+)
 BUSY = "The model of config.json is being built, to know its weights. That takes some seconds, once."
 ADAPTER = "This is a LoRA adapter: it is written as peft saves it. Mode full writes the base model, if it is there."
 UNKNOWN = "Nothing is known of the model, so names are found by rules. A config.json or a reference would decide."
@@ -23,6 +38,16 @@ UNKNOWN = "Nothing is known of the model, so names are found by rules. A config.
 def model_table() -> Table:
     """A table for ``KeyMapping.model_frame``, with filters by state."""
     return Table(COLUMNS, noun="weight", order="name")
+
+
+def outputs_table() -> Table:
+    """A table for ``KeyMapping.to_frame``, with a column for the dtype that is written."""
+    return Table(OUTPUT_COLUMNS, noun="output", order="name")
+
+
+def leftovers_table() -> Table:
+    """A table for ``KeyMapping.leftovers_frame``."""
+    return Table(LEFTOVER_COLUMNS, order="key")
 
 
 def verdict_html(mapping: KeyMapping) -> str:

@@ -13,9 +13,11 @@ import traitlets as T
 
 from dcptools._text import format_bytes, format_count, printable, some
 from dcptools.checkpoint import METADATA, Checkpoint, is_checkpoint, read
+from dcptools.recipe import to_inspect
 from dcptools.storage import is_url, join, open_source, parent
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
 from dcptools.widgets._latest import Latest
+from dcptools.widgets._lines import lines_of
 
 SMALL_METADATA = 1_000_000  # bytes, which are read in a moment
 CLICK_SECONDS = 1.0  # from leaving a field with the mouse to the end of that click
@@ -51,7 +53,8 @@ class Open(Step):
         self.enter = W.Button(description="Open folder", layout={"width": "120px"})
         self.found = W.HTML()
         chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))
-        super().__init__([W.HBox([self.path, self.read]), chooser, self.found])
+        self.lines = lines_of(self, "checkpoint", to_inspect)
+        super().__init__([W.HBox([self.path, self.read]), chooser, self.found, self.lines])
         self._here = ""
         self._later = Latest(self._read_now)
         self._typed_at = -math.inf  # when the path was changed last, by the clock

@@ -14,9 +14,12 @@ from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
-from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
+from dcptools.recipe import to_plan
+from dcptools.shards import DEFAULT_SHARD_SIZE, PlanOptions, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
 from dcptools.widgets._latest import MANY_KEYS, Latest
+from dcptools.widgets._lines import lines_of
+from dcptools.widgets._review import Review
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
@@ -67,9 +70,10 @@ class Shards(Step):
         self._drawn: tuple[ShardPlan | None, str] = (None, "")  # what the figure shows: the plan and the colouring
         self._read: list[Finding] = []  # the warnings that the tick is about
         self._later = Latest(self._work)
-        super().__init__(
-            [W.HBox([self.slider, self.size, self.color]), self.found, self.accept, self.figure, self.files]
-        )
+        self.review = Review(self._subject, self.show_error)
+        self.lines = lines_of(self, "plan", to_plan)
+        choices = W.HBox([self.slider, self.size, self.color])
+        super().__init__([choices, self.found, self.accept, self.figure, self.files, self.review, self.lines])
         self.slider.observe(self._slid, "value")
         self.size.observe(self._typed, "value")
         self.color.observe(lambda _: self.compute(), "value")
@@ -84,6 +88,9 @@ class Shards(Step):
         self.shard_size = parse_bytes(shard_size)
         self._show_size()
         self.mapping = mapping
+
+    def _subject(self) -> tuple[KeyMapping, PlanOptions] | None:
+        return None if self.plan is None else (self.plan.mapping, self.plan.options)
 
     @handler
     def _slid(self, _: Any) -> None:

@@ -27,6 +27,7 @@ from dcptools.widgets._rows import Column, Mask, Query, Rows, Selection
 FIRST_ROWS = 40  # that are sent with an answer
 MOST_ROWS = 100  # that are sent at once
 CSV_ROWS = 2000  # in a piece of a download, some tens of kB when packed
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
 HERE = Path(__file__).parent
 Frame = pd.DataFrame | Callable[[], pd.DataFrame]
 Leaves = tuple[Sequence[int], Sequence[str], Sequence[Leaf]]  # rows of the frame, their keys, and what is stored
@@ -199,7 +200,7 @@ class Table(anywidget.AnyWidget):
         """A piece of the rows that match, packed: the browser puts the pieces together."""
         first = max(0, int(message.get("first", 0)))
         rows = self.selected.iloc[first : first + CSV_ROWS]
-        text = rows.to_csv(index=False, header=first == 0)
+        text = rows.map(_harmless).to_csv(index=False, header=first == 0, lineterminator="\r\n")
         done = first + len(rows)
         self.send({"kind": "csv", "done": done, "of": self.found}, [gzip.compress(text.encode(), 6)])
 
@@ -265,3 +266,8 @@ class Table(anywidget.AnyWidget):
 
     def _asked(self) -> dict[str, Any]:
         return {"query": self._query.to_json(), "only": self._only[0], "tree": self._tree, "frame": self._frames}
+
+
+def _harmless(cell: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with an apostrophe before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

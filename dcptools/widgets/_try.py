@@ -21,9 +21,11 @@ from dcptools.loading import (
     memory_needed,
     open_tokenizer,
 )
+from dcptools.recipe import to_try
 from dcptools.shards import ShardPlan
 from dcptools.widgets._base import Step, alert, escape, handler, typed_path
 from dcptools.widgets._job import Job
+from dcptools.widgets._lines import lines_of
 
 MOST_TOKENS = 40
 WIDE = {"width": "640px"}
@@ -73,7 +75,8 @@ class Try(Step):
         self._asked: Any = None  # the plan that the job works for
         self.job = Job("Try it", self._run, self._done, self.show_error, self._ready, cancelled="cancelled")
         fields = (self.prompt, self.most, self.sample, self.reference)
-        super().__init__([self.facts, *fields, self.job, self.answer, self.free])
+        self.lines = lines_of(self, "plan", to_try)
+        super().__init__([self.facts, *fields, self.job, self.answer, self.free, self.lines])
         self.free.on_click(lambda _: self._forget())
         self.job.observe(self._running, "running")
         self.observe(self._new, "plan")

@@ -17,7 +17,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.mapping import KeyMapping, preview
 from dcptools.values import STATISTICS, stats
-from dcptools.widgets._base import alert, figure_html
+from dcptools.widgets._base import alert, beside, figure_html
 from dcptools.widgets._job import Job
 from dcptools.widgets._rows import Column
 from dcptools.widgets._table import Table
@@ -61,15 +61,20 @@ class Values(W.VBox):  # type: ignore[misc]
         self.drawn = W.Dropdown(options=DRAWN, description="Picture", layout={"display": "none"})
         self.figure = W.HTML()
         self.table = Table(TABLE, noun="tensor")
+        self.rows = W.VBox([self.table])
         about = W.HTML(
             "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
         )
-        super().__init__([about, self.globs, self.job, self.note, self.drawn, self.figure, self.table])
+        super().__init__([about, self.globs, self.job, self.note, self.drawn, self.figure, self.rows])
         self._reading: Checkpoint | None = None
         self._failed = failed
         self._frame: pd.DataFrame | None = None
         self.drawn.observe(lambda _: self._draw(), "value")
         self.observe(self._new, "checkpoint")
+
+    def put_beside(self, detail: W.Widget) -> None:
+        """Where what is said of the chosen row stands."""
+        self.rows.children = [beside(self.table, detail)]
 
     def _new(self, _: Any) -> None:
         self.job.forget()
