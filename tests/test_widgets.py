@@ -207,7 +207,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules", "Chooser", "Folders",
+        "Table", "Values", "Detail", "Job", "Rules", "Chooser", "Folders", "Bar", "Slider",
     }  # fmt: skip
 
 
@@ -449,6 +449,30 @@ def test_a_broken_checkpoint_opens_with_its_findings(tmp_path: Path) -> None:
     assert step.checkpoint is not None and step.blocked == ""
     assert "alert" in roles(step.found)
     assert "error[hole] model.model.w:" in text(step.found)
+
+
+def test_how_far_a_job_is_is_spoken_every_ten_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**9))
+    monkeypatch.setattr(_job, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # every step is shown
+    spoken: list[str] = []
+
+    def run(progress: Any, cancel: threading.Event) -> None:
+        for step in range(1, 101):
+            progress(step, 100, "model.w")
+
+    job = Job("Convert", run, lambda _: None, lambda _: None)
+    job.bar.observe(lambda change: spoken.append(change["new"].partition(",")[0]), "spoken")
+    job.begin()
+    job.join(30)
+    assert spoken[:-1] == [f"{share}%" for share in range(10, 101, 10)] and spoken[-1].startswith("done in ")
+    assert "aria-live='off'" in job.text.value and job.bar.label == "Convert: progress"
+
+
+def test_the_slider_says_the_size_in_words(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping)
+    assert (step.slider.description, step.slider.words) == ("Shard size", "2.00 GB")
+    step.slider.value = 10**6
+    assert step.slider.words == "1.00 MB"
 
 
 # --- Chooser ----------------------------------------------------------------------------------------------------
