@@ -1758,6 +1758,15 @@ def test_the_same_checkpoint_read_again_keeps_what_was_typed(wizard: widgets.Wiz
     assert wizard.plan.assets is not None and wizard.mapping_step.model_assets_dir == assets != ""
 
 
+def test_the_same_checkpoint_by_another_path_keeps_what_was_typed(
+    checkpoint: Checkpoint, assets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(checkpoint.path).parent)
+    wizard = widgets.Wizard(Path(checkpoint.path).name, model_assets_dir=assets)
+    wizard.open_step.path.value = checkpoint.path  # as the chooser gives it
+    assert wizard.mapping_step.model_assets_dir == assets
+
+
 def test_assets_that_are_not_there_are_said_in_convert(wizard: widgets.Wizard, assets: str, tmp_path: Path) -> None:
     before = wizard.plan
     wizard.convert_step.assets.value = str(tmp_path / "nowhere")

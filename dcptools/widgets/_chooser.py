@@ -66,6 +66,7 @@ class Chooser(W.VBox):  # type: ignore[misc]
         self.browse = W.Button(
             description="Browse", tooltip=f"Choose a folder for {label}", layout={"width": "100px"}, icon="folder-open"
         )
+        self.browse.add_class("dcp-browse")  # where the focus goes back to
         self.folders = Folders(label=label, renames=renames)
         self._marks, self._places = marks, list[str]()
         self._wanted, self._from = "", ""  # the place to show, and the folder of it that is chosen then

@@ -41,7 +41,7 @@ function render({ model, el }) {
   root.setAttribute("aria-label", `Folders for ${model.get("label")}`);
 
   // The focus goes back to where the list was asked for.
-  const asked = () => el.closest(".dcp-chooser")?.querySelector("button");
+  const asked = () => el.closest(".dcp-chooser")?.querySelector("button.dcp-browse");
   const done = (kind, content) => {
     send(kind, content);
     asked()?.focus();
