@@ -494,9 +494,14 @@ def test_what_must_be_on_the_disk_says_so(use: Callable[[str], Any], store: Stor
 def test_the_widget_browses_a_bucket(store: Store) -> None:
     widgets = pytest.importorskip("dcptools.widgets")
     step = widgets.Open(f"s3://{BUCKET}")
-    labels = [label for label, _ in step.folders.options]
-    assert labels == [f"s3://{BUCKET}", "assets/", "step-100/   (DCP checkpoint)"]
-    step.folders.value = CKPT
+    step.join(60)
+    chooser = step.chooser
+    chooser.browse.click()
+    chooser.join(60)
+    assert chooser.folders.here == f"s3://{BUCKET}"
+    assert chooser.folders.entries == [["assets", ""], ["step-100", "DCP checkpoint"]]
+    chooser.receive({"kind": "take", "at": 1})
+    step.join(60)
     assert step.checkpoint.path == CKPT
 
 

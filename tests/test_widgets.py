@@ -37,6 +37,7 @@ from dcptools.tensors import TensorReader
 from dcptools.widgets import _convert, _job, _mapping, _open, _shards, _try
 from dcptools.widgets._base import Step, alert, handler
 from dcptools.widgets._cards import Cards
+from dcptools.widgets._chooser import Chooser
 from dcptools.widgets._inspect import FINDINGS, KEYS, SIZES
 from dcptools.widgets._job import Job
 from dcptools.widgets._labels import by_label
@@ -213,7 +214,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules", "Cards", "Lines", "Review",
+        "Table", "Values", "Detail", "Job", "Rules", "Cards", "Lines", "Review", "Chooser", "Folders", "Bar", "Slider",
     }  # fmt: skip
 
 
@@ -457,20 +458,127 @@ def test_a_broken_checkpoint_opens_with_its_findings(tmp_path: Path) -> None:
     assert "error[hole] model.model.w:" in text(step.found)
 
 
-def test_browsing_lists_folders_marks_checkpoints_and_reads_the_one_that_is_chosen(tmp_path: Path) -> None:
+def test_how_far_a_job_is_is_spoken_every_ten_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**9))
+    monkeypatch.setattr(_job, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # every step is shown
+    spoken: list[str] = []
+
+    def run(progress: Any, cancel: threading.Event) -> None:
+        for step in range(1, 101):
+            progress(step, 100, "model.w")
+
+    job = Job("Convert", run, lambda _: None, lambda _: None)
+    job.bar.observe(lambda change: spoken.append(change["new"].partition(",")[0]), "spoken")
+    job.begin()
+    job.join(30)
+    assert spoken[:-1] == [f"{share}%" for share in range(10, 101, 10)] and spoken[-1].startswith("done in ")
+    assert "aria-live='off'" in job.text.value and job.bar.label == "Convert: progress"
+
+
+def test_the_slider_says_the_size_in_words(mapping: KeyMapping) -> None:
+    step = widgets.Shards(mapping)
+    assert (step.slider.description, step.slider.words) == ("Shard size", "2.00 GB")
+    step.slider.value = 10**6
+    assert step.slider.words == "1.00 MB"
+
+
+# --- Chooser ----------------------------------------------------------------------------------------------------
+
+
+def browsed(chooser: Chooser) -> list[list[str]]:
+    """The folders, as the browser gets them."""
+    chooser.join(30)
+    assert chooser.folders.shown
+    return list(chooser.folders.entries)
+
+
+def told(chooser: Chooser, kind: str, name: str = "") -> None:
+    """What the browser says when somebody does this with a folder."""
+    names = [entry[0] for entry in chooser.folders.entries]
+    chooser.receive({"kind": kind, "at": names.index(name) if name else -1})
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     (tmp_path / "runs" / ".hidden").mkdir()
-    saved.trained(tmp_path / "runs" / "step-1", saved.model_state(layers=1), optimizer=False)
-    step = widgets.Open(tmp_path)
-    step.folders.value = str(tmp_path / "runs")
-    step.enter.click()
-    labels = [label for label, _ in step.folders.options]
-    assert labels == [str(tmp_path / "runs"), "empty/", "step-1/   (DCP checkpoint)"]
-    assert step.checkpoint is None
-    step.folders.value = str(tmp_path / "runs" / "step-1")
-    assert step.checkpoint.path == str(tmp_path / "runs" / "step-1")
-    step.up.click()
-    assert step.folders.options[0][0] == str(tmp_path)
+    saved.trained(tmp_path / "runs" / "step-2", saved.model_state(layers=1), optimizer=False)
+    shutil.copytree(tmp_path / "runs" / "step-2", tmp_path / "runs" / "step-10")
+    make_assets(tmp_path / "runs" / "qwen")
+    return tmp_path / "runs"
+
+
+def test_browsing_lists_folders_marks_checkpoints_and_reads_the_one_that_is_chosen(
+    runs: Path, counted: Counted
+) -> None:
+    step = widgets.Open(runs.parent)
+    step.join(30)
+    counted.taken()
+    step.chooser.browse.click()
+    assert browsed(step.chooser) == [["runs", ""]] and step.chooser.folders.here == str(runs.parent)
+    told(step.chooser, "enter", "runs")
+    marked = [["empty", ""], ["qwen", ""], ["step-2", "DCP checkpoint"], ["step-10", "DCP checkpoint"]]
+    assert browsed(step.chooser) == marked
+    assert step.checkpoint is None and counted.taken() == {}  # whatever was passed
+    told(step.chooser, "take", "step-2")
+    assert step.checkpoint.path == str(runs / "step-2") and counted.taken() == {"read": 1}
+    assert not step.chooser.folders.shown
+    step.chooser.browse.click()  # begins where it is, beside its neighbours
+    assert browsed(step.chooser) == marked and step.chooser.folders.at == 2
+    told(step.chooser, "up")
+    assert browsed(step.chooser) == [["runs", ""]] and step.chooser.folders.at == 0
+    told(step.chooser, "close")
+    assert not step.chooser.folders.shown and step.path.value == str(runs / "step-2")
+
+
+def test_browsing_begins_at_what_was_typed_or_the_nearest_above_it(runs: Path, planned: ShardPlan) -> None:
+    step = widgets.Convert(planned, save_dir=str(runs / "not" / "there"))
+    step.place.browse.click()
+    assert [name for name, _ in browsed(step.place)] == ["empty", "qwen", "step-2", "step-10"]
+    assert step.place.folders.here == str(runs)
+    step.place.browse.click()
+    assert not step.place.folders.shown
+    step.save_dir.value = "a\0b"
+    step.place.browse.click()
+    step.place.join(30)
+    assert step.place.folders.entries == [] and "null" in step.place.folders.note
+
+
+def test_a_new_folder_can_be_named_to_save_to(runs: Path, planned: ShardPlan) -> None:
+    step = widgets.Convert(planned, save_dir=str(runs))
+    assert step.place.folders.renames and not step.assets_place.folders.renames
+    step.place.browse.click()
+    step.place.receive({"kind": "name", "name": " hf model "})
+    assert step.save_dir.value == str(runs / "hf model") and not (runs / "hf model").exists()
+    assert str(runs / "hf model") in text(step.found)
+
+
+def test_assets_are_chosen_in_both_steps_and_both_sides_when_comparing(runs: Path, planned: ShardPlan) -> None:
+    convert, compare = widgets.Convert(planned), widgets.Compare(runs)
+    review = widgets.Mapping()
+    for chooser in (convert.assets_place, review.rules.assets):
+        chooser.field.value = str(runs)
+        chooser.browse.click()
+        assert ["qwen", "model"] in browsed(chooser) and ["step-2", ""] in browsed(chooser)
+        told(chooser, "take", "qwen")
+        assert chooser.field.value == str(runs / "qwen")
+    assert review.model_assets_dir == convert.model_assets_dir == str(runs / "qwen")
+    side = compare.sides[0]
+    side.browse.click()
+    assert ["qwen", "model"] in browsed(side) and ["step-2", "DCP checkpoint"] in browsed(side)
+    told(side, "take")
+    assert compare.a.value == str(runs)
+
+
+@pytest.mark.parametrize(
+    "message", [{}, {"kind": "take", "at": 99, "name": 3}, {"kind": "enter"}, {"kind": "enter", "at": "x"}, {"kind": 3}]
+)
+def test_a_message_that_makes_no_sense_chooses_nothing_that_is_not_there(message: Any, runs: Path) -> None:
+    chooser = Chooser("Path", str(runs))
+    chooser.browse.click()
+    before = browsed(chooser)
+    chooser.receive(message)
+    assert chooser.field.value == str(runs) and list(chooser.folders.entries) == before and chooser.folders.shown
 
 
 # --- Inspect ----------------------------------------------------------------------------------------------------
@@ -1730,6 +1838,15 @@ def test_the_same_checkpoint_read_again_keeps_what_was_typed(wizard: widgets.Wiz
     wizard.open_step.read.click()
     assert wizard.convert_step.save_dir.value == str(tmp_path / "mine")
     assert wizard.plan.assets is not None and wizard.mapping_step.model_assets_dir == assets != ""
+
+
+def test_the_same_checkpoint_by_another_path_keeps_what_was_typed(
+    checkpoint: Checkpoint, assets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(checkpoint.path).parent)
+    wizard = widgets.Wizard(Path(checkpoint.path).name, model_assets_dir=assets)
+    wizard.open_step.path.value = checkpoint.path  # as the chooser gives it
+    assert wizard.mapping_step.model_assets_dir == assets
 
 
 def test_assets_that_are_not_there_are_said_in_convert(wizard: widgets.Wizard, assets: str, tmp_path: Path) -> None:

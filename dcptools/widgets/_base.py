@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import os
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
@@ -19,6 +20,7 @@ from dcptools._text import printable
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary
+from dcptools.storage import is_url
 from dcptools.widgets._labels import by_label
 
 P = ParamSpec("P")
@@ -80,7 +82,8 @@ def escape(text: object) -> str:
 
 def identity(checkpoint: Checkpoint) -> tuple[str, str]:
     """What tells a checkpoint from another one, also where both were saved by the same program."""
-    return checkpoint.path, checkpoint.digest
+    path = checkpoint.path
+    return path if is_url(path) else os.path.abspath(path), checkpoint.digest
 
 
 def typed_path(text: str) -> str:

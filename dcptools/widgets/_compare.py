@@ -15,6 +15,7 @@ from dcptools import plots
 from dcptools._text import format_shape
 from dcptools.comparing import BY, STATISTICS, Comparison, diff
 from dcptools.widgets._base import Step, alert, figure_html, handler, typed_path
+from dcptools.widgets._chooser import Chooser
 from dcptools.widgets._job import Job
 from dcptools.widgets._labels import LABELS
 from dcptools.widgets._rows import Column
@@ -66,7 +67,11 @@ class Compare(Step):
         by: str = "auto",
         cast: bool = False,
     ) -> None:
-        self.a, self.b = (_path_field(name, path) for name, path in (("A", a), ("B", b)))
+        self.sides = [
+            Chooser(name, str(path or ""), "directory of a checkpoint or a model")
+            for name, path in (("A", a), ("B", b))
+        ]
+        self.a, self.b = (side.field for side in self.sides)
         self.by = W.Dropdown(options=BY, value=by, description=LABELS["by"], layout={"width": "220px"})
         self.globs = W.Text(
             description="Only", placeholder="all; or globs, with spaces between", layout={"width": "420px"}
@@ -82,7 +87,7 @@ class Compare(Step):
         self.table = Table(TABLE, noun="tensor", order="relative", descending=True)  # what differs most comes first
         options = W.HBox([self.by, self.globs, self.cast], layout=W.Layout(flex_flow="row wrap"))
         self.result = W.VBox([self.statistic, self.figure, self.table], layout={"display": "none"})
-        super().__init__([self.a, self.b, options, self.job, self.found, self.result])
+        super().__init__([*self.sides, options, self.job, self.found, self.result])
         for field in (self.a, self.b, self.by, self.globs, self.cast):
             field.observe(self._changed, "value")
         self.statistic.observe(lambda _: self._draw(), "value")
@@ -90,7 +95,7 @@ class Compare(Step):
         self._changed()
 
     def inputs(self) -> tuple[W.Widget, ...]:
-        return self.a, self.b, self.by, self.globs, self.cast
+        return *(field for side in self.sides for field in side.inputs()), self.by, self.globs, self.cast
 
     def _ready(self) -> bool:
         return bool(self.a.value.strip() and self.b.value.strip())
@@ -136,13 +141,6 @@ class Compare(Step):
             return "Nothing was compared yet.", [], []
         rows = [[t.name, t.state, f"{t.relative:.3g}"] for t in self.comparison.worst_first()]
         return self.comparison.headline(), ["tensor", "what differs", "relative"], rows
-
-
-def _path_field(name: str, path: str | os.PathLike[str] | None) -> W.Text:
-    return W.Text(
-        value=str(path or ""), description=name, placeholder="directory of a checkpoint or a model",
-        continuous_update=False, layout={"width": "640px"},
-    )  # fmt: skip
 
 
 def _frame(comparison: Comparison) -> pd.DataFrame:

@@ -11,13 +11,14 @@ import traitlets as T
 
 from dcptools._option import speaking
 from dcptools._text import counted, format_bytes
-from dcptools.assets import find_assets
+from dcptools.assets import CONFIG, find_assets
 from dcptools.errors import DcptoolsError, OutputExists
 from dcptools.mapping import preview
 from dcptools.recipe import command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.storage import is_url
 from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, typed_path
+from dcptools.widgets._chooser import Chooser
 from dcptools.widgets._job import Job
 from dcptools.widgets._labels import LABELS, by_label
 from dcptools.widgets._latest import Latest
@@ -48,12 +49,11 @@ class Convert(Step):
     model_assets_dir = T.Unicode("")
 
     def __init__(self, plan: ShardPlan | None = None, save_dir: str = "") -> None:
-        field = {"width": "640px"}
-        self.save_dir = W.Text(value=save_dir, description="Save to", continuous_update=False, layout=field)
-        self.assets = W.Text(
-            description=LABELS["model_assets_dir"], placeholder="directory with config.json and tokenizer",
-            continuous_update=False, layout=field,
-        )  # fmt: skip
+        self.place = Chooser("Save to", save_dir, marks=(), renames=True)
+        self.assets_place = Chooser(
+            LABELS["model_assets_dir"], hint="directory with config.json and tokenizer", marks=(CONFIG,)
+        )
+        self.save_dir, self.assets = self.place.field, self.assets_place.field
         self.overwrite = W.Checkbox(description=LABELS["overwrite"], indent=False)
         self.resume = W.Checkbox(description=LABELS["resume"], indent=False)
         self.there, self.found, self.recipe = W.HTML(), W.HTML(), W.HTML()
@@ -62,7 +62,7 @@ class Convert(Step):
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
         self._looking = Latest(self._look)
-        options = (self.save_dir, self.assets, self.overwrite, self.resume)
+        options = (self.place, self.assets_place, self.overwrite, self.resume)
         super().__init__([*options, self.there, self.found, self.recipe, self.job])
         self.job.observe(lambda change: setattr(self, "frozen", change["new"]), "running")
         self.observe(self._follow, "checkpoint")
@@ -100,7 +100,7 @@ class Convert(Step):
             self.save_dir.value = str(default_save_dir(self.checkpoint.path))
 
     def inputs(self) -> tuple[W.Widget, ...]:
-        return self.save_dir, self.assets, self.overwrite, self.resume
+        return *self.place.inputs(), *self.assets_place.inputs(), self.overwrite, self.resume
 
     def _freeze(self) -> None:
         super()._freeze()

@@ -144,7 +144,7 @@ class Mapping(Step):
             widget.layout.display = "none"
 
     def inputs(self) -> tuple[W.Widget, ...]:
-        return *self.rules.fields.values(), self.dtype_choice
+        return *self.rules.assets.inputs(), *self.rules.fields.values(), self.dtype_choice
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the mapping is that of the rules as they stand."""

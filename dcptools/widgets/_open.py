@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._text import format_bytes, format_count, printable, some
-from dcptools.checkpoint import METADATA, Checkpoint, is_checkpoint, read
+from dcptools._text import format_bytes, format_count, some
+from dcptools.checkpoint import METADATA, Checkpoint, read
 from dcptools.recipe import to_inspect
-from dcptools.storage import is_url, join, open_source, parent
+from dcptools.storage import is_url
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
+from dcptools.widgets._chooser import Chooser
 from dcptools.widgets._latest import Latest
 from dcptools.widgets._lines import lines_of
 
 SMALL_METADATA = 1_000_000  # bytes, which are read in a moment
 CLICK_SECONDS = 1.0  # from leaving a field with the mouse to the end of that click
-MAX_FOLDERS = 500
-LOOKING = 16  # threads that look which of them are checkpoints
 
 
 class Open(Step):
@@ -43,40 +41,23 @@ class Open(Step):
     checkpoint = T.Any(None, allow_none=True)
 
     def __init__(self, load_dir: str | os.PathLike[str] | None = None) -> None:
-        self.path = W.Text(
-            value=str(load_dir or ""), description="Path", placeholder="directory that holds .metadata",
-            continuous_update=False, layout={"width": "640px"},
-        )  # fmt: skip
         self.read = W.Button(description="Read", button_style="primary", layout={"width": "100px"})
-        self.folders = W.Select(description="Folders", rows=8, layout={"width": "640px"})
-        self.up = W.Button(description="Up", layout={"width": "100px"})
-        self.enter = W.Button(description="Open folder", layout={"width": "120px"})
-        self.found = W.HTML()
-        chooser = W.Accordion([W.VBox([self.folders, W.HBox([self.up, self.enter])])], titles=("Browse",))
+        self.chooser = Chooser(
+            "Path", str(load_dir or ""), "directory that holds .metadata", marks=(METADATA,), beside=[self.read]
+        )
+        self.path, self.found = self.chooser.field, W.HTML()
         self.lines = lines_of(self, "checkpoint", to_inspect)
-        super().__init__([W.HBox([self.path, self.read]), chooser, self.found, self.lines])
-        self._here = ""
+        super().__init__([self.chooser, self.found, self.lines])
         self._later = Latest(self._read_now)
         self._typed_at = -math.inf  # when the path was changed last, by the clock
         self.read.on_click(self._clicked)
         self.path.observe(self._typed, "value")
-        self.up.on_click(self._go_up)
-        self.enter.on_click(self._go_in)
-        self.folders.observe(self._choose, "value")
-        self._list(self._start())
         self.blocked = "Read a checkpoint first."
         if self.path.value:
             self._read()
 
-    def _start(self) -> str:
-        typed = typed_path(self.path.value)
-        if is_url(typed):
-            return typed
-        path = os.path.abspath(typed)
-        return parent(path) if is_checkpoint(path) else path if os.path.isdir(path) else os.getcwd()
-
     def inputs(self) -> tuple[W.Widget, ...]:
-        return self.path, self.read, self.folders, self.up, self.enter
+        return *self.chooser.inputs(), self.read
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until what is to be read is read."""
@@ -107,8 +88,6 @@ class Open(Step):
     def _read_now(self) -> None:
         typed = typed_path(self.path.value)
         try:
-            if is_url(typed) and not is_checkpoint(typed):
-                self._list(typed)  # a bucket, to look around in
             checkpoint = read(typed)
         except Exception:
             if self._later.asked:  # of a path that was changed meanwhile
@@ -121,33 +100,6 @@ class Open(Step):
 
     def _show(self, found: str, blocked: str) -> None:
         self.busy, self.found.value, self.blocked = "", found, blocked
-
-    @handler
-    def _list(self, directory: str) -> None:
-        names = [name for name in open_source(directory).folders() if not name.startswith(".")][:MAX_FOLDERS]
-        places = [join(directory, name) for name in names]
-        with ThreadPoolExecutor(LOOKING) as pool:
-            found = list(pool.map(is_checkpoint, places))
-        labels = [
-            f"{printable(n)}/{'   (DCP checkpoint)' if is_one else ''}" for n, is_one in zip(names, found, strict=True)
-        ]
-        self._here = directory
-        self.folders.options = [(directory, ""), *zip(labels, places, strict=True)]
-        self.folders.value = ""
-
-    @handler
-    def _choose(self, change: Any) -> None:
-        if change["new"] and is_checkpoint(change["new"]):
-            self.path.value = change["new"]
-
-    @handler
-    def _go_up(self, _: Any) -> None:
-        self._list(parent(self._here))
-
-    @handler
-    def _go_in(self, _: Any) -> None:
-        if self.folders.value:
-            self._list(self.folders.value)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.checkpoint is None:

@@ -8,9 +8,11 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
+from dcptools.assets import CONFIG
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES
 from dcptools.widgets._base import typed_path
+from dcptools.widgets._chooser import Chooser
 from dcptools.widgets._labels import LABELS
 
 OF_ONE_MODEL = (
@@ -42,6 +44,8 @@ class Rules(W.VBox):  # type: ignore[misc]
         self.fields = _fields()
         placed = [[self.fields[name] for name in row] for row in _ROWS]
         placed[2] += beside
+        self.assets = Chooser(LABELS["model_assets_dir"], field=self.fields["model_assets_dir"], marks=(CONFIG,))
+        placed[0] = [self.assets]
         wrap = W.Layout(flex_flow="row wrap", align_items="center")
         super().__init__([W.HBox(row, layout=wrap) for row in placed])
         self._quiet = False

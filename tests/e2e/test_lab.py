@@ -231,6 +231,14 @@ def test_a_running_conversion_is_cancelled_and_leaves_nothing(wizard: Wizard, tm
     shown.at(6, "Convert")
     shown.click("Convert")
     expect(page.get_by_role("status").filter(has_text=re.compile(r"^\d+%: .* of 4.29 GB"))).to_be_visible()
+    expect(page.get_by_role("progressbar", name="Convert: progress")).to_have_attribute("aria-valuemax", "100")
+    expect(page.get_by_role("textbox", name="Save to")).to_be_disabled()
+    shown.click("Back")
+    shown.at(5, "Shards")
+    expect(page.get_by_role("slider", name="Shard size")).to_be_disabled()
+    expect(page.get_by_role("status").filter(has_text="The model is being written.")).to_be_visible()
+    shown.click("Show it")
+    shown.at(6, "Convert")
     start = time.monotonic()
     shown.click("Cancel")
     expect(page.get_by_text("cancelled; nothing half-written is left", exact=True)).to_be_visible()
@@ -238,6 +246,32 @@ def test_a_running_conversion_is_cancelled_and_leaves_nothing(wizard: Wizard, tm
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
     expect(page.get_by_role("button", name="Convert", exact=True)).to_be_enabled()
     expect(page.get_by_role("button", name="Next", exact=True)).to_be_disabled()
+    expect(page.locator(".dcp-voice").filter(has_text="cancelled")).to_have_attribute("aria-live", "polite")
+
+    place = page.get_by_role("textbox", name="Save to")
+    expect(place).to_be_enabled()
+    shown.enter("Save to", str(tmp_path / "not" / "there"))
+    place.press("Tab")
+    page.keyboard.press("Enter")
+    folders = page.get_by_role("listbox", name=str(tmp_path))
+    expect(folders).to_be_focused()
+    expect(folders.get_by_role("option")).to_have_text(["assets/", "large/", "model/"])
+    for key in ("ArrowDown", "End", "ArrowRight"):
+        page.keyboard.press(key)
+    inside = page.get_by_role("listbox", name=str(target), exact=True)
+    expect(inside).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(folders.get_by_role("option", selected=True)).to_have_text("model/")
+    page.keyboard.press("Escape")
+    expect(folders).to_be_hidden()
+    expect(place).to_have_value(str(tmp_path / "not" / "there"))
+    browse = page.get_by_role("button", name="Browse").filter(visible=True).first
+    expect(browse).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(folders.get_by_role("option")).to_have_text(["assets/", "large/", "model/"])
+    page.keyboard.press("m")
+    page.get_by_role("button", name="Choose model", exact=True).click()
+    expect(place).to_have_value(str(target))
 
 
 KEYS = 100_000
