@@ -16,6 +16,7 @@ from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
 from dcptools.widgets._rows import Column
+from dcptools.widgets._slider import Slider
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
 
@@ -50,10 +51,8 @@ class Shards(Step):
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
 
     def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
-        self.slider = W.FloatLogSlider(
-            base=10, min=MIN_LOG, max=MAX_LOG, step=0.05, description="Shard size", readout=False,
-            continuous_update=False, layout={"width": "420px"},
-        )  # fmt: skip
+        self.slider = Slider("Shard size", MIN_LOG, MAX_LOG)
+        self.slider.layout.width = "420px"
         self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})
@@ -91,6 +90,7 @@ class Shards(Step):
     def _show_size(self) -> None:
         self._syncing = True
         self.slider.value = min(max(self.shard_size, 10**MIN_LOG), 10**MAX_LOG)
+        self.slider.words = format_bytes(self.shard_size)
         self.size.value = format_bytes(self.shard_size) if not _rounds(self.shard_size) else str(self.shard_size)
         self._syncing = False
 
