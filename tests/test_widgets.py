@@ -204,7 +204,7 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     kinds = {type(widget).__name__ for widget in all_widgets(widgets.Wizard(checkpoint.path))}
     assert kinds == {
         "Wizard", "Open", "Inspect", "Mapping", "Try", "Shards", "Convert", "Result",
-        "Table", "Values", "Detail", "Job", "Rules", "Slider",
+        "Table", "Values", "Detail", "Job", "Rules", "Bar", "Slider",
     }  # fmt: skip
 
 

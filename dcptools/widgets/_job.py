@@ -17,6 +17,7 @@ import traitlets as T
 from dcptools._option import speaking
 from dcptools._text import format_bytes
 from dcptools.errors import Cancelled
+from dcptools.widgets._bar import Bar
 from dcptools.widgets._base import escape
 from dcptools.widgets._labels import by_label
 
@@ -49,8 +50,8 @@ class Job(W.VBox):  # type: ignore[misc]
         self._thread: threading.Thread | None = None
         self.start = W.Button(description=label, button_style="primary", layout={"width": "160px"})
         self.cancel = W.Button(description="Cancel", disabled=True, layout={"width": "110px"})
-        self.bar = W.FloatProgress(min=0.0, max=1.0, layout={"width": "320px"})
-        self.text = W.HTML("<span role='status'>not started</span>")
+        self.bar = Bar(label=f"{label}: progress")
+        self.text = W.HTML(_status("not started"))
         row = W.Layout(flex_flow="row wrap", align_items="center")
         super().__init__([W.HBox([self.start, self.cancel, self.bar], layout=row), self.text])
         self.start.on_click(lambda _: self.begin())
@@ -101,11 +102,12 @@ class Job(W.VBox):  # type: ignore[misc]
             self.enable()
 
     def _reset(self, text: str) -> None:
-        self.bar.value, self.bar.bar_style = 0.0, ""
+        self.bar.value, self.bar.bar_style, self.bar.spoken = 0.0, "", ""
         self._say(text)
 
     def _end(self, style: str, text: str) -> None:
         self.bar.bar_style = style
+        self.bar.say(text)
         self._say(text)
 
     def _progress(self, done: int, total: int, current: str) -> None:
@@ -115,9 +117,14 @@ class Job(W.VBox):  # type: ignore[misc]
         self._shown, spent = now, max(now - self._since, 1e-9)
         share, rate = done / total if total else 1.0, done / spent
         left = f", about {(total - done) / rate:.0f} s left" if rate else ""
-        self.bar.value = share
+        self.bar.go(share, f"{share:.0%}{left}")
         self._say(f"{share:.0%}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s{left}", current)
 
     def _say(self, text: str, current: str = "") -> None:
         tail = f" <span class='dcp-soft'>{escape(current[-60:])}</span>" if current else ""
-        self.text.value = f"<span role='status'>{escape(text)}</span>{tail}"
+        self.text.value = f"{_status(text)}{tail}"
+
+
+def _status(text: str) -> str:
+    """For the eyes: it changes too often to be spoken, which the bar's own region does."""
+    return f"<span role='status' aria-live='off'>{escape(text)}</span>"

@@ -14,9 +14,9 @@ from dcptools._sizes import parse_bytes
 from dcptools._text import format_bytes
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
+from dcptools.widgets._bar import Slider
 from dcptools.widgets._base import Step, alert, figure_html, findings_html, handler
 from dcptools.widgets._rows import Column
-from dcptools.widgets._slider import Slider
 from dcptools.widgets._table import Table
 from dcptools.writer import default_save_dir, free_bytes
 
@@ -51,8 +51,7 @@ class Shards(Step):
     shard_size = T.Int(DEFAULT_SHARD_SIZE)
 
     def __init__(self, mapping: KeyMapping | None = None, shard_size: float | str = DEFAULT_SHARD_SIZE) -> None:
-        self.slider = Slider("Shard size", MIN_LOG, MAX_LOG)
-        self.slider.layout.width = "420px"
+        self.slider = Slider(description="Shard size", low=MIN_LOG, high=MAX_LOG)
         self.size = W.Text(description="Bytes", continuous_update=False, layout={"width": "220px"})
         self.color = W.Dropdown(options=("layer", "module"), description="Colour by", layout={"width": "200px"})
         self.found, self.figure = W.HTML(), W.HTML(layout={"min_height": "160px"})

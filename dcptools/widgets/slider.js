@@ -1,30 +1,35 @@
-// A slider over powers of ten that has a name, and says its value in words: that of ipywidgets has neither.
+// A slider over powers of ten: the browser's own, with a name, and its value in words.
+const STEP = 0.05; // powers of ten
+let count = 0; // for ids
 
 function render({ model, el }) {
-  const id = `dcp-slider-${Math.random().toString(36).slice(2)}`;
   const label = document.createElement("label");
-  Object.assign(label, { className: "widget-label", htmlFor: id, textContent: model.get("description") });
-  const input = document.createElement("input");
-  Object.assign(input, { type: "range", id, className: "dcp-range" });
-  const row = document.createElement("div");
-  row.className = "jupyter-widgets widget-inline-hbox dcp-slider";
-  row.append(label, input);
-  el.append(row);
-
-  function show() {
-    for (const name of ["min", "max", "step"]) input[name] = model.get(name);
-    input.value = Math.log10(model.get("value"));
-    input.setAttribute("aria-valuetext", model.get("words"));
-    input.disabled = model.get("disabled");
-  }
-  input.addEventListener("change", () => {
-    model.set("value", 10 ** Number(input.value));
+  const range = document.createElement("input");
+  range.type = "range";
+  range.id = `dcp-slider-${++count}`;
+  range.step = STEP;
+  label.htmlFor = range.id;
+  const draw = () => {
+    label.textContent = model.get("description");
+    range.min = model.get("low");
+    range.max = model.get("high");
+    range.value = Math.log10(model.get("value"));
+    range.disabled = model.get("disabled");
+    range.setAttribute("aria-valuetext", model.get("words"));
+  };
+  range.addEventListener("change", () => {
+    model.set("value", 10 ** Number(range.value));
     model.save_changes();
   });
-  const shown = ["value", "words", "disabled"].map((name) => `change:${name}`);
-  shown.forEach((name) => model.on(name, show));
-  show();
-  return () => shown.forEach((name) => model.off(name, show));
+  range.addEventListener("keydown", (event) => event.stopPropagation());
+  const root = document.createElement("div");
+  root.className = "dcp-slider";
+  root.dataset.lmSuppressShortcuts = "true";
+  root.append(label, range);
+  model.on("change", draw);
+  draw();
+  el.append(root);
+  return () => model.off("change", draw);
 }
 
 export default { render };

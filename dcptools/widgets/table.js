@@ -25,6 +25,11 @@ function make(tag, attributes = {}, ...children) {
 const number = new Intl.NumberFormat("en-US");
 const plural = (n, noun) => `${number.format(n)} ${noun}${n === 1 ? "" : "s"}`;
 
+// JupyterLab moves to another cell by the arrow keys, which change the drop-downs beside a table.
+function keepKeys({ target }) {
+  if (target.matches("select")) target.dataset.lmSuppressShortcuts = "true";
+}
+
 function render({ model, el }) {
   const id = `dcp-table-${Math.random().toString(36).slice(2)}`; // each widget loads this module anew: a count would not do
   const view = {
@@ -513,6 +518,7 @@ function render({ model, el }) {
   const sized = new ResizeObserver(() => {
     visible = scroller.offsetWidth > 0;
     if (!visible) return;
+    root.closest(".dcptools")?.addEventListener("focusin", keepKeys);
     view.drawn = "";
     if (answer().stale) send("look");
     else draw();
