@@ -492,7 +492,7 @@ def browsed(chooser: Chooser) -> list[list[str]]:
     return list(chooser.folders.entries)
 
 
-def told(chooser: Chooser, kind: str, name: str = "") -> None:
+def browser_says(chooser: Chooser, kind: str, name: str = "") -> None:
     """What the browser says when somebody does this with a folder."""
     names = [entry[0] for entry in chooser.folders.entries]
     chooser.receive({"kind": kind, "at": names.index(name) if name else -1})
@@ -516,18 +516,18 @@ def test_browsing_lists_folders_marks_checkpoints_and_reads_the_one_that_is_chos
     counted.taken()
     step.chooser.browse.click()
     assert browsed(step.chooser) == [["runs", ""]] and step.chooser.folders.here == str(runs.parent)
-    told(step.chooser, "enter", "runs")
+    browser_says(step.chooser, "enter", "runs")
     marked = [["empty", ""], ["qwen", ""], ["step-2", "DCP checkpoint"], ["step-10", "DCP checkpoint"]]
     assert browsed(step.chooser) == marked
     assert step.checkpoint is None and counted.taken() == {}  # whatever was passed
-    told(step.chooser, "take", "step-2")
+    browser_says(step.chooser, "take", "step-2")
     assert step.checkpoint.path == str(runs / "step-2") and counted.taken() == {"read": 1}
     assert not step.chooser.folders.shown
     step.chooser.browse.click()  # begins where it is, beside its neighbours
     assert browsed(step.chooser) == marked and step.chooser.folders.at == 2
-    told(step.chooser, "up")
+    browser_says(step.chooser, "up")
     assert browsed(step.chooser) == [["runs", ""]] and step.chooser.folders.at == 0
-    told(step.chooser, "close")
+    browser_says(step.chooser, "close")
     assert not step.chooser.folders.shown and step.path.value == str(runs / "step-2")
 
 
@@ -560,13 +560,13 @@ def test_assets_are_chosen_in_both_steps_and_both_sides_when_comparing(runs: Pat
         chooser.field.value = str(runs)
         chooser.browse.click()
         assert ["qwen", "model"] in browsed(chooser) and ["step-2", ""] in browsed(chooser)
-        told(chooser, "take", "qwen")
+        browser_says(chooser, "take", "qwen")
         assert chooser.field.value == str(runs / "qwen")
     assert review.model_assets_dir == convert.model_assets_dir == str(runs / "qwen")
     side = compare.sides[0]
     side.browse.click()
     assert ["qwen", "model"] in browsed(side) and ["step-2", "DCP checkpoint"] in browsed(side)
-    told(side, "take")
+    browser_says(side, "take")
     assert compare.a.value == str(runs)
 
 

@@ -26,15 +26,37 @@ from dcptools.widgets._labels import by_label
 P = ParamSpec("P")
 
 # Colours come from JupyterLab's own variables, so that light and dark follow the theme; the second value serves
-# programs that have no such variables.
+# programs that have no such variables. Widths that steps ask for are those where there is room.
 STYLE = """<style>
 .dcptools { --dcp-text: var(--jp-ui-font-color1, currentColor); --dcp-soft: var(--jp-ui-font-color2, #666);
-  --dcp-line: var(--jp-border-color2, #bbb); --dcp-fill: var(--jp-layout-color2, rgba(128,128,128,.12)); }
+  --dcp-line: var(--jp-border-color2, #bbb); --dcp-fill: var(--jp-layout-color2, rgba(128,128,128,.12));
+  --dcp-ring: var(--jp-brand-color1, #1976d2); --jp-widgets-inline-label-width: 84px;
+  --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'\
+%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23808080' stroke-width='2'/%3E%3C/svg%3E"); }
+.dcptools :is(button, input, select, textarea, summary, pre, [tabindex]):focus-visible {
+  outline: 2px solid var(--dcp-ring) !important; outline-offset: 2px; }
+.dcptools :is(input, select, textarea):focus-visible { outline-offset: 0; }
+.dcptools .widget-hbox { flex-wrap: wrap; align-items: center; }
+.dcptools .widget-box { overflow: visible; }
+.dcptools :is(.widget-html, .widget-html-content) { min-width: 0; max-width: 100%; }
 .dcptools .widget-html-content, .dcptools .widget-html > .widget-html-content { line-height: 1.45; }
-.dcptools table.dcp { border-collapse: collapse; width: 100%; font-size: 12px; color: var(--dcp-text); }
-.dcptools table.dcp th, .dcptools table.dcp td { text-align: left; padding: 2px 10px 2px 0; white-space: nowrap;
-  overflow: hidden; text-overflow: ellipsis; max-width: 46ch; border-bottom: 1px solid var(--dcp-line);
-  background: transparent; vertical-align: top; }
+.dcptools :is(.widget-text, .widget-textarea, .widget-dropdown, .widget-select, .widget-combobox, .widget-hprogress,
+  .dcp-slider) { max-width: calc(100% - 4px); }
+.dcptools :is(input, textarea)::placeholder { color: var(--dcp-soft); opacity: 1; }
+.dcptools .widget-checkbox { width: auto; max-width: 100%; height: auto; }
+.dcptools .widget-checkbox .widget-label-basic { display: flex; align-items: center; gap: 6px; overflow: visible;
+  white-space: normal; line-height: 1.4; min-height: var(--jp-widgets-inline-height); }
+.dcptools .widget-checkbox input { margin: 0; flex: none; }
+.dcptools .dcp-fields { --least: 230px; display: grid; gap: 0 6px; max-width: 980px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least)), 1fr)); }
+.dcptools .dcp-fields:not(:has(> :nth-child(3))) { --least: 350px; }
+.dcptools .dcp-fields > * { width: auto !important; max-width: none; }
+.dcptools .dcp-fields > .widget-checkbox { padding-left: 12px; }
+.dcptools table.dcp { border-collapse: collapse; font-size: 12px; color: var(--dcp-text); min-width: min(100%, 420px); }
+.dcptools table.dcp th, .dcptools table.dcp td { text-align: left; padding: 3px 20px 3px 0; overflow-wrap: break-word;
+  max-width: 60ch; border-bottom: 1px solid var(--dcp-line); background: transparent; vertical-align: top; }
+.dcptools table.dcp :is(th, .num) { white-space: nowrap; }
+.dcptools table.dcp :is(th, td):last-child { padding-right: 0; }
 .dcptools table.dcp th { font-weight: 600; border-bottom: 2px solid var(--dcp-line); }
 .dcptools table.dcp td.num, .dcptools table.dcp th.num { text-align: right; font-variant-numeric: tabular-nums; }
 .dcptools table.dcp td.wrap { white-space: normal; max-width: none; overflow-wrap: anywhere; }
@@ -49,7 +71,8 @@ STYLE = """<style>
 @keyframes dcp-turn { to { transform: rotate(1turn); } }
 @media (prefers-reduced-motion: reduce) { .dcptools .dcp-busy::before { animation-duration: 6s; } }
 .dcptools .dcp-alert p { margin: 0 0 2px; } .dcptools .dcp-soft { color: var(--dcp-soft); }
-.dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--dcp-fill);
+.dcptools .dcp-soft strong[aria-current] { color: var(--dcp-text); }
+.dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; background: var(--dcp-fill);
   color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
 .dcptools .dcp-alert p:last-child { margin: 0; }
 .dcptools .dcp-verdict { margin-bottom: 8px; } .dcptools .dcp-verdict .dcp-alert p:first-child { font-weight: 600; }
@@ -58,10 +81,12 @@ STYLE = """<style>
 .dcptools .dcp-beside { flex-flow: row wrap; align-items: flex-start; gap: 8px 16px; overflow: visible; }
 .dcptools .dcp-beside > .dcp-list { flex: 3 1 560px; min-width: 0; margin: 0; }
 .dcptools .dcp-beside > .dcp-detail { flex: 1 1 380px; min-width: 0; margin: 0; padding: 0 2px; overflow: visible; }
+.dcptools .dcp-detail table.dcp :is(th, td) { padding-right: 14px; }
 .dcptools h3.dcp { font: 600 13px/1.4 var(--jp-code-font-family, monospace); margin: 0 0 6px; color: var(--dcp-text);
   overflow-wrap: anywhere; user-select: all; }
 .dcptools dl.dcp { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 0; font-size: 12px; }
-.dcptools dl.dcp dt { color: var(--dcp-soft); } .dcptools dl.dcp dd { margin: 0; overflow-wrap: anywhere; }
+.dcptools dl.dcp :is(dt, dd) { width: auto; float: none; margin: 0; padding: 0; font-weight: 400; }
+.dcptools dl.dcp dt { color: var(--dcp-soft); } .dcptools dl.dcp dd { overflow-wrap: anywhere; }
 .dcptools button.dcp-finding { height: auto; white-space: normal; text-align: left; line-height: 1.4; padding: 4px 10px;
   border-left-width: 4px; border-left-style: solid; background: var(--dcp-fill); color: var(--dcp-text);
   overflow-wrap: anywhere; }

@@ -46,8 +46,10 @@ class Rules(W.VBox):  # type: ignore[misc]
         placed[2] += beside
         self.assets = Chooser(LABELS["model_assets_dir"], field=self.fields["model_assets_dir"], marks=(CONFIG,))
         placed[0] = [self.assets]
-        wrap = W.Layout(flex_flow="row wrap", align_items="center")
-        super().__init__([W.HBox(row, layout=wrap) for row in placed])
+        rows = [W.HBox(row, layout=W.Layout(align_items="center")) for row in placed]
+        for row in rows:
+            row.add_class("dcp-fields")  # as wide as there is room
+        super().__init__(rows)
         self._quiet = False
         for field in self.fields.values():
             field.observe(self._read, "value")
@@ -80,7 +82,7 @@ def _fields() -> dict[str, W.Widget]:
         "adapter": W.Text(
             description=LABELS["adapter"], placeholder="its name", continuous_update=False, layout={"width": "240px"}
         ),
-        "adapter_config_path": _text("adapter_config_path", "adapter_config.json of the training", "420px"),
+        "adapter_config_path": _text("adapter_config_path", "adapter_config.json", "420px"),
         "names": _choice("names", CHOICES["names"], "of the live model, or those that save_pretrained writes"),
         "tied": _choice("tied", CHOICES["tied"], "weights that the model ties: one if they are equal, all, or one"),
         "unexpected": _choice("unexpected", CHOICES["unexpected"], "tensors that the model has no weight for"),

@@ -54,7 +54,7 @@ class Values(W.VBox):  # type: ignore[misc]
         self._tell = done
         self.globs = W.Text(
             description="Keys", placeholder="all that is converted; or globs, with spaces between",
-            layout={"width": "420px"},
+            layout={"width": "480px"},
         )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
         self.note = W.HTML()

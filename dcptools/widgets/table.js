@@ -7,9 +7,8 @@ const PAGE = 100; // rows that are asked for at once
 const KEPT = 40; // pages
 const TAIL = 24; // characters at the end of a name that stay when its middle is left out
 const SHOWN_CHIPS = 6; // of a column, before "more"
-const NAME = 340; // pixels that a name has at least: its layer and its last words
+const NAME = 340; // pixels that a name has where there is room: its layer and its last words
 const WAIT = 120; // ms after the last key stroke
-let count = 0; // of tables, for ids
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -26,8 +25,13 @@ function make(tag, attributes = {}, ...children) {
 const number = new Intl.NumberFormat("en-US");
 const plural = (n, noun) => `${number.format(n)} ${noun}${n === 1 ? "" : "s"}`;
 
+// JupyterLab moves to another cell by the arrow keys, which change the drop-downs beside a table.
+function keepKeys({ target }) {
+  if (target.matches("select")) target.dataset.lmSuppressShortcuts = "true";
+}
+
 function render({ model, el }) {
-  const id = `dcp-table-${++count}`;
+  const id = `dcp-table-${Math.random().toString(36).slice(2)}`; // each widget loads this module anew: a count would not do
   const view = {
     pages: new Map(), // first row -> rows
     asked: new Set(), // pages that are on their way
@@ -69,8 +73,8 @@ function render({ model, el }) {
   const chips = make("div", { class: "dcp-chips" });
   const widths = make("colgroup");
   const heading = make("tr", { "aria-rowindex": 1 });
-  const above = make("tr", { "aria-hidden": "true", class: "dcp-pad" });
-  const below = make("tr", { "aria-hidden": "true", class: "dcp-pad" });
+  const above = make("tr", { class: "dcp-pad" });
+  const below = make("tr", { class: "dcp-pad" });
   const body = make("tbody");
   const table = make(
     "table", { role: "grid", tabindex: "0", "aria-label": `Table of ${head().noun}s` },
@@ -117,13 +121,18 @@ function render({ model, el }) {
     const drawn = [answer().version, from, to, view.active, rows.filter(Boolean).length].join();
     if (drawn === view.drawn) return;
     view.drawn = drawn;
-    above.style.height = `${from * ROW}px`;
-    below.style.height = `${(shown - to) * ROW}px`;
+    pad(above, from);
+    pad(below, shown - to);
     body.replaceChildren(...rows.map((row, offset) => drawRow(row, from + offset)));
     if (!view.widths && rows[0]) layOut(rows);
     const active = view.active >= from && view.active < to ? `${id}-${view.active}` : null;
     if (active) table.setAttribute("aria-activedescendant", active);
     else table.removeAttribute("aria-activedescendant");
+  }
+
+  // The room of rows that are not drawn, in a cell below each heading: a row without cells would cut those off from theirs.
+  function pad(tr, rows) {
+    tr.replaceChildren(make("td", { colspan: columns().length, style: `height: ${rows * ROW}px` }));
   }
 
   function drawRow(row, index) {
@@ -202,6 +211,7 @@ function render({ model, el }) {
 
   function layOut(rows) {
     // long names and sentences share what the others leave; a letter is about seven pixels wide
+    const room = Math.min(NAME, Math.max(200, scroller.clientWidth / 2)); // so that the next column is in sight, too
     const cols = columns().map((column, number) => {
       const texts = rows.filter(Boolean).map((row) => row.cells[number].length + 3 * (row.level ?? 0));
       const width = Math.round(Math.max(column.label.length + 2, ...texts) * 7 + 18);
@@ -209,7 +219,7 @@ function render({ model, el }) {
       return width < NAME / 2 && number > 0 ? Math.max(120, width) : null;
     });
     const names = cols.filter((width) => width === null).length;
-    const least = cols.reduce((sum, width) => sum + (width ?? 0), names * NAME);
+    const least = cols.reduce((sum, width) => sum + (width ?? 0), names * room);
     widths.replaceChildren(...cols.map((width) => {
       const col = make("col");
       if (width !== null) col.style.width = `${width}px`;
@@ -521,6 +531,7 @@ function render({ model, el }) {
   const sized = new ResizeObserver(() => {
     visible = scroller.offsetWidth > 0;
     if (!visible) return;
+    root.closest(".dcptools")?.addEventListener("focusin", keepKeys);
     view.drawn = "";
     if (answer().stale) send("look");
     else draw();
