@@ -282,7 +282,10 @@ def test_messages_name_options_as_they_are_typed(cli: Cli, tmp_path: Path) -> No
 def test_plan(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("plan", tiny(tmp_path / "c"), "--shard-size", 8)
     assert status == 0
-    assert out.splitlines()[0].startswith("2 files with 14 B (7 elements as bfloat16), at most 8 B each; about ")
+    total = re.match(
+        r"2 files, (\d+) B in total \(7 elements as bfloat16\), at most 8 B of values per file; about ", out
+    )
+    assert total and int(total[1]) == sum(int(line.split()[2]) for line in out.splitlines()[3:5])
     assert [line.split()[0] for line in out.splitlines()[3:5]] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -293,20 +296,18 @@ def test_plan(cli: Cli, tmp_path: Path) -> None:
 def test_convert(cli: Cli, tmp_path: Path) -> None:
     words = ("--load-dir", tiny(tmp_path / "c"), "--save-dir", tmp_path / "out", "--model-assets-dir")
     status, out, err = cli(*words, assets(tmp_path / "a"), command=convert_command)
-    nbytes = (tmp_path / "out" / "model.safetensors").stat().st_size
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    sizes = [(tmp_path / "out" / name).stat().st_size for name in names]
     assert status == 0
     first, *table, last = out.splitlines()
     assert re.fullmatch(
-        rf"Wrote 2 tensors, 14 B in 1 file, to {tmp_path / 'out'} in \d+\.\d\d s \([\d.]+ k?B/s\)", first
+        rf"Wrote 2 tensors in 1 file, {sizes[0]} B in total, to {tmp_path / 'out'} in \d+\.\d\d s \([\d.]+ k?B/s\)",
+        first,
     )
-    assert table == [
-        "file               bytes",
-        "-----------------  -------",
-        f"model.safetensors  {nbytes} B",
-        "config.json",
-        "tokenizer.json",
+    assert [line.split() for line in table[2:]] == [
+        [name, str(size), "B"] for name, size in zip(names, sizes, strict=True)
     ]
-    assert last.startswith("checksums: 2 stored items verified; peak memory ")
+    assert last.startswith("checksums of 2 stored items verified; peak memory ")
     assert "warning" not in err
 
 

@@ -506,7 +506,9 @@ def test_the_predicted_memory_counts_workers_and_torch(tmp_path: Path) -> None:
 def test_the_text_of_a_plan(tmp_path: Path) -> None:
     planned = plan(checkpoint(tmp_path / "c", floats(a=4, b=4, c=4)), 16)
     first, *rest = str(planned).splitlines()
-    assert first.startswith("2 files with 24 B (12 elements as bfloat16), at most 16 B each; about ")
+    total = sum(file.nbytes for file in planned.files)
+    said = f"2 files, {total} B in total (12 elements as bfloat16), at most 16 B of values per file; about "
+    assert first.startswith(said)
     sizes = [f"{file.nbytes} B" for file in planned.files]
     assert rest == [
         "file                                tensors    bytes  first    last",

@@ -61,14 +61,14 @@ class Convert(Step):
         self.assets.observe(self._take_assets, "value")
         for control in (self.save_dir, self.overwrite, self.resume):
             control.observe(lambda _: self._describe(), "value")
-        self.blocked = "Nothing was written yet."
+        self.blocked = "Nothing has been written yet."
         self.plan = plan
         self._describe()
 
     @handler
     def _new(self, _: Any) -> None:
         """Nothing is known of another plan: what was written before was not it."""
-        self.report, self.blocked = None, "Nothing was written yet."
+        self.report, self.blocked = None, "Nothing has been written yet."
         if not self.job.running:
             self.job.forget()
         planned: ShardPlan | None = self.plan
@@ -117,10 +117,13 @@ class Convert(Step):
             return
         files = counted(len(planned.files), "file")
         assets = planned.assets
-        copied = f", and {len(assets.files)} files of {assets.directory}" if assets and assets.directory else ""
-        self.found.value = alert(
-            "info", f"Writes {files} with {format_bytes(planned.total_bytes)}{copied} to {target}."
-        ) + findings_html(planned.warnings, most=2)
+        copied = (
+            f", and copies {counted(len(assets.files), 'file')} from {assets.directory}"
+            if assets and assets.directory
+            else ""
+        )
+        text = f"Writes {files}, {format_bytes(planned.file_bytes)} in total, to {target}{copied}."
+        self.found.value = alert("info", text) + findings_html(planned.warnings, most=2)
         self.recipe.value = (
             "<p>The same from a shell:</p><pre class='dcp' data-testid='command'>"
             f"{escape(command_line(planned, target, **how))}</pre>"
@@ -141,14 +144,16 @@ class Convert(Step):
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Report:
         self.message.value, self.report = "", None
-        self.blocked = "Nothing was written yet."
+        self.blocked = "Nothing has been written yet."
         planned, target, overwrite, resume = self._writing = self._what()
         return write(planned, target, overwrite=overwrite, resume=resume, progress=progress, cancel=cancel)
 
     def _done(self, report: Report) -> None:
-        wrote = f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."
+        wrote = f"Wrote {format_bytes(report.file_bytes)} to {report.save_dir}."
         if self._writing[0] is not self.plan:
-            self.message.value = alert("warning", f"{wrote}\nThe plan was changed meanwhile; this is not the new one.")
+            self.message.value = alert(
+                "warning", f"{wrote}\nThe plan has changed since: this is the result of the earlier one."
+            )
             return
         self.message.value = alert("success", wrote)
         self._written = self._writing
@@ -156,7 +161,7 @@ class Convert(Step):
         self.report = report
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        return ("Nothing was written yet.", [], []) if self.report is None else _report_summary(self.report)
+        return ("Nothing has been written yet.", [], []) if self.report is None else _report_summary(self.report)
 
 
 class Result(Step):
@@ -182,7 +187,7 @@ class Result(Step):
     @handler
     def _show(self, _: Any = None) -> None:
         report: Report | None = self.report
-        self.blocked = "" if report else "Nothing was written yet."
+        self.blocked = "" if report else "Nothing has been written yet."
         if report is None:
             self.body.value = alert("info", self.blocked)
             return
@@ -196,12 +201,11 @@ class Result(Step):
         self.body.value = "".join(parts)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        return ("Nothing was written yet.", [], []) if self.report is None else _report_summary(self.report)
+        return ("Nothing has been written yet.", [], []) if self.report is None else _report_summary(self.report)
 
 
 def _report_summary(report: Report) -> tuple[str, list[str], list[list[str]]]:
-    rows = [[name, format_bytes(nbytes)] for name, nbytes in report.files]
-    rows += [[name, ""] for name in ((report.index,) if report.index else ()) + report.assets]
+    rows = [[name, format_bytes(nbytes)] for name, nbytes in report.files + report.others]
     return report.headline(), ["file", "bytes"], rows
 
 

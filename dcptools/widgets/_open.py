@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._text import format_bytes, format_count, printable, some
+from dcptools._text import counted, format_bytes, format_count, printable, some
 from dcptools.checkpoint import Checkpoint, is_checkpoint, read
 from dcptools.storage import is_url, join, open_source, parent
 from dcptools.widgets._base import Step, alert, findings_html, handler, table_html, typed_path
@@ -68,7 +68,7 @@ class Open(Step):
     @handler
     def _read(self, _: Any = None) -> None:
         self.checkpoint, self.found.value = None, ""
-        self.blocked = "This is not a checkpoint that can be read."
+        self.blocked = "This is not a readable checkpoint."
         if not self.path.value.strip():
             raise FileNotFoundError("Give the directory of a checkpoint, the one that holds .metadata.")
         typed = typed_path(self.path.value)
@@ -115,11 +115,10 @@ class Open(Step):
 def _sentence(checkpoint: Checkpoint) -> str:
     tensors = checkpoint.tensors.values()
     dtypes = some(dict.fromkeys(t.dtype.name for t in tensors), 6) or "no tensors"
-    ranks = f"{len(checkpoint.ranks)} rank{'s' if len(checkpoint.ranks) != 1 else ''}"
     return (
-        f"{len(tensors):,} tensors ({format_count(sum(t.numel for t in tensors))} elements, "
-        f"{format_bytes(checkpoint.nbytes)}, {dtypes}) and {len(checkpoint.objects):,} pickled objects, "
-        f"written by {ranks} in {len(checkpoint.files):,} files."
+        f"{counted(len(tensors), 'tensor')} ({format_count(sum(t.numel for t in tensors))} elements, "
+        f"{format_bytes(checkpoint.nbytes)}, {dtypes}) and {counted(len(checkpoint.objects), 'pickled object')}, "
+        f"written by {counted(len(checkpoint.ranks), 'rank')} in {counted(len(checkpoint.files), 'file')}."
     )
 
 
