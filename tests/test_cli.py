@@ -37,8 +37,8 @@ from dcptools.writer import default_save_dir
 STEPS = ("inspect", "preview", "plan", "convert")
 COMMANDS = (*STEPS, "verify", "diff")
 WARNED = (
-    "warning[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the directory "
-    "that holds config.json: --model-assets-dir)\n"
+    "warning[assets-none]: no assets directory was given, so the result will have no config and no tokenizer "
+    "(give the directory of config.json: --model-assets-dir)\n"
 )
 
 
@@ -189,7 +189,7 @@ def test_usage_errors_have_status_2(words: tuple[str, ...], message: str, cli: C
         (("--shard-size", "0"), "Error: '0' is not a size in bytes.\n"),
         (("--shard-size", "9" * 5000), f"Error: '{'9' * 5000}' is not a size in bytes.\n"),
         (("--shard-size", "lots"), "Error: 'lots' is not a size in bytes.\n"),
-        (("--dtype-for", "x"), "Error: 'x' is not an exception of the dtype.\n"),
+        (("--dtype-for", "x"), "Error: 'x' is not a rule for dtypes.\n"),
         (("--rename", "x"), "Error: The rename rule 'x' has no '='.\n"),
         (("--rename", "(=x"), "Error: The rename rule (=x is not a valid regular expression: "),
         (
@@ -275,7 +275,7 @@ def test_preview(cli: Cli, tmp_path: Path) -> None:
 def test_messages_name_options_as_they_are_typed(cli: Cli, tmp_path: Path) -> None:
     directory = tiny(tmp_path / "c")
     out = cli("preview", directory)[1]
-    assert "(--layout overrides it)" in out and "give the directory that holds config.json: --model-assets-dir" in out
+    assert "(--layout overrides it)" in out and "give the directory of config.json: --model-assets-dir" in out
     assert "(layout= overrides it)" in str(dcptools.preview(directory))
 
 
@@ -394,7 +394,7 @@ def test_json_of_a_refusal_is_one_object_too(command: str, cli: Cli, tmp_path: P
 
 def test_json_of_a_preview_with_errors_is_one_object_too(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("preview", broken.hole(tmp_path / "c"), "--json")
-    assert (status, err) == (1, "Error: 1 error; this checkpoint cannot be converted with these options.\n")
+    assert (status, err) == (1, "Error: 1 error: this checkpoint cannot be converted with these options.\n")
     assert [f["code"] for f in json.loads(out)["findings"] if f["severity"] == "error"] == ["hole"]
 
 
@@ -466,7 +466,7 @@ def test_a_dry_run_refuses_a_disk_that_is_too_small(cli: Cli, tmp_path: Path, mo
     monkeypatch.setattr("dcptools.writer.target.free_bytes", lambda save_dir: 1000)
     dry, real = cli("convert", tiny(tmp_path / "c"), "--dry-run"), cli("convert", tmp_path / "c")
     assert dry == real
-    assert f"{tmp_path / 'c' / 'hf_ckpt'} has 1.00 kB free, and " in dry.err
+    assert f"{tmp_path / 'c' / 'hf_ckpt'} has 1.00 kB free, but " in dry.err
     assert dry.status == 1
 
 
@@ -517,14 +517,14 @@ def test_a_problem_ends_in_a_message_and_status_1_and_writes_nothing(problem: st
 def test_no_model_weights_says_what_to_check_and_which_patterns_matched_nothing(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("convert", saved.no_model(tmp_path / "c"), "--include", "modle.*")
     assert (status, out) == (1, "")
-    *lines, first, second, third = err.splitlines()
+    lines, hint = err.splitlines()[:3], err.splitlines()[3:]
     assert lines == [
         "warning[pattern-unused]: 'modle.*' matched no tensor's key",
         WARNED.strip(),
         "Error: No model weights found!",
     ]
-    assert f"{first} {second} {third}" == (
-        f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
+    assert " ".join(hint) == (
+        f"check that {tmp_path / 'c'} is the checkpoint of the model and that its keys start with 'model.'; "
         "top-level keys here: optimizer, step; if the model is there, say where with --layout or --root"
     )
 
@@ -606,7 +606,7 @@ def test_a_signal_when_the_model_is_complete_says_so(
     rest = {"swap.Swap.clean": f"; the next run there removes what is left of the old one in {tmp_path / 'out'}/"}
     assert result.status == 128 + number
     assert f"{said}\nThe {'new ' * (where in rest)}model is complete in {tmp_path / 'out'}" in result.err
-    assert rest.get(where, "; what comes after it (--verify, --report) was not finished.") in result.err
+    assert rest.get(where, ", but what follows (--verify, --report) was not finished.") in result.err
     assert "removed." not in result.err
     assert json.loads(result.out)["message"].startswith(said)
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -892,7 +892,7 @@ for call in (
     done = shell("-c", code, cwd=tmp_path, env={**os.environ, **ASCII})
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 4)
     lacking = "the encoding of this locale, ascii, has no such characters.\\nSet LC_ALL=C.UTF-8."
-    assert done.stdout.splitlines()[0] == f"'The files that named/.metadata names cannot be looked at: {lacking}'"
+    assert done.stdout.splitlines()[0] == f"'The files that named/.metadata names cannot be read: {lacking}'"
     assert done.stdout.count(lacking) >= 3
 
 
@@ -923,7 +923,7 @@ def test_a_result_that_cannot_be_printed_is_an_error_and_the_model_is_there(tmp_
         assert done.returncode == 1 and done.stderr.endswith(lost)
     done = redirected(">/dev/full", "convert", "c", "--save-dir", "out", "--dtype", "keep", "--json", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.endswith(lost + "The model is complete in out; only this report is lost.\n")
+    assert done.stderr.endswith(lost + "The model is complete in out; only this report is missing.\n")
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 
@@ -1089,7 +1089,7 @@ def test_a_copy_is_verified_with_the_report_of_its_conversion(cli: Cli, tmp_path
         r"error\[disk-values\] model\.w: its bytes in model\.safetensors have the CRC-32 [0-9a-f]{8}, ", err
     )
     status, _, err = cli("verify", copy, "--report", report, "--root", "ema")
-    assert (status, err.splitlines()[0]) == (2, "Error: A report says names and dtypes itself.")
+    assert (status, err.splitlines()[0]) == (2, "Error: Names and dtypes are in the report.")
 
 
 def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli, tmp_path: Path) -> None:

@@ -237,13 +237,15 @@ class TestErrors:
         planned = dcptools.plan(dcptools.preview(demo.checkpoint, model_assets_dir=demo.assets))
         with pytest.raises(UsageError, match="resume=True works for local directories.*\nConvert into a directory"):
             dcptools.write(planned, "memory://nothing/model", resume=True)
-        with pytest.raises(UsageError, match="Many processes can fill a local directory.*\nConvert into a directory"):
+        with pytest.raises(
+            UsageError, match="Many processes can fill only a local directory.*\nConvert into a directory"
+        ):
             dcptools.write(planned, "memory://nothing/model", make_engine=partial(Engine))
         assert open_source("memory://nothing/model").kind() is None
 
     def test_the_hub_is_not_written_to(self, demo: Demo) -> None:
         pytest.importorskip("huggingface_hub")
-        with pytest.raises(TargetError, match="hf://me/model can be read and not written"):
+        with pytest.raises(TargetError, match="hf://me/model can only be read"):
             dcptools.convert(demo.checkpoint, "hf://me/model")
 
 

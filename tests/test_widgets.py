@@ -819,7 +819,7 @@ def test_the_verdict_stands_on_top_with_the_readings(checkpoint: Checkpoint, mod
     assert roles(step.verdict) == ["status"] and "dcp-success" in step.verdict.value
     page = _Reader(step.verdict.value)
     assert "Readings that were tried: 1" in page.words and page.words[-4:] == [
-        "below 'model.', the names of the live model", "25 of 25", "0", "0",
+        "below 'model.', with the names of the live model", "25 of 25", "0", "0",
     ]  # fmt: skip
     assert "<details open>" not in step.verdict.value
     assert_frame_equal(step.weights.frame, step.mapping.model_frame())

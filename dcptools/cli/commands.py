@@ -195,7 +195,7 @@ def convert_command(
                 text = f"{written}{_leftovers(planned.mapping, list_leftovers)}"
                 print_lines(f"{text}\n{found.headline()}" if found else text)
         except DcptoolsError as error:
-            raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+            raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is missing.") from None
 
 
 @command("verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.")

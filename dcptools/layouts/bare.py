@@ -66,7 +66,7 @@ class Bare:
 
 def _leftover(key: Key, tensor: StoredTensor, *, is_model: bool) -> Leftover:
     if is_model:
-        return Leftover(tensor.key, "tensor", "a module's extra state, not a weight", tensor.nbytes)
+        return Leftover(tensor.key, "tensor", "extra state of a module, not a weight", tensor.nbytes)
     training = is_training_state(key)
     expected = training or is_counter(tensor) or is_extra_state(tensor.key)
     reason = f"{'training state' if training else 'not among the bare names'} ({key.first})"

@@ -67,7 +67,7 @@ class Container:
 
     def _leftover(self, key: Key, tensor: StoredTensor, *, is_model: bool) -> Leftover:
         if is_model:
-            return Leftover(tensor.key, "tensor", "a module's extra state, not a weight", tensor.nbytes)
+            return Leftover(tensor.key, "tensor", "extra state of a module, not a weight", tensor.nbytes)
         part = self.beside(key)
         expected = is_training_state(key, part) or is_counter(tensor) or is_extra_state(tensor.key)
         reason = f"not under {self.root + '.'!r} ({key.first})"

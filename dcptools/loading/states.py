@@ -22,7 +22,7 @@ from dcptools.writer import Engine, refuse_changes
 if TYPE_CHECKING:
     import torch
 
-CHANGED = ("changed since it was read", "Read it again when nothing writes there any more.")
+CHANGED = ("changed since it was read", "Read it again when nothing is writing to it.")
 
 
 def load_state_dict(
@@ -115,7 +115,7 @@ def chosen(planned: ShardPlan, keys: Sequence[str] | str | None) -> list[Planned
     if not found:
         raise UsageError(
             f"No name matches {', '.join(map(repr, globs)) or 'an empty list'}.\n"
-            f"Names of the result are meant, such as {tensors[0].output.name!r}."
+            f"Give names of the result, such as {tensors[0].output.name!r}."
         )
     return found
 

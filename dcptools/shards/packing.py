@@ -59,11 +59,11 @@ def about_sizes(outputs: Sequence[Output], written: dict[str, DType], size: int,
     if kind == "adapter":
         nbytes = sum(output.numel * written[output.name].itemsize for output in outputs)
         if nbytes > size:
-            larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}, and stay one file"
-            yield Finding("adapter-not-cut", "", larger, "peft reads no adapter that is cut")
+            larger = f"{format_bytes(nbytes)} are more than the shard size of {format_bytes(size)}, but stay one file"
+            yield Finding("adapter-not-cut", "", larger, "peft reads an adapter from one file only")
         return
     for output in outputs:
         nbytes = output.numel * written[output.name].itemsize
         if nbytes > size:
-            larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}"
-            yield Finding("large-tensor", output.name, larger, "it gets a file of its own")
+            larger = f"{format_bytes(nbytes)} are more than the shard size of {format_bytes(size)}"
+            yield Finding("large-tensor", output.name, larger, "the tensor gets a file of its own")

@@ -15,6 +15,7 @@ from dcptools._option import option
 from dcptools._parallel import Progress, default_workers
 from dcptools._paths import expanded
 from dcptools._progress import bar
+from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import BrokenCheckpoint, Cancelled, TargetError, UnsupportedCheckpoint, UsageError, notes_of
 from dcptools.findings import Finding
@@ -151,12 +152,12 @@ def _refuse_for_url(url: str, resume: bool, make_engine: Callable[..., Engine]) 
     """What needs files that show before they are whole."""
     if resume:
         raise UsageError(
-            f"{option('resume', True)} works for local directories: an upload to {url} that was stopped leaves nothing "
-            "to go on with.\nConvert into a directory, and copy the model; or begin anew, without it."
+            f"{option('resume', True)} works for local directories: a stopped upload to {url} leaves nothing "
+            "to continue with.\nConvert into a directory and copy the model, or start afresh without it."
         )
     if make_engine is not Engine:
         raise UsageError(
-            f"Many processes can fill a local directory, and not {url}: no process can go on with another's upload.\n"
+            f"Many processes can fill only a local directory, not {url}: no process can continue another's upload.\n"
             "Convert into a directory that all of them see, or in one process."
         )
 
@@ -197,7 +198,7 @@ def _noted(target: Path, *, resume: bool) -> Iterator[threading.Event]:
         if published.is_set():
             stop.add_note(f"The new model is complete in {target}.")
         elif not notes_of(stop) and any(target.glob(f"{TEMPORARY}*")):
-            what = "takes what is finished, and removes the others" if resume else "removes them"
+            what = "takes over what is finished and removes the rest" if resume else "removes them"
             stop.add_note(f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there {what}.")
         raise
 
@@ -246,13 +247,13 @@ def _found(engine: Engine) -> Iterator[Finding]:
     """What the engine noticed."""
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
-            "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
-            f"write it wider: {option('dtype_for')}",
+            "cast-overflow", name, f"{counted(count, 'finite value')} became Inf in the cast",
+            f"write it in a wider dtype: {option('dtype_for')}",
         )  # fmt: skip
     if engine.checksums.without:
         yield Finding(
-            "no-checksum", "", f"{engine.checksums.without:,} items were stored without a checksum",
-            "safetensors files have none; torch computes them otherwise, unless it is told not to",
+            "no-checksum", "", f"no checksum was stored with {counted(engine.checksums.without, 'item')}",
+            "safetensors files have none; otherwise torch writes them unless it is told not to",
         )  # fmt: skip
 
 
