@@ -171,7 +171,7 @@ def _check(path: str, names: set[str], config: str) -> Iterator[Finding]:
     if not names.intersection(TOKENIZER_FILES):
         yield Finding(
             "assets-missing", "tokenizer", f"{path} has none of {some(TOKENIZER_FILES, 3)}",
-            "copy the tokenizer's files there, or beside the result later",
+            "copy the tokenizer's files there now, or beside the result later",
         )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ _ADVICE = {
     errno.EACCES: "Check the permissions.",
     errno.EPERM: "Check the permissions.",
     errno.EIO: "Check the disk.",
-    errno.ENETUNREACH: "Check the network, and endpoint and credentials in the configuration of the storage's library.",
+    errno.ENETUNREACH: "Check the network, the endpoint and the credentials in the library's configuration.",
     errno.ELOOP: "Check the path: a symlink in it leads back to itself.",
 }
 

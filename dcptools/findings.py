@@ -258,9 +258,9 @@ class Group:
 def summary_lines(findings: Iterable[Finding], *, most: int = SHOWN_PER_CODE) -> Iterator[str]:
     """Lines for people: errors first and infos last; keys of one code and prefix are one line.
 
-    >>> missing = [Finding("weight-missing", f"model.ema.layers.{n}.w", "it is not there") for n in range(36)]
+    >>> missing = [Finding("weight-missing", f"model.ema.layers.{n}.w", "it is missing") for n in range(36)]
     >>> print(*summary_lines(missing), sep="\\n")
-    error[weight-missing] 36 keys under model.ema.layers.*: it is not there
+    error[weight-missing] 36 keys under model.ema.layers.*: it is missing
     """
     return (line for _, line in summary(findings, most=most))
 

@@ -85,7 +85,7 @@ def region_of(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
     parts = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, part in enumerate(parts) if part is ...]
     if len(dots) > 1 or len(parts) - len(dots) > len(shape):
-        raise UsageError(f"The index {index!r} does not fit the shape {shape}.\nGive at most one entry a dimension.")
+        raise UsageError(f"The index {index!r} does not fit the shape {shape}.\nGive at most one entry per dimension.")
     at = dots[0] if dots else len(parts)
     parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + len(dots))
     region: list[tuple[int, int]] = []

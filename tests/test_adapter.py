@@ -130,7 +130,7 @@ def test_full_of_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
     mapping = dcptools.preview(checkpoint, mode="full", model_assets_dir=assets(tmp_path / "a"))
     assert "no-model-weights" in {error.code for error in mapping.errors}
     (nothing,) = found(mapping, "no-model-weights")
-    assert nothing.hint.startswith("only adapters are in this checkpoint, not their base model")
+    assert nothing.hint.startswith("this checkpoint has only adapters, not their base model")
 
 
 def test_nothing_is_said_of_an_adapter_that_is_left_out(tmp_path: Path) -> None:
@@ -142,13 +142,13 @@ def test_nothing_is_said_of_an_adapter_that_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"mode": "lora"}, {"adapter": "default"}])
 def test_an_adapter_that_is_not_there_is_refused(options: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="There is no LoRA adapter in this checkpoint"):
+    with pytest.raises(UsageError, match="This checkpoint has no LoRA adapter"):
         dcptools.preview(saved.trained(tmp_path / "c"), **options)  # type: ignore[arg-type]
 
 
 def test_an_adapter_of_another_name_is_refused(tmp_path: Path) -> None:
     checkpoint = saved.save(tmp_path / "c", {"model": adapted(name=".mine")})
-    with pytest.raises(UsageError, match="no adapter 'default' in this checkpoint.\nAdapters here: mine."):
+    with pytest.raises(UsageError, match="no adapter 'default'.\nIts adapters: mine."):
         dcptools.preview(checkpoint, adapter="default")
     assert dcptools.preview(checkpoint, adapter="mine").outputs
 
@@ -203,7 +203,7 @@ class TestModel:
         )
         (mismatch,) = mapping.errors
         assert (mismatch.code, mismatch.key) == ("adapter-mismatch", "model.layers.0.self_attn.q_proj")
-        assert mismatch.message == "it was [4, 8], and the model has [8, 8]"
+        assert mismatch.message == "it is [4, 8] here, and the model has [8, 8]"
 
 
 class TestConfig:
@@ -251,7 +251,7 @@ class TestConfig:
         with pytest.raises(UsageError) as caught:
             dcptools.preview(checkpoint, adapter_config_path=tmp_path)
         assert str(caught.value).splitlines() == [
-            f"{tmp_path / CONFIG}: {message}.", f"Give the {CONFIG} that peft wrote in the training."
+            f"{tmp_path / CONFIG}: {message}.", f"Give the {CONFIG} that peft wrote during the training."
         ]  # fmt: skip
 
     @pytest.mark.parametrize("pattern", [r"([a-z_]+\.?\d*)+x", r".*.*.*.*.*.*.*.*.*x", r"q{99999999999}"])
@@ -310,7 +310,7 @@ class TestConfig:
             "use_dora": False,
         }
         (finding,) = found(mapping, "adapter-config")
-        assert "lora_alpha is not known" in finding.message and "adapter_config_path=" in finding.hint
+        assert "lora_alpha is unknown" in finding.message and "adapter_config_path=" in finding.hint
 
     def test_without_the_model_modules_are_named_whole(self, tmp_path: Path) -> None:
         """For all that is known, there are other modules of that last name, which are not adapted."""
@@ -337,7 +337,7 @@ class TestFiles:
         plan = dcptools.plan(checkpoint, shard_size=50)
         assert [file.filename for file in plan.files] == [WEIGHTS] and plan.index is None
         (finding,) = [finding for finding in plan.findings if finding.code == "adapter-not-cut"]
-        assert finding.message == "128 B are more than a shard of 50 B, and stay one file"
+        assert finding.message == "128 B are more than the shard size of 50 B, but stay one file"
         assert not {"large-tensor"} & {finding.code for finding in plan.findings}
         dcptools.write(plan, tmp_path / "out")
         assert len(load_file(tmp_path / "out" / WEIGHTS)) == 4
@@ -375,7 +375,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(json.dumps(PLAIN))
     base = ["--load-dir", str(checkpoint), "--save-dir", str(tmp_path / "out")]
     refused = CliRunner().invoke(convert_command, base)
-    assert "several adapters in this checkpoint: default, other" in str(refused.exception)
+    assert "This checkpoint has several adapters: default, other" in str(refused.exception)
     words = ["--mode", "lora", "--adapter", "other", "--adapter-config-path", str(tmp_path / "mine.json")]
     done = CliRunner().invoke(convert_command, [*base, *words])
     assert done.exit_code == 0, done.output

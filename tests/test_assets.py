@@ -149,7 +149,7 @@ def test_what_is_expected_and_missing_is_a_warning(tmp_path: Path) -> None:
         f"warning[assets-missing] config.json: {directory} has no config.json (transformers cannot load the result "
         "without it)",
         f"warning[assets-missing] tokenizer: {directory} has none of tokenizer.json, tokenizer.model, "
-        "tokenizer_config.json and 3 more (copy the tokenizer's files there, or beside the result later)",
+        "tokenizer_config.json and 3 more (copy the tokenizer's files there now, or beside the result later)",
     ]
 
 
@@ -235,7 +235,9 @@ def test_another_dtype_in_the_config_is_an_info(tmp_path: Path) -> None:
     checkpoint = saved.trained(tmp_path / "c", optimizer=False)
     mapping = preview(checkpoint, model_assets_dir=make(tmp_path / "a"))
     found = [str(f) for f in plan(mapping).findings if f.code == "config-dtype"]
-    assert found == ["info[config-dtype] config.json: says float32, and bfloat16 is written (the copy says so)"]
+    assert found == [
+        "info[config-dtype] config.json: says float32, and bfloat16 is written (the copy gets the written dtype)"
+    ]
     assert not [f for f in plan(mapping, dtype="keep").findings if f.code == "config-dtype"]
 
 
@@ -244,7 +246,7 @@ def test_a_config_of_quantized_weights_is_a_warning_where_others_are_written(tmp
     directory = make(tmp_path / "a", {**CONFIG, "quantization_config": {"quant_method": "fp8"}})
     mapping = preview(saved.trained(tmp_path / "c"), model_assets_dir=directory)
     (found,) = [f for f in plan(mapping).warnings if f.code == "config-quantized"]
-    assert found.message == "says that weights are quantized (fp8), and these are not"
+    assert found.message == "says that the weights are quantized (fp8), but these are not"
     fp8 = saved.save(tmp_path / "d", {"model": {"model.w": torch.zeros(4).to(torch.float8_e4m3fn)}})
     codes = {f.code for f in plan(preview(fp8, model_assets_dir=directory)).findings}
     assert "config-quantized" not in codes

@@ -267,12 +267,12 @@ def test_without_planner_data_roots_are_unknown(planner_data: Any, tmp_path: Pat
 
 # --- findings ---------------------------------------------------------------------------------------------------
 
-AGAIN = "(use another checkpoint, or save again)"
+AGAIN = "(use another checkpoint, or save it again)"
 FINDINGS = {
     "missing_file": [f"error[missing-file] {W}: there is no file __2_0.distcp (copy the missing files)"],
     "file_is_directory": [f"error[missing-file] {W}: there is no file __2_0.distcp (copy the missing files)"],
     "truncated_file": [
-        f"error[truncated-file] {W}: __2_0.distcp has 1,477 bytes and needs 1,577 (copy the file again)"
+        f"error[truncated-file] {W}: __2_0.distcp has 1,477 bytes and should have 1,577 (copy the file again)"
     ],
     "hole": [f"error[hole] {W}: nothing is stored for [2:4] of 6 along dimension 0 {AGAIN}"],
     "tail_hole": [f"error[hole] {W}: nothing is stored for [6:7] of 7 along dimension 0 {AGAIN}"],
@@ -282,7 +282,7 @@ FINDINGS = {
     "negative_offset": [f"error[overlap] {W}: a chunk at (-1, 0) of size (2, 4) reaches outside of (6, 4) {AGAIN}"],
     "no_storage": [f"error[no-storage] {W}: storage_data does not say where 1 of its 3 chunks are stored {AGAIN}"],
     "unknown_transform": [
-        f"error[unsupported-encoding] {B}: dcptools cannot undo the transform stream.rot13/1 (save without it)"
+        f"error[unsupported-encoding] {B}: dcptools cannot undo the transform stream.rot13/1 (save again without it)"
     ],
 }
 
@@ -845,7 +845,7 @@ def test_metadata_that_is_read_one_by_one_says_so(tmp_path: Path) -> None:
     slow = dcptools.read(tmp_path / "a")
     assert [str(f) for f in slow.findings if f.code == "metadata-slow"] == [
         "info[metadata-slow]: .metadata has 1,920 records in a form that is read one by one "
-        "(it is right, and takes up to ten times as long; please tell which program wrote it)"
+        "(the values are right, but reading takes up to ten times as long; please report which program wrote it)"
     ]
     assert slow.tensors.keys() == quick.tensors.keys()
 

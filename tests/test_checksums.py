@@ -233,14 +233,14 @@ def test_the_report_counts_items(tmp_path: Path) -> None:
     report = convert(broken.whole(tmp_path / "a"), tmp_path / "out")
     assert (report.items_checked, report.items_unchecked, report.items_without_checksum) == (4, 0, 0)
     assert not [finding for finding in report.findings if finding.code == "no-checksum"]
-    assert "checksums: 4 stored items verified;" in str(report)
+    assert "checksums of 4 stored items verified;" in str(report)
 
 
 def test_missing_checksums_are_an_info(tmp_path: Path) -> None:
     report = convert(broken.no_checksums(tmp_path / "a"), tmp_path / "out")
     assert (report.items_checked, report.items_unchecked, report.items_without_checksum) == (0, 0, 4)
     (finding,) = [finding for finding in report.findings if finding.code == "no-checksum"]
-    assert (finding.severity, finding.message) == ("info", "4 items were stored without a checksum")
+    assert (finding.severity, finding.message) == ("info", "no checksum was stored with 4 items")
 
 
 @pytest.mark.parametrize("key", [broken.W, broken.B])

@@ -39,8 +39,8 @@ from dcptools.writer import default_save_dir
 STEPS = ("inspect", "preview", "plan", "convert")
 COMMANDS = (*STEPS, "verify", "diff")
 WARNED = (
-    "warning[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the directory "
-    "that holds config.json: --model-assets-dir)\n"
+    "warning[assets-none]: no assets directory was given, so the result will have no config and no tokenizer "
+    "(give the directory of config.json: --model-assets-dir)\n"
 )
 
 
@@ -184,7 +184,7 @@ def test_usage_errors_have_status_2(words: tuple[str, ...], message: str, cli: C
         (("--shard-size", "0"), "Error: '0' is not a size in bytes.\n"),
         (("--shard-size", "9" * 5000), f"Error: '{'9' * 5000}' is not a size in bytes.\n"),
         (("--shard-size", "lots"), "Error: 'lots' is not a size in bytes.\n"),
-        (("--dtype-for", "x"), "Error: 'x' is not an exception of the dtype.\n"),
+        (("--dtype-for", "x"), "Error: 'x' is not a rule for dtypes.\n"),
         (("--rename", "x"), "Error: The rename rule 'x' has no '='.\n"),
         (("--rename", "(=x"), "Error: The rename rule (=x is not a valid regular expression: "),
         (
@@ -270,14 +270,17 @@ def test_preview(cli: Cli, tmp_path: Path) -> None:
 def test_messages_name_options_as_they_are_typed(cli: Cli, tmp_path: Path) -> None:
     directory = tiny(tmp_path / "c")
     out = cli("preview", directory)[1]
-    assert "(--layout overrides it)" in out and "give the directory that holds config.json: --model-assets-dir" in out
+    assert "(--layout overrides it)" in out and "give the directory of config.json: --model-assets-dir" in out
     assert "(layout= overrides it)" in str(dcptools.preview(directory))
 
 
 def test_plan(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("plan", tiny(tmp_path / "c"), "--shard-size", 8)
     assert status == 0
-    assert out.splitlines()[0].startswith("2 files with 14 B (7 elements as bfloat16), at most 8 B each; about ")
+    total = re.match(
+        r"2 files, (\d+) B in total \(7 elements as bfloat16\), at most 8 B of values per file; about ", out
+    )
+    assert total and int(total[1]) == sum(int(line.split()[2]) for line in out.splitlines()[3:5])
     assert [line.split()[0] for line in out.splitlines()[3:5]] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -288,20 +291,18 @@ def test_plan(cli: Cli, tmp_path: Path) -> None:
 def test_convert(cli: Cli, tmp_path: Path) -> None:
     words = ("--load-dir", tiny(tmp_path / "c"), "--save-dir", tmp_path / "out", "--model-assets-dir")
     status, out, err = cli(*words, assets(tmp_path / "a"), command=convert_command)
-    nbytes = (tmp_path / "out" / "model.safetensors").stat().st_size
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    sizes = [(tmp_path / "out" / name).stat().st_size for name in names]
     assert status == 0
     first, *table, last = out.splitlines()
     assert re.fullmatch(
-        rf"Wrote 2 tensors, 14 B in 1 file, to {tmp_path / 'out'} in \d+\.\d\d s \([\d.]+ k?B/s\)", first
+        rf"Wrote 2 tensors in 1 file, {sizes[0]} B in total, to {tmp_path / 'out'} in \d+\.\d\d s \([\d.]+ k?B/s\)",
+        first,
     )
-    assert table == [
-        "file               bytes",
-        "-----------------  -------",
-        f"model.safetensors  {nbytes} B",
-        "config.json",
-        "tokenizer.json",
+    assert [line.split() for line in table[2:]] == [
+        [name, str(size), "B"] for name, size in zip(names, sizes, strict=True)
     ]
-    assert last.startswith("checksums: 2 stored items verified; peak memory ")
+    assert last.startswith("checksums of 2 stored items verified; peak memory ")
     assert "warning" not in err
 
 
@@ -388,7 +389,7 @@ def test_json_of_a_refusal_is_one_object_too(command: str, cli: Cli, tmp_path: P
 
 def test_json_of_a_preview_with_errors_is_one_object_too(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("preview", broken.hole(tmp_path / "c"), "--json")
-    assert (status, err) == (1, "Error: 1 error; this checkpoint cannot be converted with these options.\n")
+    assert (status, err) == (1, "Error: 1 error: this checkpoint cannot be converted with these options.\n")
     assert [f["code"] for f in json.loads(out)["findings"] if f["severity"] == "error"] == ["hole"]
 
 
@@ -460,7 +461,7 @@ def test_a_dry_run_refuses_a_disk_that_is_too_small(cli: Cli, tmp_path: Path, mo
     monkeypatch.setattr("dcptools.writer.target.free_bytes", lambda save_dir: 1000)
     dry, real = cli("convert", tiny(tmp_path / "c"), "--dry-run"), cli("convert", tmp_path / "c")
     assert dry == real
-    assert f"{tmp_path / 'c' / 'hf_ckpt'} has 1.00 kB free, and " in dry.err
+    assert f"{tmp_path / 'c' / 'hf_ckpt'} has 1.00 kB free, but " in dry.err
     assert dry.status == 1
 
 
@@ -511,14 +512,14 @@ def test_a_problem_ends_in_a_message_and_status_1_and_writes_nothing(problem: st
 def test_no_model_weights_says_what_to_check_and_which_patterns_matched_nothing(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli("convert", saved.no_model(tmp_path / "c"), "--include", "modle.*")
     assert (status, out) == (1, "")
-    *lines, first, second, third = err.splitlines()
+    lines, hint = err.splitlines()[:3], err.splitlines()[3:]
     assert lines == [
         "warning[pattern-unused]: 'modle.*' matched no tensor's key",
         WARNED.strip(),
         "Error: No model weights found!",
     ]
-    assert f"{first} {second} {third}" == (
-        f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
+    assert " ".join(hint) == (
+        f"check that {tmp_path / 'c'} is the checkpoint of the model and that its keys start with 'model.'; "
         "top-level keys here: optimizer, step; if the model is there, say where with --layout or --root"
     )
 
@@ -600,7 +601,7 @@ def test_a_signal_when_the_model_is_complete_says_so(
     rest = {"swap.Swap.clean": f"; the next run there removes what is left of the old one in {tmp_path / 'out'}/"}
     assert result.status == 128 + number
     assert f"{said}\nThe {'new ' * (where in rest)}model is complete in {tmp_path / 'out'}" in result.err
-    assert rest.get(where, "; what comes after it (--verify, --report) was not finished.") in result.err
+    assert rest.get(where, ", but what follows (--verify, --report) was not finished.") in result.err
     assert "removed." not in result.err
     assert json.loads(result.out)["message"].startswith(said)
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -867,7 +868,7 @@ for call in (
     done = shell("-c", code, cwd=tmp_path, env={**os.environ, **ASCII})
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 4)
     lacking = "the encoding of this locale, ascii, has no such characters.\\nSet LC_ALL=C.UTF-8."
-    assert done.stdout.splitlines()[0] == f"'The files that named/.metadata names cannot be looked at: {lacking}'"
+    assert done.stdout.splitlines()[0] == f"'The files that named/.metadata names cannot be read: {lacking}'"
     assert done.stdout.count(lacking) >= 3
 
 
@@ -898,7 +899,7 @@ def test_a_result_that_cannot_be_printed_is_an_error_and_the_model_is_there(tmp_
         assert done.returncode == 1 and done.stderr.endswith(lost)
     done = redirected(">/dev/full", "convert", "c", "--save-dir", "out", "--dtype", "keep", "--json", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.endswith(lost + "The model is complete in out; only this report is lost.\n")
+    assert done.stderr.endswith(lost + "The model is complete in out; only this report is missing.\n")
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 
@@ -1064,7 +1065,7 @@ def test_a_copy_is_verified_with_the_report_of_its_conversion(cli: Cli, tmp_path
         r"error\[disk-values\] model\.w: its bytes in model\.safetensors have the CRC-32 [0-9a-f]{8}, ", err
     )
     status, _, err = cli("verify", copy, "--report", report, "--root", "ema")
-    assert (status, err.splitlines()[0]) == (2, "Error: A report says names and dtypes itself.")
+    assert (status, err.splitlines()[0]) == (2, "Error: Names and dtypes are in the report.")
 
 
 def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class TestEqual:
         assert (found.same, found.by, len(found.tensors)) == (True, "names", 25)
         found = dcptools.diff(checkpoint, tmp_path / "m")
         assert set(states(found).values()) == {"dtype"}
-        assert found.headline().endswith("Compare after a cast: cast=True.")
+        assert found.headline().endswith("To compare after a cast: cast=True.")
         assert (found.to_frame()["max_rel"].dropna() < 2**-8).sum() == 24  # all but the one with special values
 
     def test_two_models(self, tmp_path: Path) -> None:
@@ -193,14 +193,14 @@ class TestUsage:
         checkpoint = saved.trained(tmp_path / "c")
         exported = model(tmp_path / "m", saved.model_state())
         for options, expected in (
-            ({"by": "keys"}, "A model has names and no keys"),
+            ({"by": "keys"}, "A model has names but no keys"),
             ({"by": "shapes"}, "Cannot compare by 'shapes'"),
             ({"keys": "nothing*"}, "No tensor matches 'nothing\\*'"),
             ({"workers": 0}, "0 workers"),
         ):
             with pytest.raises(UsageError, match=expected):
                 dcptools.diff(checkpoint, exported, **options)  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="root=: only for a checkpoint that is compared by names"):
+        with pytest.raises(UsageError, match="root= cannot be used here: no checkpoint is compared by names"):
             dcptools.diff(checkpoint, checkpoint, root="ema")
         with pytest.raises(NotACheckpoint, match="Or give the directory of a HuggingFace model"):
             dcptools.diff(checkpoint, tmp_path / "nothing")

@@ -59,8 +59,8 @@ def test_the_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"architectures": ["AutoConfig"]}, r"transformers .* does not know the architecture 'AutoConfig'", False),
         ({"architectures": None}, "config.json names no architecture", False),
-        ({"architectures": "Qwen3ForCausalLM"}, "its architectures are no list of names", True),
-        ({"architectures": [5]}, "its architectures are no list of names", True),
+        ({"architectures": "Qwen3ForCausalLM"}, "its architectures are not a list of names", True),
+        ({"architectures": [5]}, "its architectures are not a list of names", True),
         ({"architectures": ["Qwen3PreTrainedModel"]}, "has no weights|does not know the architecture", None),
         ({"model_type": "qwen99"}, "does not know the model_type 'qwen99'", False),
         (

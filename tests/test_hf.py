@@ -108,35 +108,35 @@ class TestIndex:
         [
             (
                 lambda content: content["weight_map"].update(ghost=FIRST),
-                f"model-index ghost: the index says that it is in {FIRST}, and it is not",
+                f"model-index ghost: the index says that it is in {FIRST}, but it is not",
             ),
             (
                 lambda content: content["weight_map"].pop("b"),
-                f"model-index b: it is in {FIRST}, and the index does not name it",
+                f"model-index b: it is in {FIRST}, but the index does not name it",
             ),
             (
                 lambda content: content["weight_map"].update(a=SECOND),
-                f"model-index a: the index says that it is in {SECOND}, and it is in {FIRST}",
+                f"model-index a: the index says that it is in {SECOND}, but it is in {FIRST}",
             ),
             (
                 lambda content: content["metadata"].update(total_size=41),
-                f"model-index {INDEX}: total_size is 41, and the weights have 40 bytes",
+                f"model-index {INDEX}: total_size is 41, but the weights have 40 bytes",
             ),
             (
                 lambda content: content["metadata"].update(total_parameters=9),
-                f"model-index {INDEX}: total_parameters is 9, and the weights have 11 elements",
+                f"model-index {INDEX}: total_parameters is 9, but the weights have 11 elements",
             ),
             (
                 lambda content: content["weight_map"].update(x="../../etc/x.safetensors"),
-                "model-index x: it is said to be in '../../etc/x.safetensors', no file of the directory",
+                "model-index x: the index says that it is in '../../etc/x.safetensors', which is not in the directory",
             ),
             (
                 lambda content: content["weight_map"].update(x=["y"]),
-                "model-index x: it is said to be in ['y'], no file of the directory",
+                "model-index x: the index says that it is in ['y'], which is not in the directory",
             ),
             (
                 lambda content: content["weight_map"].update(x="lost.safetensors"),
-                "model-file lost.safetensors: the file is not there",
+                "model-file lost.safetensors: the file is missing",
             ),
         ],
     )

@@ -215,7 +215,7 @@ def test_a_root_overrules_the_container(layout: str) -> None:
 def test_an_unknown_layout_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         choose(top(*MODEL), "llama")
-    assert str(caught.value) == "There is no layout 'llama'.\nKnown layouts: auto, container, bare."
+    assert str(caught.value) == "Unknown layout 'llama'.\nKnown layouts: auto, container, bare."
 
 
 def test_a_root_without_keys_is_refused() -> None:

@@ -81,7 +81,7 @@ class TestStateDict:
             dcptools.load_state_dict(tmp_path)
 
     def test_it_says_both_numbers_if_it_does_not_fit(self, demo: Demo, tight: None) -> None:
-        with pytest.raises(NotEnoughMemory, match=r"takes 1\.\d\d MB of memory, and 100 kB are free here") as caught:
+        with pytest.raises(NotEnoughMemory, match=r"takes 1\.\d\d MB of memory, but 100 kB is free here") as caught:
             dcptools.load_state_dict(demo.checkpoint)
         assert caught.value.available == 100_000 < caught.value.needed
         assert dcptools.load_state_dict(demo.checkpoint, NORMS)
@@ -158,7 +158,7 @@ class TestModel:
         assert model.generation_config.eos_token_id == said["eos_token_id"]
 
     def test_it_says_what_is_missing(self, demo: Demo, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"There is no config\.json that names a model"):
+        with pytest.raises(UsageError, match=r"No config\.json names a model"):
             dcptools.load_model(demo.checkpoint)
         mapping = dcptools.preview(demo.checkpoint)
         with pytest.raises(UsageError, match="The mapping has assets of its own"):
@@ -172,7 +172,7 @@ class TestModel:
         checkpoint = saved.save(tmp_path / "c", {"model": {**state, "base_model.model.model.q.weight": torch.ones(2)}})
         mapping = dcptools.preview(checkpoint)
         assert mapping.kind == "adapter"
-        with pytest.raises(UsageError, match="This is an adapter, and no model"):
+        with pytest.raises(UsageError, match="This is an adapter, not a model"):
             dcptools.load_model(mapping)
 
     def test_nothing_is_written(self, demo: Demo) -> None:

@@ -59,7 +59,7 @@ def test_something_else(tmp_path: Path) -> None:
     for number in range(7):
         (tmp_path / f"line\n{number}").touch()
     listed = r"line\n0, line\n1, line\n2, line\n3, line\n4 and 2 more"
-    expected = f"HERE is no distributed checkpoint: it has {listed}, and no .metadata."
+    expected = f"HERE is not a distributed checkpoint: it has {listed} and no .metadata."
     assert_error(tmp_path, tmp_path, NotACheckpoint, expected, EXPECTED)
 
 
@@ -84,7 +84,7 @@ def test_parents_of_steps_propose_the_latest(tmp_path: Path) -> None:
         tmp_path / "run",
         tmp_path,
         NotACheckpoint,
-        "HERE/run is no checkpoint itself, but has 3 below it: global_step_1, global_step_10, global_step_9.",
+        "HERE/run is not a checkpoint itself, but contains global_step_1, global_step_10, global_step_9.",
         "Give one of them, for example: HERE/run/global_step_10",
     )
 
@@ -95,7 +95,7 @@ def test_parents_of_model_and_optimizer_propose_the_model(tmp_path: Path) -> Non
         tmp_path / "checkpoint-500",
         tmp_path,
         NotACheckpoint,
-        "HERE/checkpoint-500 is no checkpoint itself, but has 2 below it: optimizer_0, pytorch_model_fsdp_0.",
+        "HERE/checkpoint-500 is not a checkpoint itself, but contains optimizer_0, pytorch_model_fsdp_0.",
         "Give one of them, for example: HERE/checkpoint-500/pytorch_model_fsdp_0",
     )
 
@@ -106,7 +106,7 @@ def test_parents_of_one_step_name_it(tmp_path: Path) -> None:
         tmp_path / "checkpoints",
         tmp_path,
         NotACheckpoint,
-        "HERE/checkpoints is no checkpoint itself, but has 1 below it: global_step_10.",
+        "HERE/checkpoints is not a checkpoint itself, but contains global_step_10.",
         "Give that one: HERE/checkpoints/global_step_10",
     )
 
@@ -118,7 +118,7 @@ def test_grandparents_look_two_levels_down(tmp_path: Path) -> None:
         tmp_path / "output",
         tmp_path,
         NotACheckpoint,
-        "HERE/output is no checkpoint itself, but has 3 below it: checkpoints/global_step_10, "
+        "HERE/output is not a checkpoint itself, but contains checkpoints/global_step_10, "
         "checkpoints/global_step_9, checkpoints/step-100.",
         "Give one of them, for example: HERE/output/checkpoints/step-100",
     )
@@ -205,7 +205,7 @@ def test_metadata_of_each_rank(tmp_path: Path) -> None:
 
 # --- other people's checkpoints ---------------------------------------------------------------------------------
 
-FROM_PRETRAINED = "Nothing has to be converted: load it with from_pretrained."
+FROM_PRETRAINED = "There is nothing to convert: load it with from_pretrained."
 TORCH_SAVE = "Load it in the training script, and save it with torch.distributed.checkpoint.save."
 OTHERS: dict[str, tuple[str, str, str]] = {
     "huggingface": ("a HuggingFace model already", "model.safetensors", FROM_PRETRAINED),

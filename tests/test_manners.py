@@ -119,7 +119,7 @@ def test_home_in_a_shell_that_leaves_it_in_place(home: Path) -> None:
 def test_a_size_in_any_form(size: Any, demo: Demo) -> None:
     assert dcptools.plan(demo.checkpoint, size).options.shard_size == 1_000_000
     done = CliRunner().invoke(main_group, ["plan", str(demo.checkpoint), "--shard-size", str(size), "--dtype", "bf16"])
-    assert done.exit_code == 0 and "2 files with 1.45 MB" in done.output, done.output
+    assert done.exit_code == 0 and "2 files, 1.45 MB in total" in done.output, done.output
 
 
 def test_a_byte_order_mark_in_a_file_of_rules_is_no_part_of_a_rule(demo: Demo, tmp_path: Path) -> None:

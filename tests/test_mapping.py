@@ -30,8 +30,8 @@ NAMES = sorted(saved.model_state())
 NO_ASSETS = Finding(
     "assets-none",
     "",
-    "no assets directory was given, so config and tokenizer will be missing",
-    "give the directory that holds config.json: model_assets_dir=",
+    "no assets directory was given, so the result will have no config and no tokenizer",
+    "give the directory of config.json: model_assets_dir=",
 )
 
 
@@ -243,7 +243,7 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
             "no-model-weights",
             "",
             "No model weights found!",
-            f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
+            f"check that {tmp_path / 'c'} is the checkpoint of the model and that its keys start with 'model.'; "
             f"top-level keys here: {tops}; if the model is there, say where with layout= or root=",
         ),
     ]
@@ -255,7 +255,7 @@ def test_leaving_out_every_weight_is_said_to_be_the_options_doing(tmp_path: Path
     assert [(f.message, f.hint) for f in mapping.errors] == [
         (
             "No model weights found!",
-            f"{len(NAMES)} keys of the model, and all are left out: look at include= and exclude=",
+            f"{len(NAMES)} keys of the model, but all are left out: check include= and exclude=",
         )
     ]
 
@@ -279,7 +279,7 @@ def test_leftovers_have_reasons_and_are_counted(tmp_path: Path) -> None:
         ("not under 'model.' (optimizer)", 3),
     ]
     assert [f.message for f in found(mapping, "left-out")] == [
-        "7 keys: a pickled object, not a tensor: 4; not under 'model.' (optimizer): 3"
+        "7 keys left out; reasons: a pickled object, not a tensor: 4; not under 'model.' (optimizer): 3"
     ]
 
 
@@ -287,8 +287,8 @@ def test_a_head_that_is_left_out_is_a_warning(tmp_path: Path) -> None:
     state = {"model": {"model.w": torch.ones(2)}, "v_head.weight": torch.ones(2, 3), "v_head.bias": torch.ones(2)}
     mapping = preview(saved.save(tmp_path / "c", state))
     assert [str(f) for f in found(mapping, "left-out-tensor")] == [
-        "warning[left-out-tensor] v_head: 2 tensors of 32 B, no training state, and not converted: v_head.bias, "
-        "v_head.weight (exclude='v_head*' leaves it out knowingly)"
+        "warning[left-out-tensor] v_head: 2 tensors of 32 B, not training state, are not converted: v_head.bias, "
+        "v_head.weight (exclude='v_head*' leaves it out without this warning)"
     ]
     with pytest.raises(FindingsError, match="left-out-tensor"):
         plan(mapping, strict=True)
@@ -298,7 +298,7 @@ def test_a_head_beside_names_of_which_nothing_is_known_may_be_kept_by_another_la
     mapping = preview(keys(tmp_path / "c", "model.foo", "v_head.weight"))
     assert names(mapping) == {"model.foo": "foo"}
     assert [f.hint for f in found(mapping, "left-out-tensor")] == [
-        "layout='bare' keeps all keys as they are; exclude='v_head*' leaves it out knowingly"
+        "layout='bare' keeps all keys as they are; exclude='v_head*' leaves it out without this warning"
     ]
 
 
@@ -308,7 +308,7 @@ def test_every_part_that_is_left_out_is_one_warning_that_names_the_root(tmp_path
         saved.save(tmp_path / "c", {"app": {"model": {"model.w": torch.ones(2)}, **parts}, "disc": parts})
     )
     assert [(f.key, f.hint) for f in found(mapping, "left-out-tensor")] == [
-        (key, f"root={key!r} converts it instead; exclude={key + '*'!r} leaves it out knowingly")
+        (key, f"root={key!r} converts it instead; exclude={key + '*'!r} leaves it out without this warning")
         for key in ("app.ema", "app.teacher", "disc")
     ]
     assert found(mapping, "left-out-tensor")[2].message.endswith("disc.ema.w3, disc.ema.w4 and 13 more")
@@ -347,7 +347,7 @@ def test_objects_and_extra_states_under_the_model_are_left_out_and_not_unpickled
     mapping = preview(saved.save(tmp_path / "c", {"model": state}))
     assert names(mapping) == {"model.model.w": "model.w"}
     assert reasons(mapping) == {
-        "model.model.fp8._extra_state": "a module's extra state, not a weight",
+        "model.model.fp8._extra_state": "extra state of a module, not a weight",
         "model.model.bytes._extra_state": "a pickled object, not a tensor",
     }
     assert not marker.exists()
@@ -523,7 +523,7 @@ def test_a_collision_names_all_the_keys(tmp_path: Path) -> None:
     mapping = preview(saved.colliding(tmp_path / "c"))
     assert [str(f) for f in mapping.errors] == [
         "error[collision] model.norm.weight: model.model.norm.weight, model._orig_mod.model.norm.weight would get "
-        "this one name (rename or exclude one of them)"
+        "the same name (rename or exclude one of them)"
     ]
 
 
@@ -608,7 +608,7 @@ def test_the_text_has_names_leftovers_and_findings(tmp_path: Path) -> None:
             "'visual.s' (layout='bare' keeps it as it is, rename= gives another name)",
             str(NO_ASSETS),
             "info[layout]: layout 'container': there is a key 'model.model.w' (layout= overrides it)",
-            "info[left-out]: 1 key: a pickled object, not a tensor: 1",
+            "info[left-out]: 1 key left out; reasons: a pickled object, not a tensor: 1",
         ]
     )
 

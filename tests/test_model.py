@@ -220,7 +220,7 @@ def test_what_the_user_leaves_out_is_a_warning(preview: Any) -> None:
     mapping = preview({"model": saved.model_state()}, exclude=["*lm_head*"])
     assert told(mapping, "weight-missing") == [("warning", "lm_head.weight: left out by include= or exclude= ()")]
     ((_, text),) = told(mapping, "model-fits")
-    assert "24 of 25 weights of Qwen3ForCausalLM are converted, and fit" in text
+    assert "24 of 25 weights of Qwen3ForCausalLM are converted and fit" in text
     assert not mapping.errors
 
 

@@ -244,10 +244,22 @@ class TestMetadata:
         named = [project()["readme"], *project()["license-files"]]
         assert [name for name in named if not (ROOT / name).is_file()] == []
 
+    def test_the_readme_of_the_index_needs_no_other_file(self) -> None:
+        text = (ROOT / project()["readme"]).read_text("utf-8")
+        links = re.findall(r"\]\(([^)]+)\)|src=[\"']([^\"']+)", text)
+        assert [link for link in links if not "".join(link).startswith("https://")] == []
+        (command,) = re.findall(r"```sh\n(.+)\n```", text)
+        assert command in (ROOT / "README.md").read_text("utf-8")
+
+    def test_the_versions_of_python_are_those_that_are_asked_for(self) -> None:
+        minors = [c.rpartition(" ")[2] for c in project()["classifiers"] if re.search(r":: 3\.\d+$", c)]
+        wanted = SpecifierSet(project()["requires-python"])
+        assert minors == [f"3.{n}" for n in range(30) if wanted.contains(f"3.{n}")]
+
 
 class TestWheel:
     def test_one_wheel_has_all_and_is_for_every_platform(self, tmp_path: Path) -> None:
-        for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
+        for name in ("pyproject.toml", "PACKAGE.md", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
             shutil.copy(ROOT / name, tmp_path)
         shutil.copytree(ROOT / "dcptools", tmp_path / "dcptools", ignore=shutil.ignore_patterns("__pycache__"))
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tmp_path]

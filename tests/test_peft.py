@@ -170,7 +170,7 @@ class TestSeveralAdapters:
         return Made(tmp_path / "checkpoint", tmp_path / "base", tmp_path / "saved", model)
 
     def test_one_must_be_named(self, both: Made) -> None:
-        with pytest.raises(UsageError, match="several adapters in this checkpoint: default, other.\nName one"):
+        with pytest.raises(UsageError, match="This checkpoint has several adapters: default, other.\nName one"):
             dcptools.preview(both.checkpoint)
 
     @pytest.mark.parametrize("name", ["default", "other"])

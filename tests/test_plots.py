@@ -150,7 +150,7 @@ def test_the_limit_is_a_labelled_line_at_the_shard_size() -> None:
 def test_a_limit_far_beyond_the_bars_is_told_and_not_drawn() -> None:
     figure = plots.shards(plan_of([("a", 800)], shard_size=2_000_000_000))
     assert limit_lines(figure) == []
-    assert "the limit of 2.00 GB a file is far to the right" in title(figure)
+    assert "the limit of 2.00 GB per file is far to the right" in title(figure)
     assert figure.axes[0].get_xlim()[1] < 1000
 
 

@@ -27,7 +27,7 @@ from dcptools.shards import ShardFile, ShardPlan
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "under_torchrun.py"
 SHARD_SIZE = 160_000  # six files of four tensors each
-LOST = "Error: A process of this run has ended before it was done, or its machine does not answer any more."
+LOST = "Error: A process of this run ended before it was done, or its machine no longer answers."
 
 
 class Done(NamedTuple):
@@ -178,8 +178,8 @@ def test_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("version", "makes another plan of the same metadata than Rank 0 on "),
-        ("elsewhere", "sees other files in {checkpoint} than rank 0: __0_0.distcp."),
+        ("version", "makes another plan from the same metadata than Rank 0 on "),
+        ("elsewhere", "does not see the same files in {checkpoint} as rank 0: __0_0.distcp."),
     ],
 )
 def test_processes_that_do_not_have_the_same_are_refused(

@@ -279,7 +279,7 @@ class TestErrors:
 
     def test_the_hub_is_not_written_to(self, demo: Demo) -> None:
         pytest.importorskip("huggingface_hub")
-        with pytest.raises(TargetError, match="hf://me/model can be read and not written"):
+        with pytest.raises(TargetError, match="hf://me/model can only be read"):
             dcptools.convert(demo.checkpoint, "hf://me/model")
 
 

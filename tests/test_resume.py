@@ -161,7 +161,7 @@ STOPS: dict[str, tuple[Callable[[], Any], type[BaseException], str]] = {
     "no library": (lambda: (_ for _ in ()).throw(ImportError("no libtorch")), ImportError, "no libtorch"),
     "Ctrl-C": (lambda: (_ for _ in ()).throw(KeyboardInterrupt), KeyboardInterrupt, ""),
 }  # fmt: skip
-KEPT = "2 of 6 files are finished and kept: go on with resume=True."
+KEPT = "2 of 6 files are finished and kept: continue with resume=True."
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -196,7 +196,7 @@ def test_a_cancelled_run_goes_on(plan: ShardPlan, undisturbed: dict[str, bytes],
         dcptools.write(plan, tmp_path / "out", workers=1, resume=True, cancel=cancel)
     said = str(caught.value).splitlines()
     assert said[0] == "Cancelled; what was half-written is removed."
-    assert said[1].endswith("finished and kept: go on with resume=True.")
+    assert said[1].endswith("finished and kept: continue with resume=True.")
     begun, _ = begun_by(plan, tmp_path / "out", resume=True)
     assert begun == SHARDS[int(said[1][0]) :]
     assert read_files(tmp_path / "out") == undisturbed
@@ -331,10 +331,10 @@ def test_another_plan_is_refused_with_what_differs(plan: ShardPlan, checkpoint: 
     killed(plan, out, 3)
     other = planned(checkpoint, tmp_path, dtype="bfloat16", shard_size=72)
     assert refusal(other, out) == (
-        f"The finished files in {out} are those of another conversion:\n"
+        f"The finished files in {out} belong to another conversion:\n"
         "  dtype: keep before, the default now\n"
         "  shard_size: 36 before, 72 now\n"
-        "Give the same options to go on with them. Without resume=True it starts anew, and removes them."
+        "Give the same options to continue with them. Without resume=True the run starts afresh and removes them."
     )
     dcptools.write(other, out)
     assert remains(out) == []
@@ -354,8 +354,8 @@ def test_a_checkpoint_that_changed_in_between_is_refused(plan: ShardPlan, checkp
     content = (checkpoint / "__0_0.distcp").read_bytes()
     (checkpoint / "__0_0.distcp").write_bytes(content)
     assert refusal(planned(checkpoint, tmp_path), out) == (
-        f"The checkpoint {checkpoint} changed since the finished files in {out} were made of it: __0_0.distcp was "
-        "written to or replaced.\nWithout resume=True it starts anew, and removes them."
+        f"The checkpoint {checkpoint} has changed since the finished files in {out} were made: __0_0.distcp was "
+        "written to or replaced.\nWithout resume=True the run starts afresh and removes them."
     )
 
 

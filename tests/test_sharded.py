@@ -89,7 +89,7 @@ def test_a_shard_that_is_missing_or_cut_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / second.name).write_bytes(second.read_bytes()[:-4])
     (found,) = dcptools.read(tmp_path).errors
     assert str(found) == (
-        f"error[truncated-file] w: {second.name} has {second.stat().st_size:,} bytes and needs "
+        f"error[truncated-file] w: {second.name} has {second.stat().st_size:,} bytes and should have "
         f"{second.stat().st_size + 4:,} (copy the file again)"
     )
     first.unlink()

@@ -105,7 +105,7 @@ def test_a_tensor_larger_than_the_limit_gets_a_file_of_its_own(tmp_path: Path) -
     planned = plan(checkpoint(tmp_path / "c", floats(a=1, b=100, c=1)), shard_size=16)
     assert list(layout(planned).values()) == [["model.a"], ["model.b"], ["model.c"]]
     assert [str(f) for f in planned.findings if f.code == "large-tensor"] == [
-        "info[large-tensor] model.b: 200 B are more than a shard of 16 B (it gets a file of its own)"
+        "info[large-tensor] model.b: 200 B are more than the shard size of 16 B (the tensor gets a file of its own)"
     ]
 
 
@@ -269,8 +269,8 @@ def test_fp8_passes_through_with_a_warning_each(tmp_path: Path) -> None:
     state = {f"model.{n}": torch.zeros(2).to(torch.float8_e4m3fn) for n in "ab"}
     planned = plan(checkpoint(tmp_path / "c", {**state, **floats(c=1)}))
     assert [str(f) for f in planned.warnings if f.code == "float8"] == [
-        f"warning[float8] model.{n}: float8_e4m3fn is written as it is; its scale must be beside it (cast it with "
-        "dtype_for= if there is none)"
+        f"warning[float8] model.{n}: float8_e4m3fn is written as it is and means nothing without its scale "
+        "(dtype_for= casts it, if it has none)"
         for n in "ab"
     ]
 
@@ -356,7 +356,7 @@ def test_a_malformed_exception_is_refused(exception: str, tmp_path: Path) -> Non
     with pytest.raises(UsageError) as caught:
         plan(checkpoint(tmp_path / "c", floats(a=1)), dtype_for=[exception])
     assert str(caught.value) == (
-        f"{exception!r} is not an exception of the dtype.\nExpected PATTERN=DTYPE, like '*.norm.weight=float32'."
+        f"{exception!r} is not a rule for dtypes.\nExpected PATTERN=DTYPE, like '*.norm.weight=float32'."
     )
 
 
@@ -365,8 +365,9 @@ def test_strict_turns_warnings_into_errors(tmp_path: Path) -> None:
     with pytest.raises(FindingsError) as caught:
         plan(mapping, strict=True)
     assert str(caught.value) == (
-        "1 error prevents the conversion (warnings count as errors: strict):\n"
-        "error[assets-none]: no assets directory was given, so config and tokenizer will be missing (give the "
+        "1 error prevents the conversion (strict: warnings count as errors):\n"
+        "error[assets-none]: no assets directory was given, so the result will have no config and no tokenizer "
+        "(give the "
         "directory that holds config.json: model_assets_dir=)"
     )
 
@@ -399,7 +400,7 @@ def test_no_model_weights_has_an_error_of_its_own(tmp_path: Path) -> None:
     first, *hint = str(caught.value).splitlines()
     assert first == "No model weights found!"
     assert " ".join(hint) == (
-        f"check the path {tmp_path / 'c'}, that it is the model's checkpoint, and that keys start with 'model.'; "
+        f"check that {tmp_path / 'c'} is the checkpoint of the model and that its keys start with 'model.'; "
         "top-level keys here: optimizer, step; if the model is there, say where with layout= or root="
     )
     assert [f.code for f in caught.value.findings if f.severity == "error"] == ["no-model-weights"]
@@ -506,7 +507,9 @@ def test_the_predicted_memory_counts_workers_and_torch(tmp_path: Path) -> None:
 def test_the_text_of_a_plan(tmp_path: Path) -> None:
     planned = plan(checkpoint(tmp_path / "c", floats(a=4, b=4, c=4)), 16)
     first, *rest = str(planned).splitlines()
-    assert first.startswith("2 files with 24 B (12 elements as bfloat16), at most 16 B each; about ")
+    total = sum(file.nbytes for file in planned.files)
+    said = f"2 files, {total} B in total (12 elements as bfloat16), at most 16 B of values per file; about "
+    assert first.startswith(said)
     sizes = [f"{file.nbytes} B" for file in planned.files]
     assert rest == [
         "file                                tensors    bytes  first    last",

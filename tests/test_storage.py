@@ -122,7 +122,7 @@ def test_a_file_that_ends_too_early(source: LocalSource, tmp_path: Path) -> None
         read(source, "__0_0.distcp", 4000, 2500)
     assert str(caught.value) == (
         f"{tmp_path}/__0_0.distcp ends at byte 5,000, 1,500 bytes too early.\n"
-        "The file is truncated, or it is being written. Copy the checkpoint again."
+        "The file is truncated, or still being written. Copy the checkpoint again."
     )
 
 
@@ -132,7 +132,8 @@ def test_a_file_that_cannot_be_read(name: str, why: str, source: LocalSource, tm
     with pytest.raises(BrokenCheckpoint) as caught:
         read(source, name, 0, 1)
     assert str(caught.value) == (
-        f"{tmp_path}/{name} cannot be read: {why}.\nLook whether it is there and may be read; otherwise copy it again."
+        f"{tmp_path}/{name} cannot be read: {why}.\n"
+        "Check that it exists and that you may read it; otherwise copy it again."
     )
 
 
@@ -167,8 +168,8 @@ def test_a_pipe_is_refused_and_not_waited_for(linked: bool, source: LocalSource,
     error = without_waiting(lambda: read(source, name, 0, 1), tmp_path / "pipe")
     assert isinstance(error, BrokenCheckpoint)
     assert str(error) == (
-        f"{tmp_path}/{name} cannot be read: It is a pipe, a device or the like, and not a file.\n"
-        "Look whether it is there and may be read; otherwise copy it again."
+        f"{tmp_path}/{name} cannot be read: It is a pipe, a device or the like, not a file.\n"
+        "Check that it exists and that you may read it; otherwise copy it again."
     )
     assert open_below(tmp_path) == []
 
@@ -212,7 +213,7 @@ def test_what_is_kept_open_is_closed_when_there_are_too_many_files(
         read(source, "__0_0.distcp", 0, 1)
     assert str(caught.value) == (
         f"{tmp_path}/__0_0.distcp cannot be read: Too many open files.\n"
-        "This process may not have so many files open. Allow it more: ulimit -n 4096."
+        "This process may not open so many files. Allow more: ulimit -n 4096."
     )
 
 

@@ -165,7 +165,7 @@ def test_a_directory_in_the_way_is_seen_before_anything_is_written(name: str, pl
     with pytest.raises(TargetError) as caught:
         dcptools.write(plan, out, overwrite=True, progress=lambda *_: pytest.fail("it was begun"))
     assert str(caught.value) == (
-        f"{out / name} is a directory, and a file of that name is to be written.\nNothing was written. Remove it, or "
+        f"{out / name} is a directory, but a file of that name has to be written.\nNothing was written. Remove it, or "
         "give another directory."
     )
     assert sorted(out.rglob("*")) == before
@@ -357,8 +357,8 @@ def test_files_that_cannot_be_put_back_are_named_and_the_next_run_puts_them_back
         with pytest.raises(TargetError) as caught:
             dcptools.write(plan, out, overwrite=True)
     assert str(caught.value) == (
-        f"Writing to {out} failed: Input/output error.\nWhat was there before is in {out / '.dcptools-before'}, and "
-        "could not be put back: Input/output error.\nThe next run into this directory tries it again."
+        f"Writing to {out} failed: Input/output error.\nThe old files are in {out / '.dcptools-before'}, and "
+        "could not be restored: Input/output error.\nThe next run into this directory tries again."
     )
     assert loaded(out) is None
     with pytest.raises(OutputExists):
@@ -397,15 +397,13 @@ def test_ctrl_c_at_every_step_says_what_is_true(
             assert said[-1] == f"Hidden files, .dcptools-…, are left in {out}; the next run there removes them."
             assert visible(out) == visible(original) != read_files(out)
         else:
-            assert said[-1] == (
-                f"What was there before is in {out / BEFORE}; the next run into this directory puts it back."
-            )
+            assert said[-1] == (f"The old files are in {out / BEFORE}; the next run into this directory restores them.")
             with pytest.raises(OutputExists):
                 dcptools.write(plan, out)
             assert visible(out) == visible(original)
         step += 1
     kinds = {message.split()[1] for message in said if " " in message}
-    assert kinds == ({"new", "was", "files,"} if again else {"new"})  # the new model, what was there, hidden files
+    assert kinds == ({"new", "old", "files,"} if again else {"new"})  # the new model, the old files, hidden files
 
 
 def interrupt() -> None:

@@ -106,7 +106,7 @@ def test_a_model_is_not_overwritten_unasked(name: str, plan: ShardPlan, tmp_path
     (tmp_path / "out" / name).write_bytes(b"precious")
     assert refusal(plan, tmp_path / "out", OutputExists, overwrite=False) == (
         f"{tmp_path / 'out'} already holds {name}.\nNothing was written. Give another directory, or overwrite "
-        "(overwrite=True): that replaces a model, and leaves weights of something else."
+        "(overwrite=True): that replaces the model and keeps weights of anything else."
     )
     assert read_files(tmp_path / "out") == {name: b"precious"}
 
@@ -129,7 +129,7 @@ def test_the_assets_directory(plan: ShardPlan, assets: Path) -> None:
 
 def test_a_file(plan: ShardPlan, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    expected = f"The output {tmp_path / 'out'} is a file.\nGive a directory, new or without a model in it."
+    expected = f"The output {tmp_path / 'out'} is a file.\nGive a new directory, or one without a model."
     assert refusal(plan, tmp_path / "out") == expected
 
 
@@ -142,7 +142,7 @@ def test_a_read_only_file_system_is_said(plan: ShardPlan, tmp_path: Path, monkey
     monkeypatch.setattr(target_module.os, "access", lambda *_: False)
     monkeypatch.setattr(target_module.os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
     assert refusal(plan, tmp_path / "out") == (
-        f"{tmp_path} is on a file system that is mounted read-only.\nGive a directory elsewhere."
+        f"{tmp_path} is on a read-only file system.\nGive a directory elsewhere."
     )
 
 
@@ -157,9 +157,9 @@ def test_too_little_disk(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.Mo
     needed = plan.file_bytes + len('{"model_type": "qwen3"}') + SPARE_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     assert refusal(plan, tmp_path / "new" / "out").splitlines() == [
-        f"{tmp_path / 'new' / 'out'} has 66.02 kB free, and 66.02 kB are needed.",
-        "Nothing was written. Free some space, or give a directory on another disk. (With overwrite, the old files go "
-        "last.)",
+        f"{tmp_path / 'new' / 'out'} has 66.02 kB free, but 66.02 kB is needed.",
+        "Nothing was written. Free some space, or give a directory on another disk. (With overwrite, the old files are "
+        "removed last.)",
     ]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     dcptools.write(plan, tmp_path / "new" / "out")
@@ -198,7 +198,8 @@ def test_a_directory_of_somebody_else(public: Path) -> None:
     plan = dcptools.plan(public / "step_10", dtype="keep")
     for target in (public / "out", public / "out" / "new" / "deep"):
         assert as_nobody(lambda target=target: dcptools.write(plan, target)) == (
-            f"TargetError: {public / 'out'} cannot be written to: permission denied.\nGive a directory of yours."
+            f"TargetError: {public / 'out'} cannot be written to: permission denied.\n"
+            "Give a directory that you may write to."
         )
     assert list((public / "out").iterdir()) == []
 
@@ -323,7 +324,7 @@ def test_a_lock_that_is_a_link_is_refused(plan: ShardPlan, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / LOCK).symlink_to(tmp_path / "victim")
     assert refusal(plan, tmp_path / "out") == (
-        f"{tmp_path / 'out' / LOCK} is a symlink, and a file of dcptools belongs there.\nRemove it, or give another "
+        f"{tmp_path / 'out' / LOCK} is a symlink where dcptools needs a file of its own.\nRemove it, or give another "
         "directory."
     )
     assert not (tmp_path / "victim").exists()
@@ -331,7 +332,7 @@ def test_a_lock_that_is_a_link_is_refused(plan: ShardPlan, tmp_path: Path) -> No
 
 def test_a_lock_that_is_a_directory_is_refused(plan: ShardPlan, tmp_path: Path) -> None:
     (tmp_path / "out" / LOCK).mkdir(parents=True)
-    assert refusal(plan, tmp_path / "out").startswith(f"{tmp_path / 'out' / LOCK} is a directory, and a file of ")
+    assert refusal(plan, tmp_path / "out").startswith(f"{tmp_path / 'out' / LOCK} is a directory where dcptools needs ")
 
 
 def test_a_temporary_file_that_is_a_link_is_not_written_through(plan: ShardPlan, tmp_path: Path) -> None:
@@ -419,7 +420,7 @@ def test_a_checkpoint_that_changes_meanwhile(
     assert changed
     assert str(caught.value) == (
         f"The checkpoint {checkpoint} changed while it was converted: {name} was written to, replaced or removed.\n"
-        "Nothing was kept. Convert again when nothing writes there any more, or a copy."
+        "Nothing was kept. Convert again when nothing is writing to it, or convert a copy."
     )
     assert read_files(out) == before
 
@@ -460,7 +461,7 @@ def test_a_checkpoint_that_changed_after_it_was_read(plan: ShardPlan, tmp_path: 
         dcptools.write(plan, tmp_path / "out", progress=lambda *_: pytest.fail("it was begun"))
     assert str(caught.value) == (
         f"The checkpoint {tmp_path / 'step_10'} changed since it was read: __0_0.distcp was written to, replaced or "
-        "removed.\nNothing was written. Read it again when nothing writes there any more."
+        "removed.\nNothing was written. Read it again when nothing is writing to it."
     )
     assert not (tmp_path / "out").exists()
 

@@ -347,9 +347,9 @@ def open_files() -> int:
 
 
 ITEMS = {
-    "other_shape": (BrokenCheckpoint, "it holds float32 (5,), and the metadata says float32 (4,)."),
-    "other_dtype": (BrokenCheckpoint, "it holds int32 (4,), and the metadata says float32 (4,)."),
-    "wrong_shape": (BrokenCheckpoint, "it holds float32 (4,), and the metadata says float32 (2, 2)."),
+    "other_shape": (BrokenCheckpoint, "it holds float32 (5,), but the metadata says float32 (4,)."),
+    "other_dtype": (BrokenCheckpoint, "it holds int32 (4,), but the metadata says float32 (4,)."),
+    "wrong_shape": (BrokenCheckpoint, "it holds float32 (4,), but the metadata says float32 (2, 2)."),
     "short_data": (BrokenCheckpoint, "its 12 bytes of values are too few for (4,)"),
     "strides_past_storage": (BrokenCheckpoint, "its 16 bytes of values are too few for (4,)"),
     "no_data": (BrokenCheckpoint, "it has no data/0"),
@@ -533,7 +533,7 @@ def test_a_zstd_item_without_a_place_to_unpack_it(made: bool, tmp_path: Path, mo
         if made
         else "There is no directory for temporary files: No usable temporary directory found in ['/tmp']."
     )
-    assert third == "It is compressed with zstd, and has to be unpacked to be read."
+    assert third == "It is compressed with zstd and must be unpacked to be read."
     assert last.startswith("Set the environment variable TMPDIR to a directory ")
 
 

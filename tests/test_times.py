@@ -34,8 +34,8 @@ def test_a_file_that_was_written_by_a_later_save(tmp_path: Path) -> None:
     written = (tmp_path / ".metadata").stat().st_mtime
     os.utime(tmp_path / "__1_0.distcp", (written, written + HOUR))
     assert [str(finding) for finding in dcptools.read(tmp_path).findings] == [
-        "warning[newer-file]: written 60 minutes after .metadata, which a save writes last: __1_0.distcp (look whether "
-        "files of two saves are mixed, or a save is going on there)"
+        "warning[newer-file]: written 60 minutes after .metadata, which a save writes last: __1_0.distcp "
+        "(check whether files of two saves are mixed, or a save is still running)"
     ]
     mapping = dcptools.preview(tmp_path)
     assert "newer-file" in [finding.code for finding in mapping.findings]

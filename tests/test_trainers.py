@@ -106,17 +106,17 @@ def test_the_attribute_that_holds_the_model_is_found_without_a_config(name: str)
 
 FOREIGN = {
     "torchtitan-llama3": (
-        "torchtitan, whose values lie otherwise than HuggingFace's",
+        "torchtitan, whose values are in another order than HuggingFace's",
         "give model_assets_dir= with the config.json of Llama 3, Qwen3, or convert it with torchtitan's "
         "own checkpoint.last_save_in_hf",
     ),
     "torchtune-qwen2": (
-        "torchtune, whose values lie otherwise than HuggingFace's",
+        "torchtune, whose values are in another order than HuggingFace's",
         "give model_assets_dir= with the config.json of Llama 3, Qwen2, or convert it with torchtune's own "
         "FullModelHFCheckpointer",
     ),
     "olmo-core-olmo2": (
-        "OLMo-core, whose values lie otherwise than HuggingFace's",
+        "OLMo-core, whose values are in another order than HuggingFace's",
         "give model_assets_dir= with the config.json of Llama and Qwen3, OLMo 2 and FlexOlmo, or convert it with "
         "OLMo-core's own olmo_core.nn.hf.convert_checkpoint",
     ),

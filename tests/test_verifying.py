@@ -207,7 +207,7 @@ class TestDifferent:
         bits = tensors[key].new_tensor(expected).view(torch.int16).item() & 0xFFFF
         assert found.findings[0].message == (
             f"2 of 128 values differ, the first at [3, 5]: 0.5 (0x3f00) in model.safetensors, "
-            f"{expected:.9g} (0x{bits:04x}) expected"
+            f"not {expected:.9g} (0x{bits:04x})"
         )
         assert not found.ok
         assert found.headline() == (f"{tmp_path}/m is not what {checkpoint} gives: of 25 weights, 2 with other values.")
@@ -235,8 +235,8 @@ class TestDifferent:
         assert [str(finding).split(" (")[0] for finding in found.findings] == [
             "error[disk-shape] lm_head.weight: it is [15, 8], and [16, 8] is expected",
             "error[disk-dtype] model.layers.0.mlp.up_proj.weight: it is int16, and no conversion makes that of float32",
-            "error[disk-unexpected] model.more.weight: it is in model.safetensors, and not expected",
-            "error[disk-missing] model.norm.weight: float32 [8] is expected, and is in no file that can be read",
+            "error[disk-unexpected] model.more.weight: it is in model.safetensors but not expected",
+            "error[disk-missing] model.norm.weight: float32 [8] is expected, but no readable file has it",
         ]
         assert found.headline().endswith(
             "of 26 weights, 1 of another shape, 1 of another dtype, 1 missing, 1 not expected."
@@ -244,7 +244,7 @@ class TestDifferent:
 
     def test_another_model_altogether(self, checkpoint: Path, tmp_path: Path) -> None:
         found = dcptools.verify(foreign(tmp_path / "m", {"w": torch.ones(3)}), checkpoint)
-        assert found.headline().endswith("No name is the same: was it converted with the same options?")
+        assert found.headline().endswith("No name matches: was it converted with the same options?")
 
     def test_the_dtype_is_compared_if_one_is_asked_for(
         self, checkpoint: Path, tensors: dict[str, Tensor], tmp_path: Path
@@ -356,7 +356,7 @@ class TestFiles:
         checkpoint = saved.trained(tmp_path / "c")
         for name, content, expected in (
             ("right", '{"torch_dtype": "bfloat16"}', []),
-            ("wrong", '{"dtype": "float16"}', ["it says float16, and most of the weights are bfloat16"]),
+            ("wrong", '{"dtype": "float16"}', ["it says float16, but most of the weights are bfloat16"]),
             ("none", "{}", []),
             ("broken", "{", ["it is not a JSON object in UTF-8"]),
         ):
@@ -413,11 +413,11 @@ class TestUsage:
         checkpoint = saved.trained(tmp_path / "c")
         plan = dcptools.plan(dcptools.preview(checkpoint))
         model = written(tmp_path / "m", plan)
-        with pytest.raises(UsageError, match="A plan says dtypes and names itself"):
+        with pytest.raises(UsageError, match="Names and dtypes are in the plan"):
             dcptools.verify(model, plan, dtype="keep")
-        with pytest.raises(UsageError, match="A mapping says names itself"):
+        with pytest.raises(UsageError, match="Names are in the mapping"):
             dcptools.verify(model, plan.mapping, root="ema")
-        with pytest.raises(UsageError, match="There are exceptions of the dtype, and no dtype"):
+        with pytest.raises(UsageError, match="dtype_for= was given without dtype="):
             dcptools.verify(model, checkpoint, dtype_for=["a=keep"])
         with pytest.raises(UsageError, match="'nothing' of dtype_for= matched no name"):
             dcptools.verify(model, checkpoint, dtype="bfloat16", dtype_for=["nothing=keep"])
@@ -549,13 +549,13 @@ class TestReport:
             dcptools.verify(model, report=tmp_path / "r.json")
         with pytest.raises(UsageError, match="cannot be read"):
             dcptools.verify(model, report=tmp_path / "nothing.json")
-        with pytest.raises(UsageError, match="There is nothing to compare with"):
+        with pytest.raises(UsageError, match="There is nothing to compare the model with"):
             dcptools.verify(model)
 
     def test_it_is_written_whole_or_not_at_all(self, tmp_path: Path) -> None:
         checkpoint = saved.trained(tmp_path / "c")
         for report in (tmp_path, tmp_path / "nothing" / "r.json"):
-            with pytest.raises(UsageError, match="Give the name of a file in a directory that is there"):
+            with pytest.raises(UsageError, match="Give the name of a file in an existing directory"):
                 dcptools.convert(checkpoint, tmp_path / "m", report=report, fsync=False)
         assert not (tmp_path / "m").exists()
         dcptools.convert(checkpoint, tmp_path / "m", report=tmp_path / "m.json", fsync=False)

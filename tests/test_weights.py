@@ -199,7 +199,7 @@ def test_the_text_leads_with_the_verdict_and_the_readings(tmp_path: Path) -> Non
     head, title, line, first, *_ = str(mapping).splitlines()
     assert head == mapping.fit.sentence == f"This is {tmp_path / 'reference'}: 14 of 14 weights, every shape fits"
     assert title.split("  ")[0] == "reading" and set(line) == {"-", " "}
-    assert re.split("  +", first) == ["below 'model.', the names of the live model", "14 of 14", "0", "0"]
+    assert re.split("  +", first) == ["below 'model.', with the names of the live model", "14 of 14", "0", "0"]
     counts = mapping.counts()
     assert counts == "14 outputs with 864 elements; 46 keys left out"
     assert str(mapping).splitlines().count(counts) == 1
@@ -228,7 +228,7 @@ def test_the_json_has_the_model_and_the_scores_of_the_readings(three: KeyMapping
     assert [each["state"] for each in plain["model"]["differences"]] == ["missing", "shape differs", "unexpected"]
     assert plain["readings"] == [
         {
-            "reading": "below 'model.', the names of the live model", "weights": 14, "fitting": 12, "missing": 1,
+            "reading": "below 'model.', with the names of the live model", "weights": 14, "fitting": 12, "missing": 1,
             "misshapen": 1, "complete": False,
         }
     ]  # fmt: skip

@@ -218,6 +218,10 @@ def test_all_kinds_of_widgets_were_looked_at(checkpoint: Checkpoint) -> None:
     }  # fmt: skip
 
 
+def in_total(planned: ShardPlan) -> str:
+    return format_bytes(sum(file.nbytes for file in planned.files))
+
+
 def test_without_a_kernel_every_step_shows_a_table(mapping: KeyMapping, tmp_path: Path) -> None:
     checkpoint, planned = mapping.checkpoint, plan(mapping, 1000)
     report = write(planned, tmp_path / "out", fsync=False)
@@ -227,9 +231,9 @@ def test_without_a_kernel_every_step_shows_a_table(mapping: KeyMapping, tmp_path
         widgets.Open(checkpoint.path): "tensors (",
         widgets.Inspect(checkpoint): f"{checkpoint.path}: 104 keys",
         widgets.Mapping(checkpoint): "25 outputs",
-        widgets.Shards(mapping, 1000): f"{len(planned.files)} files, 2.93 kB",
-        converted: "Wrote 25 tensors, 2.93 kB",
-        widgets.Result(report): "Wrote 25 tensors, 2.93 kB",
+        widgets.Shards(mapping, 1000): f"{len(planned.files)} files, {in_total(planned)}",
+        converted: f"Wrote 25 tensors in {len(planned.files)} files, {in_total(planned)} in total",
+        widgets.Result(report): f"Wrote 25 tensors in {len(planned.files)} files, {in_total(planned)} in total",
         widgets.Wizard(checkpoint.path): "tensors (",
     }
     for step, headline in headlines.items():
@@ -253,10 +257,10 @@ def test_without_a_kernel_an_empty_step_says_so() -> None:
         "No checkpoint is open. (Run the notebook for the live view.)",
         "No checkpoint is open. (Run the notebook for the live view.)",
         "No mapping yet. (Run the notebook for the live view.)",
-        "Nothing was tried. (Run the notebook for the live view.)",
+        "Nothing has been tried. (Run the notebook for the live view.)",
         "No plan yet. (Run the notebook for the live view.)",
-        "Nothing was written yet. (Run the notebook for the live view.)",
-        "Nothing was written yet. (Run the notebook for the live view.)",
+        "Nothing has been written yet. (Run the notebook for the live view.)",
+        "Nothing has been written yet. (Run the notebook for the live view.)",
         "No checkpoint is open. (Run the notebook for the live view.)",
     ]
 
@@ -438,7 +442,7 @@ def test_what_is_no_checkpoint_is_said_in_words(tmp_path: Path, checkpoint: Chec
     assert text(step.message) == str(error.value).replace("\n", "")
     assert roles(step.message) == ["alert"]
     assert (step.checkpoint, step.found.value) == (None, "")
-    assert step.blocked == "This is not a checkpoint that can be read."
+    assert step.blocked == "This is not a readable checkpoint."
 
 
 @pytest.mark.parametrize("path", ["", "   ", "x" * 5000, "a\0b", SCRIPT])
@@ -620,7 +624,7 @@ def test_checked_values_mark_the_keys(tmp_path: Path) -> None:
     finished(step.values)
     assert_frame_equal(step.stats, dcptools.stats(bad))
     assert text(step.values.note) == (
-        "1 of 14 tensors have NaN or Inf: model.model.norm.weight. 14 of the checkpoint's 14 tensors were looked at."
+        "1 of 14 tensors has NaN or Inf: model.model.norm.weight. Checked 14 of the checkpoint's 14 tensors."
     )
     assert "alert" in roles(step.values.note)
     assert kinds(step.key_table, "warning") == {"NaN": 1, "Inf": 1}
@@ -653,7 +657,7 @@ def test_all_that_is_converted_is_looked_at(tmp_path: Path) -> None:
     step.values.job.start.click()
     finished(step.values)
     assert text(step.values.note) == (
-        "1 of 15 tensors have NaN or Inf: lm_head.weight. 15 of the checkpoint's 30 tensors were looked at."
+        "1 of 15 tensors has NaN or Inf: lm_head.weight. Checked 15 of the checkpoint's 30 tensors."
     )
     assert set(step.stats["key"]) == set(state)
 
@@ -888,7 +892,7 @@ def test_an_assets_directory_that_is_not_there_is_said(checkpoint: Checkpoint, t
 def test_warnings_ask_to_be_read(checkpoint: Checkpoint) -> None:
     step = widgets.Mapping(checkpoint)  # no assets: a warning
     assert "warning[assets-none]" in told(step.cards) and "alert" in roles(step.found)
-    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
+    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings: tick that you have read them.")
     step.accept.value = True
     assert step.blocked == ""
     step.rules.fields["exclude"].value = "*lm_head*"  # other rules, other warnings
@@ -903,7 +907,7 @@ def test_errors_block_and_cannot_be_ticked_away(tmp_path: Path, assets: str) -> 
     assert step.accept.layout.display == "none"
     assert step.blocked == "The mapping has errors; change a rule, or use another checkpoint."
     step.rules.fields["exclude"].value = "model.model.w"
-    assert (step.blocked, len(step.mapping.outputs)) == ("There are warnings; tick that you have read them.", 1)
+    assert (step.blocked, len(step.mapping.outputs)) == ("There are warnings: tick that you have read them.", 1)
 
 
 def test_outputs_with_findings_can_be_picked_out(tmp_path: Path) -> None:
@@ -967,7 +971,7 @@ def test_the_verdict_stands_on_top_with_the_readings(checkpoint: Checkpoint, mod
     assert roles(step.verdict) == ["status"] and "dcp-success" in step.verdict.value
     page = _Reader(step.verdict.value)
     assert "Readings that were tried: 1" in page.words and page.words[-4:] == [
-        "below 'model.', the names of the live model", "25 of 25", "0", "0",
+        "below 'model.', with the names of the live model", "25 of 25", "0", "0",
     ]  # fmt: skip
     assert "<details open>" not in step.verdict.value
     assert_frame_equal(step.weights.frame, step.mapping.model_frame())
@@ -977,7 +981,7 @@ def test_the_verdict_stands_on_top_with_the_readings(checkpoint: Checkpoint, mod
 
 def test_where_no_model_is_known_the_outputs_are_shown(checkpoint: Checkpoint, model: str, assets: str) -> None:
     step = widgets.Mapping(checkpoint, model_assets_dir=assets)
-    assert text(step.verdict).startswith("Nothing is known of the model") and roles(step.verdict) == ["status"]
+    assert text(step.verdict).startswith("Nothing is known about the model") and roles(step.verdict) == ["status"]
     assert step.tabs.selected_index == OUTPUTS
     step.rules.fields["reference"].value = model
     assert step.tabs.selected_index == MODEL
@@ -1010,7 +1014,7 @@ def test_a_mismatch_blocks_until_it_is_allowed(model: str, assets: str, tmp_path
     assert "error[model-mismatch]" in told(step.cards)
     step.rules.fields["allow_mismatch"].value = True
     assert roles(step.verdict) == ["alert"]  # it still is not the model
-    assert step.blocked == "There are warnings; tick that you have read them."
+    assert step.blocked == "There are warnings: tick that you have read them."
     step.accept.value = True
     assert step.blocked == ""
 
@@ -1103,7 +1107,7 @@ def config(tmp_path: Path) -> str:
 def test_a_model_is_built_beside_and_the_step_says_so(building: Building, checkpoint: Checkpoint, config: str) -> None:
     step = widgets.Mapping(checkpoint, model_assets_dir=config)  # comes back at once
     assert building.begun.wait(30)
-    assert "is being built" in text(step.verdict) and roles(step.verdict) == ["status"]
+    assert "Building the model of config.json" in text(step.verdict) and roles(step.verdict) == ["status"]
     assert (step.mapping, step.blocked) == (None, "The model is being built; wait a moment.")
     assert step.tabs.layout.display == "none"
     building.go.set()
@@ -1121,7 +1125,7 @@ def test_rules_that_change_meanwhile_count_and_nothing_is_built_twice(
     step.observe(lambda change: seen.append(change["new"]), "mapping")
     step.rules.fields["exclude"].value = "*lm_head*"
     step.rules.fields["exclude"].value = "*norm*"
-    assert "is being built" in text(step.verdict)
+    assert "Building the model of config.json" in text(step.verdict)
     building.go.set()
     step.join(30)
     assert [mapping.options.exclude for mapping in seen] == [("*norm*",)]
@@ -1177,7 +1181,7 @@ def spoken(demo: Demo) -> ShardPlan:
 def test_the_model_speaks_before_it_is_written(spoken: ShardPlan, demo: Demo, tmp_path: Path) -> None:
     write(spoken, tmp_path / "model", fsync=False)
     step = widgets.Try(spoken)
-    assert "2.89 MB of memory, and writes nothing." in text(step.facts) and step.blocked == ""
+    assert "Loads the model into 2.89 MB of memory and writes nothing." in text(step.facts) and step.blocked == ""
     step.prompt.value, step.most.value = "The shards", 8
     step.sample.value, step.reference.value = "The shards are written.", str(tmp_path / "model")
     step.job.start.click()
@@ -1211,11 +1215,13 @@ def test_what_cannot_be_tried_says_why_and_is_left_out(
     spoken: ShardPlan, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = widgets.Try(plan(checkpoint))
-    assert "There is no config.json" in text(step.facts) and step.job.start.disabled and step.blocked == ""
+    assert (
+        "No config.json says which model this is" in text(step.facts) and step.job.start.disabled and step.blocked == ""
+    )
     monkeypatch.setattr(_try, "available_bytes", lambda: 1_000_000)
     step.plan = spoken
-    assert "The model takes 2.89 MB of memory, and 1.00 MB are free." in text(step.facts)
-    assert "the step can be left out" in text(step.facts)
+    assert "The model takes 2.89 MB of memory, and 1.00 MB is free." in text(step.facts)
+    assert "You can skip this step." in text(step.facts)
     assert step.job.start.disabled and step.blocked == "" and roles(step.facts) == ["alert"]
     step.job.begin()
     assert not step.job.running
@@ -1247,7 +1253,7 @@ def test_shards_shows_what_plan_says(mapping: KeyMapping) -> None:
     expected = plan(mapping, 1000)
     assert step.plan.fingerprint == expected.fingerprint
     assert_frame_equal(step.files.frame, expected.files_frame())
-    assert text(step.found).startswith(f"{len(expected.files)} files with 2.93 kB, the largest ")
+    assert text(step.found).startswith(f"{len(expected.files)} files, {in_total(expected)} in total, the largest ")
     assert f'aria-label="{plots.describe(plots.shards(expected))}"' in step.figure.value
     step.color.value = "module"
     assert f'aria-label="{plots.describe(plots.shards(expected, color_by="module"))}"' in step.figure.value
@@ -1304,7 +1310,7 @@ def test_warnings_that_only_the_plan_has_ask_to_be_read(mapping: KeyMapping, tmp
     step = widgets.Shards(preview(saved.trained(tmp_path / "fp8", state, optimizer=False)), shard_size=1000)
     warnings = [finding for finding in step.plan.found_while_planning if finding.severity == "warning"]
     assert warnings and all(str(each).splitlines()[0] in text(step.found) for each in warnings)
-    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings; tick that you have read them.")
+    assert (step.accept.layout.display, step.blocked) == ("", "There are warnings: tick that you have read them.")
     step.accept.value = True
     assert step.blocked == ""
     step.size.value = "500"  # the same warnings
@@ -1387,7 +1393,9 @@ def test_convert_shows_the_command_and_the_call(planned: ShardPlan) -> None:
 
 def test_convert_says_what_it_will_write(planned: ShardPlan, assets: str) -> None:
     step = widgets.Convert(planned, save_dir="out")
-    files = f"Writes {len(planned.files)} files with 2.93 kB, and 2 files of {assets} to out."
+    files = (
+        f"Writes {len(planned.files)} files, {in_total(planned)} in total, to out, and copies 2 files from {assets}."
+    )
     assert text(step.found) == files
 
 
@@ -1398,7 +1406,9 @@ def test_convert_writes_the_plan(planned: ShardPlan, tmp_path: Path) -> None:
     finished(step)
     assert isinstance(step.report, Report) and step.report.fingerprint == planned.fingerprint
     assert step.blocked == ""
-    assert text(step.message) == f"Wrote 2.93 kB to {tmp_path / 'model'}." and roles(step.message) == ["status"]
+    assert text(step.message) == f"Wrote {in_total(planned)} to {tmp_path / 'model'}." and roles(step.message) == [
+        "status"
+    ]
     written = {path.name for path in (tmp_path / "model").iterdir()}
     shards = {file.filename for file in planned.files}
     assert written == shards | {"model.safetensors.index.json", "config.json", "tokenizer.json"}
@@ -1579,7 +1589,7 @@ def test_another_plan_forgets_the_report_of_the_last(planned: ShardPlan, mapping
     assert finished(step).report is not None
     step.plan = plan(mapping, 500)
     assert (step.report, step.message.value, text(step.job.text)) == (None, "", "not started")
-    assert step.blocked == "Nothing was written yet."
+    assert step.blocked == "Nothing has been written yet."
 
 
 def test_a_plan_that_changes_while_the_last_is_written_is_not_reported_as_written(
@@ -1600,7 +1610,7 @@ def test_a_plan_that_changes_while_the_last_is_written_is_not_reported_as_writte
     go.set()
     finished(step)
     assert step.report is None and step.blocked
-    assert "The plan was changed meanwhile; this is not the new one." in text(step.message)
+    assert "The plan has changed since: this is the result of the earlier one." in text(step.message)
     assert roles(step.message) == ["alert"]
 
 
@@ -1625,11 +1635,11 @@ def test_result_says_how_to_load_before_it_lists_the_files(planned: ShardPlan, t
 
 def test_result_waits_and_forgets(planned: ShardPlan, tmp_path: Path) -> None:
     step = widgets.Result()
-    assert text(step.body) == "Nothing was written yet." and step.blocked
+    assert text(step.body) == "Nothing has been written yet." and step.blocked
     step.report = write(planned, tmp_path / "model", fsync=False)
     assert step.blocked == ""
     step.report = None
-    assert text(step.body) == "Nothing was written yet." and step.blocked
+    assert text(step.body) == "Nothing has been written yet." and step.blocked
 
 
 def test_result_tells_of_values_that_overflowed(tmp_path: Path, assets: str) -> None:
@@ -1778,7 +1788,7 @@ def test_a_change_in_an_earlier_step_forgets_the_report(wizard: widgets.Wizard, 
     change(wizard, tmp_path)
     assert wizard.plan is not None and wizard.plan is not before
     assert wizard.report is None
-    assert text(wizard.result_step.body) == "Nothing was written yet."
+    assert text(wizard.result_step.body) == "Nothing has been written yet."
     assert text(wizard.convert_step.job.text) == "not started"
     wizard.step = 5
     assert wizard.next.disabled
@@ -1923,7 +1933,7 @@ class TestCompare:
         asked, found = step._run(lambda *_: None, threading.Event())
         step.globs.value = "*norm*"
         step._done((asked, found))
-        assert step.comparison is None and "The fields were changed meanwhile" in step.found.value
+        assert step.comparison is None and "The fields have changed since" in step.found.value
 
 
 # --- what is computed, and when ---------------------------------------------------------------------------------

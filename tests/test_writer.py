@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dcptools
+from dcptools._text import counted
 from dcptools.errors import (
     BrokenCheckpoint,
     Cancelled,
@@ -192,7 +193,7 @@ def test_values_that_became_inf_are_counted(dtype: str, values: list[float], cou
     tensor = torch.tensor(values, dtype=torch.float64 if dtype == "float32" else torch.float32)
     plan = planned(saved.trained(tmp_path / "a", {"model.w": tensor, "model.v": torch.ones(3)}), dtype=dtype)
     found = [f for f in dcptools.write(plan, tmp_path / "out").findings if f.code == "cast-overflow"]
-    message = f"{count} finite values became Inf in the cast"
+    message = f"{counted(count, 'finite value')} became Inf in the cast"
     assert [(f.key, f.severity, f.message) for f in found] == ([("model.w", "warning", message)] if count else [])
 
 
@@ -203,8 +204,8 @@ def test_strict_keeps_no_model_with_values_that_became_inf(tmp_path: Path) -> No
     with pytest.raises(FindingsError) as raised:
         dcptools.write(plan, tmp_path / "out")
     assert str(raised.value) == (
-        "1 error prevents the conversion (warnings count as errors: strict):\n"
-        "error[cast-overflow] model.w: 1 finite values became Inf in the cast (write it wider: dtype_for=)"
+        "1 error prevents the conversion (strict: warnings count as errors):\n"
+        "error[cast-overflow] model.w: 1 finite value became Inf in the cast (write it in a wider dtype: dtype_for=)"
     )
     assert not (tmp_path / "out").exists()
 
@@ -223,7 +224,7 @@ def test_fp8_is_cast_only_where_it_is_asked_for(dtype: str, written: str, tmp_pa
     assert raw(loaded["model.kept"]) == raw(every)
     became_inf = int((expected.isinf() & every.double().isfinite()).sum())
     found = [f.message for f in report.findings if f.code == "cast-overflow"]
-    assert found == ([f"{became_inf} finite values became Inf in the cast"] if became_inf else [])
+    assert found == ([f"{counted(became_inf, 'finite value')} became Inf in the cast"] if became_inf else [])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
@@ -682,7 +683,7 @@ FAILURES: dict[Callable[..., None], tuple[type[DcptoolsError], str]] = {
         r"changed since it was read: __0_0\.distcp was written to",
     ),
     fail_missing_asset: (TargetError, r"failed: No such file or directory: .*/assets/tokenizer.json\.\nNothing was"),
-    fail_lost_write: (BrokenCheckpoint, r"^model-00001-of-00002.safetensors is not what was planned after writing it"),
+    fail_lost_write: (BrokenCheckpoint, r"^model-00001-of-00002.safetensors was written, but is not what was planned"),
 }
 
 

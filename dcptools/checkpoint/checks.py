@@ -14,7 +14,7 @@ from dcptools.checkpoint.stored import Columns, StoredFile
 from dcptools.findings import Finding
 
 MANY = 1000  # records; so many take no time to speak of
-_SAVE_AGAIN = "use another checkpoint, or save again"
+_SAVE_AGAIN = "use another checkpoint, or save it again"
 
 
 def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
@@ -38,7 +38,7 @@ def about_speed(raw: RawMetadata) -> Iterator[Finding]:
     if raw.one_by_one > MANY and raw.one_by_one > len(raw.start) / 2:
         yield Finding(
             "metadata-slow", "", f".metadata has {raw.one_by_one:,} records in a form that is read one by one",
-            "it is right, and takes up to ten times as long; please tell which program wrote it",
+            "the values are right, but reading takes up to ten times as long; please report which program wrote it",
         )  # fmt: skip
 
 
@@ -78,8 +78,12 @@ def about_storage(
             for row in (np.flatnonzero(truncated[span]) + first).tolist():
                 file, end = int(columns.file[row]), int(columns.start[row] + columns.nbytes[row])
                 ends[file] = max(end, ends.get(file, 0))
-            short = some(f"{files[i].name} has {files[i].nbytes:,} bytes and needs {end:,}" for i, end in ends.items())
+            short = some(
+                f"{files[i].name} has {files[i].nbytes:,} bytes and should have {end:,}" for i, end in ends.items()
+            )
             yield Finding("truncated-file", key, short, "copy the file again")
         if unsupported[span].any():
             names = dict.fromkeys(columns.encodings[i] for i in columns.encoding[span][unsupported[span]].tolist())
-            yield Finding("unsupported-encoding", key, f"dcptools cannot undo the {some(names)}", "save without it")
+            yield Finding(
+                "unsupported-encoding", key, f"dcptools cannot undo the {some(names)}", "save again without it"
+            )

@@ -44,7 +44,7 @@ def _describe(source: Source, names: list[str]) -> str:
     below = _checkpoints_below(source, names)
     if below:
         return (
-            f"{place} is no checkpoint itself, but has {len(below)} below it: {some(below, 10)}.\n"
+            f"{place} is not a checkpoint itself, but contains {some(below, 10)}.\n"
             f"Give {'one of them, for example' if len(below) > 1 else 'that one'}: {source.path(_likeliest(below))}"
         )
     if METADATA + ".tmp" in names:
@@ -64,7 +64,7 @@ def _describe(source: Source, names: list[str]) -> str:
         found = _matching(names, pattern)
         if found:
             return f"{place} is {what}, not a distributed checkpoint (it has {some(found, 3)}).\n{hint}"
-    return f"{place} is no distributed checkpoint: it has {some(names)}, and no {METADATA}.\n{EXPECTED}"
+    return f"{place} is not a distributed checkpoint: it has {some(names)} and no {METADATA}.\n{EXPECTED}"
 
 
 _LOOKALIKES = (
@@ -86,7 +86,7 @@ _LOOKALIKES = (
     (
         r".*\.safetensors(\.index\.json)?|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?",
         "a HuggingFace model already",
-        "Nothing has to be converted: load it with from_pretrained.",
+        "There is nothing to convert: load it with from_pretrained.",
     ),
     (
         r".*\.(pt|pth|ckpt)|pytorch_model_fsdp.*\.bin|.*rank.*\.bin",

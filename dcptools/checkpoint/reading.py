@@ -71,7 +71,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
         raw = _parse(data, metadata)
         about: tuple[Finding, ...] = ()
         if lies_in_safetensors(raw):
-            with system_errors(BrokenCheckpoint, f"The files that {metadata} names cannot be looked at"):
+            with system_errors(BrokenCheckpoint, f"The files that {metadata} names cannot be read"):
                 raw, about = place_items(source, raw)
         return _build(source, raw, len(data), hashlib.sha256(data).hexdigest(), state, about)
     except MemoryError:
@@ -153,7 +153,7 @@ def _build(
     columns = Columns(
         source, tuple(raw.file_names), tuple(raw.encodings), raw.file, raw.start, raw.nbytes, raw.encoding
     )
-    with system_errors(BrokenCheckpoint, f"The files that {source.path(METADATA)} names cannot be looked at"):
+    with system_errors(BrokenCheckpoint, f"The files that {source.path(METADATA)} names cannot be read"):
         states = source.states(raw.file_names)
     files = tuple(StoredFile(name, state.nbytes if state else None) for name, state in states.items())
     holes = {finding.key: finding for finding in about_holes(raw.tensors)}

@@ -151,7 +151,7 @@ def place_items(source: Source, raw: RawMetadata) -> tuple[RawMetadata, tuple[Fi
             encoding[row] = len(raw.encodings)
             parts = headers.of(int(file[row]), int(start[row]))
             if parts is None:
-                continue  # that the file is not there is told of every key
+                continue  # that the file is missing is told of every key
             part = parts.get(tensor.key)
             if part and (part.dtype, part.shape, part.offsets) == (tensor.dtype, tuple(sizes), tuple(offsets)):
                 start[row] = part.start

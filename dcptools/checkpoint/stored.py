@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     name: str
-    nbytes: int | None  # None: the file is not there
+    nbytes: int | None  # None: the file is missing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

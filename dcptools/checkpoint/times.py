@@ -33,6 +33,6 @@ def about_times(metadata: FileState | None, files: Mapping[str, FileState | None
             late = counted(round((after - saved) / 60), "minute")
             yield Finding(
                 "newer-file", "", f"written {late} after {METADATA}, which a save writes last: {newer}",
-                "look whether files of two saves are mixed, or a save is going on there",
+                "check whether files of two saves are mixed, or a save is still running",
             )  # fmt: skip
             return

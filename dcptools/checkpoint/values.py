@@ -171,7 +171,7 @@ class Checkpoint(Shown, HasFindings):
 
 
 def _identities(source: Source, names: list[str]) -> dict[str, str | None]:
-    """The identities of files now; None for one that is not there, or cannot be looked at."""
+    """The identities of files now; None for one that is not there, or cannot be read."""
     try:
         states = source.states(names)
     except OSError as error:

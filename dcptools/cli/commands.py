@@ -168,7 +168,7 @@ def convert_command(
                 lambda: f"{written}{left}" + (f"\n{found.headline()}" if found else ""),
             )
         except DcptoolsError as error:
-            raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is lost.") from None
+            raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is missing.") from None
 
 
 @command("verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.")

@@ -116,7 +116,7 @@ def model_is_written(target: Path | str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        stop.add_note(f"The model is complete in {target}; what comes after it (--verify, --report) was not finished.")
+        stop.add_note(f"The model is complete in {target}, but what follows (--verify, --report) was not finished.")
         raise
 
 

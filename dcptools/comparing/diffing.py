@@ -143,10 +143,10 @@ def _sides(
     only_keys = isinstance(a, Checkpoint) and isinstance(b, Checkpoint)
     chosen = by if by != "auto" else "keys" if only_keys else "names"
     if chosen == "keys" and not only_keys:
-        raise UsageError("A model has names and no keys.\nCompare two checkpoints by keys, and all else by names.")
+        raise UsageError("A model has names but no keys.\nCompare two checkpoints by keys, anything else by names.")
     if options and (chosen == "keys" or not (isinstance(a, Checkpoint) or isinstance(b, Checkpoint))):
         raise UsageError(
-            f"{', '.join(map(option, sorted(options)))}: only for a checkpoint that is compared by names.\n"
+            f"{', '.join(map(option, sorted(options)))} cannot be used here: no checkpoint is compared by names.\n"
             f"Compare by names: {option('by', 'names')}."
         )
     return chosen, (_side(a, chosen, options), _side(b, chosen, options))

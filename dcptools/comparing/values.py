@@ -104,7 +104,7 @@ class Comparison(Shown):
         parts = ", ".join(f"{states[state]:,} {text}" for state, text in STATES.items() if states[state])
         worst = next((tensor for tensor in self.worst_first() if tensor.relative > 0), None)
         largest = f" The largest relative difference, {worst.relative:.2g}, is that of {worst.name}." if worst else ""
-        hint = f" Compare after a cast: {option('cast', True)}." if states["dtype"] and not self.cast else ""
+        hint = f" To compare after a cast: {option('cast', True)}." if states["dtype"] and not self.cast else ""
         return printable(f"A and B differ: of {count}, {parts}.{largest}{hint}")
 
     def _tables(self) -> list[Table]:

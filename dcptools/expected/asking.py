@@ -63,7 +63,7 @@ def _refusal(config: str) -> NotExpected | None:
         if not named:
             return NotExpected("config.json names no architecture")
         if not isinstance(named, list) or not isinstance(named[0], str):
-            return NotExpected("its architectures are no list of names", broken=True)
+            return NotExpected("its architectures are not a list of names", broken=True)
     except (ValueError, RecursionError, AttributeError):
         return NotExpected("config.json is not a JSON object", broken=True)
     if is_known(said.get("model_type")) is False:

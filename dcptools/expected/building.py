@@ -59,7 +59,7 @@ def build(config: dict[str, Any]) -> Any:
         model = made(configured.from_dict(plain))
     model.tie_weights()
     if not model.state_dict():
-        raise ValueError(f"{made.__name__} has no weights: it is no whole model")
+        raise ValueError(f"{made.__name__} has no weights: it is not a whole model")
     return model
 
 

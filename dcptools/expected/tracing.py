@@ -38,7 +38,7 @@ class Traced(torch.Tensor):
     ) -> Any:
         traced = _TRACED.get(func)
         if traced is None:
-            raise NotViews(f"The operation {func} makes no view.")
+            raise NotViews(f"The operation {func} does not make a view.")
         dtype = (args[0] if isinstance(args[0], Traced) else args[0][0]).dtype
         result = traced(*_composed(args))
         return [cls(one, dtype) for one in result] if isinstance(result, list) else cls(result, dtype)

@@ -145,8 +145,9 @@ def _read_index(source: Source, name: str) -> _Index:
         return _Index(name, {}, {}, [_bad_index(name, "it has no weight_map")])
     metadata = parsed.get("metadata")
     good = {key: file for key, file in weight_map.items() if _is_plain(file)}
-    bad = [_bad_index(key, f"it is said to be in {file!r:.200}, no file of the directory") for key, file in
-           weight_map.items() if key not in good]  # fmt: skip
+    wrong = {key: file for key, file in weight_map.items() if key not in good}
+    said = "the index says that it is in {!r:.200}, which is not in the directory"
+    bad = [_bad_index(key, said.format(file)) for key, file in wrong.items()]
     return _Index(name, good, metadata if isinstance(metadata, dict) else {}, bad)
 
 
@@ -165,7 +166,7 @@ def _header(source: Source, name: str, state: FileState | None) -> tuple[WeightF
         return (
             WeightFile(name, None, 0, ()),
             None,
-            Finding("model-file", name, "the file is not there", "copy it again"),
+            Finding("model-file", name, "the file is missing", "copy it again"),
         )
     try:
         header = _checked(source, name, state.nbytes)
@@ -175,7 +176,7 @@ def _header(source: Source, name: str, state: FileState | None) -> tuple[WeightF
     file = WeightFile(name, state.nbytes, header.nbytes, tuple(sorted(header.metadata.items())))
     if SHARDING in header.metadata:
         what = "it holds chunks that torch's HuggingFaceStorageWriter saved, not whole weights"
-        return file, header, Finding("model-file", name, what, "give the model that was made of them")
+        return file, header, Finding("model-file", name, what, "give the model that was made from them")
     return file, header, None
 
 
@@ -245,19 +246,19 @@ def _about_index(index: _Index, weights: Mapping[str, Weight], readable: set[str
         if file not in readable:
             continue
         if name not in weights:
-            yield _bad_index(name, f"the index says that it is in {file}, and it is not")
+            yield _bad_index(name, f"the index says that it is in {file}, but it is not")
         elif weights[name].file != file:
-            yield _bad_index(name, f"the index says that it is in {file}, and it is in {weights[name].file}")
+            yield _bad_index(name, f"the index says that it is in {file}, but it is in {weights[name].file}")
     for name in sorted(weights.keys() - index.weight_map.keys()):
-        yield _bad_index(name, f"it is in {weights[name].file}, and the index does not name it")
+        yield _bad_index(name, f"it is in {weights[name].file}, but the index does not name it")
     total = index.metadata.get("total_size")
     if all(file in readable for file in index.weight_map.values()):
         size = sum(weight.nbytes for weight in weights.values())
         if total is not None and total != size:
-            yield _bad_index(index.name, f"total_size is {total!r:.200}, and the weights have {size:,} bytes")
+            yield _bad_index(index.name, f"total_size is {total!r:.200}, but the weights have {size:,} bytes")
         numel = sum(weight.numel for weight in weights.values())
         parameters = index.metadata.get("total_parameters")
         if parameters is not None and parameters != numel:
             yield _bad_index(
-                index.name, f"total_parameters is {parameters!r:.200}, and the weights have {numel:,} elements"
+                index.name, f"total_parameters is {parameters!r:.200}, but the weights have {numel:,} elements"
             )

@@ -33,7 +33,7 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
         The layout is not known, or no key stands under the given root.
     """
     if layout not in LAYOUTS:
-        raise UsageError(f"There is no layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
+        raise UsageError(f"Unknown layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
     if family is not None:
         return FamilyLayout(family, root or "", "as requested")
     if root is not None and layout == "bare":

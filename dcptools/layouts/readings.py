@@ -90,7 +90,7 @@ def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[
     for naming, names, prefix, said in tried:
         known = {prefix + name: shape for name, shape in below.items() if name in names.shapes}
         whole = expected.stored if naming == "stored" else expected.published
-        measured = fit(expected.title, f"{place}, {said}", known, whole)
+        measured = fit(expected.title, f"{place}, with {said}", known, whole)
         yield Candidate(_layout(root, measured, names, prefix, list(shapes)), measured, naming)
 
 

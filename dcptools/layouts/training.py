@@ -34,7 +34,7 @@ def is_extra_state(stored: str) -> bool:
 
 def extra_state(tensor: StoredTensor) -> Leftover:
     """A module's extra state, which stands among the weights."""
-    return Leftover.of(tensor, "a module's extra state, not a weight")
+    return Leftover.of(tensor, "extra state of a module, not a weight")
 
 
 def beside_model(tensor: StoredTensor, reason: str, part: str, *, training: bool) -> Leftover:

@@ -61,8 +61,8 @@ class MemorySink:
 def not_enough(needed: int, available: int, where: str = "here") -> NotEnoughMemory:
     """The error that says both numbers."""
     return NotEnoughMemory(
-        f"This takes {format_bytes(needed)} of memory, and {format_bytes(available)} are free {where}.\n"
-        "Load a part of it, or in a narrower dtype, or on a machine with more memory.",
+        f"This takes {format_bytes(needed)} of memory, but {format_bytes(available)} is free {where}.\n"
+        "Load only a part of it, use a narrower dtype, or use a machine with more memory.",
         needed,
         available,
     )

@@ -129,13 +129,11 @@ def _architecture(planned: ShardPlan) -> tuple[Any, Any]:
     """The class of the model, and its config with the dtype that would be written."""
     if planned.kind == "adapter":
         raise UsageError(
-            "This is an adapter, and no model.\nPreview with mode='full' for its base model, or use load_state_dict."
+            "This is an adapter, not a model.\nPreview with mode='full' for its base model, or use load_state_dict."
         )
     text = planned.assets.config_for(planned.written_dtype) if planned.assets else None
     if text is None:
-        raise UsageError(
-            "There is no config.json that names a model.\nGive the directory that has it: model_assets_dir."
-        )
+        raise UsageError("No config.json names a model.\nGive the directory of config.json: model_assets_dir.")
     config = json.loads(text)
     try:
         made, configured = architecture_of(config)

@@ -21,7 +21,7 @@ from dcptools.writer import Engine, refuse_changes
 if TYPE_CHECKING:
     import torch
 
-CHANGED = ("changed since it was read", "Read it again when nothing writes there any more.")
+CHANGED = ("changed since it was read", "Read it again when nothing is writing to it.")
 
 
 def load_state_dict(

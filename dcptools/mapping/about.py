@@ -45,18 +45,18 @@ def about_reading(
         return
     if adapters and not reading.outputs:
         alone = (
-            "only adapters are in this checkpoint, not their base model: "
-            f"leave out {option('mode', 'full')}, or look at {option('root')}"
+            "this checkpoint has only adapters, not their base model: "
+            f"leave out {option('mode', 'full')}, or give {option('root')}"
         )
         yield Finding("no-model-weights", "", "No model weights found!", alone)
         return
     tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
     yield Finding(
         "no-model-weights", "", "No model weights found!",
-        f"{counted(len(reading.outputs), 'key')} of the model, and all are left out: "
-        f"look at {option('include')} and {option('exclude')}"
+        f"{counted(len(reading.outputs), 'key')} of the model, but all are left out: "
+        f"check {option('include')} and {option('exclude')}"
         if reading.outputs else
-        f"check the path {checkpoint.path}, that it is the model's checkpoint, and that keys start with 'model.'; "
+        f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
         f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
         f"say where with {option('layout')} or {option('root')}",
     )  # fmt: skip
@@ -125,7 +125,7 @@ def about_foreign(
         ways += [
             f"convert it with {exporter}" for exporter in dict.fromkeys(each.exporter for each in known) if exporter
         ]
-        why = refused or "whose values lie otherwise than HuggingFace's"
+        why = refused or "whose values are in another order than HuggingFace's"
         yield Finding(
             "foreign-names", "", f"these are names of {trainer}, {why}",
             f"{', or '.join(ways)}; {option('layout', 'bare')} keeps names and values as they are",
@@ -149,8 +149,8 @@ def about_lost(
 def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool) -> Finding:
     nbytes = format_bytes(sum(tensor.nbytes for tensor in tensors))
     keys = some([tensor.key for tensor in tensors])
-    found = f"{counted(len(tensors), 'tensor')} of {nbytes}, no training state, and not converted: {keys}"
-    hint = f"{option('exclude', part + '*')} leaves it out knowingly"
+    found = f"{counted(len(tensors), 'tensor')} of {nbytes}, not training state, are not converted: {keys}"
+    hint = f"{option('exclude', part + '*')} leaves it out without this warning"
     if layout == "bare" or not any(len(tensor.path) == 1 for tensor in tensors):
         containers = {".".join(tensor.path[:-1]) for tensor in tensors}
         root = (containers.pop() if len(containers) == 1 else "") or part
@@ -172,9 +172,12 @@ def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Itera
     """Weights of the model that the rules, once it was clear what they are, call otherwise than the model does."""
     names = [f"{old.name} to {new.name}" for old, new in zip(weights, renamed, strict=True) if old.name != new.name]
     if names:
-        found = f"{counted(len(names), 'tensor')} of the model renamed to what it does not have: {some(names)}"
+        found = f"{counted(len(names), 'tensor')} of the model renamed to names that it does not have: {some(names)}"
         yield Finding(
-            "renamed-away", "", found, f"transformers will not find them; leave out {option('rename')} if it should"
+            "renamed-away",
+            "",
+            found,
+            f"transformers will not find them; leave out {option('rename')} if that is not intended",
         )
 
 
@@ -189,7 +192,7 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
             would = f"would be named {output.name!r}, which safetensors cannot store"
             yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     for name, keys in several.items():
-        yield Finding("collision", name, f"{some(keys)} would get this one name", "rename or exclude one of them")
+        yield Finding("collision", name, f"{some(keys)} would get the same name", "rename or exclude one of them")
 
 
 def _is_text(name: str) -> bool:
@@ -204,8 +207,8 @@ def about_assets(assets: Assets | None) -> Iterator[Finding]:
     """What is missing or odd beside the weights."""
     if assets is None:
         yield Finding(
-            "assets-none", "", "no assets directory was given, so config and tokenizer will be missing",
-            f"give the directory that holds config.json: {option('model_assets_dir')}",
+            "assets-none", "", "no assets directory was given, so the result will have no config and no tokenizer",
+            f"give the directory of config.json: {option('model_assets_dir')}",
         )  # fmt: skip
         return
     yield from assets.findings
@@ -216,4 +219,4 @@ def about_leftovers(leftovers: Sequence[Leftover]) -> Iterator[Finding]:
     if leftovers:
         counts = Counter(left.reason for left in leftovers)
         text = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items()))
-        yield Finding("left-out", "", f"{counted(len(leftovers), 'key')}: {text}")
+        yield Finding("left-out", "", f"{counted(len(leftovers), 'key')} left out; reasons: {text}")

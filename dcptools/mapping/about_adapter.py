@@ -25,7 +25,7 @@ def about_adapter(
     whole = f", and {some(adapted.copies)} trained whole" if adapted.copies else ""
     yield Finding(
         "adapter", "", f"{name} is written: {counted(len(adapted.ranks), 'module')} of rank {ranks}{whole}",
-        "peft loads it beside the base model",
+        "peft loads it together with the base model",
     )  # fmt: skip
     yield from _about_base(taken.reading.leftovers)
     found = list(_about_config(taken, adapted, config, expected))
@@ -38,8 +38,8 @@ def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
     if base:
         size = format_bytes(sum(left.nbytes for left in base))
         yield Finding(
-            "base-left-out", "", f"{counted(len(base), 'tensor')} of the base model, {size}, are not written: "
-            "the adapter alone is",
+            "base-left-out", "", f"{counted(len(base), 'tensor')} of the base model, {size}, are not written, "
+            "only the adapter",
             f"{option('mode', 'full')} writes the base model, into a directory of its own",
         )  # fmt: skip
 
@@ -53,13 +53,13 @@ def _about_config(
         whole = [module for module in adapted.ranks if expected and f"{module}.weight" not in expected.stored.shapes]
         unknown += [f"which parameters of {some(whole, 2)} are adapted (target_parameters)"] if whole else []
         yield Finding(
-            "adapter-config", ADAPTER_CONFIG, "made from names and shapes; lora_alpha is not known, and peft does not "
-            f"load it without; not known either: {', '.join(unknown)}",
-            f"give the one of the training: {option('adapter_config_path')}; or write lora_alpha into it",
+            "adapter-config", ADAPTER_CONFIG, "made from names and shapes; lora_alpha is unknown, and peft does not "
+            f"load the adapter without it; also unknown: {', '.join(unknown)}",
+            f"give the one from the training: {option('adapter_config_path')}; or write lora_alpha into it",
         )  # fmt: skip
         return
     for difference in adapted.differences(config.said):
-        hint = f"take the {ADAPTER_CONFIG} of this training; {allow()}"
+        hint = f"give the {ADAPTER_CONFIG} of this training; {allow()}"
         yield Finding("adapter-config-differs", taken.config.path, difference, hint)
 
 
@@ -77,8 +77,8 @@ def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
     for module, sizes in _sizes(adapted.weights).items():
         shape = names.get(f"{module}.weight")
         if shape is not None and len(shape) == len(sizes) == 2 and sorted(shape) != sorted(sizes):
-            what = f"it was {format_shape(sizes)}, and the model has {format_shape(shape)}"
-            yield Finding("adapter-mismatch", module, what, f"another model, or one rank's share; {allow()}")
+            what = f"it is {format_shape(sizes)} here, and the model has {format_shape(shape)}"
+            yield Finding("adapter-mismatch", module, what, f"is this another model, or one rank's share? {allow()}")
 
 
 def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:
@@ -107,8 +107,8 @@ def about_full(taken: Taken, outputs: Sequence[Output], options: MappingOptions)
     if left:
         size = format_bytes(sum(each.nbytes for each in left))
         yield Finding(
-            "adapter-left-out", "", f"{counted(len(left), 'tensor')} of {_named(taken.peft.adapters)}, {size}, are not "
-            f"written, and nothing of them is merged: {some([each.key for each in left], 3)}",
+            "adapter-left-out", "", f"{counted(len(left), 'tensor')} of {_named(taken.peft.adapters)}, {size}, are "
+            f"neither written nor merged: {some([each.key for each in left], 3)}",
             f"{option('mode', 'lora')} writes the adapter; peft merges the two: merge_and_unload",
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ _EXPERTS = re.compile(r"\.experts\.")
 
 
 def allow() -> str:
-    return f"{option('allow_mismatch', True)} writes it all the same"
+    return f"{option('allow_mismatch', True)} writes it anyway"
 
 
 def as_allowed(findings: Iterable[Finding], allow_mismatch: bool) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def about_model(
             "weight-missing", each.name, f"left out by {option('include')} or {option('exclude')}", severity="warning"
         )
     for each in found.unexpected if found.fitting else ():
-        what = f"{found.title} has no weight of this name; it is written all the same"
+        what = f"{found.title} has no weight of this name; it is written anyway"
         yield Finding("weight-unexpected", each.name, what, f"{option('unexpected', 'drop')} leaves such tensors out")
 
 
@@ -64,20 +64,18 @@ def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Findi
         if output.dtype.kind in ("float", "float8") or output.name in expected.numbers:
             continue
         if output.name in expected.stored.shapes or output.name in expected.published.shapes:
-            what = f"{output.dtype.name} is stored, and {expected.title} has floating values there"
-            yield Finding(
-                "weight-kind", output.name, what, "convert the checkpoint that was trained, not a quantized one"
-            )
+            what = f"{output.dtype.name} is stored where {expected.title} has floating-point values"
+            yield Finding("weight-kind", output.name, what, "convert the trained checkpoint, not a quantized one")
 
 
 def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:
     if not wrong:
-        part = f"{found.fitting:,} of {counted(found.weights, 'weight')} of {found.title} are converted, and fit"
+        part = f"{found.fitting:,} of {counted(found.weights, 'weight')} of {found.title} are converted and fit"
         return Finding("model-fits", "", f"{found.sentence if found.complete else part} ({found.reading})")
     causes = list(_causes(found, expected))
     return Finding(
         "model-mismatch", "", f"{found.sentence} ({found.reading})",
-        "; ".join([*causes, f"look at config.json and at the layout; {allow()}"]),
+        "; ".join([*causes, f"check config.json and the layout; {allow()}"]),
     )  # fmt: skip
 
 
@@ -126,7 +124,7 @@ def _missing(each: Difference) -> str:
 
 
 def _shapes(each: Difference) -> str:
-    return f"{format_shape(each.found or ())} is stored, and the model expects {format_shape(each.expected or ())}"
+    return f"{format_shape(each.found or ())} is stored, but the model expects {format_shape(each.expected or ())}"
 
 
 def _is_vocabulary(each: Difference) -> bool:
@@ -147,7 +145,7 @@ def _why_shape(each: Difference, expected: Expected) -> str:
             return f"{found[0]} of {wanted[0]} experts: what one of {wanted[0] // found[0]} expert-parallel ranks holds"
         return f"another number of experts: {found[0]}"
     if sorted(found) == sorted(wanted):
-        return "the dimensions are in another order: transposed"
+        return "the dimensions are in another order: is it transposed?"
     if len(found) != len(wanted) and [n for n in found if n != 1] == [n for n in wanted if n != 1]:
         return "only dimensions of size 1 differ"
     factors = [w // f for f, w in zip(found, wanted, strict=False) if f and w % f == 0 and f != w]

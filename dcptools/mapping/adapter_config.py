@@ -67,11 +67,13 @@ def _read(source: Source, name: str) -> AdapterConfig:
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        raise UsageError(f"{path} is not a JSON object.\nGive the {ADAPTER_CONFIG} that peft wrote in the training.")
+        raise UsageError(
+            f"{path} is not a JSON object.\nGive the {ADAPTER_CONFIG} that peft wrote during the training."
+        )
     try:
         _check(said)
     except Wrong as wrong:
-        raise UsageError(f"{path}: {wrong}.\nGive the {ADAPTER_CONFIG} that peft wrote in the training.") from None
+        raise UsageError(f"{path}: {wrong}.\nGive the {ADAPTER_CONFIG} that peft wrote during the training.") from None
     return AdapterConfig(said, content, str(path))
 
 

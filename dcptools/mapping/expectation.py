@@ -24,8 +24,8 @@ def expectation(
     except NotExpected as error:
         code = "model-not-built" if error.broken else "model-unknown"
         hint = (
-            "names are found by rules, and not held against a model; "
-            f"{option('reference')} names a model to hold them against"
+            "names are found by rules and not checked against a model; "
+            f"{option('reference')} names a model to check them against"
         )
         return None, (Finding(code, "config.json", str(error), hint),)
     return expected, ()
@@ -55,5 +55,5 @@ def _about_config(expected: Expected, assets: Assets | None) -> tuple[Finding, .
     for naming in (other.stored, other.published):
         if all(name in found and found[name] in (None, naming.shapes[name]) for name in naming.needed):
             return ()
-    what = f"it is of a {other.title} with other weights than the reference {expected.title}"
-    return (Finding("config-differs", "config.json", what, "give the config of the reference"),)
+    what = f"it describes a {other.title}, whose weights are not those of the reference {expected.title}"
+    return (Finding("config-differs", "config.json", what, "give the config that belongs to the reference"),)

@@ -53,7 +53,7 @@ def without_tied_tokens(outputs: Sequence[Output], expected: Expected | None) ->
     tied = {name for names in expected.stored.ties for name in names[1:]} if expected else set()
     roles = {output: Role.of(output.name) for output in outputs}
     left = [output for output, role in roles.items() if role.kind == "tokens" and role.weight in tied]
-    return _leave_out(outputs, left, "tied, and written under another name")
+    return _leave_out(outputs, left, "tied; written under another name")
 
 
 def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: str) -> Settled:
@@ -77,7 +77,7 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
         findings += [finding] if finding else []
         if len(dropped) == len(others) and first.name != names[0]:
             renamed[first] = replace(first, name=names[0], rule=f"{first.rule}, tied to {first.name}")
-    settled = _leave_out(outputs, gone, "tied, and written under another name")
+    settled = _leave_out(outputs, gone, "tied; written under another name")
     return Settled(tuple(renamed.get(each, each) for each in settled.outputs), settled.leftovers, tuple(findings))
 
 
@@ -96,20 +96,20 @@ def _tied(
             f"{option('tied', 'auto')} compares them",
         )
     if how == "drop":
-        return list(others), Finding("tied-dropped", first.name, f"written once; {names} is not looked at")
+        return list(others), Finding("tied-dropped", first.name, f"written once; {names} is not compared")
     try:
         different = [other for other in others if not _same(first, other, checkpoint)]
     except DcptoolsError as error:
         why = f"whether it is the same as {names} is not known: {str(error).splitlines()[0]}"
         return [], Finding(
-            "tied-differ", first.name, why, f"all are written; {option('tied', 'drop')} writes this one alone"
+            "tied-differ", first.name, why, f"all are written; {option('tied', 'drop')} writes only this one"
         )
     if different:
         names = some([other.name for other in different])
         return [other for other in others if other not in different], Finding(
-            "tied-differ", first.name, f"the model ties it to {names}, and the checkpoint has other values there",
+            "tied-differ", first.name, f"the model ties it to {names}, but the checkpoint has other values there",
             "all are written; transformers uses one for all, unless config.json says \"tie_word_embeddings\": false; "
-            f"{option('tied', 'drop')} writes this one alone",
+            f"{option('tied', 'drop')} writes only this one",
         )  # fmt: skip
     return list(others), Finding("tied-weights", first.name, f"tied to {names}, with the same values; written once")
 

@@ -46,8 +46,8 @@ def take(
     peft = Peft(keys, {}) if Peft.of(own).adapters else Peft.of(keys)  # a model may have LoRA weights of its own
     if not peft.adapters and (options.mode == "lora" or options.adapter is not None):
         raise UsageError(
-            "There is no LoRA adapter in this checkpoint: no key like '....lora_A.default.weight'.\n"
-            f"Give its directory, or leave out {option('mode', 'lora')} and {option('adapter')}."
+            "This checkpoint has no LoRA adapter: no key like '....lora_A.default.weight'.\n"
+            f"Give the directory of one that has, or leave out {option('mode', 'lora')} and {option('adapter')}."
         )
     if peft.adapters and options.mode != "full":
         return _adapter(checkpoint, peft, expected, options)
@@ -68,11 +68,7 @@ def _adapter(checkpoint: Checkpoint, peft: Peft, expected: Expected | None, opti
 def _chosen(peft: Peft, asked: str | None, names: tuple[str, ...]) -> str | None:
     """The adapter that is asked for, or the only one of those that matter; None if none does."""
     if asked is not None and asked not in peft.adapters:
-        raise UsageError(
-            f"There is no adapter {asked!r} in this checkpoint.\nAdapters here: {some(peft.adapters, 10)}."
-        )
+        raise UsageError(f"This checkpoint has no adapter {asked!r}.\nIts adapters: {some(peft.adapters, 10)}.")
     if asked is None and len(names) > 1:
-        raise UsageError(
-            f"There are several adapters in this checkpoint: {some(names, 10)}.\nName one: {option('adapter')}."
-        )
+        raise UsageError(f"This checkpoint has several adapters: {some(names, 10)}.\nName one: {option('adapter')}.")
     return asked if asked is not None else next(iter(names), None)

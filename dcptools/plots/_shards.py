@@ -81,7 +81,7 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     >>> from dcptools import plan, plots
     >>> figure = plots.shards(plan(demo.checkpoint, shard_size="200kB"), color_by="module")
     >>> print(plots.describe(figure))  # doctest: +ELLIPSIS
-    Bar chart of the output files of a plan, coloured by module: 9 files, 1.45 MB (bfloat16), ...
+    Bar chart of the output files of a plan, coloured by module: 9 files, 1.45 MB of values (bfloat16), ...
     """
     groups = _groups(plan, color_by)
     bars, merged = _bars(plan, groups.of)
@@ -100,7 +100,7 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     _label_files(axes, plan.files)
     notes = [f"coloured by {color_by}" + (f"; {merged}" if merged else "")]
     if limit and not shown_limit:
-        notes.append(f"the limit of {format_bytes(plan.options.shard_size)} a file is far to the right")
+        notes.append(f"the limit of {format_bytes(plan.options.shard_size)} per file is far to the right")
     if shown_limit:
         _draw_limit(axes, plan.options.shard_size)
     page.titled(figure, _headline(plan), notes)
@@ -242,7 +242,7 @@ def _legend(figure: Figure, groups: _Groups, color_by: str) -> None:
 
 
 def _headline(plan: ShardPlan) -> str:
-    return f"{page.plural(len(plan.files), 'file')}, {format_bytes(plan.total_bytes)} ({plan.options.dtype})"
+    return f"{page.plural(len(plan.files), 'file')}, {format_bytes(plan.total_bytes)} of values ({plan.options.dtype})"
 
 
 def _description(plan: ShardPlan, color_by: str) -> str:
@@ -250,5 +250,5 @@ def _description(plan: ShardPlan, color_by: str) -> str:
     return (
         f"Bar chart of the output files of a plan, coloured by {color_by}: {_headline(plan)}, from "
         f"{format_bytes(min(sizes))} to {format_bytes(max(sizes))} each, with a limit of "
-        f"{format_bytes(plan.options.shard_size)} a file."
+        f"{format_bytes(plan.options.shard_size)} per file."
     )

@@ -168,7 +168,7 @@ def _send_plan(team: Team, plan: ShardPlan) -> None:
     if others:
         name, versions, _ = said[0]
         raise DcptoolsError(
-            f"{some(others)} makes another plan of the same metadata than {name}: {versions}.\nNothing was written. "
+            f"{some(others)} makes another plan from the same metadata than {name}: {versions}.\nNothing was written. "
             "Give all machines the same environment."
         )
 
@@ -203,6 +203,7 @@ def _refuse_other_files(team: Team, plan: ShardPlan, files: Sequence[ShardFile],
     others = [name for name, state in _seen(plan, files).items() if state != seen[name]]
     if others:
         raise BrokenCheckpoint(
-            f"{team.name} sees other files in {plan.checkpoint.path} than rank 0: {some(others)}.\nGive all machines "
+            f"{team.name} does not see the same files in {plan.checkpoint.path} as rank 0: {some(others)}.\n"
+            "Give all machines "
             "the same directory, or copies with the same times (cp -a, rsync -a)."
         )

@@ -84,8 +84,8 @@ def _join(rank: int, size: int) -> Team:
 def _not_joined(size: int, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     return (
-        f"Error: The {size} processes of this run did not find each other: {reason}\n"
-        "Look whether torchrun runs on all machines, and whether these reach each other by the network that "
+        f"Error: The {size} processes of this run could not connect to each other: {reason}\n"
+        "Check that torchrun runs on all machines, and that they reach each other over the network that "
         "GLOO_SOCKET_IFNAME names.\nIn a program that torchrun itself has started, start this command without "
         "TORCHELASTIC_RUN_ID in its environment: then it works alone."
     )

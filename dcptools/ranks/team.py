@@ -26,9 +26,9 @@ SETTLE_SECONDS = 5.0  # the longest that an interrupted rank waits until the oth
 # What a rank does with its part of the work: it is given its team, its part, and what to call with its progress.
 Job = Callable[["Team", Any, Progress], Any]
 LOST = (
-    "A process of this run has ended before it was done, or its machine does not answer any more.\n"
-    "No model was written. What torchrun says of its processes shows which one, and why; then start the run again.\n"
-    "With --resume, in both runs, what is finished is kept."
+    "A process of this run ended before it was done, or its machine no longer answers.\n"
+    "No model was written. The output of torchrun shows which process, and why; then start the run again.\n"
+    "What is finished is kept if both runs have --resume."
 )
 
 

@@ -21,7 +21,7 @@ def shards_svg(planned: ShardPlan) -> str:
     shown = planned.files[:MOST_BARS]
     scale = (WIDTH - LABEL) / max(file.data_nbytes for file in shown) if any(f.data_nbytes for f in shown) else 0.0
     bars = "".join(bar for row, file in enumerate(shown) for bar in _bar(row, file, scale))
-    about = f"{counted(len(planned.files), 'file')} with {format_bytes(planned.total_bytes)}, coloured by layer"
+    about = f"{counted(len(planned.files), 'file')}, {format_bytes(planned.total_bytes)} of values, coloured by layer"
     note = f"<p>The first {MOST_BARS} files.</p>" if len(planned.files) > MOST_BARS else ""
     return f'<svg role="img" aria-label="{escape(about)}" viewBox="0 0 {WIDTH} {STEP * len(shown)}">{bars}</svg>{note}'
 

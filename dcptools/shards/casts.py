@@ -51,7 +51,7 @@ def _parse_exception(exception: str | tuple[str, str | torch.dtype]) -> tuple[st
     glob, equals, name = exception.rpartition("=") if isinstance(exception, str) else (exception[0], "=", exception[1])
     if not equals or not glob:
         raise UsageError(
-            f"{exception!r} is not an exception of the dtype.\nExpected PATTERN=DTYPE, like '*.norm.weight=float32'."
+            f"{exception!r} is not a rule for dtypes.\nExpected PATTERN=DTYPE, like '*.norm.weight=float32'."
         )
     return glob, checked_dtype(name)
 
@@ -92,23 +92,23 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
             )  # fmt: skip
         elif target.kind == "float8":
             yield Finding(
-                "float8", output.name, f"{target.name} is written as it is; its scale must be beside it",
-                f"cast it with {option('dtype_for')} if there is none",
+                "float8", output.name, f"{target.name} is written as it is and means nothing without its scale",
+                f"{option('dtype_for')} casts it, if it has none",
             )  # fmt: skip
     narrower = {target.name for target in written.values() if target.kind == "float" and target.itemsize == 2}
     kept = {name for names in mapping.expected.float32.values() for name in names} if mapping.expected else set()
     in_float32 = [name for name in sorted(kept & written.keys()) if written[name].name == "float32"]
     if narrower and in_float32:
-        text = f"{counted(len(in_float32), 'tensor')} stay float32, as the model keeps them: {some(in_float32)}"
+        text = f"{counted(len(in_float32), 'tensor')} stay float32, because the model keeps them so: {some(in_float32)}"
         yield Finding("kept-float32", "", text, f"{option('dtype_for')} casts them")
     quantized = mapping.assets.says("quantization_config") if mapping.assets else None
     if quantized and not any(target.kind == "float8" for target in written.values()):
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
-        says = f"says that weights are quantized{f' ({method})' if method else ''}, and these are not"
-        hint = "take quantization_config out of the copy, or it cannot be loaded"
+        says = f"says that the weights are quantized{f' ({method})' if method else ''}, but these are not"
+        hint = "remove quantization_config from the copy, or the model cannot be loaded"
         yield Finding("config-quantized", "config.json", says, hint)
     config = mapping.assets.dtype if mapping.assets else None
     names = {target.name for name, target in written.items() if target.kind == "float" and name not in in_float32}
     if config and names and names != {config}:
         says = f"says {config}, and {', '.join(sorted(names))} is written"
-        yield Finding("config-dtype", "config.json", says, "the copy says so")
+        yield Finding("config-dtype", "config.json", says, "the copy gets the written dtype")

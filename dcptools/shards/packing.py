@@ -70,10 +70,10 @@ def about_sizes(outputs: Iterable[Sized], size: int, kind: str) -> Iterator[Find
     if kind == "adapter":
         nbytes = sum(each.nbytes for each in outputs)
         if nbytes > size:
-            larger = f"{format_bytes(nbytes)} are more than a shard of {format_bytes(size)}, and stay one file"
-            yield Finding("adapter-not-cut", "", larger, "peft reads no adapter that is cut")
+            larger = f"{format_bytes(nbytes)} are more than the shard size of {format_bytes(size)}, but stay one file"
+            yield Finding("adapter-not-cut", "", larger, "peft reads an adapter from one file only")
         return
     for each in outputs:
         if each.nbytes > size:
-            larger = f"{format_bytes(each.nbytes)} are more than a shard of {format_bytes(size)}"
-            yield Finding("large-tensor", each.output.name, larger, "it gets a file of its own")
+            larger = f"{format_bytes(each.nbytes)} are more than the shard size of {format_bytes(size)}"
+            yield Finding("large-tensor", each.output.name, larger, "the tensor gets a file of its own")

@@ -94,6 +94,6 @@ def refuse_errors(findings: Sequence[Finding], strict: bool) -> None:
         hint = wrap(nothing.hint, HINT_WIDTH, break_on_hyphens=False)
         others = summary_lines(finding for finding in errors if finding is not nothing)
         raise NoModelWeights("\n".join([nothing.message, *hint, *others]), findings)
-    because = " (warnings count as errors: strict)" if strict else ""
+    because = " (strict: warnings count as errors)" if strict else ""
     count = counted(len(errors), "error") + (" prevents" if len(errors) == 1 else " prevent")
     raise FindingsError("\n".join([f"{count} the conversion{because}:", *summary_lines(errors)]), findings)

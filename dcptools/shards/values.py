@@ -191,8 +191,9 @@ class ShardPlan(Shown, HasFindings):
         dtypes = some([dtype.name for dtype in self._dtypes], 3) or self.options.dtype
         elements = f"{format_count(self.total_parameters)} elements as {dtypes}"
         return (
-            f"{files} with {format_bytes(self.total_bytes)} ({elements}), "
-            f"at most {format_bytes(self.options.shard_size)} each; about {format_bytes(self.peak_bytes)} of memory"
+            f"{files}, {format_bytes(self.file_bytes)} in total ({elements}), "
+            f"at most {format_bytes(self.options.shard_size)} of values per file; "
+            f"about {format_bytes(self.peak_bytes)} of memory"
         )
 
     def _tables(self) -> list[Table]:

@@ -81,7 +81,7 @@ class RemoteSource:
         if done < out.nbytes:
             raise BrokenCheckpoint(
                 f"{self.path(name)} ends at byte {start + done:,}, {out.nbytes - done:,} bytes too early.\n"
-                "The file is truncated, or it is being written. Copy the checkpoint again."
+                "The file is truncated, or still being written. Copy the checkpoint again."
             )
 
     def will_read(self, ranges: Iterable[Range]) -> None:

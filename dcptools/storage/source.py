@@ -19,7 +19,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-MORE_DESCRIPTORS = "This process may not have so many files open. Allow it more: ulimit -n 4096."
+MORE_DESCRIPTORS = "This process may not open so many files. Allow more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
 ENOUGH_AT_HAND = 8  # reads in a row, and it is likely that all the others are at hand, too
 MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
@@ -145,7 +145,7 @@ class LocalSource:
             while done < wanted and (count := _read_at(file.descriptor, start + done, out[done:] if done else out)):
                 done += count
         except OSError as error:
-            advice = "Look whether it is there and may be read; otherwise copy it again."
+            advice = "Check that it exists and that you may read it; otherwise copy it again."
             raise BrokenCheckpoint(
                 f"{self.directory / name} cannot be read: {error.strerror or error}.\n"
                 f"{MORE_DESCRIPTORS if error.errno in NO_DESCRIPTOR else advice}"
@@ -153,7 +153,7 @@ class LocalSource:
         if done < wanted:
             raise BrokenCheckpoint(
                 f"{self.directory / name} ends at byte {start + done:,}, {wanted - done:,} bytes too early.\n"
-                "The file is truncated, or it is being written. Copy the checkpoint again."
+                "The file is truncated, or still being written. Copy the checkpoint again."
             )
 
     def will_read(self, ranges: Iterable[Range]) -> None:
@@ -233,7 +233,7 @@ def open_regular(path: Path) -> int:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    raise OSError(errno.EINVAL, "It is a pipe, a device or the like, and not a file")
+    raise OSError(errno.EINVAL, "It is a pipe, a device or the like, not a file")
 
 
 _CAN_READ_AHEAD = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")  # Linux

@@ -26,7 +26,7 @@ _PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "ab
 _PACKAGES |= {"hf": "huggingface_hub"}
 CONNECTIONS = 48  # reads in flight, and uploads beside them; botocore has 10 otherwise
 MAX_MESSAGE = 300  # characters of what a library says
-CONNECT_ADVICE = "Look whether the network, the endpoint and the credentials in the library's configuration are right."
+CONNECT_ADVICE = "Check the network, the endpoint and the credentials in the library's configuration."
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -90,8 +90,8 @@ def open_url(url: str) -> tuple[Any, str]:
     shown = without_password(url)
     if shown != url:
         raise UsageError(
-            f"{shown}: a URL must not hold a password, which would get into messages and reports.\n"
-            "Give the URL without it, and the credentials in the configuration of the storage's library."
+            f"{shown}: a URL must not hold a password: it would appear in messages and reports.\n"
+            "Give the URL without it, and put the credentials into the library's configuration."
         )
     scheme = url.partition("://")[0].lower()
     try:

@@ -120,7 +120,7 @@ class Checksums:
     def _compare(self, item: Item | ItemPart, crc: int) -> None:
         if crc != item.crc:
             raise ChecksumError(
-                f"{item.label}:\nthe stored bytes have the CRC-32 {crc:08x}, and {item.crc:08x} was saved with them.\n"
+                f"{item.label}:\nthe stored bytes have the CRC-32 {crc:08x}, but {item.crc:08x} was saved with them.\n"
                 "The file was damaged after it was saved. Copy it again, or use another checkpoint."
             )
         with self._lock:

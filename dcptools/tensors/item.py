@@ -55,7 +55,7 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Call
     Raises
     ------
     UnsupportedCheckpoint
-        The encoding is not one that dcptools reads.
+        The encoding is not one that dcptools can read.
     BrokenCheckpoint
         The item is damaged, or is not what the metadata announces.
     TargetError
@@ -77,7 +77,7 @@ def _values(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
         raise BrokenCheckpoint(NOWHERE)
     arrangement = in_order(tensor.dtype, chunk.shape)
     if arrangement.end != chunk.nbytes:
-        raise BrokenCheckpoint(f"{chunk.nbytes:,} bytes are stored, and {arrangement.end:,} are expected.")
+        raise BrokenCheckpoint(f"{chunk.nbytes:,} bytes are stored, but {arrangement.end:,} are expected.")
     return Item(source, chunk.file, chunk.start, chunk.nbytes, 0, arrangement, tensor.key, chunk)
 
 
@@ -94,7 +94,7 @@ def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], 
         most = math.prod(chunk.shape) * dtype.itemsize + ARCHIVE_BYTES
         return Archive(target.source, UNPACKED, *decompress(source, chunk, most, target))
     if chunk.encoding != "torch":
-        raise UnsupportedCheckpoint(f"The encoding {chunk.encoding} is not one that dcptools reads.")
+        raise UnsupportedCheckpoint(f"The encoding {chunk.encoding} is not one that dcptools can read.")
     return Archive(source, chunk.file, chunk.start, chunk.nbytes)
 
 
@@ -145,7 +145,7 @@ def _parse(archive: Archive, dtype: DType, shape: tuple[int, ...]) -> tuple[_Con
     arrangement = parse_arrangement(archive.content(pickled))
     if arrangement.dtype != dtype or arrangement.shape != shape:
         raise BrokenCheckpoint(
-            f"it holds {arrangement.dtype.name} {arrangement.shape}, and the metadata says {dtype.name} {shape}.\n"
+            f"it holds {arrangement.dtype.name} {arrangement.shape}, but the metadata says {dtype.name} {shape}.\n"
             "The metadata belongs to another save than this file. Copy the whole checkpoint again."
         )
     storage = archive.entries.get(f"data/{arrangement.storage}")

@@ -20,7 +20,7 @@ def decompress(source: Source, chunk: Chunk, most: int, unpacked: Unpacked) -> t
         import zstandard
     except ImportError:
         raise UnsupportedCheckpoint(
-            "It is compressed with zstd, and the package zstandard is not installed.\n"
+            "It is compressed with zstd, but the package zstandard is not installed.\n"
             "Install it: pip install 'dcptools[zstd]'."
         ) from None
     try:
@@ -102,9 +102,9 @@ class Unpacked:
 
 def _no_room(what: str, error: OSError) -> TargetError:
     """The error for what the system says while unpacking."""
-    advice = "Set the environment variable TMPDIR to a directory that can be written to and has enough space."
+    advice = "Set the environment variable TMPDIR to a writable directory with enough space."
     return TargetError(
         f"{what}: {error.strerror}.\n"
-        "It is compressed with zstd, and has to be unpacked to be read.\n"
+        "It is compressed with zstd and must be unpacked to be read.\n"
         f"{MORE_DESCRIPTORS if error.errno in NO_DESCRIPTOR else advice}"
     )

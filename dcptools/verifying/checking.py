@@ -88,9 +88,11 @@ def verify(
     checked_workers(workers)
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
     if load_dir is None and report is None:
-        raise UsageError("There is nothing to compare with.\nGive the checkpoint, or a report that convert wrote.")
+        raise UsageError(
+            "There is nothing to compare the model with.\nGive the checkpoint, or a report that convert wrote."
+        )
     if load_dir is None and (dtype is not None or tuple(dtype_for) or options):
-        raise UsageError("A report says names and dtypes itself.\nGive options with a checkpoint only.")
+        raise UsageError("Names and dtypes are in the report.\nGive options only with a checkpoint.")
     receipt = read_receipt(report) if report is not None else None
     expected = _expected(load_dir, dtype, dtype_for, options) if load_dir is not None else None
     model = as_model(save_dir)
@@ -182,7 +184,7 @@ def refuse_differences(found: Verification) -> None:
     """
     if found.errors:
         lines = [found.headline(), *summary_lines(found.errors)]
-        advice = "Do not use it. Look after the disk and the memory of this machine, and write it again."
+        advice = "Do not use it. Check the disk and the memory of this machine, and write it again."
         raise NotVerified("\n".join([*lines, advice]), found.findings)
 
 
@@ -196,13 +198,14 @@ def _expected(
     exceptions = parse_exceptions(dtype_for)
     if isinstance(load_dir, ShardPlan):
         if dtype is not None or exceptions or options:
-            raise UsageError("A plan says dtypes and names itself.\nGive the options to plan and preview instead.")
+            raise UsageError("Names and dtypes are in the plan.\nGive the options to plan and preview instead.")
         return load_dir.mapping, load_dir, _planned(load_dir)
     if isinstance(load_dir, KeyMapping) and options:
-        raise UsageError("A mapping says names itself.\nGive the options to preview instead.")
+        raise UsageError("Names are in the mapping.\nGive the options to preview instead.")
     if dtype is None and exceptions:
         raise UsageError(
-            "There are exceptions of the dtype, and no dtype.\nGive both, or neither: the files say it then."
+            f"{option('dtype_for')} was given without {option('dtype')}.\n"
+            "Give both, or neither to take the dtypes of the files."
         )
     mapping = load_dir if isinstance(load_dir, KeyMapping) else preview(load_dir, **options)
     refuse_errors(mapping.findings, strict=False)
@@ -228,10 +231,10 @@ def _by_header(name: str, weight: Weight | None, entry: Expected | None) -> tupl
     if entry is None:
         assert weight is not None
         found = VerifiedWeight(name, "unexpected", weight.shape, "", weight.dtype.name, weight.file, 0)
-        return found, Finding("disk-unexpected", name, f"it is in {weight.file}, and not expected", options)
+        return found, Finding("disk-unexpected", name, f"it is in {weight.file} but not expected", options)
     output, stored = entry.output, entry.output.dtype
     if weight is None:
-        what = f"{stored.name} {format_shape(output.shape)} is expected, and is in no file that can be read"
+        what = f"{stored.name} {format_shape(output.shape)} is expected, but no readable file has it"
         missing = VerifiedWeight(name, "missing", output.shape, stored.name, "", "", 0)
         return missing, Finding("disk-missing", name, what, options)
     same = VerifiedWeight(name, "same", weight.shape, stored.name, weight.dtype.name, weight.file, 0)

@@ -52,16 +52,16 @@ def _about_file(model: Model, file: ReceiptFile) -> Iterator[Finding]:
         yield Finding(code, file.name, f"it cannot be read: {reason}", _AGAIN)
         return
     if nbytes != file.nbytes:
-        yield Finding(code, file.name, f"it has {nbytes:,} bytes, and {file.nbytes:,} were written", _AGAIN)
+        yield Finding(code, file.name, f"it has {nbytes:,} bytes, but {file.nbytes:,} were written", _AGAIN)
     elif digest != file.sha256:
         what = "its header is" if file.weights else "it is"
-        yield Finding(code, file.name, f"{what} not what was written: the SHA-256 is another one", _AGAIN)
+        yield Finding(code, file.name, f"{what} not what was written: the SHA-256 differs", _AGAIN)
 
 
 def _header_digest(model: Model, name: str) -> tuple[int, str]:
     state = model.source.state(name)
     if state is None:
-        raise BrokenModel("it is not there")
+        raise BrokenModel("it is missing")
     return state.nbytes, hashlib.sha256(header_bytes(model.source, name)).hexdigest()
 
 
@@ -75,7 +75,7 @@ def _weight(
     if written is None:
         assert weight is not None
         found = VerifiedWeight(name, "unexpected", weight.shape, "", weight.dtype.name, weight.file, 0)
-        return found, Finding("disk-unexpected", name, f"it is in {weight.file}, and was not written", _AGAIN)
+        return found, Finding("disk-unexpected", name, f"it is in {weight.file} but was not written", _AGAIN)
     if weight is None:
         found = VerifiedWeight(name, "missing", written.shape, "", "", "", 0)
         return found, Finding("disk-missing", name, f"it was written into {written.file}", _AGAIN)
@@ -90,9 +90,9 @@ def _weight(
     if ours != theirs:
         state, code = ("shape", "disk-shape") if weight.shape != written.shape else ("dtype", "disk-dtype")
         wrong = VerifiedWeight(name, state, weight.shape, "", weight.dtype.name, weight.file, 0)
-        return wrong, Finding(code, name, f"it is {ours}, and {theirs} was written", _AGAIN)
+        return wrong, Finding(code, name, f"it is {ours}, but {theirs} was written", _AGAIN)
     if f"{crc:08x}" != written.crc32:
         wrong = VerifiedWeight(name, "values", weight.shape, "", weight.dtype.name, weight.file, 0)
-        what = f"its bytes in {weight.file} have the CRC-32 {crc:08x}, and {written.crc32} were written"
+        what = f"its bytes in {weight.file} have the CRC-32 {crc:08x}, but {written.crc32} were written"
         return wrong, Finding("disk-values", name, what, _AGAIN)
     return found, None

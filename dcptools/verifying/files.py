@@ -44,29 +44,34 @@ def _about_plan(model: Model, plan: ShardPlan, headers: Mapping[str, bytes]) -> 
         if planned.filename in there:
             yield from _about_planned(planned, there[planned.filename], headers)
         else:
-            yield Finding("model-file", planned.filename, "it is planned, and is no file of the model", _AGAIN)
+            yield Finding("model-file", planned.filename, "it is planned, but the model has no such file", _AGAIN)
     for name in sorted(there.keys() - {planned.filename for planned in plan.files}):
-        yield Finding("model-file", name, "it is a file of the model, and is not planned", "was it cut by other sizes?")
+        yield Finding(
+            "model-file",
+            name,
+            "it is a file of the model, but it is not planned",
+            "was it cut with another shard size?",
+        )
     content = _content(model, INDEX)
     if plan.index is None and content is not None:
-        yield Finding("model-index", INDEX, "a model of one file has no index", "remove it")
+        yield Finding("model-index", INDEX, "a model in one file has no index", "remove it")
     elif plan.index is not None and content is None:
-        yield Finding("model-index", INDEX, "there is no index", _AGAIN)
+        yield Finding("model-index", INDEX, "the index is missing", _AGAIN)
     elif plan.index is not None and content is not None and content != plan.index:
         where = _first_difference(content, plan.index)
-        yield Finding("model-index", INDEX, f"it is not the planned one from byte {where:,} on", _AGAIN)
+        yield Finding("model-index", INDEX, f"it differs from the plan from byte {where:,} on", _AGAIN)
 
 
 def _about_planned(planned: ShardFile, file: WeightFile, headers: Mapping[str, bytes]) -> Iterator[Finding]:
     if file.nbytes is None or not file.header_nbytes:
         return  # said already
     if file.nbytes != planned.nbytes:
-        said = f"it has {file.nbytes:,} bytes, and {planned.nbytes:,} are planned"
+        said = f"it has {file.nbytes:,} bytes, but {planned.nbytes:,} are planned"
         yield Finding("model-file", file.name, said, _AGAIN)
     found = headers[file.name]
     if found != planned.header:
         where = _first_difference(found, planned.header)
-        yield Finding("model-file", file.name, f"its header is not the planned one from byte {where:,} on", _AGAIN)
+        yield Finding("model-file", file.name, f"its header differs from the plan from byte {where:,} on", _AGAIN)
 
 
 def _about_library(model: Model, file: WeightFile, header: bytes) -> Iterator[Finding]:
@@ -113,9 +118,11 @@ def _about_extra(model: Model) -> Iterator[Finding]:
     known = {file.name for file in model.files}
     for name in model.source.entries() if model.source.location == model.path else ():
         if name.endswith(".safetensors") and name not in known and not name.startswith((".", "adapter_model")):
-            yield Finding("model-extra", name, "it is no file of the model", "remove it if it is another model's")
+            yield Finding(
+                "model-extra", name, "it is not a file of the model", "remove it if it belongs to another model"
+            )
     if model.index != INDEX and _content(model, INDEX) is not None and not model.index:
-        what = "there is an index, and a model of one file that comes before it"
+        what = "there is an index beside model.safetensors, which is loaded instead"
         yield Finding("model-extra", INDEX, what, "remove one of them")
 
 
@@ -151,8 +158,8 @@ def _about_config(model: Model) -> Iterator[Finding]:
         return
     said, written = config.get("dtype") or config.get("torch_dtype"), written_dtype(model)
     if said and written and said != written:
-        what = f"it says {said}, and most of the weights are {written}"
-        yield Finding("model-config", CONFIG, what, 'dtype="auto" of transformers goes by it')
+        what = f"it says {said}, but most of the weights are {written}"
+        yield Finding("model-config", CONFIG, what, 'transformers loads in this dtype with dtype="auto"')
 
 
 def _about_asset(model: Model, assets: Assets, name: str, *, exact: bool) -> Iterator[Finding]:
@@ -170,7 +177,7 @@ def _about_asset(model: Model, assets: Assets, name: str, *, exact: bool) -> Ite
     if where is None:
         return
     if not exact and rewritten is not None and _fields(found) == _fields(rewritten):
-        yield Finding("model-form", name, f"it says what the assets say, in another form from byte {where:,} on")
+        yield Finding("model-form", name, f"it says the same as the assets, in another form from byte {where:,} on")
         return
     fields = _different_fields(found, rewritten) if rewritten is not None else []
     what = f"its {some(fields)} differ from the assets'" if fields else f"it differs from the assets' at byte {where:,}"

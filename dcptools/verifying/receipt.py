@@ -125,8 +125,8 @@ def check_receipt_path(path: str | os.PathLike[str]) -> None:
     target = path_on_disk(path, "The report")
     with system_errors(UsageError, f"The report {target} cannot be written"):
         if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-            what = "is a directory" if target.is_dir() else "lies in no directory that can be written to"
-            raise UsageError(f"The report {target} {what}.\nGive the name of a file in a directory that is there.")
+            what = "is a directory" if target.is_dir() else "is not in a writable directory"
+            raise UsageError(f"The report {target} {what}.\nGive the name of a file in an existing directory.")
 
 
 def read_receipt(path: str | os.PathLike[str]) -> Receipt:

@@ -84,13 +84,13 @@ class Verification(Shown, HasFindings):
         wrong = ", ".join(f"{states[state]:,} {text}" for state, text in STATES.items() if states[state])
         if wrong:
             nothing = states.keys() <= {"missing", "unexpected"}
-            hint = " No name is the same: was it converted with the same options?" if nothing else ""
+            hint = " No name matches: was it converted with the same options?" if nothing else ""
             return f"{self.save_dir} is not what {self.against} gives: of {counted(count, 'weight')}, {wrong}.{hint}"
         weights = (
             f"The {count:,} weights of {self.save_dir} are those" if count != 1 else f"{self.save_dir} has the weight"
         )
         sentence = f"{weights} of {self.against}{self._casts()}."
-        return sentence if self.ok else f"{sentence} But {counted(len(self.errors), 'error')} in its files."
+        return sentence if self.ok else f"{sentence} But its files have {counted(len(self.errors), 'error')}."
 
     def _casts(self) -> str:
         """How they were cast: ", cast to bfloat16"; nothing where that is not known."""

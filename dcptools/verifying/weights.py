@@ -126,6 +126,6 @@ def about_values(weight: Weight, differences: list[Difference]) -> Finding:
         "disk-values",
         weight.name,
         f"{count:,} of {weight.numel:,} values differ, the first at {format_shape(index)}: "
-        f"{first.found} in {weight.file}, {first.expected} expected",
-        "do not use it; look whether it is of this checkpoint, then write or copy it again",
+        f"{first.found} in {weight.file}, not {first.expected}",
+        "do not use it; check that it was made from this checkpoint, then write or copy it again",
     )

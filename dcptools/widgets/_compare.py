@@ -74,7 +74,7 @@ class Compare(Step):
         self.a, self.b = (side.field for side in self.sides)
         self.by = W.Dropdown(options=BY, value=by, description=LABELS["by"], layout={"width": "220px"})
         self.globs = W.Text(
-            description="Only", placeholder="all; or globs, with spaces between", layout={"width": "420px"}
+            description="Only", placeholder="all; or globs, separated by spaces", layout={"width": "420px"}
         )
         self.cast = W.Checkbox(value=cast, description=LABELS["cast"], indent=False, layout={"width": "auto"})
         self.job = Job("Compare", self._run, self._done, self.show_error, self._ready)
@@ -123,7 +123,7 @@ class Compare(Step):
     def _done(self, done: tuple[Any, Comparison]) -> None:
         asked, comparison = done
         if asked != self._asked():
-            self.found.value = alert("warning", "The fields were changed meanwhile; compare again.")
+            self.found.value = alert("warning", "The fields have changed since; compare again.")
             return
         self.found.value = alert("success" if comparison.same else "info", comparison.headline())
         self.table.frame = _frame(comparison)
@@ -138,7 +138,7 @@ class Compare(Step):
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if self.comparison is None:
-            return "Nothing was compared yet.", [], []
+            return "Nothing has been compared yet.", [], []
         rows = [[t.name, t.state, f"{t.relative:.3g}"] for t in self.comparison.worst_first()]
         return self.comparison.headline(), ["tensor", "what differs", "relative"], rows
 

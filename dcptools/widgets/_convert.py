@@ -73,7 +73,7 @@ class Convert(Step):
         self.assets.observe(self._take_assets, "value")
         for control in (self.save_dir, self.overwrite, self.resume):
             control.observe(lambda _: self._describe(), "value")
-        self.blocked = "Nothing was written yet."
+        self.blocked = "Nothing has been written yet."
         self.plan = plan
         self._describe()
 
@@ -111,7 +111,7 @@ class Convert(Step):
     def _why_not(self) -> str:
         if self.job.running:
             return "The model is being written; wait for it, or cancel."
-        return "" if self._is_written() else "Nothing was written yet."
+        return "" if self._is_written() else "Nothing has been written yet."
 
     def _is_written(self) -> bool:
         """Whether the model that the fields speak of was written just now."""
@@ -173,10 +173,13 @@ class Convert(Step):
             return
         files = counted(len(planned.files), "file")
         assets = planned.assets
-        copied = f", and {len(assets.files)} files of {assets.directory}" if assets and assets.directory else ""
-        self.found.value = alert(
-            "info", f"Writes {files} with {format_bytes(planned.total_bytes)}{copied} to {target}."
-        ) + findings_html(planned.warnings, most=2)
+        copied = (
+            f", and copies {counted(len(assets.files), 'file')} from {assets.directory}"
+            if assets and assets.directory
+            else ""
+        )
+        text = f"Writes {files}, {format_bytes(planned.file_bytes)} in total, to {target}{copied}."
+        self.found.value = alert("info", text) + findings_html(planned.warnings, most=2)
         self.recipe.value = (
             "<p>The same from a shell:</p><pre class='dcp' data-testid='command'>"
             f"{escape(command_line(planned, target, **how))}</pre>"
@@ -202,7 +205,7 @@ class Convert(Step):
 
     def _done(self, report: Report) -> None:
         if self._writing[0] is not self.plan:
-            about = "The plan was changed meanwhile; this is not the new one."
+            about = "The plan has changed since: this is the result of the earlier one."
             self.message.value = alert("warning", f"{_wrote(report)}\n{about}")
             return
         self._written = self._writing
@@ -210,11 +213,11 @@ class Convert(Step):
         self.message.value = alert("success", _wrote(report))
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        return ("Nothing was written yet.", [], []) if self.report is None else report_summary(self.report)
+        return ("Nothing has been written yet.", [], []) if self.report is None else report_summary(self.report)
 
 
 def _wrote(report: Report) -> str:
-    return f"Wrote {format_bytes(report.total_bytes)} to {report.save_dir}."
+    return f"Wrote {format_bytes(report.file_bytes)} to {report.save_dir}."
 
 
 def _there(planned: ShardPlan, target: str, overwrite: bool) -> str:

@@ -42,7 +42,7 @@ class Detail(W.VBox):  # type: ignore[misc]
     def __init__(self, finding_chosen: Callable[[Finding], None]) -> None:
         self._finding_chosen = finding_chosen
         self.facts, self.found, self.values = W.HTML(), W.VBox(), W.HTML()
-        self.hide = W.Button(description="Close", tooltip="Close the detail")
+        self.hide = W.Button(description="Close", tooltip="Close the details")
         self.hide.layout = W.Layout(width="80px", align_self="flex-end", margin="0")
         super().__init__([self.hide, self.facts, self.found, self.values])
         self.add_class("dcp-detail")
@@ -61,7 +61,7 @@ class Detail(W.VBox):  # type: ignore[misc]
         self.facts.value = _facts(about)
         self.found.children = [self._button(finding) for finding in about.findings]
         if about.key in about.checkpoint.tensors:
-            self.values.value = "<p class='dcp-soft' role='status'>Reading its values …</p>"
+            self.values.value = "<p class='dcp-soft' role='status'>Reading the values …</p>"
             self._later.ask()
 
     def join(self, timeout: float | None = None) -> None:

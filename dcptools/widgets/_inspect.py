@@ -12,7 +12,7 @@ import pandas as pd
 import traitlets as T
 
 from dcptools import plots
-from dcptools._text import format_bytes, format_shape
+from dcptools._text import counted, format_bytes, format_shape
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding, Group
 from dcptools.recipe import to_inspect
@@ -213,4 +213,4 @@ class Inspect(Step):
             [key, dtype or "object", _shape(shape), format_bytes(0 if is_missing(nbytes) else nbytes)]
             for key, dtype, shape, nbytes in zip(*(frame[name].to_numpy(object) for name in names), strict=True)
         ]
-        return f"{self.checkpoint.path}: {len(frame):,} keys", ["key", "dtype", "shape", "bytes"], rows
+        return f"{self.checkpoint.path}: {counted(len(frame), 'key')}", ["key", "dtype", "shape", "bytes"], rows

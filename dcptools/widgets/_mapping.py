@@ -198,7 +198,7 @@ class Mapping(Step):
         if mapping.errors:
             self.blocked = "The mapping has errors; change a rule, or use another checkpoint."
         elif ask and not self.accept.value:
-            self.blocked = "There are warnings; tick that you have read them."
+            self.blocked = "There are warnings: tick that you have read them."
         else:
             self.blocked = ""
 
@@ -269,7 +269,7 @@ class Mapping(Step):
             return "No mapping yet.", [], []
         rows = [[output.sources[0].key, output.name, output.rule] for output in mapping.outputs]
         verdict = f"{mapping.fit.sentence}. " if mapping.fit else ""
-        return f"{verdict}{len(rows):,} outputs", ["key", "name", "rule"], rows
+        return f"{verdict}{counted(len(rows), 'output')}", ["key", "name", "rule"], rows
 
 
 def _outputs_frame(mapping: KeyMapping, dtype: str) -> pd.DataFrame:
@@ -285,7 +285,7 @@ def _found_html(mapping: KeyMapping) -> str:
     kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
     verdict = {
         "error": f"{counted(len(mapping.errors), 'error')}: this cannot be converted with these options.",
-        "warning": f"{counted(len(mapping.warnings), 'warning')}: look before you go on.",
+        "warning": f"{counted(len(mapping.warnings), 'warning')}: look at them before you go on.",
         "success": "No warnings.",
     }[kind]
     return alert(kind, f"{count}. {verdict}")

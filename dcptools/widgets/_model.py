@@ -30,9 +30,11 @@ LEFTOVER_COLUMNS = (
     Column("kind"),
     Column("nbytes", format_bytes, "bytes", numeric=True),
 )
-BUSY = "The model of config.json is being built, to know its weights. That takes some seconds, once."
-ADAPTER = "This is a LoRA adapter: it is written as peft saves it. Mode full writes the base model, if it is there."
-UNKNOWN = "Nothing is known of the model, so names are found by rules. A config.json or a reference would decide."
+BUSY = "Building the model of config.json, to know its weights. This takes some seconds, once."
+ADAPTER = "This is a LoRA adapter, and is written as peft saves it. Mode “full” writes the base model, if it is there."
+UNKNOWN = (
+    "Nothing is known about the model, so names are found by rules. A config.json or a reference would settle them."
+)
 
 
 def model_table() -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._text import format_bytes, format_count, some
+from dcptools._text import counted, format_bytes, format_count, some
 from dcptools.checkpoint import METADATA, Checkpoint, read
 from dcptools.recipe import to_inspect
 from dcptools.storage import is_url
@@ -122,11 +122,10 @@ def _takes_long(path: str) -> bool:
 def _sentence(checkpoint: Checkpoint) -> str:
     tensors = checkpoint.tensors.values()
     dtypes = some(dict.fromkeys(t.dtype.name for t in tensors), 6) or "no tensors"
-    ranks = f"{len(checkpoint.ranks)} rank{'s' if len(checkpoint.ranks) != 1 else ''}"
     return (
-        f"{len(tensors):,} tensors ({format_count(sum(t.numel for t in tensors))} elements, "
-        f"{format_bytes(checkpoint.nbytes)}, {dtypes}) and {len(checkpoint.objects):,} pickled objects, "
-        f"written by {ranks} in {len(checkpoint.files):,} files."
+        f"{counted(len(tensors), 'tensor')} ({format_count(sum(t.numel for t in tensors))} elements, "
+        f"{format_bytes(checkpoint.nbytes)}, {dtypes}) and {counted(len(checkpoint.objects), 'pickled object')}, "
+        f"written by {counted(len(checkpoint.ranks), 'rank')} in {counted(len(checkpoint.files), 'file')}."
     )
 
 

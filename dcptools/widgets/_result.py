@@ -38,7 +38,7 @@ class Result(Step):
     @handler
     def _show(self, _: Any = None) -> None:
         report: Report | None = self.report
-        self.blocked = "" if report else "Nothing was written yet."
+        self.blocked = "" if report else "Nothing has been written yet."
         if report is None:
             self.body.value = alert("info", self.blocked)
             return
@@ -53,7 +53,7 @@ class Result(Step):
         self.body.value = "".join(parts)
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
-        return ("Nothing was written yet.", [], []) if self.report is None else report_summary(self.report)
+        return ("Nothing has been written yet.", [], []) if self.report is None else report_summary(self.report)
 
 
 def report_summary(report: Report) -> tuple[str, list[str], list[list[str]]]:

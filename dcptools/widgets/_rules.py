@@ -72,23 +72,23 @@ def _fields() -> dict[str, W.Widget]:
     """By option, in the order of the form."""
     return {
         "model_assets_dir": _text("model_assets_dir", "directory with config.json and tokenizer", "640px"),
-        "reference": _text("reference", "a HuggingFace model to compare with", "420px"),
+        "reference": _text("reference", "HuggingFace model that decides instead of config.json", "420px"),
         "family": _text("family", "TOML file with a trainer's names", "420px"),
-        "layout": _choice("layout", LAYOUTS, "how names are found in the keys"),
+        "layout": _choice("layout", LAYOUTS, "how keys become HuggingFace names"),
         "root": W.Combobox(
             description=LABELS["root"], placeholder="model", continuous_update=False, layout={"width": "240px"}
         ),
-        "mode": _choice("mode", CHOICES["mode"], "the model, a LoRA adapter, or the adapter if there is one"),
+        "mode": _choice("mode", CHOICES["mode"], "full: the base model; lora: the adapter; auto: either"),
         "adapter": W.Text(
             description=LABELS["adapter"], placeholder="its name", continuous_update=False, layout={"width": "240px"}
         ),
         "adapter_config_path": _text("adapter_config_path", "adapter_config.json", "420px"),
-        "names": _choice("names", CHOICES["names"], "of the live model, or those that save_pretrained writes"),
-        "tied": _choice("tied", CHOICES["tied"], "weights that the model ties: one if they are equal, all, or one"),
+        "names": _choice("names", CHOICES["names"], "those of the live model, or those of save_pretrained"),
+        "tied": _choice("tied", CHOICES["tied"], "auto: one if they are equal; keep: all; drop: one, uncompared"),
         "unexpected": _choice("unexpected", CHOICES["unexpected"], "tensors that the model has no weight for"),
         "allow_mismatch": W.Checkbox(
             description=LABELS["allow_mismatch"], indent=False, layout={"width": "auto", "margin": "2px 2px 2px 16px"},
-            tooltip="write it though weights are missing or have another shape",
+            tooltip="write the result even if weights are missing or have another shape",
         ),
         "include": _text("include", "globs on keys", "420px"),
         "exclude": _text("exclude", "globs on keys", "420px"),

@@ -11,7 +11,7 @@ import traitlets as T
 from dcptools import plots
 from dcptools._parallel import default_workers
 from dcptools._sizes import parse_bytes
-from dcptools._text import format_bytes
+from dcptools._text import counted, format_bytes
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
 from dcptools.recipe import to_plan
@@ -203,7 +203,7 @@ class Shards(Step):
         if self.plan is None:
             return "No plan yet.", [], []
         rows = [[f.filename, str(len(f.tensors)), format_bytes(f.nbytes)] for f in self.plan.files]
-        return f"{len(rows):,} files, {format_bytes(self.plan.total_bytes)}", ["file", "tensors", "bytes"], rows
+        return f"{counted(len(rows), 'file')}, {format_bytes(self.plan.file_bytes)}", ["file", "tensors", "bytes"], rows
 
 
 def _rounds(size: int) -> bool:
@@ -215,8 +215,9 @@ def _facts(planned: ShardPlan) -> str:
     target = default_save_dir(planned.checkpoint.path)
     free = free_bytes(target) if isinstance(target, Path) else None  # an object store has no such limit
     largest = max((file.nbytes for file in planned.files), default=0)
+    files = f"{counted(len(planned.files), 'file')}, {format_bytes(planned.file_bytes)} in total"
     text = (
-        f"{len(planned.files):,} files with {format_bytes(planned.total_bytes)}, the largest {format_bytes(largest)}.\n"
+        f"{files}, the largest {format_bytes(largest)}.\n"
         f"Memory: about {format_bytes(planned.peak_bytes)} with {default_workers()} workers."
         + (f" Free beside the checkpoint: {format_bytes(free)}." if free is not None else "")
     )

@@ -232,7 +232,7 @@ class Table(anywidget.AnyWidget):
             self._selection = rows.select(self._query, self._wanted(len(rows)))
         except re.error as error:
             self._selection = self._selection or rows.select(Query())
-            wrong = f"This is not a regular expression: {error}."
+            wrong = f"This is not a valid regular expression: {error}."
             self.answer = {**self.answer, **self._asked(), "stale": False, "error": wrong}
             return
         self._outline = None

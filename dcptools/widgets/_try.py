@@ -61,12 +61,10 @@ class Try(Step):
         self.facts, self.answer = W.HTML(), W.HTML()
         self.prompt = W.Text(value="The", description="Prompt", layout=WIDE)
         self.most = W.BoundedIntText(
-            value=MOST_TOKENS, min=1, max=1000, description="Tokens", tooltip="The most that are generated",
+            value=MOST_TOKENS, min=1, max=1000, description="Tokens", tooltip="Largest number of tokens to generate",
             layout={"width": "200px"},
         )  # fmt: skip
-        self.sample = W.Textarea(
-            description="Text", placeholder="paste a text to see the loss on it", rows=3, layout=WIDE
-        )
+        self.sample = W.Textarea(description="Text", placeholder="paste a text to see its loss", rows=3, layout=WIDE)
         self.reference = W.Text(
             description="Beside", placeholder="directory of another HuggingFace model, to compare with", layout=WIDE
         )
@@ -121,19 +119,19 @@ class Try(Step):
         planned: ShardPlan | None = self.plan
         if planned is None:
             return "Review the mapping first."
-        skip = "Go on without: the step can be left out."
+        skip = "You can skip this step."
         if planned.kind == "adapter":
-            return f"This is an adapter, and no model by itself. {skip}"
+            return f"This is an adapter, not a model by itself. {skip}"
         if planned.assets is None or not planned.assets.config:
-            return f"There is no config.json that says which model it is; give the assets in the step Mapping. {skip}"
+            return f"No config.json says which model this is: give the assets in the Mapping step. {skip}"
         needed, available = memory_needed(planned), available_bytes()
         if available is not None and needed > available and "" not in self._models:
-            room = f"The model takes {format_bytes(needed)} of memory, and {format_bytes(available)} are free."
+            room = f"The model takes {format_bytes(needed)} of memory, and {format_bytes(available)} is free."
             return f"{room} Try it on a machine with more. {skip}"
         return ""
 
     def _fits(self) -> str:
-        return f"Loads the model, {format_bytes(memory_needed(self.plan))} of memory, and writes nothing."
+        return f"Loads the model into {format_bytes(memory_needed(self.plan))} of memory and writes nothing."
 
     def _ready(self) -> bool:
         return not self._why_not() and not self.frozen
@@ -171,7 +169,7 @@ class Try(Step):
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:
         if not self.said:
-            return "Nothing was tried.", [], []
+            return "Nothing has been tried.", [], []
         rows = [[each.who, each.text, _loss_text(each.loss)] for each in self.said]
         return "What the model says", ["model", "text", "loss"], rows
 
@@ -196,5 +194,5 @@ def _loss_text(value: float | None) -> str:
     if value is None:
         return ""
     if math.isnan(value):
-        return "no number (NaN): values of the model are NaN or infinite"
+        return "not a number (NaN): some values of the model are NaN or infinite"
     return f"{value:.3f} nats per token (perplexity {math.exp(min(value, 700)):,.1f})"

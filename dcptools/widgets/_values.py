@@ -53,7 +53,7 @@ class Values(W.VBox):  # type: ignore[misc]
     def __init__(self, done: Callable[[pd.DataFrame], None], failed: Callable[[BaseException], None]) -> None:
         self._tell = done
         self.globs = W.Text(
-            description="Keys", placeholder="all that is converted; or globs, with spaces between",
+            description="Keys", placeholder="everything that is converted; or globs, separated by spaces",
             layout={"width": "480px"},
         )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
@@ -63,7 +63,7 @@ class Values(W.VBox):  # type: ignore[misc]
         self.table = Table(TABLE, noun="tensor")
         self.rows = W.VBox([self.table])
         about = W.HTML(
-            "<p>Reads the stored values and looks for NaN and Inf. Memory stays small; it can be cancelled.</p>"
+            "<p>Reads the stored values and looks for NaN and Inf. Uses little memory, and can be cancelled.</p>"
         )
         super().__init__([about, self.globs, self.job, self.note, self.drawn, self.figure, self.rows])
         self._reading: Checkpoint | None = None
@@ -99,11 +99,12 @@ class Values(W.VBox):  # type: ignore[misc]
             return
         bad = frame[(frame["nan"] > 0) | (frame["inf"] > 0)]
         if len(bad):
-            found = f"{len(bad):,} of {len(frame):,} tensors have NaN or Inf: {some(bad['key'])}."
+            have = "has" if len(bad) == 1 else "have"
+            found = f"{len(bad):,} of {counted(len(frame), 'tensor')} {have} NaN or Inf: {some(bad['key'])}."
         else:
             found = f"No NaN and no Inf in {counted(len(frame), 'tensor')}."
-        looked_at = f"{len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')}"
-        self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at} were looked at.")
+        looked_at = f"Checked {len(frame):,} of the checkpoint's {counted(len(self._reading.tensors), 'tensor')}."
+        self.note.value = alert("warning" if len(bad) else "success", f"{found} {looked_at}")
         self._frame = self.table.frame = frame
         self._tell(frame)
         self._draw()

@@ -149,17 +149,17 @@ def refuse_others(plan: ShardPlan, save_dir: Path | str, header: Mapping[str, An
     if header.get("fingerprint") != now["fingerprint"]:
         differences = "\n".join(f"  {line}" for line in _differences(header, now))
         raise TargetError(
-            f"The finished files in {save_dir} are those of another conversion:\n{differences}\n"
-            "Give the same options to go on with them. "
-            f"Without {option('resume', True)} it starts anew, and removes them."
+            f"The finished files in {save_dir} belong to another conversion:\n{differences}\n"
+            "Give the same options to continue with them. "
+            f"Without {option('resume', True)} the run starts afresh and removes them."
         )
     before = header.get("identities")
     before = before if isinstance(before, dict) else {}
     if changed := sorted(name for name in now["identities"] if before.get(name) != now["identities"][name]):
         raise TargetError(
-            f"The checkpoint {plan.checkpoint.path} changed since the finished files in {save_dir} were made of it: "
-            f"{some(changed)} {'was' if len(changed) == 1 else 'were'} written to or replaced.\n"
-            f"Without {option('resume', True)} it starts anew, and removes them."
+            f"The checkpoint {plan.checkpoint.path} has changed since the finished files in {save_dir} were made:"
+            f" {some(changed)} {'was' if len(changed) == 1 else 'were'} written to or replaced.\n"
+            f"Without {option('resume', True)} the run starts afresh and removes them."
         )
 
 
@@ -169,7 +169,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     if before.get("digest") != now["digest"]:
         same = before.get("checkpoint") == now["checkpoint"]
         lines.append(
-            f"checkpoint: {now['checkpoint']} was saved anew"
+            f"checkpoint: {now['checkpoint']} was saved again"
             if same
             else f"checkpoint: {before.get('checkpoint')} before, {now['checkpoint']} now"
         )

@@ -75,7 +75,9 @@ def _lock_file(save_dir: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, TargetError):
             raise
-        raise TargetError(f"{save_dir} cannot be written to: {error.strerror}.\nGive a directory of yours.") from None
+        raise TargetError(
+            f"{save_dir} cannot be written to: {error.strerror}.\nGive a directory that you may write to."
+        ) from None
     try:
         yield
     finally:
@@ -92,7 +94,7 @@ def _acquire(path: Path) -> int:
         if path.is_symlink() or path.is_dir():
             what = "symlink" if path.is_symlink() else "directory"
             raise TargetError(
-                f"{path} is a {what}, and a file of dcptools belongs there.\nRemove it, or give another directory."
+                f"{path} is a {what} where dcptools needs a file of its own.\nRemove it, or give another directory."
             )
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:

@@ -16,10 +16,10 @@ from dcptools.storage import LocalSink, Sink, Source, open_regular, open_source,
 from dcptools.writer.swap import Swap, old_model
 from dcptools.writer.target import planned_names
 
-SINCE = ("changed since it was read", "Nothing was written. Read it again when nothing writes there any more.")
+SINCE = ("changed since it was read", "Nothing was written. Read it again when nothing is writing to it.")
 DURING = (
     "changed while it was converted",
-    "Nothing was kept. Convert again when nothing writes there any more, or a copy.",
+    "Nothing was kept. Convert again when nothing is writing to it, or convert a copy.",
 )
 
 
@@ -43,7 +43,7 @@ def check_file(file: ShardFile, path: str) -> None:
         raise
     wanted = {t.output.name: (t.dtype.code, t.output.shape) for t in file.tensors}
     if found != wanted or os.path.getsize(path) != file.nbytes:
-        raise BrokenCheckpoint(f"{file.filename} is not what was planned after writing it. Nothing was kept.")
+        raise BrokenCheckpoint(f"{file.filename} was written, but is not what was planned. Nothing was kept.")
 
 
 def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
@@ -54,7 +54,7 @@ def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
     BrokenCheckpoint
         One was written to, replaced or removed: what is converted may be of two saves.
     """
-    with system_errors(BrokenCheckpoint, f"The checkpoint {checkpoint.path} cannot be looked at any more"):
+    with system_errors(BrokenCheckpoint, f"The checkpoint {checkpoint.path} can no longer be read"):
         changed = checkpoint.changed_files()
     if changed:
         raise BrokenCheckpoint(
@@ -99,11 +99,11 @@ def _undo(swap: Swap, error: BaseException) -> None:
         swap.undo()
     except OSError as second:
         raise TargetError(
-            f"Writing to {swap.directory} failed: {reason(error)}.\nWhat was there before is in {swap.before}, and "
-            f"could not be put back: {reason(second)}.\nThe next run into this directory tries it again."
+            f"Writing to {swap.directory} failed: {reason(error)}.\nThe old files are in {swap.before}, and "
+            f"could not be restored: {reason(second)}.\nThe next run into this directory tries again."
         ) from error
     except BaseException as second:  # Ctrl-C once more
-        second.add_note(f"What was there before is in {swap.before}; the next run into this directory puts it back.")
+        second.add_note(f"The old files are in {swap.before}; the next run into this directory restores them.")
         raise
 
 

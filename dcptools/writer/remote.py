@@ -32,7 +32,7 @@ def publish_to_url(files: CompletedFiles, engine: OutputEngine) -> list[tuple[st
     refuse_changes(plan.checkpoint, *DURING)
     source = open_source(url)
     *others, last = planned_names(plan)
-    with system_errors(TargetError, f"The output {url} cannot be looked at"):
+    with system_errors(TargetError, f"The output {url} cannot be read"):
         old = _old_model(source, plan.kind)
     gone = [name for name in old if name in STARTS[plan.kind]]
     try:
@@ -47,7 +47,7 @@ def publish_to_url(files: CompletedFiles, engine: OutputEngine) -> list[tuple[st
         kept = files.kept(error)
         _remove(sink, [name for name in (last, *others) if name not in kept])
         if isinstance(error, OSError) and not isinstance(error, DcptoolsError):
-            lost = " The old model is gone: an object store cannot put it aside." if gone else ""
+            lost = " The old model is gone: an object store cannot set it aside." if gone else ""
             raise TargetError(f"Publishing {url} failed: {reason(error)}.\n{files.told(error)}{lost}") from error
         raise
     return _remove(sink, [name for name in old if name not in {*others, last, *gone}])
@@ -73,7 +73,7 @@ def _checked(plan: ShardPlan, source: Source, names: Iterable[str]) -> dict[str,
         if state is not None and state.nbytes == file.nbytes:
             source.read_into(file.filename, 0, memoryview(header))
         if header != file.header:
-            raise BrokenCheckpoint(f"{file.filename} is not what was planned after uploading it. Nothing was kept.")
+            raise BrokenCheckpoint(f"{file.filename} was uploaded, but is not what was planned. Nothing was kept.")
     source.close()
     return states
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dcptools._display import Shown, Table
 from dcptools._table import frame
 from dcptools._text import counted, format_bytes
+from dcptools.assets import CONFIG
 from dcptools.findings import Finding, HasFindings
 from dcptools.shards import INDEX, ShardPlan
 from dcptools.tensors import Checksums
@@ -28,6 +29,7 @@ class Report(Shown, HasFindings):
     files: tuple[tuple[str, int], ...]  # name and bytes of each weight file
     index: str  # name of the index; "" for a single file
     assets: tuple[str, ...]  # names of the copied files
+    others: tuple[tuple[str, int], ...]  # name and bytes of each file that holds no weights: the index and the assets
     taken_over: tuple[str, ...]  # names of the weight files that an earlier run, which was stopped, had finished
     tensors: int
     total_bytes: int  # of values
@@ -47,10 +49,15 @@ class Report(Shown, HasFindings):
         return tuple(f for f in self.findings if f.code in ("cast-overflow", "no-checksum", "stale-file"))
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of all weight files, headers included."""
+        return sum(nbytes for _, nbytes in self.files)
+
+    @property
     def bytes_per_second(self) -> float:
-        """Of what was not taken over."""
-        before = sum(nbytes for name, nbytes in self.files if name in self.taken_over)
-        return max(0, self.total_bytes - before) / self.seconds if self.seconds else 0.0
+        """Of the weight files that were not taken over."""
+        new = sum(nbytes for name, nbytes in self.files if name not in self.taken_over)
+        return new / self.seconds if self.seconds else 0.0
 
     def to_frame(self) -> pd.DataFrame:
         """One row per weight file: file, nbytes."""
@@ -61,15 +68,13 @@ class Report(Shown, HasFindings):
 
     def headline(self) -> str:
         return (
-            f"Wrote {counted(self.tensors, 'tensor')}, {format_bytes(self.total_bytes)} in "
-            f"{counted(len(self.files), 'file')}, to {self.save_dir} in {self.seconds:.2f} s "
+            f"Wrote {counted(self.tensors, 'tensor')} in {counted(len(self.files), 'file')}, "
+            f"{format_bytes(self.file_bytes)} in total, to {self.save_dir} in {self.seconds:.2f} s "
             f"({format_bytes(self.bytes_per_second)}/s)"
         )
 
     def _tables(self) -> list[Table]:
-        weights = [(name, format_bytes(nbytes)) for name, nbytes in self.files]
-        others = [(name, "") for name in ((self.index,) if self.index else ()) + self.assets]
-        return [Table(("file", "bytes"), weights + others)]
+        return [Table(("file", "bytes"), [(name, format_bytes(nbytes)) for name, nbytes in self.files + self.others])]
 
     def _footer(self) -> str:
         return self.facts()
@@ -78,12 +83,13 @@ class Report(Shown, HasFindings):
         return self.found_while_writing
 
     def facts(self) -> str:
-        parts = [f"checksums: {self.items_checked:,} stored items verified"]
-        parts += [f"{self.items_unchecked:,} read in part"] if self.items_unchecked else []
-        parts += [f"{self.items_without_checksum:,} without"] if self.items_without_checksum else []
+        parts = [f"checksums of {counted(self.items_checked, 'stored item')} verified"]
+        parts += [f"{self.items_unchecked:,} read only in part"] if self.items_unchecked else []
+        parts += [f"{self.items_without_checksum:,} without checksum"] if self.items_without_checksum else []
         if self.taken_over:
             parts = [f"{len(self.taken_over)} of {counted(len(self.files), 'file')} taken over; {parts[0]}", *parts[1:]]
-        return ", ".join(parts) + f"; peak memory {format_bytes(self.peak_bytes)} with {self.workers} workers"
+        memory = f"peak memory {format_bytes(self.peak_bytes)} with {counted(self.workers, 'worker')}"
+        return f"{', '.join(parts)}; {memory}"
 
 
 def report_of(
@@ -102,6 +108,7 @@ def report_of(
         files=tuple((file.filename, file.nbytes) for file in plan.files),
         index=INDEX if plan.index is not None else "",
         assets=tuple(asset.name for asset in plan.assets.files) if plan.assets else (),
+        others=tuple(_others(plan)),
         taken_over=taken_over,
         tensors=sum(len(file.tensors) for file in plan.files),
         total_bytes=plan.total_bytes,
@@ -115,6 +122,14 @@ def report_of(
         fingerprint=plan.fingerprint,
         findings=(*plan.findings, *found),
     )
+
+
+def _others(plan: ShardPlan) -> Iterator[tuple[str, int]]:
+    if plan.index is not None:
+        yield INDEX, len(plan.index)
+    for asset in plan.assets.files if plan.assets else ():
+        config = plan.assets.config_for(plan.written_dtype) if plan.assets and asset.name == CONFIG else None
+        yield asset.name, asset.nbytes if config is None else len(config)
 
 
 def _peak_bytes() -> int:

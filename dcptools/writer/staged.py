@@ -66,7 +66,7 @@ class Files:
             return "Nothing was kept."
         files = counted(len(self.plan.files), "file")
         be = "is" if len(kept) == 1 else "are"
-        return f"{len(kept)} of {files} {be} finished and kept: go on with {option('resume', True)}."
+        return f"{len(kept)} of {files} {be} finished and kept: continue with {option('resume', True)}."
 
     def end(self, error: BaseException | None) -> None:
         """Remove what does not stay; what cannot be removed goes with the next run."""

@@ -45,11 +45,11 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resu
     there = _existing(save_dir)
     if not there.is_dir():
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
-        raise TargetError(f"The output {save_dir} {what}.\nGive a directory, new or without a model in it.")
+        raise TargetError(f"The output {save_dir} {what}.\nGive a new directory, or one without a model.")
     if not os.access(there, os.W_OK | os.X_OK):
         if _is_read_only(there):
-            raise TargetError(f"{there} is on a file system that is mounted read-only.\nGive a directory elsewhere.")
-        raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory of yours.")
+            raise TargetError(f"{there} is on a read-only file system.\nGive a directory elsewhere.")
+        raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory that you may write to.")
     for file in plan.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
             raise TargetError(
@@ -73,7 +73,7 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
     source = open_source(url)
     if url.startswith("hf://"):
         raise TargetError(
-            f"{url} can be read and not written: there each file is a commit.\nConvert into a directory, and upload it "
+            f"{url} can only be read: writing there makes a commit per file.\nConvert into a directory, and upload it "
             "with `hf upload`."
         )
     own = {join(plan.checkpoint.path, os.path.dirname(file.name)).rstrip("/") for file in plan.checkpoint.files}
@@ -85,7 +85,7 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
         kind = source.kind()
         names = source.entries() if kind == "directory" else []
     if kind == "file":
-        raise TargetError(f"The output {url} is a file.\nGive another URL, new or without a model below it.")
+        raise TargetError(f"The output {url} is a file.\nGive a new URL, or one without a model.")
     if resume and URL_JOURNAL in names and plan.index is not None:
         names = [name for name in names if not is_shard(name)]  # whose they are is looked at when they are taken over
     if resume and overwrite and plan.index is not None and (existing := _weights(names)):
@@ -108,7 +108,7 @@ def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[st
     if existing:
         raise OutputExists(
             f"{save_dir} already holds {some(existing, 3)}.\nNothing was written. Give another directory, or overwrite "
-            f"({option('overwrite', True)}): that replaces a model, and leaves weights of something else."
+            f"({option('overwrite', True)}): that replaces the model and keeps weights of anything else."
         )
 
 
@@ -141,8 +141,8 @@ def _refuse_what_is_in_the_way(plan: ShardPlan, save_dir: Path) -> None:
     for path in (save_dir / name for name in planned_names(plan)):
         if os.path.lexists(path) and not is_file(path):
             raise TargetError(
-                f"{path} is a directory, and a file of that name is to be written.\nNothing was written. Remove it, or "
-                "give another directory."
+                f"{path} is a directory, but a file of that name has to be written.\nNothing was written. Remove it, "
+                "or give another directory."
             )
 
 
@@ -185,8 +185,8 @@ def _check_space(plan: ShardPlan, save_dir: Path) -> None:
     needed, free = plan.file_bytes + assets + SPARE_BYTES, free_bytes(save_dir) + stale
     if needed > free:
         raise TargetError(
-            f"{save_dir} has {format_bytes(free)} free, and {format_bytes(needed)} are needed.\nNothing was written. "
-            "Free some space, or give a directory on another disk. (With overwrite, the old files go last.)"
+            f"{save_dir} has {format_bytes(free)} free, but {format_bytes(needed)} is needed.\nNothing was written. "
+            "Free some space, or give a directory on another disk. (With overwrite, the old files are removed last.)"
         )
 
 

@@ -15,6 +15,7 @@ from dcptools._option import option
 from dcptools._parallel import Progress, default_workers, fewer_workers
 from dcptools._paths import expanded
 from dcptools._progress import bar
+from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import (
     BrokenCheckpoint,
@@ -213,7 +214,7 @@ def _hidden(target: Path, *, resume: bool) -> str:
     """That hidden files are left, and what becomes of them; "" if there are none."""
     if not any(target.glob(f"{TEMPORARY}*")):
         return ""
-    what = "takes what is finished, and removes the others" if resume else "removes them"
+    what = "takes over what is finished and removes the rest" if resume else "removes them"
     return f"Hidden files, {TEMPORARY}…, are left in {target}; the next run there {what}."
 
 
@@ -263,13 +264,13 @@ def _found(engine: OutputEngine) -> Iterator[Finding]:
     """What the engine noticed."""
     for name, count in sorted(engine.tally.overflows.items()):
         yield Finding(
-            "cast-overflow", name, f"{count:,} finite values became Inf in the cast",
-            f"write it wider: {option('dtype_for')}",
+            "cast-overflow", name, f"{counted(count, 'finite value')} became Inf in the cast",
+            f"write it in a wider dtype: {option('dtype_for')}",
         )  # fmt: skip
     if engine.checksums.without:
         yield Finding(
-            "no-checksum", "", f"{engine.checksums.without:,} items were stored without a checksum",
-            "safetensors files have none; torch computes them otherwise, unless it is told not to",
+            "no-checksum", "", f"no checksum was stored with {counted(engine.checksums.without, 'item')}",
+            "safetensors files have none; otherwise torch writes them unless it is told not to",
         )  # fmt: skip
 
 

@@ -65,10 +65,15 @@ def with_parameters(cell: nbformat.NotebookNode) -> str:
     return source
 
 
+def with_links(prose: str) -> str:
+    """Links to other notebooks as links to their pages."""
+    return re.sub(r"\]\((\S+)\.ipynb\)", r"](\1.md)", prose)
+
+
 def blocks(notebook: nbformat.NotebookNode, name: str) -> Iterator[str]:
     """The page in pieces, an empty line after each."""
     for number, cell in enumerate(notebook.cells):
-        yield f"```python\n{cell.source}\n```\n" if cell.cell_type == "code" else f"{cell.source}\n"
+        yield f"```python\n{cell.source}\n```\n" if cell.cell_type == "code" else f"{with_links(cell.source)}\n"
         for output in cell.get("outputs", ()):
             yield shown(output, f"{name}-{number}")
     yield NOTE.format(name=name)  # last, since a page's title is looked for in its first line

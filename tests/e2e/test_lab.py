@@ -92,7 +92,7 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
     assert_is_the_model(target, demo)
 
     page.get_by_role("button", name="Back", exact=True).click()
-    page.get_by_role("checkbox", name="Overwrite a model that is there").check()
+    page.get_by_role("checkbox", name="Overwrite an existing model").check()
     for _ in range(5):
         shown.click("Back")
     other = saved.trained(tmp_path / "other", saved.model_state(layers=1), optimizer=False)
@@ -106,7 +106,7 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
         shown.click("Next")
         shown.at(number, name)
     expect(page.get_by_role("textbox", name="Save to")).to_have_value(f"{other}/hf_ckpt")
-    expect(page.get_by_role("checkbox", name="Overwrite a model that is there")).not_to_be_checked()
+    expect(page.get_by_role("checkbox", name="Overwrite an existing model")).not_to_be_checked()
     expect(page.get_by_role("textbox", name="Assets").last).to_have_value("")
 
 

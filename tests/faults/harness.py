@@ -198,7 +198,7 @@ class Place:
         which = self.found()
         if ended.status == 0:
             assert which == "new"
-        if ended.status >= 0 and not ended.said.count("could not be put back"):
+        if ended.status >= 0 and not ended.said.count("could not be restored"):
             assert which == "new" or visible(self.out) == self.old, ended.said
             hidden = [name for name in os.listdir(self.out) if name.startswith(".dcptools-")]
             told = "finished and kept" in ended.said or ".dcptools-" in ended.said

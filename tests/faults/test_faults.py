@@ -109,7 +109,7 @@ def failing(place: Place, kind: str, number: int, nth: int, *, again: bool, belo
     what = f"{errno.errorcode[number]} in {kind}, {where}" + (", and ever after" if again else "")
     ended = one(place, what, Job(fault=Fault(kind, nth, "errno", number, again, below)), nth)
     assert ended.status in (0, 1), ended
-    if ended.status:  # of one call to open that fails safetensors says only that the file is not there
+    if ended.status:  # of one call to open that fails safetensors says only that the file is missing
         reasons = [os.strerror(number), *(["No such file"] if kind == "open" and not again else [])]
         assert any(reason in ended.said for reason in reasons), ended
     return ended.fired
@@ -291,7 +291,7 @@ def test_an_output_that_cannot_be_written_to(place: Place, mode: int) -> None:
     finally:
         place.out.chmod(0o755)
     place.check(ended)
-    assert (ended.status, place.found()) == (1 + (mode == 0), "old"), ended  # 2: it cannot be looked at either
+    assert (ended.status, place.found()) == (1 + (mode == 0), "old"), ended  # 2: it cannot be read either
     assert "permission denied" in ended.said or "is not readable" in ended.said
     COUNTS["no permission", ""] += 1
 
