@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import ipywidgets as W
 import traitlets as T
 
 from dcptools._text import counted, format_bytes
-from dcptools.errors import DcptoolsError
-from dcptools.storage import open_source
 from dcptools.widgets._base import Step, alert, escape, findings_html, handler, table_html
 from dcptools.writer import Report
 
@@ -58,18 +55,8 @@ class Result(Step):
 
 def report_summary(report: Report) -> tuple[str, list[str], list[list[str]]]:
     """Headline, and each file with its size, as a table."""
-    others = (*((report.index,) if report.index else ()), *report.assets)
-    sizes = {**dict(report.files), **_sizes(report.save_dir, others)}
-    rows = [[name, format_bytes(sizes[name]) if name in sizes else ""] for name in (*dict(report.files), *others)]
+    rows = [[name, format_bytes(nbytes)] for name, nbytes in report.files + report.others]
     return report.headline(), ["file", "bytes"], rows
-
-
-def _sizes(save_dir: str, names: tuple[str, ...]) -> dict[str, int]:
-    """Of the files that no plan counts; those that are not there any more have none."""
-    with suppress(DcptoolsError, OSError):
-        states = open_source(save_dir).states(names)
-        return {name: state.nbytes for name, state in states.items() if state is not None}
-    return {}
 
 
 def _snippet(report: Report) -> str:
