@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import models
 
 from dcptools.errors import UsageError
-from dcptools.expected import Expected, Naming, NotExpected, asking, expect, is_answered
+from dcptools.expected import Expected, Naming, NotExpected, asking, building, expect, is_answered
 from dcptools.mapping import must_build
+from tests.fuzz import architecture
 
 QWEN3 = json.dumps(models.QWEN3_CONFIG)
 
@@ -88,6 +91,71 @@ def test_what_cannot_be_built_is_answered_at_once(config: str, monkeypatch: pyte
     with pytest.raises(NotExpected):
         expect(config)
     assert built.configs == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is more than 1,000, which no model has"),
+        ({"num_hidden_layers": 1e300}, "num_hidden_layers is more than 1,000, which no model has"),
+        ({"num_experts": 10**7}, "num_experts is more than 5,000, which no model has"),
+        ({"num_labels": 10**4000}, "num_labels is more than 100,000, which no model has"),
+        ({"vision_config": {"depths": [2, 10**6]}}, "depths is more than 1,000, which no model has"),
+        ({"a" * 5000 + "layers": 1001}, "a" * 100 + " is more than 1,000, which no model has"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value))[:20],
+)
+def test_more_layers_than_any_model_has_are_not_tried(
+    fields: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = builder(monkeypatch)
+    config = json.dumps({**models.QWEN3_CONFIG, **fields})
+    with pytest.raises(NotExpected) as caught:
+        expect(config)
+    assert (str(caught.value), caught.value.broken, is_answered(config), built.configs) == (found, True, True, [])
+
+
+def test_what_models_have_many_of_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {
+        "num_hidden_layers": 1000, "num_experts": 2048, "vocab_size": 10**6, "hidden_size_per_layer": 16384,
+        "label2id": {"the top layer": 21842}, "num_labels": 21843,
+    }  # fmt: skip
+    builder(monkeypatch, model("large"))
+    assert expect(json.dumps({**models.QWEN3_CONFIG, **many})).title == "large"
+
+
+def test_building_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = json.dumps({**models.QWEN3_CONFIG, "num_hidden_layers": 990})
+    monkeypatch.setattr(building, "MAX_BYTES", 24 << 20)
+    assert architecture.built(large) == {"broken": "building it takes more than 24 MB of memory"}
+    monkeypatch.undo()
+    monkeypatch.setattr(building, "SECONDS", 1)
+    assert architecture.built(large) == {"broken": "building it takes more than 1 seconds"}
+
+
+QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_hidden_layers": 48, "num_experts": 128,
+    "num_experts_per_tok": 8, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+DEEPSEEK_V3 = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_hidden_layers": 61,
+    "first_k_dense_replace": 3, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8,
+    "topk_group": 4, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+    "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "vocab_size": 129280, "max_position_embeddings": 163840,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("config", "billions"), [(QWEN3_30B_A3B, 30.5), (DEEPSEEK_V3, 671)], ids=lambda value: str(value)[:40]
+)
+def test_the_largest_models_are_built_within_the_bounds(config: dict[str, Any], billions: float) -> None:
+    shapes = expect(json.dumps(config)).stored.shapes
+    assert sum(math.prod(shape or ()) for shape in shapes.values()) / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 def test_a_preview_builds_only_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What the model expects: the names and shapes of its weights, as ``config.json`` or another model's files say.
 
-``asking`` has the architecture built by ``transformers`` in a process of its own (``building``, with ``tracing``);
-``architecture`` finds its classes; ``reference`` reads the headers of a HuggingFace model.
+``asking`` has the architecture built by ``transformers`` in a process of its own (``building``, with ``tracing``), if
+its ``counts`` are those of a model; ``architecture`` finds its classes; ``reference`` reads the headers of a
+HuggingFace model.
 """
 
 from __future__ import annotations

@@ -76,6 +76,8 @@ class Guard:
     def _wrong(self, event: str, arguments: tuple[Any, ...]) -> str:
         if event == "open" and not isinstance(arguments[0], int):
             path, _, flags = arguments
+            if os.fsdecode(path) == "/proc/self/status":  # how much memory this process takes
+                return ""
             path = os.path.realpath(os.fsdecode(path))
             inside = path.startswith(self._place + os.sep)
             if not inside and (flags & (os.O_WRONLY | os.O_RDWR) or not path.startswith(_LIBRARIES)):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from dcptools.expected import building
 from tests.checkpoints import broken, edit, hostile, hostile_items, saved
 
 DATA = Path(__file__).parents[1] / "data"
@@ -110,6 +111,16 @@ def configs(place: Path) -> Seeds:
         directory.mkdir()
         shutil.copy(config, directory)
         yield directory, config.name
+
+
+def architectures(place: Path) -> Seeds:
+    """Of models that are built here, so that what is imported for them is imported before somebody watches."""
+    for trainer in ("torchtitan-deepseek-v3", "veomni-qwen3-moe", "accelerate-gemma3", "lightning-llama"):
+        directory = place / trainer
+        directory.mkdir()
+        shutil.copy(DATA / "trainers" / trainer / "config.json", directory)
+        building.describe(building.build(json.loads((directory / "config.json").read_text())))
+        yield directory, "config.json"
 
 
 def adapter_configs(place: Path) -> Seeds:

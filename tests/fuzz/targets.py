@@ -16,12 +16,12 @@ from dcptools import cli
 from dcptools.assets import find_assets
 from dcptools.checkpoint import StoredTensor
 from dcptools.errors import DcptoolsError
-from dcptools.expected import NotExpected
+from dcptools.expected import NotExpected, expect, is_answered
 from dcptools.hf import read_model
 from dcptools.layouts import read_family
 from dcptools.tensors import read_region
 
-from . import differential, made, mutate, seeds
+from . import architecture, differential, made, mutate, seeds
 from .guard import check_message, check_page, check_text
 
 MOST_ELEMENTS = 1 << 16  # of a tensor that is read: the metadata of a small file may well say that one is huge
@@ -106,6 +106,17 @@ def config(directory: Path, _file: str) -> str:
     return "refused by a finding" if assets.config_for("bfloat16") is None else "read"
 
 
+def built(directory: Path, _file: str) -> str:
+    assets = find_assets(directory)
+    if not assets.says("architectures"):
+        return "names no model"
+    if is_answered(assets.config):
+        with contextlib.suppress(NotExpected):
+            expect(assets.config)
+        return "refused at once"
+    return architecture.outcome_of(assets.config)
+
+
 def _previewed(directory: Path, **options: Any) -> str:
     mapping = dcptools.preview(directory, **options)
     look_at(mapping)
@@ -136,6 +147,7 @@ class Kind:
     target: Target
     share: float = 1.0  # of the time
     events: frozenset[str] = frozenset()  # that it may cause, for another reader is asked as well
+    slow: bool = False  # a second for each
 
 
 _PICKLE = frozenset(["pickle.find_class"])
@@ -151,6 +163,7 @@ KINDS = {
     "safetensors header": Kind(seeds.headers, mutate.of_header, header, 2),
     "index": Kind(seeds.indexes, mutate.of_json, index),
     "config.json": Kind(seeds.configs, mutate.of_json, config),
+    "architecture": Kind(seeds.architectures, mutate.of_json, built, 2, frozenset(["os.fork"]), slow=True),
     "adapter_config.json": Kind(seeds.adapter_configs, mutate.of_json, adapter_config),
     "family": Kind(seeds.families, mutate.of_text, family),
     "rename rules": Kind(seeds.rules, mutate.of_text, rules),
