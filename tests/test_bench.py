@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -60,6 +61,9 @@ ROWS = {
         "each of 200,000 / each of 20,000",
     ],
     "orders": ["dim-1 shards of 64 ranks / rows of 8 ranks", "column-major / rows of 8 ranks"],
+    "processes": [
+        f"alone / torchrun -n {count}" for count in sections.PROCESSES if count <= max(2, os.cpu_count() or 1)
+    ],
     "far": ["5 ms: one after another / ours", "50 ms: one after another / ours"],
     "command": ["true {load} {save}"],
 }
@@ -99,6 +103,11 @@ def test_speed_measures_every_row_and_both_wrote_the_same_bytes(directory: Path)
 
 def test_metadata_measures_every_row(directory: Path) -> None:
     assert_measured(measure(directory, "metadata"), "metadata")
+
+
+@pytest.mark.long
+def test_experts_and_processes_measure_every_row(directory: Path) -> None:
+    assert_measured(measure(directory, "experts", "processes"), "experts", "processes")
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,30 @@ def test_what_is_at_hand_is_not_announced_piece_by_piece(monkeypatch: pytest.Mon
     told.clear()
     LocalSource(".").will_read(("far", place, 1) for place in range(100))
     assert len(told) == 100  # a page that was read with another one says nothing of the next
+
+
+def test_outputs_that_lie_side_by_side_in_one_tensor_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = torch.arange(6 * 300, dtype=torch.float32).reshape(6, 300)
+    mapping = dcptools.preview(saved.save(tmp_path / "in", {"model": {"model.layers.0.experts": stack}}))
+    (whole,) = mapping.outputs
+    (view,) = whole.sources
+    cut = tuple(
+        replace(whole, name=f"{at}", shape=(300,), sources=(View(view.key, (300,), (1,), row * 300),))
+        for at, row in enumerate((0, 1, 2, 4, 5, 3))
+    )
+    plan = dcptools.plan(replace(mapping, outputs=cut), dtype="keep")
+    lengths = []
+    read_into = LocalSource.read_into
+
+    def counting(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        lengths.append(out.nbytes)
+        read_into(self, name, start, out)
+
+    monkeypatch.setattr(LocalSource, "read_into", counting)
+    dcptools.write(plan, tmp_path / "out", fsync=False)
+    assert [length for length in lengths if length % 1200 == 0] == [3 * 1200, 2 * 1200, 1200]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for at, row in enumerate((0, 1, 2, 4, 5, 3)):
+        assert torch.equal(written[f"{at}"], stack[row])

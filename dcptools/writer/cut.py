@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor
 from dcptools.storage import IN_FLIGHT, REQUEST_BYTES, Source
-from dcptools.tensors import Region, TensorReader, View, row_elements, run_elements, tiles
+from dcptools.tensors import Bits, Region, TensorReader, View, read_elements, row_elements, run_elements, tiles
 
 SHORT_RUN_BYTES = 4096  # a large view whose runs are shorter is cut into tiles
 
@@ -54,6 +54,8 @@ class Part:
     view: View
     reader: TensorReader
     start: int  # bytes from the start of the file
+    count: int  # values
+    contiguous: bool  # whether they follow each other in the stored tensor too
     slab_elements: int  # the most that are read and cast at once
     row: int  # elements that are kept together; those in front of the view's first one count
     order: tuple[int, ...] | None  # strides by which it is cut into tiles; None: it is read in its own order
@@ -61,20 +63,20 @@ class Part:
     @classmethod
     def of(cls, tensor: PlannedTensor, view: View, reader: TensorReader, start: int, sizes: Sizes) -> Part:
         stored, itemsize = reader.tensor.shape, tensor.output.dtype.itemsize
+        count, contiguous = view.numel, view.contiguous
         elements = sizes.slab_bytes // max(itemsize, tensor.dtype.itemsize)
         order = None
-        if view.numel > elements and view.is_whole(stored):
+        if count > elements and view.is_whole(stored):
             order = reader.strided
-        elif view.numel > elements and run_elements(view.shape, view.strides) * itemsize < SHORT_RUN_BYTES:
-            order = None if view.contiguous else view.strides
-        shape = stored if view.contiguous else view.shape
-        row = 1 if view.contiguous and reader.straight else row_elements(shape, elements)
-        return cls(tensor, view, reader, start, elements, row, order)
+        elif count > elements and run_elements(view.shape, view.strides) * itemsize < SHORT_RUN_BYTES:
+            order = None if contiguous else view.strides
+        row = 1 if contiguous and reader.straight else row_elements(stored if contiguous else view.shape, elements)
+        return cls(tensor, view, reader, start, count, contiguous, elements, row, order)
 
     @property
     def end(self) -> int:
         """Bytes from the start of the file."""
-        return self.start + self.view.numel * self.tensor.dtype.itemsize
+        return self.start + self.count * self.tensor.dtype.itemsize
 
     @property
     def is_scalar(self) -> bool:
@@ -82,15 +84,27 @@ class Part:
 
     def whole_rows(self, first: int, room: int) -> int:
         """How many values from number ``first`` on to take into so much room: all, or up to the end of a row."""
-        stop = min(first + room, self.view.numel)
-        if stop < self.view.numel:
-            stop -= (stop + (self.view.offset if self.view.contiguous else 0)) % self.row
+        stop = min(first + room, self.count)
+        if stop < self.count:
+            stop -= (stop + (self.view.offset if self.contiguous else 0)) % self.row
         return max(0, stop - first)
+
+    def goes_on(self, stop: int, other: Part, first: int) -> bool:
+        """Whether the other's values from number ``first`` on are stored right behind those up to ``stop``."""
+        same = self.reader is other.reader and self.contiguous and other.contiguous
+        return same and self.view.offset + stop == other.view.offset + first
+
+    def read(self, first: int, stop: int, out: Bits) -> None:
+        """Fill ``out`` with values from number ``first`` on; also with those that are stored behind the last one."""
+        if self.contiguous:
+            self.reader.read_range(self.view.offset + first, self.view.offset + stop, out)
+        else:
+            read_elements(self.reader, self.view, first, stop, out)
 
     def places(self, first: int, stop: int) -> Iterable[tuple[str, int, int]]:
         """Where values from number ``first`` on are stored, if they follow each other there."""
         at = self.view.offset
-        return self.reader.places(at + first, at + stop) if self.view.contiguous else ()
+        return self.reader.places(at + first, at + stop) if self.contiguous else ()
 
 
 @dataclass(slots=True)
@@ -107,6 +121,20 @@ class Slab:
     @property
     def casts(self) -> bool:
         return self.source != self.target
+
+    def reads(self) -> Iterator[tuple[Part, int, int]]:
+        """The values, with those in one step that follow each other in a stored tensor too: of outputs cut from it."""
+        waiting: tuple[Part, int, int] | None = None
+        for part, first, stop in self.values:
+            if waiting is not None:
+                before, start, end = waiting
+                if before.goes_on(end, part, first):
+                    waiting = before, start, end + stop - first
+                    continue
+                yield waiting
+            waiting = part, first, stop
+        if waiting is not None:
+            yield waiting
 
     def room(self, part: Part) -> int:
         """How many values of that part it can still take."""
@@ -202,7 +230,7 @@ def cut(start: int, parts: Iterable[Part], sizes: Sizes) -> Iterator[Block | Til
             block = Block(part.end, sizes)
             continue
         first = 0
-        while first < part.view.numel:
+        while first < part.count:
             taken = block.add(part, first)
             if not taken:
                 yield block

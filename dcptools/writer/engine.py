@@ -23,7 +23,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import OutputSink, Sink, commit_all
-from dcptools.tensors import Checksums, TensorReader, read_elements, read_view, row_major, runs
+from dcptools.tensors import Checksums, TensorReader, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
 from dcptools.writer.sums import FileSums
@@ -179,9 +179,9 @@ class Engine:
             check_stopped()
             end = 0 if slab.casts else slab.at
             bits = (memory.stored if slab.casts else memory.block).bits(slab.source.itemsize)
-            for part, first, stop in slab.values:
+            for part, first, stop in slab.reads():
                 start, end = end, end + stop - first
-                read_elements(part.reader, part.view, first, stop, bits[start:end])
+                part.read(first, stop, bits[start:end])
             if slab.casts:
                 self._cast(slab, memory)
 

@@ -13,8 +13,8 @@ import safetensors  # noqa: F401  (the conversion imports it when it looks at wh
 import torch  # noqa: F401  (... when it casts)
 
 import dcptools
-from dcptools.expected import expect
 from tests.bench.clock import timed
+from tests.bench.known import know
 
 
 def convert(load_dir: str, save_dir: str, shard_size: str, dtype: str, workers: str, sync: str, *names: str) -> None:
@@ -25,5 +25,5 @@ def convert(load_dir: str, save_dir: str, shard_size: str, dtype: str, workers: 
 
 if __name__ == "__main__":
     if len(sys.argv) > 7:
-        expect(Path(sys.argv[1], "config.json").read_text())
+        know(Path(sys.argv[1]), Path(sys.argv[2]))
     timed(Path(sys.argv[1]), Path(sys.argv[2]), lambda: convert(*sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -17,6 +18,8 @@ from tests.bench.report import Row, Section, Settings, Target, Unit, at_least, a
 MB = 1e6  # bytes
 MEMORY_LIMIT = 500e6  # bytes, whatever is converted, and for each chunk that the metadata lists:
 MEMORY_PER_CHUNK = 500  # bytes, those of .metadata itself included
+FEW_ROUNDS = 2  # of what takes long, and is far from its limit
+PROCESSES = (1, 2, 4)  # as far as there are CPUs, but at least two of them
 ONE_FILE = 10_000_000_000  # bytes: a shard size that none of these checkpoints reaches
 
 
@@ -104,6 +107,25 @@ def command_line(load_dir: Path, settings: Settings, shard_size: int) -> Program
     return Program("dcptools", (sys.executable, "-m", "dcptools.convert", *options), output)
 
 
+def processes(settings: Settings) -> Section:
+    """One conversion in several processes that torchrun started, against the same command line alone."""
+    load_dir = checkpoints.get(settings.directory, checkpoints.QWEN, settings.parameters)
+    alone = command_line(load_dir, settings, settings.shard_size)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    programs = {
+        count: Program(f"{count}", (*launcher, f"--nproc-per-node={count}", *alone.argv[1:]), alone.output)
+        for count in PROCESSES
+        if count <= max(2, os.cpu_count() or 1)
+    }
+    runs = run_in_turn([alone, *programs.values()], settings.rounds, warm=load_dir)
+    rows = [
+        Row(f"alone / torchrun -n {count}", "s", seconds(runs[alone.name]), seconds(runs[each.name]))
+        for count, each in programs.items()
+    ]
+    shutil.rmtree(settings.out)
+    return Section("processes", "the whole command, durable, with the start of Python, torch and torchrun", tuple(rows))
+
+
 def experts(settings: Settings) -> Section:
     """The same bytes with the experts of a layer in one tensor, and cut to one tensor each."""
     load_dir = checkpoints.get(settings.directory, checkpoints.EXPERTS, settings.parameters)
@@ -124,7 +146,7 @@ def experts(settings: Settings) -> Section:
     ]  # fmt: skip
     note = peaks(runs, ("stored bfloat16", "published bfloat16"))
     shutil.rmtree(settings.out)
-    return Section("experts", f"{load_dir.name}: 256 fused experts of 4 layers, fsync off", tuple(rows), (note,))
+    return Section("experts", f"{load_dir.name}: 4 layers of 64 fused experts, fsync off", tuple(rows), (note,))
 
 
 # What the models of published sizes are, as far as their weights' shapes go.
@@ -147,7 +169,8 @@ def expected(settings: Settings) -> Section:
     """What it takes to know a model, in the process that builds it."""
     rows = []
     for name, (config, limit) in MODELS.items():
-        runs = run_in_turn([Program(name, module("expect", json.dumps(config)))], settings.rounds, warm=ROOT / "tests")
+        program, rounds = Program(name, module("expect", json.dumps(config))), min(FEW_ROUNDS, settings.rounds)
+        runs = run_in_turn([program], rounds, warm=ROOT / "tests")
         rows.append(Row(f"{name}: time / limit", "s", seconds(runs[name]), (limit,), at_most(1)))
         peak = tuple(run.peak_bytes / MB for run in runs[name])
         rows.append(Row(f"{name}: peak / limit", "MB", peak, (1000.0,), at_most(1)))
@@ -188,5 +211,6 @@ def command(settings: Settings) -> Section:
 
 SECTIONS = {
     "speed": speed, "experts": experts, "expected": expected, "metadata": metadata, "memory": memory,
+    "processes": processes,
     "scale": scale.scale, "orders": scale.orders, "far": scale.far, "cold": scale.cold, "command": command,
 }  # fmt: skip
