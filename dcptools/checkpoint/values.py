@@ -134,7 +134,10 @@ class Checkpoint(Shown, HasFindings):
             row[0] += 1
             row[2] += entry.nbytes or 0
             row[3]["object"] = None
-        return [(root, row[0], row[1], row[2], ", ".join(row[3])) for root, row in sorted(rows.items())]
+        return [
+            (root, row[0], row[1], row[2], ", ".join(row[3]))
+            for root, row in sorted(rows.items(), key=lambda row: natural(row[0]))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -179,7 +182,8 @@ class Checkpoint(Shown, HasFindings):
             row = (entry.key, "", "object", format_bytes(entry.nbytes or 0), 1)
             groups.setdefault(entry.root or NO_ROOT, []).append(row)
         header = ("key", "shape", "dtype", "bytes", "chunks")
-        ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in sorted(groups.items()))
+        roots = sorted(groups.items(), key=lambda group: natural(group[0]))
+        ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in roots)
         return "\n\n".join(text_table(header, rows, most=most or len(rows)) for rows in ordered)
 
 
