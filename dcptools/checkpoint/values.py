@@ -123,17 +123,14 @@ class Checkpoint(Shown, HasFindings):
     def summary(self) -> list[tuple[str, int, int, int, str]]:
         """One row per container: root, keys, parameters, bytes, dtypes."""
         rows: dict[str, list[Any]] = {}
-        for tensor in self.tensors.values():
-            row = rows.setdefault(tensor.root or NO_ROOT, [0, 0, 0, {}])
+        entries = [(t.root, t.numel, t.nbytes, t.dtype.name) for t in self.tensors.values()]
+        entries += [(o.root, 0, o.nbytes or 0, "object") for o in self.objects.values()]
+        for root, numel, nbytes, dtype in entries:
+            row = rows.setdefault(root or NO_ROOT, [0, 0, 0, {}])
             row[0] += 1
-            row[1] += tensor.numel
-            row[2] += tensor.nbytes
-            row[3][tensor.dtype.name] = None
-        for entry in self.objects.values():
-            row = rows.setdefault(entry.root or NO_ROOT, [0, 0, 0, {}])
-            row[0] += 1
-            row[2] += entry.nbytes or 0
-            row[3]["object"] = None
+            row[1] += numel
+            row[2] += nbytes
+            row[3][dtype] = None
         return [
             (root, row[0], row[1], row[2], ", ".join(row[3]))
             for root, row in sorted(rows.items(), key=lambda row: natural(row[0]))
@@ -169,18 +166,11 @@ class Checkpoint(Shown, HasFindings):
     def keys_table(self, most: int | None = 20) -> str:
         """The keys as a text table, at most ``most`` of each container (None: all)."""
         groups: dict[str, list[tuple[Any, ...]]] = {}
-        for tensor in self.tensors.values():
-            row = (
-                tensor.key,
-                format_shape(tensor.shape),
-                tensor.dtype.name,
-                format_bytes(tensor.nbytes),
-                len(tensor.offsets),
-            )
-            groups.setdefault(tensor.root or NO_ROOT, []).append(row)
-        for entry in self.objects.values():
-            row = (entry.key, "", "object", format_bytes(entry.nbytes or 0), 1)
-            groups.setdefault(entry.root or NO_ROOT, []).append(row)
+        for t in self.tensors.values():
+            row = (t.key, format_shape(t.shape), t.dtype.name, format_bytes(t.nbytes), len(t.offsets))
+            groups.setdefault(t.root or NO_ROOT, []).append(row)
+        for o in self.objects.values():
+            groups.setdefault(o.root or NO_ROOT, []).append((o.key, "", "object", format_bytes(o.nbytes or 0), 1))
         header = ("key", "shape", "dtype", "bytes", "chunks")
         roots = sorted(groups.items(), key=lambda group: natural(group[0]))
         ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in roots)
