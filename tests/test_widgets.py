@@ -738,7 +738,7 @@ def test_numbers_count_as_numbers_wherever_names_are_listed(tmp_path: Path) -> N
     checkpoint = read(saved.save(tmp_path / "parts", {**parts, "model": {"odd": bad}}))
     step = widgets.Mapping(checkpoint)
     assert step.rules.fields["root"].options == ("model", "part_2", "part_9", "part_10")
-    assert re.findall(r"part_\d+(?= )", str(checkpoint))[:3] == ["part_2", "part_9", "part_10"]
+    assert re.findall(r"^part_\d+", checkpoint.keys_table(1), re.MULTILINE) == ["part_2", "part_9", "part_10"]
     keys = [key for key in step.findings.frame["key"] if key.startswith("model.odd")]
     assert keys == ["model.odd.2", "model.odd.9", "model.odd.10"]
     look = widgets.Inspect(checkpoint)

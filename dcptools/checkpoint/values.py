@@ -131,10 +131,7 @@ class Checkpoint(Shown, HasFindings):
             row[1] += numel
             row[2] += nbytes
             row[3][dtype] = None
-        return [
-            (root, row[0], row[1], row[2], ", ".join(row[3]))
-            for root, row in sorted(rows.items(), key=lambda row: natural(row[0]))
-        ]
+        return [(root, row[0], row[1], row[2], ", ".join(row[3])) for root, row in sorted(rows.items())]
 
     def to_json(self) -> dict[str, Any]:
         return {
