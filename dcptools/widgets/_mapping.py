@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as W
 import traitlets as T
 
-from dcptools._text import counted, natural
+from dcptools._text import counted
 from dcptools.checkpoint import NO_ROOT, Checkpoint
 from dcptools.findings import Finding, Group
 from dcptools.mapping import KeyMapping, must_build, preview
@@ -95,7 +95,7 @@ class Mapping(Step):
             before, self._identity = self._identity, identity(self.checkpoint)
             if before not in (None, self._identity):
                 self.rules.forget()
-            roots = sorted((root for root, *_ in self.checkpoint.summary() if root != NO_ROOT), key=natural)
+            roots = [root for root, *_ in self.checkpoint.summary() if root != NO_ROOT]
             self.rules.fields["root"].options = roots
         self._refresh()
 
