@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 import shlex
 import shutil
 import threading
@@ -843,6 +844,21 @@ def test_the_layout_changes_the_preview_at_once(tmp_path: Path) -> None:
     assert step.mapping.layout == "bare" and "model.norm.weight" in list(step.outputs.frame["name"])
     step.rules.fields["layout"].value = "container"
     assert step.mapping.layout == "container" and "norm.weight" in list(step.outputs.frame["name"])
+
+
+def test_numbers_count_as_numbers_wherever_names_are_listed(tmp_path: Path) -> None:
+    parts = {f"part_{n}": {"layers": {str(i): torch.ones(2) for i in (10, 9, 2)}} for n in (10, 9, 2)}
+    bad = {str(n): torch.full((2,), float("nan")) for n in (10, 9, 2)}
+    checkpoint = read(saved.save(tmp_path / "parts", {**parts, "model": {"odd": bad}}))
+    step = widgets.Mapping(checkpoint)
+    assert re.findall(r"^part_\d+", checkpoint.keys_table(1), re.MULTILINE) == ["part_2", "part_9", "part_10"]
+    keys = [key for key in step.findings.frame["key"] if key.startswith("model.odd")]
+    assert keys == ["model.odd.2", "model.odd.9", "model.odd.10"]
+    look = widgets.Inspect(checkpoint)
+    look.values.globs.value = "model.odd.*"
+    look.values.job.start.click()
+    finished(look.values)
+    assert shown_keys(look.values.table) == shown_keys(look.key_table)[:3] == keys
 
 
 def test_the_root_changes_the_preview_at_once(review: widgets.Mapping) -> None:

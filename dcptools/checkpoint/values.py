@@ -166,7 +166,8 @@ class Checkpoint(Shown, HasFindings):
         for o in self.objects.values():
             groups.setdefault(o.root or NO_ROOT, []).append((o.key, "", "object", format_bytes(o.nbytes or 0), 1))
         header = ("key", "shape", "dtype", "bytes", "chunks")
-        ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in sorted(groups.items()))
+        roots = sorted(groups.items(), key=lambda group: natural(group[0]))
+        ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in roots)
         return "\n\n".join(text_table(header, rows, most=most or len(rows)) for rows in ordered)
 
 

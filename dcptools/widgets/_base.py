@@ -90,11 +90,16 @@ STYLE = """<style>
 .dcptools button.dcp-finding { height: auto; white-space: normal; text-align: left; line-height: 1.4; padding: 4px 10px;
   border-left-width: 4px; border-left-style: solid; background: var(--dcp-fill); color: var(--dcp-text);
   overflow-wrap: anywhere; }
-.dcptools .dcp-card { flex-flow: row wrap; align-items: flex-start; gap: 4px 12px; border-left: 4px solid;
-  margin: 4px 0; padding: 6px 12px; background: var(--dcp-fill); color: var(--dcp-text); overflow: visible; }
+.dcptools .dcp-card { flex-flow: row wrap; align-items: flex-start; gap: 4px 12px; border-left-width: 4px;
+  border-left-style: solid; margin: 4px 0; padding: 6px 12px; background: var(--dcp-fill); color: var(--dcp-text);
+  overflow: visible; }
 .dcptools .dcp-card > .widget-html { flex: 1 1 420px; min-width: 0; height: auto; margin: 0; }
 .dcptools .dcp-card .widget-html-content { overflow-wrap: anywhere; } .dcptools .dcp-card p { margin: 0 0 4px; }
 .dcptools .dcp-card > .widget-hbox { flex: none; overflow: visible; margin: 0; }
+.dcptools .dcp-card button, .dcptools button.dcp-quiet { background: transparent; color: var(--dcp-text);
+  border: 1px solid var(--dcp-soft); border-radius: 4px;
+  line-height: calc(var(--jp-widgets-inline-height, 28px) - 2px); }
+.dcptools .dcp-card button:hover, .dcptools button.dcp-quiet:hover { background: var(--dcp-line); }
 .dcptools .dcp-card summary { cursor: pointer; width: max-content; }
 .dcptools .dcp-card details p { margin: 2px 0 4px 14px; max-width: 90ch; }
 </style>"""

@@ -29,7 +29,8 @@ class Cards(W.VBox):  # type: ignore[misc]
         self._acts = {"show": show, "exclude": exclude}
         self._can: dict[str, Can] = {}
         self._hidden: list[Group] = []
-        self.more = W.Button(layout={"width": "auto", "display": "none"})
+        self.more = W.Button(layout={"width": "auto", "display": "none", "align_self": "flex-start"})
+        self.more.add_class("dcp-quiet")
         self.shown = W.VBox()
         super().__init__([self.shown, self.more])
         self.more.on_click(lambda _: self._show_rest())

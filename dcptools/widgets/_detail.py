@@ -19,6 +19,7 @@ from dcptools.widgets._latest import Latest
 
 SHOWN_CHUNKS = 20
 MOST_CRC = 256  # chunks; each is opened to read its CRC-32
+HISTOGRAM = (5.6, 3.4)  # inches: it stands in a narrow column, and its letters shrink with it
 FIRST_VALUES = 6  # along each dimension
 
 
@@ -118,7 +119,9 @@ def _values(checkpoint: Checkpoint, tensor: StoredTensor) -> Iterable[str]:
         return
     first = load_tensor(checkpoint, tensor.key, tuple(slice(0, FIRST_VALUES) for _ in tensor.shape))
     if tensor.numel:
-        yield figure_html(plots.histogram(checkpoint, tensor.key))
+        histogram = plots.histogram(checkpoint, tensor.key)
+        histogram.set_size_inches(*HISTOGRAM)
+        yield figure_html(histogram)
     yield f"<p>First values</p><pre class='dcp'>{'<br>'.join(map(escape, str(first).splitlines()))}</pre>"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
+from dcptools._text import natural
 from dcptools.findings import SEVERITIES, Finding
 from dcptools.widgets._base import alert
 from dcptools.widgets._rows import Column
@@ -37,8 +38,9 @@ def with_text(table: Table) -> W.VBox:
 
 
 def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
-    """One row per finding, errors first."""
-    ordered = sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
+    """One row per finding, errors first; those of a code follow each other, in the order of their keys."""
+    codes = {code: number for number, code in enumerate(dict.fromkeys(each.code for each in findings))}
+    ordered = sorted(findings, key=lambda f: (-SEVERITIES.index(f.severity), codes[f.code], natural(f.key)))
     rows = [(each.severity, each.code, each.key, each.message, each.hint) for each in ordered]
     return pd.DataFrame(rows, columns=[column.name for column in COLUMNS], dtype=object)
 

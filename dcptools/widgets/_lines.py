@@ -32,7 +32,7 @@ class Lines(anywidget.AnyWidget):
     def tell(self, recipe: Recipe | None) -> None:
         """Show these; None: nothing."""
         shell, python = recipe or ("", "")
-        lines = (("command", "Shell", shell), ("call", "Python", python))
+        lines = (("shell-line", "Shell", shell), ("python-line", "Python", python))
         self.lines = [{"name": name, "where": where, "text": text} for name, where, text in lines if text]
 
     @property

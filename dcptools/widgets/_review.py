@@ -37,6 +37,8 @@ class Review(W.VBox):  # type: ignore[misc]
         )  # fmt: skip
         self.job = Job("Write a review", self._run, self._done, failed, lambda: subject() is not None)
         self.job.bar.layout.display = self.job.cancel.layout.display = self.job.text.layout.display = "none"
+        self.job.start.button_style = ""  # it is beside the way, which goes on with Next
+        self.job.start.add_class("dcp-quiet")
         self.said, self.lines = W.HTML(), Lines()
         row = W.HBox([self.path, self.job], layout={"flex_flow": "row wrap", "align_items": "center"})
         super().__init__([row, self.said, self.lines])

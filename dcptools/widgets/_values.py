@@ -60,7 +60,7 @@ class Values(W.VBox):  # type: ignore[misc]
         self.note = W.HTML()
         self.drawn = W.Dropdown(options=DRAWN, description="Picture", layout={"display": "none"})
         self.figure = W.HTML()
-        self.table = Table(TABLE, noun="tensor")
+        self.table = Table(TABLE, noun="tensor", order="key")
         self.rows = W.VBox([self.table])
         about = W.HTML(
             "<p>Reads the stored values and looks for NaN and Inf. Uses little memory, and can be cancelled.</p>"

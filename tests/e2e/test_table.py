@@ -167,6 +167,22 @@ def test_a_finding_leads_to_its_row_and_back(inspect: Callable[[Path], Page], tm
     broken.hole(tmp_path / "hole")
     page = inspect(tmp_path / "hole")
     page.get_by_role("tab", name=re.compile("^Findings")).click()
+    page.get_by_text("Why?").press("Enter")  # by keyboard alone: read, show, take back
+    expect(page.get_by_text("The stored chunks do not cover the whole tensor")).to_be_visible()
+    page.get_by_role("button", name="Show", exact=True).press("Enter")
+    only = page.get_by_role("button", name=re.compile("^Only hole: model.model.w"))
+    expect(only).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("gridcell", name="model.model.w", exact=True)).to_be_visible()
+    only.press("Enter")
+    expect(only).to_have_count(0)
+
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy the line for Shell").press("Enter")
+    expect(page.get_by_text("Copied", exact=True)).to_be_visible()
+    line = page.evaluate("() => navigator.clipboard.readText()")
+    assert line == f"python -m dcptools inspect --load-dir {tmp_path / 'hole'}"
+
+    page.get_by_role("tab", name=re.compile("^Findings")).click()
     cell(page, "model.model.w").dblclick()
     expect(page.get_by_role("heading", name="model.model.w")).to_be_visible()
     expect(page.locator("tr[aria-selected=true]").filter(visible=True)).to_contain_text("model.model.w")
