@@ -11,7 +11,7 @@ import traitlets as T
 from dcptools import plots
 from dcptools._parallel import default_workers
 from dcptools._sizes import parse_bytes
-from dcptools._text import format_bytes
+from dcptools._text import counted, format_bytes
 from dcptools.findings import Finding
 from dcptools.mapping import KeyMapping
 from dcptools.shards import DEFAULT_SHARD_SIZE, ShardPlan, plan
@@ -187,7 +187,7 @@ class Shards(Step):
     def _draw(self) -> None:
         self._drawn = planned, color = self.plan, self.color.value
         if not self.figure.value:
-            self.figure.value = alert("busy", f"Drawing {len(planned.files):,} files …")
+            self.figure.value = alert("busy", f"Drawing {counted(len(planned.files), 'file')} …")
         drawn = figure_html(plots.shards(planned, color_by=color))
         if self.plan is planned:
             self.figure.value = drawn
@@ -209,7 +209,8 @@ def _facts(planned: ShardPlan) -> str:
     free = free_bytes(target) if isinstance(target, Path) else None  # an object store has no such limit
     largest = max((file.nbytes for file in planned.files), default=0)
     text = (
-        f"{len(planned.files):,} files with {format_bytes(planned.total_bytes)}, the largest {format_bytes(largest)}.\n"
+        f"{counted(len(planned.files), 'file')} with {format_bytes(planned.total_bytes)}, "
+        f"the largest {format_bytes(largest)}.\n"
         f"Memory: about {format_bytes(planned.peak_bytes)} with {default_workers()} workers."
         + (f" Free beside the checkpoint: {format_bytes(free)}." if free is not None else "")
     )
