@@ -2080,7 +2080,7 @@ def test_what_takes_long_is_said_at_once_and_nothing_contradicts_it(
     assert text(wizard.why) == "The files are being planned; wait a moment."
     assert (shards.files.layout.display, shards.figure.value) == ("none", "")
     go(counted, 2, shards)
-    assert text(shards.found).startswith("1 files with ") and "<svg" in shards.figure.value
+    assert text(shards.found).startswith("1 file with ") and "<svg" in shards.figure.value
     wizard.next.click()
     convert = wizard.convert_step
     convert.assets.value = ""

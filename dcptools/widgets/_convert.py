@@ -54,16 +54,18 @@ class Convert(Step):
             LABELS["model_assets_dir"], hint="directory with config.json and tokenizer", marks=(CONFIG,)
         )
         self.save_dir, self.assets = self.place.field, self.assets_place.field
-        self.overwrite = W.Checkbox(description=LABELS["overwrite"], indent=False)
-        self.resume = W.Checkbox(description=LABELS["resume"], indent=False)
+        self.overwrite, self.resume = (
+            W.Checkbox(description=LABELS[name], indent=False, layout={"width": "auto"})
+            for name in ("overwrite", "resume")
+        )
         self.there, self.found, self.recipe = W.HTML(), W.HTML(), W.HTML()
         self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
         self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
         self._looking = Latest(self._look)
-        options = (self.place, self.assets_place, self.overwrite, self.resume)
-        super().__init__([*options, self.there, self.found, self.recipe, self.job])
+        options = (self.place, self.there, self.assets_place, self.overwrite, self.resume)
+        super().__init__([*options, self.found, self.recipe, self.job])
         self.job.observe(lambda change: setattr(self, "frozen", change["new"]), "running")
         self.observe(self._follow, "checkpoint")
         self.observe(self._new, "plan")

@@ -194,7 +194,7 @@ class Shards(Step):
     def _draw(self) -> None:
         self._drawn = planned, color = self.plan, self.color.value
         if not self.figure.value:
-            self.figure.value = alert("busy", f"Drawing {len(planned.files):,} files …")
+            self.figure.value = alert("busy", f"Drawing {counted(len(planned.files), 'file')} …")
         drawn = figure_html(plots.shards(planned, color_by=color))
         if self.plan is planned:
             self.figure.value = drawn

@@ -13,7 +13,7 @@ function render({ model, el }) {
     label.textContent = model.get("description");
     range.min = model.get("low");
     range.max = model.get("high");
-    range.value = Math.log10(model.get("value"));
+    if (!range.matches(":focus")) range.value = Math.log10(model.get("value")); // else an answer undoes the next key
     range.disabled = model.get("disabled");
     range.setAttribute("aria-valuetext", model.get("words"));
   };
