@@ -815,6 +815,21 @@ def test_names_are_text_in_an_element_of_a_page_and_nothing_else(tmp_path: Path)
         assert max(map(len, "\n".join(tips(figure)).split("\n")), default=0) <= 200
 
 
+def test_a_narrow_page_gets_a_narrow_figure_with_text_of_the_same_size(demo: Demo) -> None:
+    key = "optimizer.state.model.layers.0.post_attention_layernorm.weight.exp_avg_sq"
+    assert key in dcptools.read(demo.checkpoint).tensors
+    figure = plots.chunks(demo.checkpoint, key)
+    wide, narrow = plots.svg(figure), plots.svg(figure, width=400)
+    sizes = [set(re.findall(r"font-size:([^;\"]+)", text)) for text in (wide, narrow)]
+    assert sizes[0] == sizes[1] != set()
+    assert "max-width:900px" in wide and "max-width:400px" in narrow
+    headline = figure.get_suptitle().strip()
+    assert headline.startswith("optimizer.") and headline.endswith("exp_avg_sq") and len(headline) <= 32
+    assert "[128] float32: 4 chunks, from 4 ranks in 4 files" in title(figure)
+    assert plots.describe(figure).startswith(f"Map of the chunks of {key[:20]}")
+    assert "max-width:400px" in plots.svg(figure, width=2000)  # and it never becomes wider
+
+
 def test_two_figures_on_a_page_share_no_ids(demo: Demo) -> None:
     ids = [
         [part.get("id") for part in element(plots.sizes(demo.checkpoint)).iter() if part.get("id")] for _ in range(2)

@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, Final
 
 import matplotlib
@@ -149,6 +150,24 @@ def titled(figure: Figure, title: str, notes: Sequence[str]) -> None:
             fontsize=9, color=FAINT, annotation_clip=False,
         )
     )  # fmt: skip
+
+
+def narrow(figure: Figure, width: float) -> None:
+    """Fit a figure into that many pixels of a page: text keeps its size, the headline is cut and its notes wrapped."""
+    inches, height = width / PIXELS, figure.get_figheight()
+    ratio = inches / figure.get_figwidth()
+    if ratio >= 1:
+        return
+    figure.set_size_inches(inches, height * math.sqrt(ratio))
+    notes = [each for each in figure.artists if isinstance(each, Annotation)]
+    lines = [piece for each in notes for line in each.get_text().split("\n") for piece in wrap(line, int(14 * inches))]
+    for each in notes:
+        each.remove()
+    most = int((8 if figure.legends else 10) * inches)  # letters of the headline, to the left of a legend
+    titled(figure, elided(figure.get_suptitle().strip(), most), lines)
+    for text in figure.artists:
+        if isinstance(text, Text):
+            text.set(parse_math=False, usetex=False)
 
 
 def finished(figure: DescribedFigure, description: str) -> Figure:

@@ -42,7 +42,7 @@ _POINT = re.compile(r"([ML]) (\S+) (\S+)|z")
 _ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings are those of the process, and steps draw in threads
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, *, width: float | None = None) -> str:
     """A figure of this module as an SVG element to put into a page of HTML.
 
     The ground is clear, and text has the colours of the page around it: those of JupyterLab's theme, or of any other
@@ -52,6 +52,8 @@ def svg(figure: Figure) -> str:
     ----------
     figure
         Of a function of this module.
+    width
+        CSS pixels that the page has for it: a wider figure is made that narrow, with text of the same size.
 
     Raises
     ------
@@ -66,6 +68,8 @@ def svg(figure: Figure) -> str:
     ('<svg xmlns="http://www.w3.org', 3)
     """
     described = page.describe(figure)
+    if width is not None:
+        page.narrow(figure, width)
     root = ElementTree.fromstring(_drawn(figure))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -83,10 +87,10 @@ def svg(figure: Figure) -> str:
     for group in root.iter("g"):
         _hoist(group)
     _forget_ids(root)
-    width = round(page.PIXELS * figure.get_figwidth())
+    most = round(page.PIXELS * figure.get_figwidth())
     root.attrib = {
         "xmlns": "http://www.w3.org/2000/svg", "viewBox": root.get("viewBox", ""), "class": "dcp-figure",
-        "role": "img", "aria-label": described, "style": f"width:100%;max-width:{width}px;height:auto;{_STYLE}",
+        "role": "img", "aria-label": described, "style": f"width:100%;max-width:{most}px;height:auto;{_STYLE}",
     }  # fmt: skip
     style = Element("style")
     style.text = _RULES

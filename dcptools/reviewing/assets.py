@@ -6,7 +6,7 @@ import base64
 import hashlib
 
 STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+:root { color-scheme: light dark; background: Canvas; color: CanvasText; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1400px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; margin-bottom: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15em; margin-top: 2em; }
 nav a { margin-right: 1em; }
@@ -19,7 +19,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; padding
 .error { border-color: #d55e00; } .warning { border-color: #e69f00; } .info { border-color: #0072b2; }
 .filters { display: flex; flex-wrap: wrap; gap: 12px; align-items: end; margin: 8px 0; }
 .filters label { display: flex; flex-direction: column; font-size: 13px; }
-input, select, button { font: inherit; padding: 3px 8px; } input[type=search] { width: 24em; max-width: 90vw; }
+input, select, button { font: inherit; padding: 3px 8px; height: 30px; box-sizing: border-box; }
+input[type=search] { width: 24em; max-width: 90vw; }
 svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 12px; }
 """
 

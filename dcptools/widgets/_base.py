@@ -74,6 +74,7 @@ STYLE = """<style>
 .dcptools .dcp-soft strong[aria-current] { color: var(--dcp-text); }
 .dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; background: var(--dcp-fill);
   color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
+.dcptools pre.dcp-scroll { white-space: pre; font-size: 11px; }
 .dcptools .dcp-alert p:last-child { margin: 0; }
 .dcptools .dcp-verdict { margin-bottom: 8px; } .dcptools .dcp-verdict .dcp-alert p:first-child { font-weight: 600; }
 .dcptools h2.dcp { font-size: 18px; font-weight: 600; margin: 0; color: var(--dcp-text); line-height: 1.4; }
@@ -151,9 +152,9 @@ def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric:
     )
 
 
-def figure_html(figure: Any) -> str:
+def figure_html(figure: Any, width: float | None = None) -> str:
     """A figure of ``plots`` as a part of the page, in its colours, with its description as the text alternative."""
-    return plots.svg(figure)
+    return plots.svg(figure, width=width)
 
 
 def beside(table: W.Widget, detail: W.Widget) -> W.HBox:

@@ -19,8 +19,8 @@ from dcptools.widgets._latest import Latest
 
 SHOWN_CHUNKS = 20
 MOST_CRC = 256  # chunks; each is opened to read its CRC-32
-HISTOGRAM = (5.6, 3.4)  # inches: it stands in a narrow column, and its letters shrink with it
 FIRST_VALUES = 6  # along each dimension
+WIDTH = 460  # pixels of a figure: about what the column beside a table has
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,14 @@ def _values(checkpoint: Checkpoint, tensor: StoredTensor) -> Iterable[str]:
     """Where the chunks are, and what is in them."""
     yield _chunks(tensor)
     if len(tensor.offsets) > 1 or not tensor.covered:
-        yield figure_html(plots.chunks(checkpoint, tensor.key))
+        yield figure_html(plots.chunks(checkpoint, tensor.key), WIDTH)
     if tensor.dtype.kind == "opaque":
         return
     first = load_tensor(checkpoint, tensor.key, tuple(slice(0, FIRST_VALUES) for _ in tensor.shape))
     if tensor.numel:
-        histogram = plots.histogram(checkpoint, tensor.key)
-        histogram.set_size_inches(*HISTOGRAM)
-        yield figure_html(histogram)
-    yield f"<p>First values</p><pre class='dcp'>{'<br>'.join(map(escape, str(first).splitlines()))}</pre>"
+        yield figure_html(plots.histogram(checkpoint, tensor.key), WIDTH)
+    lines = "<br>".join(map(escape, str(first).splitlines()))
+    yield f"<p>First values</p><pre class='dcp dcp-scroll' tabindex='0'>{lines}</pre>"
 
 
 def _chunks(tensor: StoredTensor) -> str:

@@ -110,7 +110,7 @@ def act(page: Page, step: str) -> None:
         page.get_by_text("model-00001-of-").first.wait_for()
     if step == "convert":
         page.get_by_role("button", name="Convert", exact=True).click()
-        page.get_by_role("status").filter(has_text="done in").wait_for()
+        page.get_by_text("done in").first.wait_for()  # to be seen, and to be heard
 
 
 def picture(page: Page, path: Path) -> None:

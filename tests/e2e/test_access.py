@@ -48,7 +48,7 @@ MISFITS = """async () => {
     if (!element.closest('.dcp-rows, .dcp-scroll') && element.getBoundingClientRect().right > right + 1)
       found.push(`sticks out: ${name(element)}`);
     if (style.overflowX !== 'visible' && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0
-        && !element.matches('.dcp-rows, .dcp-scroll, .dcp-rows *, .dcp-scroll *, input'))
+        && !element.matches('.dcp-rows, .dcp-scroll, .dcp-rows *, .dcp-scroll *, .dcp-voice, input'))
       found.push(`is cut off: ${name(element)}`);
     pen.font = style.font;
     const hint = element.tagName === 'INPUT' && !element.value ? element.placeholder : '';
