@@ -355,7 +355,7 @@ class TestResume:
     def stopped(self, store: Store, one_try: None) -> None:
         """Two of three shards are there."""
         refused(store, lambda method, path: method == "PUT" and "model-00003" in path)
-        with pytest.raises(TargetError, match=r"2 of 3 files are finished and kept: go on with resume=True\."):
+        with pytest.raises(TargetError, match=r"2 of 3 files are finished and kept: continue with resume=True\."):
             convert(resume=True, workers=1)
         store.proxy.reset()
         assert store.names("out") == [".dcptools-journal", *SHARDS[:2]]  # neither config nor index: no model

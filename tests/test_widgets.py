@@ -1450,7 +1450,7 @@ def test_what_is_there_is_said_before_a_click(planned: ShardPlan, tmp_path: Path
     assert step.there.value == ""
     step.save_dir.value = str(tmp_path / "model")
     assert text(step.there).startswith(f"{tmp_path / 'model'} already holds model-00001-of-")
-    assert "Give another directory, or overwrite (“Overwrite a model that is there”)" in text(step.there)
+    assert "Give another directory, or overwrite (“Overwrite an existing model”)" in text(step.there)
     assert roles(step.there) == ["alert"] and "Nothing was written" not in text(step.there)
     step.overwrite.value = True
     assert text(step.there).endswith("That is replaced.") and roles(step.there) == ["status"]
@@ -1467,7 +1467,11 @@ def test_another_place_takes_away_what_was_said_of_the_last(planned: ShardPlan, 
     finished(step)
     assert step.there.value == ""  # it is there because it was written just now
     step.save_dir.value = str(tmp_path / "other")
-    assert (step.message.value, text(step.job.text), step.blocked) == ("", "not started", "Nothing was written yet.")
+    assert (step.message.value, text(step.job.text), step.blocked) == (
+        "",
+        "not started",
+        "Nothing has been written yet.",
+    )
     assert not step.job.start.disabled
     step.save_dir.value = str(tmp_path / "model")
     assert text(step.message) == f"Wrote 2.93 kB to {tmp_path / 'model'}." and step.blocked == ""
@@ -2068,9 +2072,9 @@ def test_what_takes_long_is_said_at_once_and_nothing_contradicts_it(
     assert text(wizard.why) == "The keys are being mapped; wait a moment."
     assert (mapping.found.value, mapping.tabs.layout.display, mapping.message.value) == ("", "none", "")
     go(counted, 1, mapping)
-    assert text(mapping.verdict).startswith("Nothing is known of the model") and not wizard.next.disabled
+    assert text(mapping.verdict).startswith("Nothing is known about the model") and not wizard.next.disabled
     wizard.mapping_step.dtype_choice.value = "float32"
-    assert mapping.tabs.layout.display == "" and text(mapping.verdict).startswith("Nothing is known of the model")
+    assert mapping.tabs.layout.display == "" and text(mapping.verdict).startswith("Nothing is known about the model")
 
     wizard.next.click()
     assert text(wizard.try_step.facts) == "Planning the files of 25 tensors …"

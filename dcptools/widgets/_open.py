@@ -92,7 +92,7 @@ class Open(Step):
         except Exception:
             if self._later.asked:  # of a path that was changed meanwhile
                 return
-            self._show("", "This is not a checkpoint that can be read.")
+            self._show("", "This is not a readable checkpoint.")
             raise
         if not self._later.asked:
             self._show(_found(checkpoint), "")

@@ -189,7 +189,7 @@ class Shards(Step):
         if self.plan is not None:
             self.accept.layout.display = "" if self._read else "none"
             ticked = self.accept.value or not self._read
-            self.blocked = "" if ticked else "There are warnings; tick that you have read them."
+            self.blocked = "" if ticked else "There are warnings: tick that you have read them."
 
     def _draw(self) -> None:
         self._drawn = planned, color = self.plan, self.color.value
