@@ -1342,6 +1342,7 @@ def test_shards_waits_for_a_mapping() -> None:
 
 def test_the_review_is_written_where_the_field_says(wizard: widgets.Wizard, tmp_path: Path) -> None:
     for step, name in ((wizard.mapping_step, "it's mine.html"), (wizard.shards_step, "plan.html")):
+        wizard.step = wizard.steps.index(step)
         page = tmp_path / name
         step.review.path.value = f" {page} "
         step.review.job.start.click()
