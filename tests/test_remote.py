@@ -377,7 +377,7 @@ class TestResume:
     def test_it_is_no_model_for_others(self, store: Store, stopped: None, local: Path) -> None:
         with pytest.raises(OutputExists, match="of a run that was stopped.\nNothing was written. Go on with it"):
             convert()
-        with pytest.raises(TargetError, match="are those of another conversion:\n  dtype: the default before, keep"):
+        with pytest.raises(TargetError, match="belong to another conversion:\n  dtype: the default before, keep"):
             convert(resume=True, dtype="keep")
         convert(overwrite=True)
         assert same_as(store, local)

@@ -367,8 +367,7 @@ def test_strict_turns_warnings_into_errors(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "1 error prevents the conversion (strict: warnings count as errors):\n"
         "error[assets-none]: no assets directory was given, so the result will have no config and no tokenizer "
-        "(give the "
-        "directory that holds config.json: model_assets_dir=)"
+        "(give the directory of config.json: model_assets_dir=)"
     )
 
 

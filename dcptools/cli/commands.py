@@ -65,7 +65,7 @@ def preview_command(load_dir: Place, list_leftovers: bool, output: Output, **opt
     output.show(mapping.to_json, lambda: f"{mapping}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
         tell_findings(mapping.errors if output.quiet else ())
-        tell(f"Error: {counted(len(mapping.errors), 'error')}; this checkpoint cannot be converted with these options.")
+        tell(f"Error: {counted(len(mapping.errors), 'error')}: this checkpoint cannot be converted with these options.")
         raise click.exceptions.Exit(1)
 
 
