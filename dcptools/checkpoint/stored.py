@@ -118,7 +118,7 @@ class StoredTensor(_MadeAgain):
     def file_count(self) -> int:
         """How many files hold its chunks; quicker than to name them."""
         if len(self.offsets) == 1:
-            return int(self.columns.file[self.first] >= 0)
+            return int(self.columns.file.item(self.first) >= 0)
         return len(self.files)
 
     @property
