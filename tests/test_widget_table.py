@@ -103,7 +103,7 @@ def test_a_bad_regular_expression_is_said_and_the_rows_stay(table: Table) -> Non
     table.ask(search="a", regex=True)
     before = names(table)
     table.ask(search="(")
-    assert table.answer["error"].startswith("This is not a regular expression: missing )")
+    assert table.answer["error"].startswith("This is not a valid regular expression: missing )")
     assert names(table) == before and table.answer["query"]["search"] == "("
     table.ask(search=r"(d)\(")
     assert names(table) == ["d(1)"] and table.answer["error"] == ""

@@ -179,7 +179,7 @@ def test_a_checkpoint_that_is_not_the_model_is_told_and_goes_on_when_that_is_all
     expect(page.get_by_role("gridcell", name="lm_head.weight", exact=True)).to_be_hidden()
 
     page.get_by_role("checkbox", name="Allow a mismatch").check()
-    expect(page.get_by_role("alert").filter(has_text="look before you go on.")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="look at them before you go on.")).to_be_visible()
     expect(verdict).to_be_visible()
     page.get_by_role("checkbox", name="I have read the warnings").check()
     shown.click("Next")
