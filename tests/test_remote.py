@@ -161,6 +161,11 @@ def test_reads_are_in_flight_whatever_the_workers(store: Store) -> None:
     assert store.proxy.most_in_flight >= 8
 
 
+def test_the_predicted_memory_counts_what_is_read_ahead(store: Store, demo: Demo) -> None:
+    here, there = (dcptools.plan(dcptools.preview(path)) for path in (demo.checkpoint, CKPT))
+    assert there.peak_bytes_with(2) > here.peak_bytes_with(2) + ahead.MOST_FETCHED_BYTES
+
+
 def test_a_server_that_throttles_is_asked_again(store: Store, local: Path) -> None:
     count = iter(range(1_000_000))
     store.proxy.refuse = lambda method, path: SLOW_DOWN if next(count) % 7 == 3 else None

@@ -6,19 +6,26 @@ Resident memory that no buffer explains was measured with the CPU build of torch
 from __future__ import annotations
 
 from dcptools.mapping import KeyMapping
+from dcptools.storage import MOST_FETCHED_BYTES
 
 PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
 TORCH_BYTES = 210_000_000  # importing torch, which only casts need
 CHUNK_BYTES = 300  # per chunk while .metadata is read, which is in memory too
 FILE_BYTES = 600  # per file of the checkpoint
 TENSOR_BYTES = 2_500  # per output, in mapping, plan and header
+REMOTE_BYTES = 60_000_000  # a library for URLs, with its connections
 WORKER_BYTES = 7 << 20  # per thread of the writer: stored values, a block, and what is read to be rearranged
 
 
 def peak_bytes(mapping: KeyMapping, *, casts: bool, workers: int) -> int:
-    """Predicted peak memory of the whole process, in bytes; neither shard size nor tensor sizes matter."""
+    """Predicted peak memory of the whole process, in bytes; neither shard size nor tensor sizes matter.
+
+    What is read ahead from a URL counts at its limit. What waits to be uploaded to one does not count.
+    """
     checkpoint = mapping.checkpoint
     chunks, files = checkpoint.chunk_count * CHUNK_BYTES, len(checkpoint.files) * FILE_BYTES
     reading = chunks + files + checkpoint.metadata_nbytes
     writing = (TORCH_BYTES if casts else 0) + workers * WORKER_BYTES
+    if checkpoint.source.ahead:
+        writing += REMOTE_BYTES + MOST_FETCHED_BYTES
     return PROCESS_BYTES + len(mapping.outputs) * TENSOR_BYTES + max(reading, writing)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dcptools.storage.ahead import IN_FLIGHT, REQUEST_BYTES, announced, share_of_reads
+from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, REQUEST_BYTES, announced, share_of_reads
 from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
@@ -15,6 +15,7 @@ from dcptools.storage.urls import is_url, join, parent, path_on_disk, without_pa
 __all__ = [
     "IN_FLIGHT",
     "MORE_DESCRIPTORS",
+    "MOST_FETCHED_BYTES",
     "NO_DESCRIPTOR",
     "REQUEST_BYTES",
     "TEMPORARY",

@@ -20,7 +20,7 @@ IN_FLIGHT = 32  # requests
 REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more each
 # Two ranges are fetched together with what lies between them, if that is at most this part of both
 GAP_PART = 1 / 64
-MOST_BYTES = 512 << 20  # fetched and not asked for yet; then what was fetched first is let go
+MOST_FETCHED_BYTES = 256 << 20  # fetched and not asked for yet; then what was fetched first is let go
 MOST_TOGETHER = 256  # pieces of work that are announced at once
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
 Work = TypeVar("Work")
@@ -140,7 +140,7 @@ class Ahead:
                 self._unused[self._count] = name, piece, nbytes
                 self._count += 1
                 self._bytes += nbytes
-            while self._bytes > MOST_BYTES:
+            while self._bytes > MOST_FETCHED_BYTES:
                 self._drop(next(iter(self._unused)))
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:

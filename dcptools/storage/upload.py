@@ -19,7 +19,7 @@ from dcptools._parallel import starting_threads
 from dcptools.storage.sink import OutputSink
 from dcptools.storage.urls import as_system_errors, open_url
 
-PART_BYTES = 16 << 20  # of an upload
+PART_BYTES = 8 << 20  # of an upload
 MOST_PARTS = 9000  # S3 takes 10,000
 TOGETHER = 16  # files that are completed at the same time
 WAITING_BYTES = 32 << 20  # of a file that came out of turn and are kept in memory

@@ -39,7 +39,7 @@ class Sizes:
         if not source.ahead:
             return self
         blocks = IN_FLIGHT * REQUEST_BYTES // (2 * self.block_bytes * workers)  # of values twice as wide as written
-        return replace(self, blocks_read_ahead=max(self.blocks_read_ahead, blocks))
+        return replace(self, blocks_read_ahead=max(2, blocks))
 
     @property
     def block_bytes(self) -> int:
