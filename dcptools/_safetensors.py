@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NamedTuple
 
 from dcptools._fields import REPR, TOO_LARGE, Wrong, expected, is_integers, text_of
@@ -22,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 # takes far more memory than its two bytes.
 BYTES_PER_BRACKET = 8
 SHARDING = "DCP_SHARDING_INFO"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BY_CODE = {dtype.code: dtype for dtype in TABLE.values() if dtype.code}
 
 
@@ -80,7 +82,17 @@ def parse_header(data: bytes, start: int = 0) -> Header:
         text_of(key, "__metadata__, a key", longest=None)
         text_of(value, f"__metadata__[{REPR.repr(key)}]", longest=None)
     sharding = _json(metadata[SHARDING].encode(), SHARDING) if SHARDING in metadata else None
-    return Header(len(data), _parts(found, sharding, start + len(data)), metadata)
+    parts = _parts(found, sharding, start + len(data))
+    if _SURROGATE.search(data):  # half a pair, which is no character, may also stand in a field that nobody reads
+        text_of(_as_text(found), "the header", longest=None)
+    return Header(len(data), parts, metadata)
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    try:
+        return json.dumps(found, ensure_ascii=False)
+    except RecursionError:
+        raise Wrong("the header", "it nests more than any tensors need") from None
 
 
 def _json(text: bytes, field: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from checkpoints import models, saved
 from safetensors.torch import save_file
 
 from dcptools.errors import NotAModel, UsageError
-from dcptools.expected import NotExpected, asking, expect, expect_reference
+from dcptools.expected import NotExpected, expect, expect_reference
 from dcptools.expected.tracing import Traced
 from dcptools.tensors import Composed, NotViews
 
@@ -70,14 +70,10 @@ def test_the_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"num_attention_heads": 0}, "ZeroDivisionError", True),
         ({"hidden_size": -3}, "Error", True),
-        ({"num_hidden_layers": 10**9}, "it takes too much memory|took more than", True),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is more than 1,000", True),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(
-    changes: dict[str, Any], why: str, broken: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "num_hidden_layers" in changes:
-        monkeypatch.setattr(asking, "TIMEOUT", 10)
+def test_what_cannot_be_built_is_said_in_one_line(changes: dict[str, Any], why: str, broken: bool) -> None:
     with pytest.raises(NotExpected, match=why) as caught:
         expect(config(**changes))
     assert broken in (None, caught.value.broken)
