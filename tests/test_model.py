@@ -124,12 +124,32 @@ def test_the_model_is_preferred_to_what_is_only_like_it(root: str, beside: str, 
     assert [(f.code, f.key) for f in mapping.warnings] == [("left-out-tensor", beside)]
 
 
-@pytest.mark.parametrize("root", ["ref_model", "teacher", "a.b"])
+@pytest.mark.parametrize(
+    "root", ["ref_model", "teacher", "a.b", "ema.model", "ema_model.module", "critic.model", "app.teacher.module"]
+)
 def test_a_model_in_another_container_than_usual_is_a_warning(root: str, preview: Any) -> None:
     assert [f.code for f in preview(nest(root, saved.model_state())).warnings] == ["container"]
 
 
-@pytest.mark.parametrize("root", ["exp_avg", "momentum_buffer", "optimizer.exp_avg_sq", "grads"])
+@pytest.mark.parametrize("beside", ["policy", "critic", "ema"])
+def test_what_stands_beside_the_model_in_a_trainers_state_is_not_passed_over(beside: str, preview: Any) -> None:
+    state = {"model": saved.model_state(), beside: saved.model_state(seed=1), "seen": torch.tensor(3)}
+    mapping = preview({"train_state": {**state, "optimizer": {"lr": torch.tensor(0.1)}, "step": torch.tensor(1.0)}})
+    assert mapping.root == "train_state.model"
+    assert [(f.code, f.key) for f in mapping.warnings] == [("left-out-tensor", f"train_state.{beside}")]
+
+
+def test_what_an_optimizer_keeps_does_not_stand_for_a_model_that_lacks_something(preview: Any) -> None:
+    state = saved.model_state()
+    broken = {name: tensor for name, tensor in state.items() if name != "model.norm.weight"}
+    mapping = preview({"model": broken, "optimizer": {"state": state}})
+    assert mapping.root == "model"
+    assert told(mapping, "weight-missing")
+
+
+@pytest.mark.parametrize(
+    "root", ["exp_avg", "momentum_buffer", "optimizer.exp_avg_sq", "grads", "optimizer.state", "optim.model"]
+)
 def test_moments_are_never_the_model(root: str, preview: Any) -> None:
     assert preview(nest(root, saved.model_state())).errors
 

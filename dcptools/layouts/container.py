@@ -73,7 +73,7 @@ class Container:
     def _about_itself(self) -> Iterator[Finding]:
         yield Finding("layout", "", f"layout 'container': {self.reason}", f"{option('layout')} overrides it")
         if self.unusual:
-            yield Finding("container", "", f"the model is read from {self.root!r}", f"{option('root')} names another")
+            yield another_container(self.root)
 
     def _about_key(self, stored: str, key: Key, name: str) -> Iterator[Finding]:
         wrappers = self.wrappers_in(key) if key.stored else ()  # most keys have none
@@ -83,6 +83,11 @@ class Container:
             found = f"is neither {self.root}.model.* nor {self.root}.lm_head.weight; it is named {name!r}"
             hint = f"{option('layout', 'bare')} keeps it as it is, {option('rename')} gives another name"
             yield Finding("unusual-key", stored, found, hint)
+
+
+def another_container(root: str) -> Finding:
+    """That the model was found where it usually is not."""
+    return Finding("container", "", f"the model is read from {root!r}", f"{option('root')} names another")
 
 
 def _is_usual(name: str) -> bool:

@@ -11,9 +11,10 @@ from dcptools._option import option
 from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
+from dcptools.layouts.container import another_container
 from dcptools.layouts.keys import Key, strip_wrappers
 from dcptools.layouts.rearrange import Rearrangement
-from dcptools.layouts.training import beside_model, is_training_state
+from dcptools.layouts.training import beside_model, is_training_state, is_usual
 from dcptools.layouts.values import Leftover, Output, Reading
 from dcptools.tensors import Composed, NotViews
 
@@ -88,6 +89,8 @@ class FamilyLayout:
         findings = [
             Finding("layout", "", f"names of {self.family.title}: {self.reason}", f"{option('layout')} overrides it")
         ]
+        if not is_usual(self.root):
+            findings.append(another_container(self.root))
         wrong: dict[str, list[str]] = {}
         for stored, tensor in checkpoint.tensors.items():
             try:

@@ -16,10 +16,9 @@ from dcptools.layouts.family import Family, FamilyLayout, pattern_of
 from dcptools.layouts.family_files import families
 from dcptools.layouts.fit import Fit, fit
 from dcptools.layouts.keys import Key
-from dcptools.layouts.training import COPIES, MOMENT, TRAINING_STATE
+from dcptools.layouts.training import COPIES, TRAINING_STATE, is_of_optimizer, is_usual
 from dcptools.layouts.values import Layout
 
-USUAL = frozenset(("model", "module", "net", "network", "state", "state_dict", "model_state_dict", "policy", "actor"))
 MAX_ROOTS = 8  # containers that are tried, those with the most names of the model
 
 
@@ -137,21 +136,18 @@ def _roots(keys: Iterable[Key], expected: Expected, layout: str, root: str | Non
 def _most(places: Iterable[str]) -> list[str]:
     """Those that occur most often, without training state and an optimizer's moments."""
     counted = Counter(places).most_common()
-    wanted = (place for place, _ in counted if not _is_moment(place) and (is_usual(place) or not _is_training(place)))
+    wanted = (
+        place for place, _ in counted if not _is_optimizers(place) and (is_usual(place) or not _is_training(place))
+    )
     return [place for place, _ in zip(wanted, range(MAX_ROOTS), strict=False)]
-
-
-def is_usual(root: str) -> bool:
-    """Whether a model in this container is the one that was trained, as far as its name tells."""
-    return not root or root.rpartition(".")[2] in USUAL
 
 
 def _is_training(root: str) -> bool:
     return any(map(TRAINING_STATE.fullmatch, root.split(".")))
 
 
-def _is_moment(root: str) -> bool:
-    return any(map(MOMENT.fullmatch, root.split(".")))
+def _is_optimizers(root: str) -> bool:
+    return any(map(is_of_optimizer, root.split(".")))
 
 
 def _places(key: str, names: Names[str]) -> Iterator[str]:
