@@ -534,7 +534,7 @@ def test_a_zstd_item_without_a_place_to_unpack_it(made: bool, tmp_path: Path, mo
         else "There is no directory for temporary files: No usable temporary directory found in ['/tmp']."
     )
     assert third == "It is compressed with zstd and must be unpacked to be read."
-    assert last.startswith("Set the environment variable TMPDIR to a directory ")
+    assert last.startswith("Set the environment variable TMPDIR to a writable directory")
 
 
 def test_a_changed_byte_in_an_item_is_noticed_or_harmless(tmp_path: Path) -> None:

@@ -148,8 +148,12 @@ def parse(data: bytes, what: str) -> RawMetadata:
 
 
 def _loads(data: bytes, what: str, *, in_steps: bool) -> tuple[Any, tuple[str, ...]]:
-    allowed = {**_NAMES, **dict.fromkeys(_PATH_NAMES, _Paths(len(data)))}  # paths are counted for this pickle alone
-    return loads(data, what=what, allowed=allowed, alike=ALIKE, shortcuts=shortcuts if in_steps else None)
+    return loads(data, what=what, allowed=_allowed(data), alike=ALIKE, shortcuts=shortcuts if in_steps else None)
+
+
+def _allowed(data: bytes) -> dict[str, Any]:
+    """What a pickle may name; its paths are counted for it alone."""
+    return {**_NAMES, **dict.fromkeys(_PATH_NAMES, _Paths(len(data)))}
 
 
 def _checked(top: Any, foreign: tuple[str, ...], what: str, nbytes: int) -> RawMetadata:

@@ -97,6 +97,7 @@ class SharedChecks:
                     shown(done, total, current)
 
             parts = self._team.each(job, orders, own, report)
+            report(total, 0, "")  # the last word of another rank may have been missed
         return {name: found for part in parts for name, found in part.items()}
 
 

@@ -92,6 +92,8 @@ class SharedEngine(OutputEngine):
         finally:
             self._hear()
         self._add(others)
+        if progress is not None:
+            progress(total, total, "")  # the last word of another rank may have been missed
         self.files = self._all  # so that the others' files are looked at here, too, before they are published
 
     def commit(self, names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 
 const PAGE = 8; // folders, by Page Up and Page Down
 const TYPING = 700; // ms between letters of one name
-let count = 0; // for ids
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -17,7 +16,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 function render({ model, el }) {
-  const id = `dcp-folders-${++count}`;
+  const id = `dcp-folders-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
   let active = -1; // the folder that is chosen; -1: the place itself
   let known = ""; // the folders that are shown
   let letters = { text: "", at: 0 };

@@ -1,12 +1,11 @@
 // A slider over powers of ten: the browser's own, with a name, and its value in words.
 const STEP = 0.05; // powers of ten
-let count = 0; // for ids
 
 function render({ model, el }) {
   const label = document.createElement("label");
   const range = document.createElement("input");
   range.type = "range";
-  range.id = `dcp-slider-${++count}`;
+  range.id = `dcp-slider-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
   range.step = STEP;
   label.htmlFor = range.id;
   const draw = () => {

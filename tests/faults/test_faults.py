@@ -272,7 +272,7 @@ def test_no_more_threads(place: Place, again: bool) -> None:
         assert ended.status == ended.fired, ended
         if ended.fired:
             assert ended.said.startswith("Error: No more threads can be started"), ended
-            assert "kept: go on with --resume" in ended.said or "takes what is finished" in ended.said, ended
+            assert "kept: continue with --resume" in ended.said or "takes over what is finished" in ended.said, ended
             COUNTS["EAGAIN in starting a thread", place.stage()] += 1
         place.check_next(resume=True)
         if not ended.fired:
@@ -305,7 +305,7 @@ def test_a_read_only_file_system(place: Place, monkeypatch: pytest.MonkeyPatch, 
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         ended = place.run(Job(overwrite=overwrite))
         place.check(ended)
-        assert (ended.status, "is mounted read-only" in ended.said) == (1, True), ended
+        assert (ended.status, "is on a read-only file system" in ended.said) == (1, True), ended
     COUNTS["a read-only target", ""] += 1
 
 
