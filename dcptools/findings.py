@@ -118,6 +118,7 @@ CODES: dict[str, Code] = {
     "adapter-not-cut": Code("info", "An adapter larger than the shard size stays one file: peft reads no other."),
     "large-tensor": Code("info", "One tensor is larger than the shard size and gets a file of its own."),
     # the write
+    "all-nan": Code("warning", "Every value of a tensor is NaN."),
     "cast-overflow": Code("warning", "Finite values became Inf in the cast."),
     "no-checksum": Code("info", "Items were stored without a checksum, so their bytes could not be verified."),
     "stale-file": Code("warning", "A file of the old model could not be removed; the new model is complete."),

@@ -41,9 +41,12 @@ class Done(NamedTuple):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 tensors, which are two megabytes."""
+    return saved.save(tmp_path_factory.mktemp("ranks") / "checkpoint", {"model": tensors()})
+
+
+def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    tensors = {f"model.{n:02}.weight": torch.randn(200, 100, generator=generator) for n in range(24)}
-    return saved.save(tmp_path_factory.mktemp("ranks") / "checkpoint", {"model": tensors})
+    return {f"model.{n:02}.weight": torch.randn(200, 100, generator=generator) for n in range(24)}
 
 
 @pytest.fixture
@@ -87,8 +90,10 @@ def stored_bytes(plan: ShardPlan, file: ShardFile) -> tuple[int, int]:
     return sum(t.nbytes for t in tensors), sum(chunk.nbytes for t in tensors for chunk in t.chunks)
 
 
-def test_three_processes_write_the_model_of_one(checkpoint: Path, assets: Path, tmp_path: Path) -> None:
-    """Over an older model, compared, and with a report; only one of them speaks."""
+def test_three_processes_write_the_model_of_one(assets: Path, tmp_path: Path) -> None:
+    """Over an older model, compared, and with a report; only one of them speaks, also of what others noticed."""
+    nan = {f"model.{n:02}.weight": torch.full((200, 100), torch.nan) for n in (0, 23)}
+    checkpoint = saved.save(tmp_path / "checkpoint", {"model": tensors() | nan})
     options: dict[str, Any] = {"model_assets_dir": assets, "shard_size": SHARD_SIZE}
     alone = dcptools.convert(checkpoint, tmp_path / "alone", report=tmp_path / "alone.json", verify=True, **options)
     dcptools.convert(checkpoint, tmp_path / "out", dtype="keep", model_assets_dir=assets)
@@ -102,6 +107,7 @@ def test_three_processes_write_the_model_of_one(checkpoint: Path, assets: Path, 
     printed = json.loads(done.out)
     assert (printed["items_checked"], printed["items_unchecked"]) == (alone.items_checked, 0) == (24, 0)
     assert printed["verification"]["ok"]
+    assert [f["key"] for f in printed["findings"] if f["code"] == "all-nan"] == [*nan]
     ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("report.json", "alone.json"))
     assert {what: ours[what] for what in ("weights", "files", "fingerprint", "verified")} == {
         what: theirs[what] for what in ("weights", "files", "fingerprint", "verified")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import saved
 from click.testing import CliRunner
 from remote_server import DENIED, SLOW_DOWN, Proxy
@@ -372,6 +373,18 @@ class TestResume:
         assert convert(resume=True).taken_over == tuple(SHARDS[:2])
         assert not [r for r in store.proxy.requests if r.method in ("PUT", "POST") and SHARDS[0] in r.path]
         assert same_as(store, local)
+
+    def test_nan_in_what_is_finished_is_still_told(self, store: Store, one_try: None, tmp_path: Path) -> None:
+        state = {f"model.{name}": torch.full((9,), value) for name, value in (("a", torch.nan), ("b", 1.0), ("c", 2.0))}
+        directory = saved.trained(tmp_path / "step_10", state, optimizer=False)
+        options: Any = {"shard_size": 36, "dtype": "keep", "resume": True, "workers": 1}
+        refused(store, lambda method, path: method == "PUT" and "model-00003" in path)
+        with pytest.raises(TargetError, match="2 of 3 files are finished and kept"):
+            dcptools.convert(directory, OUT, **options)
+        store.proxy.reset()
+        report = dcptools.convert(directory, OUT, **options)
+        assert report.taken_over == tuple(SHARDS[:2])
+        assert [(f.code, f.key) for f in report.found_while_writing] == [("all-nan", "model.a")]
 
     def test_what_was_replaced_since_is_written_again(self, store: Store, stopped: None, local: Path) -> None:
         other = store.content(f"out/{SHARDS[0]}")[:-1] + b"?"

@@ -237,6 +237,22 @@ def test_values_that_became_inf_in_what_was_taken_over_count(tmp_path: Path) -> 
     assert [finding.code for finding in report.found_while_writing] == ["cast-overflow"]
 
 
+def test_nan_in_what_was_taken_over_is_still_told(tmp_path: Path) -> None:
+    """Also for a run that only the second time is strict."""
+    nan = torch.full((9,), float("nan"))
+    saved.trained(tmp_path / "step_20", STATE | {"model.a": nan, "model.f": nan}, optimizer=False)
+    plan = dcptools.plan(tmp_path / "step_20", dtype="keep", shard_size=36)
+    strict = replace(plan, options=replace(plan.options, strict=True))
+    killed(plan, tmp_path / "out", 2)
+    report = dcptools.write(plan, tmp_path / "out", resume=True)
+    assert report.taken_over == tuple(SHARDS[:2])
+    assert [(f.code, f.key) for f in report.found_while_writing] == [("all-nan", "model.a"), ("all-nan", "model.f")]
+    killed(plan, tmp_path / "again", 2)
+    with pytest.raises(FindingsError, match="all-nan. model.a: every value is NaN"):
+        dcptools.write(strict, tmp_path / "again", resume=True)
+    assert os.listdir(tmp_path / "again") == []
+
+
 # What is not taken over
 
 
@@ -278,16 +294,17 @@ def test_a_file_that_is_not_in_the_journal_is_written_anew(
 
 JOURNALS = [
     "", "\n", "not JSON\n", "[]\n", "5\n", "null\n", '{"format": 2}\n', "[" * 100_000 + "\n", '{"format": 1}\n',
-    '{"format": 1, "fingerprint": "../../x"}\n{"filename": "a", "nbytes": 1, "crc32": 1, "overflows": {}}\n',
+    '{"format": 1, "fingerprint": "../../x"}\n{"filename": "a", "nbytes": 1, "crc32": 1, "noticed": {}}\n',
     "\udcff\n",
 ]  # fmt: skip
 LINES = [
-    "{}", "5", "[]", "null", '{"filename": "../x", "nbytes": 4, "crc32": 1, "overflows": {}}',
-    '{"filename": "a\\u0000", "nbytes": 4, "crc32": 1, "overflows": {}}',
-    '{"filename": 5, "nbytes": 4, "crc32": 1, "overflows": {}}', '{"filename": "a", "nbytes": 4, "crc32": 1}',
-    '{"filename": "a", "nbytes": "4", "crc32": 1, "overflows": {}}',
-    '{"filename": "a", "nbytes": 4, "crc32": 1, "overflows": []}', '{"filename": "' + "x" * 300 + '", "nbytes": 4, '
-    '"crc32": 1, "overflows": {}}',
+    "{}", "5", "[]", "null", '{"filename": "../x", "nbytes": 4, "crc32": 1, "noticed": {}}',
+    '{"filename": "a\\u0000", "nbytes": 4, "crc32": 1, "noticed": {}}',
+    '{"filename": 5, "nbytes": 4, "crc32": 1, "noticed": {}}', '{"filename": "a", "nbytes": 4, "crc32": 1}',
+    '{"filename": "a", "nbytes": "4", "crc32": 1, "noticed": {}}',
+    '{"filename": "a", "nbytes": 4, "crc32": 1, "noticed": []}',
+    '{"filename": "a", "nbytes": 4, "crc32": 1, "noticed": {"w": {"overflows": 1, "all_nan": 1}}}',
+    '{"filename": "' + "x" * 300 + '", "nbytes": 4, "crc32": 1, "noticed": {}}',
 ]  # fmt: skip
 
 

@@ -210,7 +210,55 @@ def test_strict_keeps_no_model_with_values_that_became_inf(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def all_nan(report: dcptools.Report) -> list[str]:
+    return [str(f) for f in report.found_while_writing if f.code == "all-nan"]
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16", "float32"])
+def test_a_tensor_that_is_nan_throughout_is_told(dtype: str, tmp_path: Path) -> None:
+    """However it is cut: in its own order, in another one, beside others, as a single value; and no other tensor."""
+    nan, one = torch.full((20, 30), float("nan")), torch.ones(20, 30)
+    state = {
+        "model.nan": nan, "model.nan.t": nan.t(), "model.nan.value": nan[0, 0],
+        "model.first": torch.cat([nan, one]), "model.last": torch.cat([one, nan]), "model.inf": one / 0,
+        "model.but_one": torch.cat([nan, one[:1], nan]), "model.t": torch.cat([nan, one]).t(),
+        "model.empty": nan[:0], "model.integers": torch.full((8,), -1),
+    }  # fmt: skip
+    plan = planned(saved.trained(tmp_path / "a", state, optimizer=False), dtype=dtype)
+    for sizes in (None, SMALL):
+        report = dcptools.write(plan, tmp_path / "out", sizes=sizes, overwrite=True)
+        assert all_nan(report) == [
+            f"warning[all-nan] {name}: every value is NaN (look at an earlier checkpoint)"
+            for name in ("model.nan", "model.nan.t", "model.nan.value")
+        ]
+
+
+FLOATS = ("float64", "float32", "bfloat16", "float16")
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *FLOAT8])
+def test_nan_is_known_by_its_bits_in_every_dtype(dtype: str, tmp_path: Path) -> None:
+    """Each value of a byte alone, and those of wider dtypes around Inf, beside what torch says."""
+    kind = getattr(torch, dtype)
+    if kind.itemsize == 1:
+        every = torch.arange(256).to(torch.uint8).view(kind)
+    else:
+        nan = torch.tensor([float("nan"), float("inf"), 0.0, 1.0], dtype=kind)
+        every = torch.cat([nan, -nan])
+    state = {f"model.{n}": value.reshape(1) for n, value in enumerate(every)}
+    report = dcptools.write(planned(saved.trained(tmp_path / "a", state, optimizer=False)), tmp_path / "out")
+    expected = {f"model.{n}" for n in torch.isnan(every.double()).nonzero().flatten().tolist()}
+    assert {f.key for f in report.findings if f.code == "all-nan"} == expected != set()
+
+
+def test_strict_keeps_no_model_with_a_tensor_that_is_nan(tmp_path: Path) -> None:
+    directory = saved.trained(tmp_path / "a", {"model.w": torch.full((9,), float("nan"))}, optimizer=False)
+    plan = planned(directory)
+    plan = replace(plan, options=replace(plan.options, strict=True))  # there are no assets, a warning too
+    with pytest.raises(FindingsError, match=r"error\[all-nan\] model.w: every value is NaN"):
+        dcptools.write(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("written", ["bfloat16", "float16", "float32"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from dcptools.ranks.team import Team
 from dcptools.shards import ShardFile, ShardPlan
 from dcptools.storage import OutputSink, commit_all
 from dcptools.tensors import ItemPart
-from dcptools.writer import Engine, Finish, OutputEngine, Sizes
+from dcptools.writer import Engine, Finish, Noticed, OutputEngine, Sizes
 
 Seen = Mapping[str, tuple[int, int] | None]  # by file of the checkpoint: bytes, and when it was written to
 
@@ -41,7 +40,7 @@ class Order:
 class Filled:
     """What a rank counted."""
 
-    overflows: Counter[str]
+    noticed: dict[str, Noticed]  # by output name
     checked: int  # stored items
     without: int
     parts: list[ItemPart]  # of items that others read, too
@@ -111,14 +110,14 @@ class SharedEngine(OutputEngine):
     def _hear(self) -> None:
         """Pass on which files the others have finished."""
         files = {file.filename: file for file in self._all}
-        for filename, crc, overflows in self._team.heard():
+        for filename, crc, noticed in self._team.heard():
             if self._tell is not None:
-                self._tell(files[filename], crc, overflows)
+                self._tell(files[filename], crc, noticed)
 
     def _add(self, others: Sequence[Filled]) -> None:
         """Count what the others have counted, and check the items that several ranks have read parts of."""
         for filled in others:
-            self.tally.overflows.update(filled.overflows)
+            self.tally.noticed.update(filled.noticed)
             self.checksums.checked += filled.checked
             self.checksums.without += filled.without
         self.checksums.join(part for filled in others for part in filled.parts)
@@ -130,8 +129,8 @@ def fill_part(team: Team, order: Order, progress: Progress) -> Filled:
     files = [file for file in team.plan.files if file.filename in set(order.files)]
     _refuse_other_files(team, team.plan, files, order.seen)
 
-    def finished(file: ShardFile, crc: int, overflows: dict[str, int]) -> None:
-        team.tell((file.filename, crc, overflows))
+    def finished(file: ShardFile, crc: int, noticed: dict[str, Noticed]) -> None:
+        team.tell((file.filename, crc, noticed))
 
     running: dict[str, Any] = {"workers": order.workers, "sync": order.sync, "sizes": order.sizes}
     engine = Engine(team.plan, order.sink, files, **running, finished=finished)
@@ -147,7 +146,7 @@ def fill_part(team: Team, order: Order, progress: Progress) -> Filled:
     finally:
         team.plan.checkpoint.source.close()
     sums = engine.checksums
-    return Filled(engine.tally.overflows, sums.checked, sums.without, sums.parts())
+    return Filled(engine.tally.noticed, sums.checked, sums.without, sums.parts())
 
 
 def commit_part(team: Team, names: Sequence[str], progress: Progress) -> None:

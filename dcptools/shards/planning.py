@@ -53,7 +53,7 @@ def plan(
         Exceptions for HuggingFace names: ``{GLOB: DTYPE}``, pairs, or ``"GLOB=DTYPE"``, one or several; the first that
         matches wins.
     strict
-        Treat warnings as errors, those that only writing can find (``cast-overflow``) among them.
+        Treat warnings as errors, those that only writing can find (``cast-overflow``, ``all-nan``) among them.
 
     Raises
     ------

@@ -12,12 +12,14 @@ from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine, Finish, OutputEngine
 from dcptools.writer.publishing import refuse_changes
 from dcptools.writer.report import Report
+from dcptools.writer.tally import Noticed
 from dcptools.writer.target import check_target, default_save_dir, free_bytes
 from dcptools.writer.writing import write
 
 __all__ = [
     "Engine",
     "Finish",
+    "Noticed",
     "OutputEngine",
     "Progress",
     "Report",

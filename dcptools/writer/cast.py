@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,12 @@ _INF = {
     "bfloat16": 0x7F80,
     "float16": 0x7C00,
     "float8_e5m2": 0x7C,
+}
+_NAN = {  # all bits that are NaN in those
+    "float8_e4m3fn": (0x7F, 0xFF),
+    "float8_e4m3fnuz": (0x80, 0x80),
+    "float8_e5m2fnuz": (0x80, 0x80),
+    "float8_e8m0fnu": (0xFF, 0xFF),
 }
 
 
@@ -92,6 +98,14 @@ class Cast:
         if count == self.most:  # nearly always, and making views takes as long as all else here in Python
             self._whole[at] = views
         return views
+
+
+def nan_in(values: Any, dtype: DType) -> Any:
+    """Whether values of a floating dtype are NaN: for one value as an integer a bool, for bits an array."""
+    if dtype.name in _NAN:
+        one, other = _NAN[dtype.name]
+        return (values == one) | (values == other)
+    return (values & (_sign(dtype) - 1)) > _INF[dtype.name]
 
 
 def _infinities(values: Bits, dtype: DType) -> int:

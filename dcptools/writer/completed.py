@@ -17,6 +17,7 @@ from dcptools.storage import FileState, RemoteSink, Source, open_source
 from dcptools.writer.journal import MOST_BYTES, Finished, lines_of, parse_journal, refuse_others
 from dcptools.writer.staged import Files
 from dcptools.writer.swap import is_shard
+from dcptools.writer.tally import Noticed
 from dcptools.writer.target import URL_JOURNAL
 
 
@@ -44,13 +45,13 @@ class CompletedFiles(Files):
             self.sink.put(URL_JOURNAL, lines_of(self.plan, self.finished.values()))
         self.taken_over = tuple(self.finished)
 
-    def add(self, file: ShardFile, crc: int, overflows: dict[str, int]) -> None:
+    def add(self, file: ShardFile, crc: int, noticed: dict[str, Noticed]) -> None:
         """Say that a file is finished, which shows now; from several threads."""
         state = self._source.state(file.filename)
         if state is None:
             return  # it will be missed when the model is published
         with self._lock:
-            self.finished[file.filename] = Finished(file.filename, file.nbytes, crc, overflows, state.identity)
+            self.finished[file.filename] = Finished(file.filename, file.nbytes, crc, noticed, state.identity)
             self.sink.put(URL_JOURNAL, lines_of(self.plan, self.finished.values()))
 
     def end(self, error: BaseException | None) -> None:

@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 
 from dcptools._parallel import Progress, check_stopped, one_thread_each, run, starting_threads
@@ -27,19 +26,11 @@ from dcptools.tensors import Checksums, TensorReader, read_view, row_major, runs
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
 from dcptools.writer.sums import FileSums
+from dcptools.writer.tally import Noticed, Tally
 
 FLUSH_SECONDS = 0.01  # between two flushes of a durable run
 Work = tuple[ShardFile, Block | Tile]
-Finish = Callable[[ShardFile, int, dict[str, int]], None]
-
-
-@dataclass
-class Tally:
-    """What the workers counted."""
-
-    done: int = 0  # bytes written
-    current: str = ""  # the output that was written last
-    overflows: Counter[str] = field(default_factory=Counter)  # by output name: values that became Inf
+Finish = Callable[[ShardFile, int, dict[str, Noticed]], None]
 
 
 class Engine:
@@ -56,7 +47,7 @@ class Engine:
         sizes: Sizes | None = None,
         finished: Finish | None = None,
     ) -> None:
-        """``finished`` hears of each file that is whole, in whatever thread, with its CRC-32 and its overflows."""
+        """``finished`` hears of each file that is whole, in whatever thread, with its CRC-32 and what was noticed."""
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
         self.sink, self.workers, self.sync = sink, workers, sync
         self.sizes = sizes or Sizes().for_source(plan.checkpoint.source, workers)
@@ -163,11 +154,10 @@ class Engine:
             if self._unwritten[file.filename]:
                 return
         self.sink.finish(file.filename, sync=self.sync)
-        path = self.sink.staged(file.filename)
+        path, noticed = self.sink.staged(file.filename), self.tally.finish(file)
         if self._finished is not None:
             crc = self._sums.take(file.filename, file.nbytes, path) if path is not None else 0
-            overflows = {t.output.name: self.tally.overflows[t.output.name] for t in file.tensors}
-            self._finished(file, crc, {name: count for name, count in overflows.items() if count})
+            self._finished(file, crc, noticed)
 
     def _sum(self, file: ShardFile, start: int, data: memoryview) -> None:
         if self._finished is not None:
@@ -182,8 +172,7 @@ class Engine:
             for part, first, stop in slab.reads():
                 start, end = end, end + stop - first
                 part.read(first, stop, bits[start:end])
-            if slab.casts:
-                self._cast(slab, memory)
+            self._cast(slab, memory)
 
     def _rearrange(self, file: ShardFile, tile: Tile, memory: _Memory) -> None:
         """Read a tile, cast it, and write it row by row."""
@@ -193,8 +182,7 @@ class Engine:
         count = tile.nbytes // itemsize
         bits = (memory.stored if tensor.cast else memory.block).bits(tensor.output.dtype.itemsize)
         read_view(part.reader, view, tile.region, bits[:count].reshape(shape))
-        if tensor.cast:
-            self._cast(Slab(tensor.output.dtype, tensor.dtype, 0, False, count, [(part, 0, count)]), memory)
+        self._cast(Slab(tensor.output.dtype, tensor.dtype, 0, False, count, [(part, 0, count)]), memory)
         corner = sum(start * stride for (start, _), stride in zip(tile.region, strides, strict=True))
         data = memory.block.bytes.data
         for to, start, length in runs(shape, strides):
@@ -202,16 +190,19 @@ class Engine:
             self.sink.write(file.filename, part.start + (corner + to) * itemsize, row)
 
     def _cast(self, slab: Slab, memory: _Memory) -> None:
-        """Cast a slab, and count what became Inf."""
-        cast, first = memory.cast(slab.source, slab.target), 0
-        if not cast(slab.count, slab.at, scalar=slab.is_scalar):
+        """Cast a slab, if that is wanted; count what became Inf, and look for outputs that are NaN."""
+        cast = memory.cast(slab.source, slab.target) if slab.casts else None
+        infinite = cast is not None and cast(slab.count, slab.at, scalar=slab.is_scalar)
+        if not slab.target.kind.startswith("float"):
             return
+        bits, at = memory.block.bits(slab.target.itemsize), slab.at
         for part, start, stop in slab.values:
-            overflows = cast.became_inf(first, stop - start, slab.at + first)
-            first += stop - start
-            if overflows:
+            name, count = part.tensor.output.name, stop - start
+            self.tally.look(name, bits[at : at + count], slab.target)
+            if cast is not None and infinite and (overflows := cast.became_inf(at - slab.at, count, at)):
                 with self._lock:
-                    self.tally.overflows[part.tensor.output.name] += overflows
+                    self.tally.overflows[name] += overflows
+            at += count
 
 
 class _Readers:

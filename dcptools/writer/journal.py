@@ -21,6 +21,7 @@ from dcptools.errors import TargetError
 from dcptools.recipe import given_options
 from dcptools.shards import ShardPlan
 from dcptools.storage import TEMPORARY, open_regular
+from dcptools.writer.tally import Noticed
 
 JOURNAL = f"{TEMPORARY}journal.tmp"
 NEW_JOURNAL = f"{TEMPORARY}journal-new.tmp"
@@ -35,7 +36,7 @@ class Finished:
     filename: str
     nbytes: int
     crc32: int  # of all its bytes; 0 at a URL
-    overflows: Mapping[str, int]  # by output: finite values that became Inf in the cast
+    noticed: Mapping[str, Noticed]  # by output name
     identity: str = ""  # at a URL: another one as soon as the file is replaced
 
 
@@ -114,12 +115,17 @@ def parse_journal(content: bytes) -> tuple[dict[str, Any], list[Finished]]:
     return header, finished
 
 
-def _finished(filename: str, nbytes: int, crc32: int, overflows: dict[str, int], identity: str = "") -> Finished:
+def _finished(
+    filename: str, nbytes: int, crc32: int, noticed: dict[str, dict[str, Any]], identity: str = ""
+) -> Finished:
     if not all(isinstance(text, str) for text in (filename, identity)):
         raise ValueError
-    if not all(type(count) is int for count in (nbytes, crc32, *overflows.values())):
+    found = {name: Noticed(**fields) for name, fields in noticed.items()}
+    if not all(type(count) is int for count in (nbytes, crc32, *(one.overflows for one in found.values()))):
         raise ValueError
-    return Finished(filename, nbytes, crc32, overflows, identity)
+    if not all(type(one.all_nan) is bool for one in found.values()):
+        raise ValueError
+    return Finished(filename, nbytes, crc32, found, identity)
 
 
 def _header(plan: ShardPlan) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Report(Shown, HasFindings):
     @property
     def found_while_writing(self) -> tuple[Finding, ...]:
         """The findings that the plan could not have: about values and the output directory, not names and sizes."""
-        return tuple(f for f in self.findings if f.code in ("cast-overflow", "no-checksum", "stale-file"))
+        return tuple(f for f in self.findings if f.code in ("all-nan", "cast-overflow", "no-checksum", "stale-file"))
 
     @property
     def file_bytes(self) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from dcptools.writer.journal import JOURNAL, NEW_JOURNAL, Finished, Journal, rea
 from dcptools.writer.lock import clear_remains
 from dcptools.writer.sums import file_crc
 from dcptools.writer.swap import is_file
+from dcptools.writer.tally import Noticed
 from dcptools.writer.target import planned_names
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -49,9 +49,9 @@ class Files:
         return [file for file in self.plan.files if file.filename not in self.finished]
 
     @property
-    def overflows(self) -> Counter[str]:
-        """Values that became Inf in what was taken over."""
-        return Counter({name: n for one in self.finished.values() for name, n in one.overflows.items()})
+    def noticed(self) -> dict[str, Noticed]:
+        """What was noticed of the outputs in what was taken over."""
+        return {name: noticed for one in self.finished.values() for name, noticed in one.noticed.items()}
 
     def kept(self, error: BaseException | None) -> list[str]:
         """The names of the finished files that stay after an error: none if nobody can go on with them."""
@@ -102,9 +102,9 @@ class StagedFiles(Files):
         """Begin the journal; raises OSError."""
         self._journal = Journal(self.save_dir, self.plan, self.finished.values(), sync=sync)
 
-    def add(self, file: ShardFile, crc: int, overflows: dict[str, int]) -> None:
+    def add(self, file: ShardFile, crc: int, noticed: dict[str, Noticed]) -> None:
         """Say that a file is finished; from several threads."""
-        done = Finished(file.filename, file.nbytes, crc, overflows)
+        done = Finished(file.filename, file.nbytes, crc, noticed)
         if self._journal is not None:
             self._journal.add(done)
         self.finished[file.filename] = done

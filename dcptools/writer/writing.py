@@ -98,7 +98,7 @@ def write(
         A stored item is damaged, or in an encoding that is not read; or a file of the checkpoint was written to,
         replaced or removed since it was read. Nothing was kept.
     FindingsError
-        The plan is strict, and values became Inf in a cast; nothing was kept.
+        The plan is strict, and values became Inf in a cast, or all of a tensor are NaN; nothing was kept.
     NotEnoughMemory
         There is too little memory, or no more threads can be started.
     Cancelled
@@ -130,7 +130,7 @@ def write(
             engine = make_engine(
                 plan, sink, staged.missing, workers=count, sync=fsync, sizes=sizes, finished=staged.add
             )
-            engine.tally.overflows.update(staged.overflows)
+            engine.tally.noticed.update(staged.noticed)
             found = fill(engine, progress, cancel)
             left = publish(plan, target, sink, sync=fsync)
             published.set()
@@ -178,7 +178,7 @@ def _write_to_url(
     with _ended(files), _explained(url, plan.checkpoint, files):
         making: dict[str, Any] = {"workers": count, "sync": False, "sizes": sizes}
         engine = make_engine(plan, files.sink, files.missing, **making, finished=files.add if files.resume else None)
-        engine.tally.overflows.update(files.overflows)
+        engine.tally.noticed.update(files.noticed)
         found = fill(engine, progress, cancel)
         left = publish_to_url(files, engine)
     seconds = time.perf_counter() - start
@@ -262,11 +262,14 @@ def _explained(target: Path | str, checkpoint: Checkpoint, staged: Files) -> Ite
 
 def _found(engine: OutputEngine) -> Iterator[Finding]:
     """What the engine noticed."""
-    for name, count in sorted(engine.tally.overflows.items()):
-        yield Finding(
-            "cast-overflow", name, f"{counted(count, 'finite value')} became Inf in the cast",
-            f"write it in a wider dtype: {option('dtype_for')}",
-        )  # fmt: skip
+    for name, noticed in sorted(engine.tally.noticed.items()):
+        if noticed.all_nan:
+            yield Finding("all-nan", name, "every value is NaN", "look at an earlier checkpoint")
+        if noticed.overflows:
+            yield Finding(
+                "cast-overflow", name, f"{counted(noticed.overflows, 'finite value')} became Inf in the cast",
+                f"write it in a wider dtype: {option('dtype_for')}",
+            )  # fmt: skip
     if engine.checksums.without:
         yield Finding(
             "no-checksum", "", f"no checksum was stored with {counted(engine.checksums.without, 'item')}",
