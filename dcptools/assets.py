@@ -31,6 +31,7 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 MAX_CONFIG_BYTES = 64 << 20
+_LIKE_A_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")  # user/model, as from_pretrained takes it
 
 # Weights, optimizer and training state, what would make transformers look for other weights, and what is about another
 # copy of the model
@@ -103,9 +104,10 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         place, kind = source.location, source.kind()
         if kind != "directory":
             what = "is not a directory" if kind else "does not exist"
-            raise UsageError(
-                f"The assets directory {place} {what}.\nGive the directory that holds {CONFIG} and the tokenizer."
-            )
+            advice = f"Give the directory that holds {CONFIG} and the tokenizer."
+            if not kind and _LIKE_A_HUB_NAME.fullmatch(str(directory)):
+                advice += f" If that is a name on the Hub, download it first: hf download {directory}"
+            raise UsageError(f"The assets directory {place} {what}.\n{advice}")
         states = source.states([name for name in source.entries() if not _NOT_ASSETS.fullmatch(name)])
         odd = {} if is_url(directory) else dict(_odd_files(Path(place), states))
         files = tuple(Asset(name, state.nbytes) for name, state in states.items() if state and name not in odd)

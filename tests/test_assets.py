@@ -231,6 +231,17 @@ def test_a_wrong_assets_directory_is_a_usage_error(what: str, tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize(("name", "told"), [("Qwen/Qwen3-0.6B", True), ("a/b/c", False), ("/a/b", False)])
+def test_a_name_on_the_hub_is_told_apart_from_a_directory(
+    name: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        find_assets(name)
+    hint = f" If that is a name on the Hub, download it first: hf download {name}"
+    assert str(caught.value).endswith(f"and the tokenizer.{hint if told else ''}")
+
+
 def test_another_dtype_in_the_config_is_an_info(tmp_path: Path) -> None:
     checkpoint = saved.trained(tmp_path / "c", optimizer=False)
     mapping = preview(checkpoint, model_assets_dir=make(tmp_path / "a"))

@@ -161,6 +161,7 @@ def test_the_group_lists_the_commands(cli: Cli) -> None:
         (("convert", "a", "--dtype", "int8"), "'int8' is not one of 'bfloat16', 'float16', 'float32', 'keep'."),
         (("convert", "a", "--layout", "llama"), "'llama' is not one of 'auto', 'container', 'bare'."),
         (("convert", "a", "--workers", "0"), "0 is not in the range 1<=x<=1024."),
+        (("convert", "a", "--workers", "many"), "'many' is not a valid whole number."),
         (("convert", "a", "--nothing"), "No such option"),
         (("convert", "a", "b"), "unexpected extra argument"),
         (("nothing",), "No such command 'nothing'."),
@@ -1071,6 +1072,10 @@ def test_a_copy_is_verified_with_the_report_of_its_conversion(cli: Cli, tmp_path
 def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("convert", tiny(tmp_path / "c"), "--save-dir", tmp_path / "m", "--report", tmp_path)
     assert (status, err.splitlines()[-2]) == (2, f"Error: The report {tmp_path} is a directory.")
+    lost = tmp_path / "no" / "r.json"
+    status, _, err = cli("convert", tmp_path / "c", "--save-dir", tmp_path / "m", "--report", lost)
+    said = f"Error: The report {lost} cannot be written: there is no directory {lost.parent}."
+    assert (status, err.splitlines()[-2]) == (2, said)
     assert not (tmp_path / "m").exists()
 
 

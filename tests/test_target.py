@@ -158,8 +158,8 @@ def test_too_little_disk(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     assert refusal(plan, tmp_path / "new" / "out").splitlines() == [
         f"{tmp_path / 'new' / 'out'} has 66.02 kB free, but 66.02 kB is needed.",
-        "Nothing was written. Free some space, or give a directory on another disk. (With overwrite, the old files are "
-        "removed last.)",
+        "Nothing was written. Free some space, or give a directory on another disk. (With overwrite=True, the old "
+        "files are removed last.)",
     ]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     dcptools.write(plan, tmp_path / "new" / "out")

@@ -72,6 +72,12 @@ class _DType(click.Choice):  # type: ignore[type-arg]
         return super().convert(SHORT_NAMES.get(value, value), param, ctx)
 
 
+class _Number(click.IntRange):
+    """A whole number between bounds; click calls its own kind an "integer range" in messages."""
+
+    name = "whole number"
+
+
 def _one_of(name: str, choices: Sequence[str], text: str) -> Callable[[Command], Command]:
     """An option with one of a few values; the first is its default."""
     return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
@@ -175,7 +181,7 @@ plan_options = _options(
     click.option("--strict", is_flag=True, help="Treat warnings as errors."),
 )
 workers_option = click.option(
-    "--workers", metavar="N", type=click.IntRange(1, 1024), help="Number of threads.  [default: one per CPU, 2 to 8]"
+    "--workers", metavar="N", type=_Number(1, 1024), help="Number of threads.  [default: one per CPU, 2 to 8]"
 )
 model_options = _options(click.argument("save_dir", type=PLACE), *_SOURCE)
 verify_options = _options(

@@ -124,9 +124,15 @@ def check_receipt_path(path: str | os.PathLike[str]) -> None:
     """
     target = path_on_disk(path, "The report")
     with system_errors(UsageError, f"The report {target} cannot be written"):
-        if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-            what = "is a directory" if target.is_dir() else "is not in a writable directory"
-            raise UsageError(f"The report {target} {what}.\nGive the name of a file in an existing directory.")
+        if target.is_dir():
+            what = "is a directory"
+        elif not target.parent.is_dir():
+            what = f"cannot be written: there is no directory {target.parent}"
+        elif not os.access(target.parent, os.W_OK):
+            what = f"cannot be written: the directory {target.parent} is read-only for you"
+        else:
+            return
+    raise UsageError(f"The report {target} {what}.\nGive the name of a file in an existing directory.")
 
 
 def read_receipt(path: str | os.PathLike[str]) -> Receipt:

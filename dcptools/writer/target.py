@@ -186,7 +186,8 @@ def _check_space(plan: ShardPlan, save_dir: Path) -> None:
     if needed > free:
         raise TargetError(
             f"{save_dir} has {format_bytes(free)} free, but {format_bytes(needed)} is needed.\nNothing was written. "
-            "Free some space, or give a directory on another disk. (With overwrite, the old files are removed last.)"
+            "Free some space, or give a directory on another disk. "
+            f"(With {option('overwrite', True)}, the old files are removed last.)"
         )
 
 
