@@ -177,6 +177,25 @@ def test_other_methods_of_peft_are_warned_about(key: str, tmp_path: Path) -> Non
     assert f"model.{STEM.format(0)}.{key}" in {finding.key for finding in found(mapping, "peft")}
 
 
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "lora_magnitude_vector"])
+def test_an_adapter_that_lacks_a_part_is_refused(part: str, tmp_path: Path) -> None:
+    """peft would make the part anew, and say little."""
+    state = adapted(base=False)
+    state |= {f"{STEM.format(layer)}.lora_magnitude_vector.default.weight": torch.ones(8) for layer in range(2)}
+    del state[f"{STEM.format(1)}.{part}.default.weight"]
+    checkpoint = saved.save(tmp_path / "c", {"model": state})
+    (mismatch,) = dcptools.preview(checkpoint).errors
+    assert (mismatch.code, mismatch.key) == ("adapter-mismatch", "model.layers.1.self_attn.q_proj")
+    assert f"has no {part} of it" in mismatch.message
+    assert not dcptools.preview(checkpoint, allow_mismatch=True).errors
+
+
+def test_the_base_of_an_adapter_that_is_gone_is_warned_about(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.base_layer.weight"
+    mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": {name: torch.ones(8, 8)}}))
+    assert [finding.key for finding in found(mapping, "peft")] == [f"model.{name}"]
+
+
 class TestModel:
     """What config.json says about the modules that are adapted."""
 

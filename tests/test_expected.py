@@ -14,7 +14,7 @@ from checkpoints import models, saved
 from safetensors.torch import save_file
 
 from dcptools.errors import NotAModel, UsageError
-from dcptools.expected import NotExpected, expect, expect_reference
+from dcptools.expected import NotExpected, building, expect, expect_reference
 from dcptools.expected.tracing import Traced
 from dcptools.tensors import Composed, NotViews
 
@@ -33,6 +33,12 @@ def test_the_names_and_shapes_of_an_architecture() -> None:
     assert not expected.differ
     assert "model.rotary_emb.inv_freq" in expected.unsaved
     assert expected.sizes["num_attention_heads"] == 2
+
+
+def test_numbers_that_json_does_not_have_are_those_that_save_pretrained_wrote() -> None:
+    """Some models have an infinite limit in their config."""
+    said = json.loads(config(rms_norm_eps={"__float__": "Infinity"}))
+    assert building.build(said).config.rms_norm_eps == float("inf")
 
 
 def test_tied_weights_count_once_under_the_name_that_is_written() -> None:
@@ -132,7 +138,15 @@ def test_an_index_without_its_files_gives_names_alone(tmp_path: Path) -> None:
     directory = model_files(tmp_path / "m", 2)
     for file in directory.glob("*.safetensors"):
         file.unlink()
-    assert expect_reference(directory).stored.shapes == dict.fromkeys(SHAPES)
+    expected = expect_reference(directory)
+    assert expected.stored.shapes == dict.fromkeys(SHAPES)
+    assert expected.numbers is None
+
+
+def test_a_reference_tells_which_of_its_weights_are_numbers(tmp_path: Path) -> None:
+    state = {**saved.model_state(), "model.steps": torch.ones(1, dtype=torch.int64)}
+    save_file(state, tmp_path / "m.safetensors")
+    assert expect_reference(tmp_path / "m.safetensors").numbers == frozenset(("model.steps",))
 
 
 @pytest.mark.parametrize("kind", ["nothing", "empty", "no index", "half", "cut", "text"])

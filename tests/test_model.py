@@ -374,6 +374,16 @@ def test_a_reference_decides_in_place_of_the_config(tmp_path: Path) -> None:
     assert told(dcptools.preview(smaller, reference=tmp_path / "other.safetensors"), "weight-shape")
 
 
+def test_numbers_where_the_reference_has_floating_values_are_a_warning(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = saved.model_state()
+    save_file(state, tmp_path / "other.safetensors")
+    checkpoint = saved.save(tmp_path / "c", {"model": {**state, HEAD: state[HEAD].to(torch.int8)}})
+    mapping = dcptools.preview(checkpoint, reference=tmp_path / "other.safetensors")
+    assert [f.key for f in mapping.warnings if f.code == "weight-kind"] == [HEAD]
+
+
 def test_a_config_of_another_model_than_the_reference_is_a_warning(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -86,12 +86,18 @@ def build(config: dict[str, Any]) -> Any:
     import torch
 
     plain = {field: value for field, value in config.items() if field not in ("quantization_config", "auto_map")}
+    plain = json.loads(json.dumps(plain), object_hook=_number)
     with torch.device("meta"):
         model = made(configured.from_dict(plain))
     model.tie_weights()
     if not model.state_dict():
         raise ValueError(f"{made.__name__} has no weights: it is not a whole model")
     return model
+
+
+def _number(said: dict[str, Any]) -> Any:
+    """What JSON has no number for, as ``save_pretrained`` writes it: ``{"__float__": "Infinity"}``."""
+    return float(said["__float__"]) if said.keys() == {"__float__"} else said
 
 
 def describe(model: Any) -> dict[str, Any]:

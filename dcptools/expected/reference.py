@@ -34,4 +34,6 @@ def expect_reference(path: str | os.PathLike[str]) -> Expected:
     elif model.errors or not found:
         raise UsageError("\n".join([f"The reference {path} cannot be used:", *map(str, model.errors[:3])]))
     naming = Naming(found)
-    return Expected(os.fspath(path), naming, naming)
+    dtypes = {name: weight.dtype for name, weight in model.weights.items()}
+    numbers = frozenset(name for name, dtype in dtypes.items() if dtype.kind not in ("float", "float8"))
+    return Expected(os.fspath(path), naming, naming, numbers=numbers if dtypes else None)

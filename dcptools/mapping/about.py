@@ -29,7 +29,7 @@ from dcptools.mapping.rename import Rename
 from dcptools.mapping.values import MappingOptions
 
 _FLAT = ("_flat_param", "flat_param")
-_PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.)")
+_PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.|base_layer\.)")
 
 
 def about_reading(
@@ -89,7 +89,7 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
 
 def _may_be_odd(name: str) -> bool:
     """Whether it is worth a closer look; nearly no names are."""
-    return "flat_param" in name or "lora_" in name or "base_model.model." in name or "modules_to_save." in name
+    return any(sign in name for sign in ("flat_param", "lora_", "base_model.model.", "modules_to_save.", "base_layer."))
 
 
 def _about_kind(key: str, name: str) -> Finding | None:

@@ -15,6 +15,9 @@ from dcptools.mapping.adapter_config import Adapted, AdapterConfig
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
+_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+_DORA = (("lora_A", "lora_magnitude_vector"),)
+
 
 def about_adapter(
     taken: Taken, adapted: Adapted, config: AdapterConfig, expected: Expected | None, options: MappingOptions
@@ -30,6 +33,7 @@ def about_adapter(
     yield from _about_base(taken.reading.leftovers)
     found = list(_about_config(taken, adapted, config, expected))
     found += _about_modules(adapted, expected) if expected else ()
+    found += _about_halves(adapted)
     yield from as_allowed(found, options.allow_mismatch)
 
 
@@ -79,6 +83,24 @@ def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
         if shape is not None and len(shape) == len(sizes) == 2 and sorted(shape) != sorted(sizes):
             what = f"it is {format_shape(sizes)} here, and the model has {format_shape(shape)}"
             yield Finding("adapter-mismatch", module, what, f"is this another model, or one rank's share? {allow()}")
+
+
+def _about_halves(adapted: Adapted) -> Iterator[Finding]:
+    """Modules that lack a part of their adapter, of which peft would make a new one when it loads the rest."""
+    parts: dict[str, set[str]] = {}
+    for role, _ in adapted.weights:
+        if role.kind == "lora":
+            parts.setdefault(role.module, set()).update(role.saved.split("."))
+    dora = any("lora_magnitude_vector" in found for found in parts.values())
+    for module, found in parts.items():
+        lacking = [
+            other
+            for one, other in (*_PAIRS, *(pair[::-1] for pair in _PAIRS), *(_DORA if dora else ()))
+            if one in found and other not in found
+        ]
+        if lacking:
+            what = f"the checkpoint has no {some(sorted(lacking))} of it, and has the rest of its adapter"
+            yield Finding("adapter-mismatch", module, what, f"peft does not miss it, and makes a new one; {allow()}")
 
 
 def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:

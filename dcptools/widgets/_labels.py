@@ -12,7 +12,7 @@ LABELS = {
     "root": "Root",
     "mode": "Mode",
     "adapter": "Adapter",
-    "adapter_config_path": "Adapter config",
+    "adapter_config_path": "LoRA config",
     "names": "Names",
     "tied": "Tied",
     "unexpected": "Unexpected",

@@ -72,7 +72,7 @@ def _fields() -> dict[str, W.Widget]:
     """By option, in the order of the form."""
     return {
         "model_assets_dir": _text("model_assets_dir", "directory with config.json and tokenizer", "640px"),
-        "reference": _text("reference", "HuggingFace model that decides instead of config.json", "420px"),
+        "reference": _text("reference", "HuggingFace model, in place of config.json", "420px"),
         "family": _text("family", "TOML file with a trainer's names", "420px"),
         "layout": _choice("layout", LAYOUTS, "how keys become HuggingFace names"),
         "root": W.Combobox(

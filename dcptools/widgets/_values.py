@@ -53,7 +53,7 @@ class Values(W.VBox):  # type: ignore[misc]
     def __init__(self, done: Callable[[pd.DataFrame], None], failed: Callable[[BaseException], None]) -> None:
         self._tell = done
         self.globs = W.Text(
-            description="Keys", placeholder="everything that is converted; or globs, separated by spaces",
+            description="Keys", placeholder="all that is converted; or globs, with spaces",
             layout={"width": "480px"},
         )  # fmt: skip
         self.job = Job("Check values", self._run, self._done, failed)
