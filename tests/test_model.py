@@ -148,7 +148,17 @@ def test_what_an_optimizer_keeps_does_not_stand_for_a_model_that_lacks_something
 
 
 @pytest.mark.parametrize(
-    "root", ["exp_avg", "momentum_buffer", "optimizer.exp_avg_sq", "grads", "optimizer.state", "optim.model"]
+    "root",
+    [
+        "exp_avg",
+        "momentum_buffer",
+        "optimizer.exp_avg_sq",
+        "grads",
+        "optimizer.state",
+        "optim.model",
+        "mu",
+        "opt.nu.model",
+    ],
 )
 def test_moments_are_never_the_model(root: str, preview: Any) -> None:
     assert preview(nest(root, saved.model_state())).errors
@@ -372,6 +382,16 @@ def test_a_reference_decides_in_place_of_the_config(tmp_path: Path) -> None:
     assert mapping.fit.complete
     smaller = saved.save(tmp_path / "d", {"model": saved.model_state(vocab=12)})
     assert told(dcptools.preview(smaller, reference=tmp_path / "other.safetensors"), "weight-shape")
+
+
+def test_a_reference_that_is_an_index_alone_says_nothing_of_shapes(tmp_path: Path) -> None:
+    state = saved.model_state()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    mapping = dcptools.preview(saved.trained(tmp_path / "a", state), reference=tmp_path)
+    ((severity, text),) = told(mapping, "shapes-unknown")
+    assert severity == "warning" and "is an index without its files, so shapes were not compared" in text
+    assert "compared by name alone" in told(mapping, "model-fits")[0][1]
 
 
 def test_numbers_where_the_reference_has_floating_values_are_a_warning(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class Fit:
     weights: int  # that the model needs
     fitting: int  # of them, with the shape that is expected
     differences: tuple[Difference, ...]
+    shapes_known: bool = True  # of all weights; else some were compared by name alone
 
     @property
     def missing(self) -> tuple[Difference, ...]:
@@ -61,9 +62,8 @@ class Fit:
         """The verdict in one line."""
         if self.complete:
             beside = f", and {counted(len(self.unexpected), 'tensor')} beside it" if self.unexpected else ""
-            return (
-                f"This is {self.title}: {self.weights:,} of {counted(self.weights, 'weight')}, every shape fits{beside}"
-            )
+            how = "every shape fits" if self.shapes_known else "compared by name alone"
+            return f"This is {self.title}: {self.weights:,} of {counted(self.weights, 'weight')}, {how}{beside}"
         wrong = ((len(self.missing), "missing"), (len(self.misshapen), "of another shape"))
         said = ", ".join(f"{count:,} {what}" for count, what in (*wrong, (len(self.unexpected), "unexpected")) if count)
         return f"This is not {self.title}: {self.fitting:,} of {counted(self.weights, 'weight')} fit, {said}"
@@ -105,4 +105,5 @@ def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -
     fitting = len(right.intersection(needed))
     lacking = [name for name in needed if name not in right] if fitting < len(needed) else []
     missing = [Difference(name, None, wanted[name]) for name in lacking if name not in wrong]
-    return Fit(title, reading, len(needed), fitting, (*missing, *misshapen, *unexpected))
+    known = None not in map(wanted.get, needed)
+    return Fit(title, reading, len(needed), fitting, (*missing, *misshapen, *unexpected), known)

@@ -14,7 +14,7 @@ TRAINING_STATE = re.compile(
     r"|((cpu|cuda|torch|numpy|python|device)_)?rng|callback|loop|(global_)?step|iteration|epoch"
     r"|(train|trainer|training|extra|client)_state)(_states?)?(_dict)?s?(_?[0-9]+)?"
 )
-MOMENT = re.compile(r"(max_)?exp_avg(_sq)?s?|momentum(_buffer)?s?|moments?_?[0-9]?|square_avg|grads?|gradients?")
+MOMENT = re.compile(r"(max_)?exp_avg(_sq)?s?|momentum(_buffer)?s?|moments?_?[0-9]?|square_avg|grads?|gradients?|mu|nu")
 COPIES = ("ema", "ema_model", "model_ema")  # averages of the weights, kept beside the model
 # What the model that was trained is in, as the last segment
 _USUAL = frozenset(("model", "module", "net", "network", "state", "state_dict", "model_state_dict", "policy", "actor"))

@@ -47,6 +47,9 @@ def about_model(
         Finding("weight-shape", each.name, _shapes(each), _why_shape(each, expected)) for each in found.misshapen
     ]
     yield from as_allowed(findings, allow_mismatch)
+    if not found.shapes_known:
+        what = f"{found.title} is an index without its files, so shapes were not compared"
+        yield Finding("shapes-unknown", "", what, "give the reference's files too, or a config.json")
     for each in knowingly:
         yield Finding(
             "weight-missing", each.name, f"left out by {option('include')} or {option('exclude')}", severity="warning"
