@@ -139,15 +139,16 @@ def run(
     NotEnoughMemory
         No more threads can be started.
     """
-    stopped, shared = threading.Event(), _Streams(streams)
+    stopped, shared, inside = threading.Event(), _Streams(streams), _Inside()
 
     def loop() -> None:
-        _current.stop = stopped
-        do = make_worker()
-        while not stopped.is_set() and (stream := shared.pick()) is not None:
-            while not stopped.is_set() and (piece := stream.next()) is not None:
-                do(piece)
-            shared.drop(stream)
+        with inside:
+            _current.stop = stopped
+            do = make_worker()
+            while not stopped.is_set() and (stream := shared.pick()) is not None:
+                while not stopped.is_set() and (piece := stream.next()) is not None:
+                    do(piece)
+                shared.drop(stream)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dcptools")
     try:
@@ -164,13 +165,38 @@ def run(
                 return
     finally:
         stopped.set()
-        _join(pool)
+        _join(pool, inside)
 
 
-def _join(pool: ThreadPoolExecutor) -> None:
-    """Wait for the workers, also when Ctrl-C is pressed again: they must not write into what is being removed."""
+class _Inside:
+    """How many threads are in a block, to wait until there are none."""
+
+    def __init__(self) -> None:
+        self._count, self._changed = 0, threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._count)
+
+
+def _join(pool: ThreadPoolExecutor, inside: _Inside) -> None:
+    """Wait for the workers, also when Ctrl-C is pressed again: they must not write into what is being removed.
+
+    A signal that comes while a thread is being started leaves one that the pool does not know.
+    """
     try:
         pool.shutdown(wait=True, cancel_futures=True)
+        inside.wait()
     except BaseException:
         pool.shutdown(wait=True)
+        inside.wait()
         raise

@@ -949,6 +949,33 @@ def test_a_second_ctrl_c_does_not_leave_workers_behind(tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_ctrl_c_while_a_worker_is_being_started_does_not_leave_it_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool does not know that one, which makes files while others are removed."""
+    start, create, creating = threading.Thread.start, LocalSink.create, threading.Event()
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        if self.name.startswith("dcptools_"):
+            assert creating.wait(60)
+            raise KeyboardInterrupt
+
+    def slow(self: LocalSink, name: str, nbytes: int) -> None:
+        creating.set()
+        time.sleep(0.3)
+        create(self, name, nbytes)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(LocalSink, "create", slow)
+    (tmp_path / "out").mkdir()
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        dcptools.write(planned(saved.trained(tmp_path / "a")), tmp_path / "out", workers=2)
+    wait_for(lambda: threading.active_count() == before)
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_leaves_nothing(times: int, tmp_path: Path) -> None:
     with converting(tmp_path) as process:
