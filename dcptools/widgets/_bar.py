@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anywidget
 import traitlets as T
 
-HERE = Path(__file__).parent
+from dcptools.widgets._sheets import HERE
+
 SPOKEN = 10  # percent: so often it is said how far a job is
 
 

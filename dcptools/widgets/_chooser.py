@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -19,18 +18,18 @@ from dcptools.errors import DcptoolsError
 from dcptools.storage import is_url, join, open_source, parent
 from dcptools.widgets._base import typed_path
 from dcptools.widgets._latest import Latest
+from dcptools.widgets._sheets import HERE, style_sheet
 
 MOST_FOLDERS = 500  # that are shown of a directory
 LOOKING = 16  # threads that look what the folders are
 MARKS = {METADATA: "DCP checkpoint", CONFIG: "model"}  # by the file that makes a folder one
-HERE = Path(__file__).parent
 
 
 class Folders(anywidget.AnyWidget):
     """In the browser, what ``chooser.js`` shows: the folders of one place, worked by mouse or keys."""
 
     _esm = HERE / "chooser.js"
-    _css = HERE / "chooser.css"
+    _css = style_sheet("chooser.css")
 
     label = T.Unicode("").tag(sync=True)  # of the field
     shown = T.Bool(False).tag(sync=True)

@@ -10,7 +10,6 @@ import gzip
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -23,12 +22,12 @@ from dcptools._text import printable
 from dcptools.tree import Leaf
 from dcptools.widgets._outline import HEADINGS, Outline
 from dcptools.widgets._rows import Column, Mask, Query, Rows, Selection
+from dcptools.widgets._sheets import HERE, style_sheet
 
 FIRST_ROWS = 40  # that are sent with an answer
 MOST_ROWS = 100  # that are sent at once
 CSV_ROWS = 2000  # in a piece of a download, some tens of kB when packed
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
-HERE = Path(__file__).parent
 Frame = pd.DataFrame | Callable[[], pd.DataFrame]
 Leaves = tuple[Sequence[int], Sequence[str], Sequence[Leaf]]  # rows of the frame, their keys, and what is stored
 
@@ -51,7 +50,7 @@ class Table(anywidget.AnyWidget):
     """
 
     _esm = HERE / "table.js"
-    _css = HERE / "table.css"
+    _css = style_sheet("table.css")
 
     head = T.Dict().tag(sync=True)  # what stays: columns, words
     answer = T.Dict().tag(sync=True)  # what was asked last, and the first rows of what was found

@@ -71,6 +71,7 @@ function render({ model, el }) {
       return row;
     });
     list.replaceChildren(...rows);
+    list.setAttribute("role", rows.length ? "listbox" : "group"); // a list box has options
     mark();
   }
 
