@@ -64,7 +64,7 @@ CODES: dict[str, Code] = {
     "collision": Code("error", "Two checkpoint keys would get the same output name."),
     "reserved-name": Code("error", "An output name that safetensors cannot store."),
     "rename-unused": Code("warning", "A rename rule matched no name."),
-    "renamed-away": Code("warning", "Rename rules give weights of the model names that it does not have."),
+    "renamed-away": Code("warning", "Rename rules give weights of the model other names than the model does."),
     "pattern-unused": Code("warning", "An include, exclude or dtype pattern matched no key."),
     "no-model-weights": Code("error", "No key is a model weight under the chosen layout."),
     "left-out-tensor": Code(

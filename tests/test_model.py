@@ -270,6 +270,24 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert not told(repaired, "renamed-away")
 
 
+@pytest.mark.parametrize(
+    ("rules", "moved"),
+    [
+        ([r"(.*)gate_proj(.*)=\1up_proj\2", r"(.*)up_proj(.*)=\1gate_proj\2"], "4 tensors"),
+        (["lm_head.weight=model.embed_tokens.weight", "model.embed_tokens.weight=lm_head.weight"], "2 tensors"),
+        (["model.norm.weight=model.old.weight", "model.spare.weight=model.norm.weight"], "1 tensor"),
+        (["model.spare.weight=spare.weight"], ""),
+        ([r"(x)?(.*)=\1\2"], ""),
+    ],
+)
+def test_weights_that_change_places_by_a_rename_are_a_warning(rules: list[str], moved: str, preview: Any) -> None:
+    """Every name is there then, in its shape, and holds the values of another weight."""
+    mapping = preview({"model": saved.model_state() | {"model.spare.weight": torch.ones(8)}}, rename=rules)
+    assert not mapping.errors
+    warned = told(mapping, "renamed-away")
+    assert [text.partition(" of the model renamed")[0] for _, text in warned] == [f": {moved}"] * bool(moved)
+
+
 @pytest.mark.parametrize("unexpected", ["keep", "drop"])
 def test_a_tensor_that_the_model_does_not_have(unexpected: str, preview: Any) -> None:
     state = {**saved.model_state(), "v_head.weight": torch.ones(1, 8)}

@@ -11,6 +11,7 @@ from dcptools._option import option
 from dcptools._text import counted, format_bytes, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.expected import Expected
 from dcptools.findings import Finding
 from dcptools.layouts import (
     Family,
@@ -168,17 +169,16 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
         yield Finding("pattern-unused", "", f"{glob!r} matched no tensor's key")
 
 
-def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Iterator[Finding]:
-    """Weights of the model that the rules, once it was clear what they are, call otherwise than the model does."""
-    names = [f"{old.name} to {new.name}" for old, new in zip(weights, renamed, strict=True) if old.name != new.name]
+def about_renamed(renamed: Mapping[str, str], expected: Expected) -> Iterator[Finding]:
+    """Names of the model that the rules made others of; they may be other weights' names."""
+    own = {**expected.published.written, **expected.stored.written}
+    names = [f"{old} to {new}" for old, new in renamed.items() if old in own and new not in (old, own[old])]
     if names:
-        found = f"{counted(len(names), 'tensor')} of the model renamed to names that it does not have: {some(names)}"
         yield Finding(
-            "renamed-away",
-            "",
-            found,
-            f"transformers will not find them; leave out {option('rename')} if that is not intended",
-        )
+            "renamed-away", "", f"{counted(len(names), 'tensor')} of the model renamed: {some(names)}",
+            "transformers will not find them, or take them for other weights; "
+            f"leave out {option('rename')} if that is not intended",
+        )  # fmt: skip
 
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:

@@ -160,7 +160,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
-        *(about_renamed(held.outputs, renamed) if held.fit else ()),
+        *(about_renamed(renames.names, expected) if expected and held.fit else ()),
         *about_names(outputs),
         *about_assets(assets),
         *about_leftovers(leftovers),
