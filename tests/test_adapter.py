@@ -389,6 +389,14 @@ class TestFiles:
         assert sorted(path.name for path in Path().iterdir()) == [CONFIG, WEIGHTS]
 
 
+def test_what_the_user_leaves_out_of_an_adapter_is_a_warning(tmp_path: Path) -> None:
+    mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": adapted(base=False)}), exclude="*.layers.1.*")
+    assert [finding.key for finding in found(mapping, "weight-missing")] == [
+        f"{STEM.format(1)}.lora_{half}.weight" for half in "AB"
+    ]
+    assert not mapping.errors
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["its config given", "its config made"])
 def test_an_adapter_is_verified_with_its_config(given: bool, tmp_path: Path) -> None:
     checkpoint = saved.save(tmp_path / "c", {"model": adapted()})

@@ -270,6 +270,17 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert not told(repaired, "renamed-away")
 
 
+def test_what_the_user_leaves_out_of_a_model_that_is_not_known_is_a_warning(tmp_path: Path) -> None:
+    state = saved.model_state() | {"v_head.weight": torch.ones(1, 8)}
+    checkpoint, unknown = saved.save(tmp_path / "c", {"model": state}), models.assets(tmp_path / "a")
+    mapping = dcptools.preview(checkpoint, model_assets_dir=unknown, exclude=["*lm_head*", "*v_head*", "*.1.mlp.up*"])
+    assert told(mapping, "weight-missing") == [
+        ("warning", f"{name}: left out by include= or exclude= ()")
+        for name in ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")
+    ]
+    assert {finding.code for finding in mapping.warnings} == {"weight-missing"}
+
+
 @pytest.mark.parametrize(
     ("rules", "moved"),
     [

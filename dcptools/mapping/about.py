@@ -24,8 +24,10 @@ from dcptools.layouts import (
     Reading,
     foreign_families,
     is_body_name,
+    is_huggingface_name,
     top_level,
 )
+from dcptools.mapping.about_model import left_out
 from dcptools.mapping.rename import Rename
 from dcptools.mapping.values import MappingOptions
 
@@ -159,6 +161,11 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
     elif not nested:  # the model's keys are at the top as well
         hint = f"{option('layout', 'bare')} keeps all keys as they are; {hint}"
     return Finding("left-out-tensor", part, found, hint)
+
+
+def about_excluded(names: Iterable[str], kind: str) -> Iterator[Finding]:
+    """Weights that the user left out, where no model says what is missing: by their names, or an adapter's."""
+    return (left_out(name) for name in sorted(names) if kind == "adapter" or is_huggingface_name(name))
 
 
 def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from dcptools.layouts import Leftover, Output, Reading, keys_of, read_family
 from dcptools.mapping.about import (
     about_assets,
     about_checkpoint,
+    about_excluded,
     about_foreign,
     about_keys,
     about_leftovers,
@@ -138,11 +139,11 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     chosen, reading = taken.layout, taken.reading
     globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
     kept, left = _wanted(reading, checkpoint, globs)
+    excluded = _names(reading.outputs) - _names(kept)
     held = Held(tuple(kept))
     if taken.kind == "adapter":
         held, assets = hold_adapter(kept, taken, expected, assets, options, renames)
     elif expected:
-        excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
     elif assets and assets.says("tie_word_embeddings") is True:
         held = hold_tied(kept, checkpoint, options)
@@ -159,6 +160,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
+        *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
         *about_rules(renames.unused, sorted(globs.unused)),
         *(about_renamed(renames.names, expected) if expected and held.fit else ()),
         *about_names(outputs),
@@ -199,6 +201,10 @@ def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[lis
             why = refused.get(key, "another source of its output is left out")
             left.append(Leftover.of(checkpoint.tensors[key], why))
     return kept, left
+
+
+def _names(outputs: Iterable[Output]) -> set[str]:
+    return {output.name for output in outputs}
 
 
 def _objects(checkpoint: Checkpoint) -> Iterator[Leftover]:
