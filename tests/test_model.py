@@ -308,6 +308,15 @@ def test_a_tensor_that_the_model_does_not_have(unexpected: str, preview: Any) ->
     assert mapping.fit.complete
 
 
+def test_a_layer_that_is_dropped_because_the_config_has_fewer_is_a_warning(preview: Any) -> None:
+    mapping = preview({"model": saved.model_state()}, {"num_hidden_layers": 1}, unexpected="drop")
+    assert mapping.fit.complete
+    ((severity, text),) = told(mapping, "left-out-tensor")
+    assert severity == "warning"
+    assert "11 tensors of " in text and "Qwen3ForCausalLM has no such weight: model.layers.1." in text
+    assert not told(preview({"model": saved.model_state()}, unexpected="drop"), "left-out-tensor")
+
+
 def test_buffers_that_the_model_does_not_save_are_left_out(preview: Any) -> None:
     state = {**saved.model_state(), "model.rotary_emb.inv_freq": torch.ones(2)}
     mapping = preview({"model": state})
