@@ -92,6 +92,7 @@ CODES: dict[str, Code] = {
     "model-unknown": Code("info", "Nothing is known about the model of config.json, so names are found by rules."),
     "model-not-built": Code("warning", "transformers cannot build the model that config.json describes."),
     "config-differs": Code("warning", "The config.json that is copied is not that of the reference."),
+    "family-differs": Code("warning", "The family that is given makes another architecture than config.json names."),
     "shapes-unknown": Code("warning", "The reference is an index without its files: names were compared, shapes not."),
     "weight-kind": Code("warning", "Integers, booleans or complex numbers stand where the model has floating values."),
     "weight-missing": Code("error", "A weight that the model needs is not in the checkpoint, or was left out."),

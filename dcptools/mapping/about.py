@@ -40,6 +40,7 @@ def about_reading(
     outputs: Sequence[Output],
     checkpoint: Checkpoint,
     keys: Mapping[str, Key],
+    chosen: Layout,
     adapters: Collection[str] = (),
 ) -> Iterator[Finding]:
     """Which layout it is, and why; or that there is no model, and only ``adapters`` of one."""
@@ -59,6 +60,9 @@ def about_reading(
         f"{counted(len(reading.outputs), 'key')} of the model, but all are left out: "
         f"check {option('include')} and {option('exclude')}"
         if reading.outputs else
+        f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where such "
+        f"keys are; top-level keys here: {some(tops, 10) or 'none'}"
+        if isinstance(chosen, FamilyLayout) else
         f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
         f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
         f"say where with {option('layout')} or {option('root')}",
@@ -108,6 +112,15 @@ def _about_kind(key: str, name: str) -> Finding | None:
             "save with peft's save_pretrained, or merge in the training script (merge_and_unload) and save again",
         )  # fmt: skip
     return None
+
+
+def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
+    """A family that was given for another architecture: values of another one lie in another order."""
+    makes = chosen.family.architectures if isinstance(chosen, FamilyLayout) else ()
+    said = assets.says("architectures") if assets else None
+    if makes and said and isinstance(said, list) and said[0] not in makes:
+        what = f"{chosen.name} makes {some(makes)}, and config.json names {said[0]}"
+        yield Finding("family-differs", "", what, f"leave out {option('family')}, or give the one of this model")
 
 
 def about_foreign(

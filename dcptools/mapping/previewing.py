@@ -15,11 +15,12 @@ from dcptools._paths import expanded
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
-from dcptools.layouts import Leftover, Output, Reading, keys_of, read_family
+from dcptools.layouts import Leftover, Output, Reading, keys_of
 from dcptools.mapping.about import (
     about_assets,
     about_checkpoint,
     about_excluded,
+    about_family,
     about_foreign,
     about_keys,
     about_leftovers,
@@ -134,8 +135,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
     expected, about_expectation = expectation(assets, options.reference)
     keys = keys_of(checkpoint)
-    own = read_family(options.family) if options.family is not None else None
-    taken = take(checkpoint, keys, expected, own, options)
+    taken = take(checkpoint, keys, expected, options)
     chosen, reading = taken.layout, taken.reading
     globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
     kept, left = _wanted(reading, checkpoint, globs)
@@ -152,12 +152,13 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
     findings = (
-        *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
+        *about_reading(reading, outputs, checkpoint, keys, chosen, taken.peft.adapters),
         *about_expectation,
         *held.findings,
         *about_checkpoint(checkpoint, used),
         *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
+        *about_family(chosen, assets),
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
