@@ -64,7 +64,7 @@ CODES: dict[str, Code] = {
     "collision": Code("error", "Two checkpoint keys would get the same output name."),
     "reserved-name": Code("error", "An output name that safetensors cannot store."),
     "rename-unused": Code("warning", "A rename rule matched no name."),
-    "renamed-away": Code("warning", "Rename rules give weights of the model names that it does not have."),
+    "renamed-away": Code("warning", "Rename rules give weights of the model other names than the model does."),
     "pattern-unused": Code("warning", "An include, exclude or dtype pattern matched no key."),
     "no-model-weights": Code("error", "No key is a model weight under the chosen layout."),
     "left-out-tensor": Code(
@@ -92,6 +92,7 @@ CODES: dict[str, Code] = {
     "model-unknown": Code("info", "Nothing is known about the model of config.json, so names are found by rules."),
     "model-not-built": Code("warning", "transformers cannot build the model that config.json describes."),
     "config-differs": Code("warning", "The config.json that is copied is not that of the reference."),
+    "family-differs": Code("warning", "The family that is given makes another architecture than config.json names."),
     "shapes-unknown": Code("warning", "The reference is an index without its files: names were compared, shapes not."),
     "weight-kind": Code("warning", "Integers, booleans or complex numbers stand where the model has floating values."),
     "weight-missing": Code("error", "A weight that the model needs is not in the checkpoint, or was left out."),

@@ -389,6 +389,25 @@ class TestFiles:
         assert sorted(path.name for path in Path().iterdir()) == [CONFIG, WEIGHTS]
 
 
+def test_what_the_user_leaves_out_of_an_adapter_is_a_warning(tmp_path: Path) -> None:
+    mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": adapted(base=False)}), exclude="*.layers.1.*")
+    assert [finding.key for finding in found(mapping, "weight-missing")] == [
+        f"{STEM.format(1)}.lora_{half}.weight" for half in "AB"
+    ]
+    assert not mapping.errors
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["its config given", "its config made"])
+def test_an_adapter_is_verified_with_its_config(given: bool, tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+    (tmp_path / "mine.json").write_text(json.dumps(PLAIN))
+    options = {"adapter_config_path": tmp_path / "mine.json"} if given else {}
+    dcptools.convert(checkpoint, tmp_path / "out", verify=True, **options)
+    (tmp_path / "out" / CONFIG).write_text(json.dumps({**PLAIN, "r": 9}))
+    verified = dcptools.verify(tmp_path / "out", checkpoint, **options)
+    assert [(finding.code, finding.key) for finding in verified.errors] == [("model-asset", CONFIG)]
+
+
 def test_on_the_command_line(tmp_path: Path) -> None:
     checkpoint = saved.save(tmp_path / "c", {"model": {**adapted(), **adapted(name=".other")}})
     (tmp_path / "mine.json").write_text(json.dumps(PLAIN))

@@ -106,6 +106,14 @@ def test_a_size_that_nobody_told_is_named(tmp_path: Path) -> None:
     assert "a dimension of 8 is not (heads half two), of which is known: two 2: blocks.7.q" in found.message
 
 
+def test_a_checkpoint_without_its_names_says_so(tmp_path: Path) -> None:
+    (error,) = with_family(tmp_path, OWN, {"model": {"emb": torch.zeros(3, 2)}}, root="model.net").errors
+    assert error.hint == (
+        "no key has a name of ours, Tiny: leave out family=, or say with root= where such keys are; "
+        "top-level keys here: model"
+    )
+
+
 # --- what is wrong with a file ----------------------------------------------------------------------------------
 
 WEIGHT = 'Expected a name, or a name and how to rearrange: { name = "...{layer}...", rearrange = "a b -> b a" }.'

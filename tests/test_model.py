@@ -270,6 +270,35 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert not told(repaired, "renamed-away")
 
 
+def test_what_the_user_leaves_out_of_a_model_that_is_not_known_is_a_warning(tmp_path: Path) -> None:
+    state = saved.model_state() | {"v_head.weight": torch.ones(1, 8)}
+    checkpoint, unknown = saved.save(tmp_path / "c", {"model": state}), models.assets(tmp_path / "a")
+    mapping = dcptools.preview(checkpoint, model_assets_dir=unknown, exclude=["*lm_head*", "*v_head*", "*.1.mlp.up*"])
+    assert told(mapping, "weight-missing") == [
+        ("warning", f"{name}: left out by include= or exclude= ()")
+        for name in ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")
+    ]
+    assert {finding.code for finding in mapping.warnings} == {"weight-missing"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "moved"),
+    [
+        ([r"(.*)gate_proj(.*)=\1up_proj\2", r"(.*)up_proj(.*)=\1gate_proj\2"], "4 tensors"),
+        (["lm_head.weight=model.embed_tokens.weight", "model.embed_tokens.weight=lm_head.weight"], "2 tensors"),
+        (["model.norm.weight=model.old.weight", "model.spare.weight=model.norm.weight"], "1 tensor"),
+        (["model.spare.weight=spare.weight"], ""),
+        ([r"(x)?(.*)=\1\2"], ""),
+    ],
+)
+def test_weights_that_change_places_by_a_rename_are_a_warning(rules: list[str], moved: str, preview: Any) -> None:
+    """Every name is there then, in its shape, and holds the values of another weight."""
+    mapping = preview({"model": saved.model_state() | {"model.spare.weight": torch.ones(8)}}, rename=rules)
+    assert not mapping.errors
+    warned = told(mapping, "renamed-away")
+    assert [text.partition(" of the model renamed")[0] for _, text in warned] == [f": {moved}"] * bool(moved)
+
+
 @pytest.mark.parametrize("unexpected", ["keep", "drop"])
 def test_a_tensor_that_the_model_does_not_have(unexpected: str, preview: Any) -> None:
     state = {**saved.model_state(), "v_head.weight": torch.ones(1, 8)}
@@ -277,6 +306,15 @@ def test_a_tensor_that_the_model_does_not_have(unexpected: str, preview: Any) ->
     assert ("v_head.weight" in names(mapping)) == (unexpected == "keep")
     assert len(told(mapping, "weight-unexpected")) == (unexpected == "keep")
     assert mapping.fit.complete
+
+
+def test_a_layer_that_is_dropped_because_the_config_has_fewer_is_a_warning(preview: Any) -> None:
+    mapping = preview({"model": saved.model_state()}, {"num_hidden_layers": 1}, unexpected="drop")
+    assert mapping.fit.complete
+    ((severity, text),) = told(mapping, "left-out-tensor")
+    assert severity == "warning"
+    assert "11 tensors of " in text and "Qwen3ForCausalLM has no such weight: model.layers.1." in text
+    assert not told(preview({"model": saved.model_state()}, unexpected="drop"), "left-out-tensor")
 
 
 def test_buffers_that_the_model_does_not_save_are_left_out(preview: Any) -> None:

@@ -102,6 +102,18 @@ def test_the_attribute_that_holds_the_model_is_found_without_a_config(name: str)
     assert written(mapping) == exported(name)
 
 
+def test_a_family_of_another_architecture_is_a_warning() -> None:
+    """Names and shapes of Qwen3 without norms are those of Llama 3, and rows of q and k lie in another order."""
+    files = Path(dcptools.__file__).parent / "layouts" / "families"
+    mapping = preview("torchtitan-llama3", family=files / "torchtitan-qwen3.toml", names="published")
+    (found,) = [each for each in mapping.warnings if each.code == "family-differs"]
+    assert found.message.startswith("torchtitan, Qwen3 makes Qwen3ForCausalLM")
+    assert found.message.endswith("and config.json names LlamaForCausalLM")
+    own = preview("torchtitan-llama3", family=files / "torchtitan-llama3.toml", names="published")
+    assert written(own) == exported("torchtitan-llama3") != written(mapping)
+    assert {each.code for each in own.warnings} == {"assets-missing"}
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 FOREIGN = {

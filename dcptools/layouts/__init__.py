@@ -10,7 +10,7 @@ from dcptools.layouts.choose import LAYOUTS, choose
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.family_files import read_family
 from dcptools.layouts.fit import STATES, Difference, Fit, fit
-from dcptools.layouts.huggingface import is_body_name
+from dcptools.layouts.huggingface import is_body_name, is_huggingface_name
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.peft import FROZEN, Peft, Role
 from dcptools.layouts.readings import Candidate, candidates, foreign_families, layout_of
@@ -40,6 +40,7 @@ __all__ = [
     "fit",
     "foreign_families",
     "is_body_name",
+    "is_huggingface_name",
     "keys_of",
     "layout_of",
     "read_family",

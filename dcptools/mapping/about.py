@@ -11,6 +11,7 @@ from dcptools._option import option
 from dcptools._text import counted, format_bytes, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
+from dcptools.expected import Expected
 from dcptools.findings import Finding
 from dcptools.layouts import (
     Family,
@@ -23,8 +24,10 @@ from dcptools.layouts import (
     Reading,
     foreign_families,
     is_body_name,
+    is_huggingface_name,
     top_level,
 )
+from dcptools.mapping.about_model import left_out
 from dcptools.mapping.rename import Rename
 from dcptools.mapping.values import MappingOptions
 
@@ -37,6 +40,7 @@ def about_reading(
     outputs: Sequence[Output],
     checkpoint: Checkpoint,
     keys: Mapping[str, Key],
+    chosen: Layout,
     adapters: Collection[str] = (),
 ) -> Iterator[Finding]:
     """Which layout it is, and why; or that there is no model, and only ``adapters`` of one."""
@@ -56,6 +60,9 @@ def about_reading(
         f"{counted(len(reading.outputs), 'key')} of the model, but all are left out: "
         f"check {option('include')} and {option('exclude')}"
         if reading.outputs else
+        f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where such "
+        f"keys are; top-level keys here: {some(tops, 10) or 'none'}"
+        if isinstance(chosen, FamilyLayout) else
         f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
         f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
         f"say where with {option('layout')} or {option('root')}",
@@ -105,6 +112,15 @@ def _about_kind(key: str, name: str) -> Finding | None:
             "save with peft's save_pretrained, or merge in the training script (merge_and_unload) and save again",
         )  # fmt: skip
     return None
+
+
+def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
+    """A family that was given for another architecture: values of another one lie in another order."""
+    makes = chosen.family.architectures if isinstance(chosen, FamilyLayout) else ()
+    said = assets.says("architectures") if assets else None
+    if makes and said and isinstance(said, list) and said[0] not in makes:
+        what = f"{chosen.name} makes {some(makes)}, and config.json names {said[0]}"
+        yield Finding("family-differs", "", what, f"leave out {option('family')}, or give the one of this model")
 
 
 def about_foreign(
@@ -160,6 +176,11 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
     return Finding("left-out-tensor", part, found, hint)
 
 
+def about_excluded(names: Iterable[str], kind: str) -> Iterator[Finding]:
+    """Weights that the user left out, where no model says what is missing: by their names, or an adapter's."""
+    return (left_out(name) for name in sorted(names) if kind == "adapter" or is_huggingface_name(name))
+
+
 def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Finding]:
     """Rules that did nothing are likely misspelt."""
     for rule in renames:
@@ -168,17 +189,16 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
         yield Finding("pattern-unused", "", f"{glob!r} matched no tensor's key")
 
 
-def about_renamed(weights: Iterable[Output], renamed: Iterable[Output]) -> Iterator[Finding]:
-    """Weights of the model that the rules, once it was clear what they are, call otherwise than the model does."""
-    names = [f"{old.name} to {new.name}" for old, new in zip(weights, renamed, strict=True) if old.name != new.name]
+def about_renamed(renamed: Mapping[str, str], expected: Expected) -> Iterator[Finding]:
+    """Names of the model that the rules made others of; they may be other weights' names."""
+    own = {**expected.published.written, **expected.stored.written}
+    names = [f"{old} to {new}" for old, new in renamed.items() if old in own and new not in (old, own[old])]
     if names:
-        found = f"{counted(len(names), 'tensor')} of the model renamed to names that it does not have: {some(names)}"
         yield Finding(
-            "renamed-away",
-            "",
-            found,
-            f"transformers will not find them; leave out {option('rename')} if that is not intended",
-        )
+            "renamed-away", "", f"{counted(len(names), 'tensor')} of the model renamed: {some(names)}",
+            "transformers will not find them, or take them for other weights; "
+            f"leave out {option('rename')} if that is not intended",
+        )  # fmt: skip
 
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:

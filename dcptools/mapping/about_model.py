@@ -50,13 +50,16 @@ def about_model(
     if not found.shapes_known:
         what = f"{found.title} is an index without its files, so shapes were not compared"
         yield Finding("shapes-unknown", "", what, "give the reference's files too, or a config.json")
-    for each in knowingly:
-        yield Finding(
-            "weight-missing", each.name, f"left out by {option('include')} or {option('exclude')}", severity="warning"
-        )
+    yield from map(left_out, [each.name for each in knowingly])
     for each in found.unexpected if found.fitting else ():
         what = f"{found.title} has no weight of this name; it is written anyway"
         yield Finding("weight-unexpected", each.name, what, f"{option('unexpected', 'drop')} leaves such tensors out")
+
+
+def left_out(name: str) -> Finding:
+    """A weight that the user left out."""
+    what = f"left out by {option('include')} or {option('exclude')}"
+    return Finding("weight-missing", name, what, severity="warning")
 
 
 def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Finding]:

@@ -15,10 +15,12 @@ from dcptools._paths import expanded
 from dcptools.assets import find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
-from dcptools.layouts import Leftover, Output, Reading, keys_of, read_family
+from dcptools.layouts import Leftover, Output, Reading, keys_of
 from dcptools.mapping.about import (
     about_assets,
     about_checkpoint,
+    about_excluded,
+    about_family,
     about_foreign,
     about_keys,
     about_leftovers,
@@ -133,16 +135,15 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
     expected, about_expectation = expectation(assets, options.reference)
     keys = keys_of(checkpoint)
-    own = read_family(options.family) if options.family is not None else None
-    taken = take(checkpoint, keys, expected, own, options)
+    taken = take(checkpoint, keys, expected, options)
     chosen, reading = taken.layout, taken.reading
     globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
     kept, left = _wanted(reading, checkpoint, globs)
+    excluded = _names(reading.outputs) - _names(kept)
     held = Held(tuple(kept))
     if taken.kind == "adapter":
         held, assets = hold_adapter(kept, taken, expected, assets, options, renames)
     elif expected:
-        excluded = {output.name for output in reading.outputs}.difference(output.name for output in kept)
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
     elif assets and assets.says("tie_word_embeddings") is True:
         held = hold_tied(kept, checkpoint, options)
@@ -151,16 +152,18 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
     findings = (
-        *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
+        *about_reading(reading, outputs, checkpoint, keys, chosen, taken.peft.adapters),
         *about_expectation,
         *held.findings,
         *about_checkpoint(checkpoint, used),
         *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
+        *about_family(chosen, assets),
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
+        *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
         *about_rules(renames.unused, sorted(globs.unused)),
-        *(about_renamed(held.outputs, renamed) if held.fit else ()),
+        *(about_renamed(renames.names, expected) if expected and held.fit else ()),
         *about_names(outputs),
         *about_assets(assets),
         *about_leftovers(leftovers),
@@ -199,6 +202,10 @@ def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[lis
             why = refused.get(key, "another source of its output is left out")
             left.append(Leftover.of(checkpoint.tensors[key], why))
     return kept, left
+
+
+def _names(outputs: Iterable[Output]) -> set[str]:
+    return {output.name for output in outputs}
 
 
 def _objects(checkpoint: Checkpoint) -> Iterator[Leftover]:

@@ -67,6 +67,7 @@ class Renames:
         self._used: set[Rename] = set()
         self._done: set[Output] = set()
         self.renamed: set[str] = set()  # keys of the outputs that a rule matched
+        self.names: dict[str, str] = {}  # what the rules made of which name
 
     @property
     def unused(self) -> list[Rename]:
@@ -84,6 +85,7 @@ class Renames:
             return output
         self._used.add(rule)
         self.renamed.update(view.key for view in output.sources)
+        self.names[output.name] = name
         renamed = replace(output, name=name, rule=f"{output.rule}, then {rule}")
         self._done.add(renamed)
         return renamed

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from dcptools._option import option
-from dcptools._text import counted, some
+from dcptools._text import counted, format_bytes, some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError
 from dcptools.expected import Expected, Naming, Shape
@@ -43,9 +43,18 @@ def without_buffers(outputs: Sequence[Output], expected: Expected, naming: Namin
 
 
 def without_unexpected(outputs: Sequence[Output], expected: Expected, naming: Naming) -> Settled:
-    """Leave out what the model has no weight of that name for."""
+    """Leave out what the model has no weight of that name for. It may be a layer of it, and its config a wrong one."""
     left = [output for output in outputs if output.name not in naming.shapes]
-    return _leave_out(outputs, left, f"no weight of {expected.title}")
+    settled = _leave_out(outputs, left, f"no weight of {expected.title}")
+    if not left:
+        return settled
+    size = format_bytes(sum(output.nbytes for output in left))
+    what = f"{counted(len(left), 'tensor')} of {size} are left out, because {expected.title} has no such weight: "
+    finding = Finding(
+        "left-out-tensor", "", what + some([output.name for output in left]),
+        f"{option('exclude')} leaves them out without this warning",
+    )  # fmt: skip
+    return replace(settled, findings=(finding,))
 
 
 def without_tied_tokens(outputs: Sequence[Output], expected: Expected | None) -> Settled:

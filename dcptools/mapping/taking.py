@@ -10,7 +10,7 @@ from dcptools._text import some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.expected import Expected
-from dcptools.layouts import Candidate, Family, Key, Layout, Peft, Reading, candidates, choose, layout_of
+from dcptools.layouts import Candidate, Key, Layout, Peft, Reading, candidates, choose, layout_of, read_family
 from dcptools.mapping.adapter_config import AdapterConfig, find_config
 from dcptools.mapping.values import MappingOptions
 
@@ -32,7 +32,6 @@ def take(
     checkpoint: Checkpoint,
     keys: Mapping[str, Key],
     expected: Expected | None,
-    family: Family | None,
     options: MappingOptions,
 ) -> Taken:
     """Read the model; or, of a model that peft wrapped, the adapter, unless ``options.mode`` is "full".
@@ -40,8 +39,10 @@ def take(
     Raises
     ------
     UsageError
-        An adapter is asked for that is not there, or there are several and none is named.
+        An adapter is asked for that is not there, or there are several and none is named; or the file of a family
+        cannot be used.
     """
+    family = read_family(options.family) if options.family is not None else None
     own = {name: Key(name, ()) for name in expected.stored.shapes} if expected else {}
     peft = Peft(keys, {}) if Peft.of(own).adapters else Peft.of(keys)  # a model may have LoRA weights of its own
     if not peft.adapters and (options.mode == "lora" or options.adapter is not None):

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from dcptools._text import some
-from dcptools.assets import CONFIG, Assets
+from dcptools.assets import CONFIG, Asset, Assets
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.hf import Model, WeightFile, read_headers
@@ -142,7 +142,7 @@ def about_assets(model: Model, assets: Assets | None, *, exact: bool) -> Iterato
     """
     yield from _about_config(model)
     for asset in assets.files if assets else ():
-        yield from _about_asset(model, assets, asset.name, exact=exact) if assets else ()
+        yield from _about_asset(model, assets, asset, exact=exact) if assets else ()
 
 
 def _about_config(model: Model) -> Iterator[Finding]:
@@ -162,8 +162,10 @@ def _about_config(model: Model) -> Iterator[Finding]:
         yield Finding("model-config", CONFIG, what, 'transformers loads in this dtype with dtype="auto"')
 
 
-def _about_asset(model: Model, assets: Assets, name: str, *, exact: bool) -> Iterator[Finding]:
-    rewritten = assets.config_for(written_dtype(model) or "float32") if name == CONFIG else None
+def _about_asset(model: Model, assets: Assets, asset: Asset, *, exact: bool) -> Iterator[Finding]:
+    name, rewritten = asset.name, asset.content
+    if name == CONFIG:
+        rewritten = assets.config_for(written_dtype(model) or "float32")
     try:
         if rewritten is not None:
             found = model.source.content(name)
