@@ -136,24 +136,31 @@ def _ties(model: Any, state: dict[str, Any]) -> Iterator[list[str]]:
 
 def _published(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
     """What ``save_pretrained`` writes: by name, the shape and the views; the answer says why if that is unknown."""
-    traced: dict[str, Any] = {name: Traced(Composed.whole(name, tuple(shape))) for name, shape in shapes.items()}
     try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5 the names of the live model were the published ones
-        converted = traced
-    else:
-        try:
-            converted = revert_weight_conversion(model, traced)
-        except NotViews as error:
-            return {"unknown": str(error)}
-        except Exception as error:  # what an operation of theirs raises of its own
-            return {"unknown": f"{type(error).__name__}: {error}"}
+        converted = _converted(model, shapes)
+    except NotViews as error:
+        return {"unknown": str(error)}
+    except Exception as error:  # what an operation of theirs raises of its own
+        return {"unknown": f"{type(error).__name__}: {error}"}
     return {
         "weights": {
             name: [tensor.composed.shape, [[v.key, v.shape, v.strides, v.offset] for v in tensor.composed.views]]
             for name, tensor in converted.items()
         }
     }
+
+
+def _converted(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
+    """What transformers makes of the weights when it saves the model."""
+    import torch
+
+    with torch.inference_mode():  # else torch would keep, for each of very many parts, what it was made of
+        traced: dict[str, Any] = {name: Traced(Composed.whole(name, tuple(shape))) for name, shape in shapes.items()}
+        try:
+            from transformers.core_model_loading import revert_weight_conversion
+        except ImportError:  # before transformers 5 the names of the live model were the published ones
+            return traced
+        return dict(revert_weight_conversion(model, traced))
 
 
 def _unsaved(model: Any, state: dict[str, Any]) -> set[str]:

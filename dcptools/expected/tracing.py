@@ -7,6 +7,7 @@ Run on these tensors, it says which elements of which weight each saved tensor i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -38,7 +39,10 @@ class Traced(torch.Tensor):
     ) -> Any:
         traced = _TRACED.get(func)
         if traced is None:
-            raise NotViews(f"The operation {func} does not make a view.")
+            made = func.decompose(*args, **(kwargs or {}))  # made of others: inference mode gives the whole
+            if made is NotImplemented:
+                raise NotViews(f"The operation {func} does not make a view.")
+            return made
         dtype = (args[0] if isinstance(args[0], Traced) else args[0][0]).dtype
         result = traced(*_composed(args))
         return [cls(one, dtype) for one in result] if isinstance(result, list) else cls(result, dtype)
@@ -93,7 +97,7 @@ def _split(tensor: Composed, size: int, dim: int = 0) -> list[Composed]:
 
 
 def _split_sizes(tensor: Composed, sizes: list[int], dim: int = 0) -> list[Composed]:
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    starts = accumulate(sizes[:-1], initial=0)
     return [tensor.narrow(_dim(tensor, dim), start, size) for start, size in zip(starts, sizes, strict=True)]
 
 

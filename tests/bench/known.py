@@ -15,5 +15,7 @@ def know(load_dir: Path, output: Path) -> None:
     config, kept = (load_dir / "config.json").read_text(), output.parent / KEPT
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(pickle.dumps(asking.expect(config)))
+        expected = asking.expect(config)
+        assert not expected.unpublished, expected.unpublished
+        kept.write_bytes(pickle.dumps(expected))
     asking._answers[config] = pickle.loads(kept.read_bytes())  # the same each time, as in one process
