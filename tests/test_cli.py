@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -1079,6 +1080,45 @@ def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli
     assert not (tmp_path / "m").exists()
 
 
+FILES = [
+    (("convert", "--load-dir", "nothing", "--report"), "The report"),
+    (("review", "nothing", "--html"), "The review"),
+    (("diff", "nothing", "nothing", "--csv"), "The table"),
+]
+
+
+@pytest.mark.parametrize(("words", "what"), FILES)
+def test_a_file_that_cannot_be_written_is_told_before_any_work(
+    words: tuple[str, ...], what: str, cli: Cli, tmp_path: Path
+) -> None:
+    """Before the checkpoint is read, which is not there."""
+    file, lost = tmp_path / "file", tmp_path / "no" / "x"
+    proc = "the file system of /proc has no room for files" if os.getuid() == 0 else "the directory /proc is read-only"
+    file.write_text("mine")
+    for path, why in [
+        (tmp_path, "is a directory"),
+        (lost, f"cannot be written: there is no directory {lost.parent}"),
+        (file / "x", f"cannot be written: {file} is a file"),
+        (Path("/proc/x"), f"cannot be written: {proc}"),
+    ]:
+        status, out, err = cli(*words, path)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"Error: {what} {path} {why}")
+        assert err.endswith(".\nGive the name of a file in an existing directory.\n")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_review_is_written_into_a_pipe(cli: Cli, tmp_path: Path) -> None:
+    """Which is not replaced by a file, as ``/dev/null`` must not be either."""
+    pipe, read = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert cli("review", tiny(tmp_path / "c"), "--html", pipe).status == 0
+    reader.join(60)
+    assert pipe.is_fifo() and "Content-Security-Policy" in read[0]
+
+
 # --- diff -------------------------------------------------------------------------------------------------------
 
 
@@ -1120,7 +1160,7 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     )
     assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
     status, _, err = cli("diff", source, source, "--csv", tmp_path)
-    assert status == 2 and f"{tmp_path} cannot be written" in err
+    assert (status, err.splitlines()[0]) == (2, f"Error: The table {tmp_path} is a directory.")
 
 
 @pytest.mark.parametrize("case", ["tied", "app", "score"])

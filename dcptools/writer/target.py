@@ -12,7 +12,7 @@ from dcptools._option import option
 from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
-from dcptools.storage import TEMPORARY, is_url, join, open_source
+from dcptools.storage import TEMPORARY, is_url, join, open_source, takes_no_files
 from dcptools.writer.swap import Swap, is_file, is_shard
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -50,6 +50,8 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resu
         if _is_read_only(there):
             raise TargetError(f"{there} is on a read-only file system.\nGive a directory elsewhere.")
         raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory that you may write to.")
+    if takes_no_files(there):
+        raise TargetError(f"The file system of {there} has no room for files.\nGive a directory elsewhere.")
     for file in plan.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
             raise TargetError(
