@@ -35,6 +35,7 @@ from dcptools.cli.commands import (
     verify_command,
 )
 from dcptools.cli.running import run
+from dcptools.errors import UsageError
 from dcptools.writer import default_save_dir
 
 STEPS = ("inspect", "preview", "plan", "convert")
@@ -164,7 +165,31 @@ def test_the_group_lists_the_commands(cli: Cli) -> None:
         (("convert", "a", "--workers", "0"), "0 is not in the range 1<=x<=1024."),
         (("convert", "a", "--workers", "many"), "'many' is not a valid whole number."),
         (("convert", "a", "--nothing"), "No such option"),
-        (("convert", "a", "b"), "unexpected extra argument"),
+        (
+            ("convert", "a", "my model"),
+            "Error: dcptools convert takes 1 path without an option, and 2 were given: a 'my model'\n"
+            "Name the directories: dcptools convert --load-dir a --save-dir 'my model'\n",
+        ),
+        (
+            ("convert", "--load-dir", "a", "b"),
+            "Error: Give LOAD_DIR or --load-dir, not both.\n"
+            "Name the directories: dcptools convert --load-dir a --save-dir b\n",
+        ),
+        (
+            ("convert", "step_1", "step_2", "step_3"),
+            "Error: dcptools convert takes 1 path without an option, and 3 were given: step_1 step_2 step_3\n"
+            "Name the others by their options: dcptools convert --help lists them.\n",
+        ),
+        (
+            ("diff", "a", "b", "c"),
+            "Error: dcptools diff takes 2 paths without an option, and 3 were given: a b c\n"
+            "Name the others by their options: dcptools diff --help lists them.\n",
+        ),
+        (
+            ("verify", "a"),
+            "Error: There is nothing to compare the model with.\n"
+            "Give the checkpoint, or a report that convert wrote (--report).\n",
+        ),
         (("nothing",), "No such command 'nothing'."),
         (("inspect", ""), "Invalid value for '[LOAD_DIR]': The path is empty."),
         (("convert", "a", "--save-dir", ""), "Invalid value for '--save-dir': The path is empty."),
@@ -1117,6 +1142,33 @@ def test_a_review_is_written_into_a_pipe(cli: Cli, tmp_path: Path) -> None:
     assert cli("review", tiny(tmp_path / "c"), "--html", pipe).status == 0
     reader.join(60)
     assert pipe.is_fifo() and "Content-Security-Policy" in read[0]
+
+
+def test_a_model_and_a_checkpoint_that_are_swapped_are_told_apart(cli: Cli, tmp_path: Path) -> None:
+    source, model = tiny(tmp_path / "my step"), tmp_path / "m"
+    dcptools.convert(source, model)
+    for words in ((source, model), (source, "--load-dir", model)):
+        assert cli("verify", *words) == (
+            2,
+            "",
+            f"Error: The model and the checkpoint are swapped: {source} is a checkpoint, and {model} is a model.\n"
+            f"Give the model first, then the checkpoint: verify {model} '{source}'\n",
+        )
+    with pytest.raises(UsageError, match="The model and the checkpoint are swapped"):
+        dcptools.verify(source, model)
+    status, _, err = cli("verify", model, model)
+    assert (status, err.splitlines()[-1]) == (2, "Compare two models with diff.")
+    status, _, err = cli("verify", tmp_path / "nothing", model)
+    assert (status, err.splitlines()[0].endswith("(it has model.safetensors).")) == (1, True)
+
+
+def test_a_file_for_json_is_told_to_be_stdout(cli: Cli) -> None:
+    status, out, err = cli("plan", "--json", "plan.json", "--quiet", "step")
+    assert (status, json.loads(out)["error"]) == (2, "UsageError")
+    assert err.endswith(
+        "Error: --json takes no file (plan.json): it prints to stdout.\n"
+        "Send that into the file: dcptools plan --json --quiet step > plan.json\n"
+    )
 
 
 # --- diff -------------------------------------------------------------------------------------------------------

@@ -247,6 +247,12 @@ class TestErrors:
         assert "***" in str(found.exception)
         assert SECRET not in f"{found.output}{found.exception}"
 
+    @pytest.mark.parametrize("words", [("step", "URL"), ("--load-dir", "URL", "out"), ("step", "URL", "x")])
+    def test_words_that_are_too_many_are_shown_without_a_password(self, words: tuple[str, ...]) -> None:
+        given = [f"s3://key:{SECRET}@bucket/step" if word == "URL" else word for word in words]
+        found = CliRunner().invoke(main_group, ["convert", *given])
+        assert (found.exit_code, "s3://***@bucket/step" in found.output, SECRET in found.output) == (2, True, False)
+
     def test_credentials_of_the_configuration_are_shown_nowhere(
         self, store: Store, one_try: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     ) -> None:

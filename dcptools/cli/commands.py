@@ -197,10 +197,12 @@ def verify_command(
     Another program may have written the model: its files decide the dtypes unless --dtype is given, and how it is cut
     into files matters only with --shard-size. The exit status is 1 if anything differs.
     """
-    from dcptools.verifying import verify
+    from dcptools.verifying import told_apart, verify
 
-    if report is None or directory is not None or load_dir is not None:
-        expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
+    if directory is not None or load_dir is not None:
+        source = the_load_dir(directory, load_dir)
+        with told_apart(save_dir, source):
+            expected, dtypes = expected_of(source, options)
         found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not output.quiet)
     else:
         found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not output.quiet)
