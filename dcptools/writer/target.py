@@ -78,6 +78,8 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
             f"{url} can only be read: writing there makes a commit per file.\nConvert into a directory, and upload it "
             "with `hf upload`."
         )
+    if url.startswith(("http://", "https://")):
+        raise TargetError(f"{url} can only be read.\nGive a directory, or the URL of a bucket.")
     own = {join(plan.checkpoint.path, os.path.dirname(file.name)).rstrip("/") for file in plan.checkpoint.files}
     if url.rstrip("/") in own:
         raise TargetError(f"The output {url} is where the checkpoint's own files are.\nGive another URL.")
