@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from dcptools.cli.commands import (
     verify_command,
 )
 from dcptools.cli.running import run
+from dcptools.errors import UsageError
 from dcptools.writer import default_save_dir
 
 STEPS = ("inspect", "preview", "plan", "convert")
@@ -163,7 +165,31 @@ def test_the_group_lists_the_commands(cli: Cli) -> None:
         (("convert", "a", "--workers", "0"), "0 is not in the range 1<=x<=1024."),
         (("convert", "a", "--workers", "many"), "'many' is not a valid whole number."),
         (("convert", "a", "--nothing"), "No such option"),
-        (("convert", "a", "b"), "unexpected extra argument"),
+        (
+            ("convert", "a", "my model"),
+            "Error: dcptools convert takes 1 path without an option, and 2 were given: a 'my model'\n"
+            "Name the directories: dcptools convert --load-dir a --save-dir 'my model'\n",
+        ),
+        (
+            ("convert", "--load-dir", "a", "b"),
+            "Error: Give LOAD_DIR or --load-dir, not both.\n"
+            "Name the directories: dcptools convert --load-dir a --save-dir b\n",
+        ),
+        (
+            ("convert", "step_1", "step_2", "step_3"),
+            "Error: dcptools convert takes 1 path without an option, and 3 were given: step_1 step_2 step_3\n"
+            "Name the others by their options: dcptools convert --help lists them.\n",
+        ),
+        (
+            ("diff", "a", "b", "c"),
+            "Error: dcptools diff takes 2 paths without an option, and 3 were given: a b c\n"
+            "Name the others by their options: dcptools diff --help lists them.\n",
+        ),
+        (
+            ("verify", "a"),
+            "Error: There is nothing to compare the model with.\n"
+            "Give the checkpoint, or a report that convert wrote (--report).\n",
+        ),
         (("nothing",), "No such command 'nothing'."),
         (("inspect", ""), "Invalid value for '[LOAD_DIR]': The path is empty."),
         (("convert", "a", "--save-dir", ""), "Invalid value for '--save-dir': The path is empty."),
@@ -1079,6 +1105,72 @@ def test_a_report_that_cannot_be_written_stops_the_run_before_it_begins(cli: Cli
     assert not (tmp_path / "m").exists()
 
 
+FILES = [
+    (("convert", "--load-dir", "nothing", "--report"), "The report"),
+    (("review", "nothing", "--html"), "The review"),
+    (("diff", "nothing", "nothing", "--csv"), "The table"),
+]
+
+
+@pytest.mark.parametrize(("words", "what"), FILES)
+def test_a_file_that_cannot_be_written_is_told_before_any_work(
+    words: tuple[str, ...], what: str, cli: Cli, tmp_path: Path
+) -> None:
+    """Before the checkpoint is read, which is not there."""
+    file, lost = tmp_path / "file", tmp_path / "no" / "x"
+    proc = "the file system of /proc has no room for files" if os.getuid() == 0 else "the directory /proc is read-only"
+    file.write_text("mine")
+    for path, why in [
+        (tmp_path, "is a directory"),
+        (lost, f"cannot be written: there is no directory {lost.parent}"),
+        (file / "x", f"cannot be written: {file} is a file"),
+        (Path("/proc/x"), f"cannot be written: {proc}"),
+    ]:
+        status, out, err = cli(*words, path)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"Error: {what} {path} {why}")
+        assert err.endswith(".\nGive the name of a file in an existing directory.\n")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_review_is_written_into_a_pipe(cli: Cli, tmp_path: Path) -> None:
+    """Which is not replaced by a file, as ``/dev/null`` must not be either."""
+    pipe, read = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert cli("review", tiny(tmp_path / "c"), "--html", pipe).status == 0
+    reader.join(60)
+    assert pipe.is_fifo() and "Content-Security-Policy" in read[0]
+
+
+def test_a_model_and_a_checkpoint_that_are_swapped_are_told_apart(cli: Cli, tmp_path: Path) -> None:
+    source, model = tiny(tmp_path / "my step"), tmp_path / "m"
+    dcptools.convert(source, model)
+    for words in ((source, model), (source, "--load-dir", model)):
+        assert cli("verify", *words) == (
+            2,
+            "",
+            f"Error: The model and the checkpoint are swapped: {source} is a checkpoint, and {model} is a model.\n"
+            f"Give the model first, then the checkpoint: verify {model} '{source}'\n",
+        )
+    with pytest.raises(UsageError, match="The model and the checkpoint are swapped"):
+        dcptools.verify(source, model)
+    status, _, err = cli("verify", model, model)
+    assert (status, err.splitlines()[-1]) == (2, "Compare two models with diff.")
+    status, _, err = cli("verify", tmp_path / "nothing", model)
+    assert (status, err.splitlines()[0].endswith("(it has model.safetensors).")) == (1, True)
+
+
+def test_a_file_for_json_is_told_to_be_stdout(cli: Cli) -> None:
+    status, out, err = cli("plan", "--json", "plan.json", "--quiet", "step")
+    assert (status, json.loads(out)["error"]) == (2, "UsageError")
+    assert err.endswith(
+        "Error: --json takes no file (plan.json): it prints to stdout.\n"
+        "Send that into the file: dcptools plan --json --quiet step > plan.json\n"
+    )
+
+
 # --- diff -------------------------------------------------------------------------------------------------------
 
 
@@ -1120,7 +1212,7 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     )
     assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
     status, _, err = cli("diff", source, source, "--csv", tmp_path)
-    assert status == 2 and f"{tmp_path} cannot be written" in err
+    assert (status, err.splitlines()[0]) == (2, f"Error: The table {tmp_path} is a directory.")
 
 
 @pytest.mark.parametrize("case", ["tied", "app", "score"])

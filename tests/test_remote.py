@@ -247,6 +247,12 @@ class TestErrors:
         assert "***" in str(found.exception)
         assert SECRET not in f"{found.output}{found.exception}"
 
+    @pytest.mark.parametrize("words", [("step", "URL"), ("--load-dir", "URL", "out"), ("step", "URL", "x")])
+    def test_words_that_are_too_many_are_shown_without_a_password(self, words: tuple[str, ...]) -> None:
+        given = [f"s3://key:{SECRET}@bucket/step" if word == "URL" else word for word in words]
+        found = CliRunner().invoke(main_group, ["convert", *given])
+        assert (found.exit_code, "s3://***@bucket/step" in found.output, SECRET in found.output) == (2, True, False)
+
     def test_credentials_of_the_configuration_are_shown_nowhere(
         self, store: Store, one_try: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     ) -> None:
@@ -279,14 +285,44 @@ class TestErrors:
         with pytest.raises(UsageError, match=r"a package for s3:// is missing .*\n.*pip install 'dcptools\[remote\]'"):
             read(CKPT)
 
-    def test_an_unknown_scheme(self) -> None:
-        with pytest.raises(UsageError, match="nothing://x/y cannot be opened: Protocol not known: nothing"):
-            read("nothing://x/y")
+    @pytest.mark.parametrize("words", [("inspect", "URL"), ("convert", "STEP", "--save-dir", "URL")])
+    def test_an_unknown_scheme(self, words: tuple[str, ...], demo: Demo) -> None:
+        given = [{"URL": "s4://bucket/x", "STEP": str(demo.checkpoint)}.get(word, word) for word in words]
+        found = CliRunner().invoke(main_group, given)
+        assert isinstance(found.exception, UsageError)
+        assert str(found.exception) == (
+            "s4://bucket/x cannot be opened: no file system is called s4.\n"
+            "Check the URL. Among those that fsspec knows are s3://, gs://, abfs://, hf:// (to read) and memory://; "
+            "or give a path."
+        )
 
-    def test_the_hub_is_not_written_to(self, demo: Demo) -> None:
+    @pytest.mark.parametrize(
+        ("url", "library", "advice"),
+        [
+            ("s3://bucket/x", "s3fs", "Install it: pip install 'dcptools[remote]'."),
+            ("gs://bucket/x", "gcsfs", "Install it: pip install 'gcsfs'."),
+            ("sftp://host/x", "paramiko", "Install that package."),
+        ],
+    )
+    def test_a_library_that_is_not_installed(
+        self, url: str, library: str, advice: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = pytest.importorskip("fsspec.registry")
+        monkeypatch.delitem(registry._registry, url.partition(":")[0], raising=False)
+        for module in (library, "fsspec.implementations.sftp"):
+            monkeypatch.setitem(sys.modules, module, None)
+        found = CliRunner().invoke(main_group, ["inspect", url])
+        assert isinstance(found.exception, UsageError)
+        first, last = str(found.exception).splitlines()
+        assert first.startswith(f"{url} cannot be opened: a package for {url.partition(':')[0]}:// is missing (")
+        assert (library in first, last) == (True, advice)
+
+    def test_the_hub_and_web_servers_are_not_written_to(self, demo: Demo) -> None:
         pytest.importorskip("huggingface_hub")
         with pytest.raises(TargetError, match="hf://me/model can only be read"):
             dcptools.convert(demo.checkpoint, "hf://me/model")
+        with pytest.raises(TargetError, match="https://host/model can only be read.\nGive a directory, or"):
+            dcptools.convert(demo.checkpoint, "https://host/model")
 
 
 class TestOverwrite:

@@ -60,9 +60,13 @@ def test_the_command_line_writes_it_with_the_command_that_does_the_same(demo: De
 
 
 def test_a_place_that_cannot_be_written_to_is_said_and_left_as_it_was(demo: Demo, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be written: No such file or directory"):
-        dcptools.review(demo.checkpoint, tmp_path / "nowhere" / "r.html")
+    nowhere, name = tmp_path / "nowhere", "Give the name of a file in an existing directory."
+    with pytest.raises(UsageError) as caught:
+        dcptools.review(demo.checkpoint, nowhere / "r.html")
+    said = f"The review {nowhere / 'r.html'} cannot be written: there is no directory {nowhere}.\n{name}"
+    assert str(caught.value) == said
     (tmp_path / "r.html").mkdir()
-    with pytest.raises(UsageError, match="cannot be written: Is a directory"):
+    with pytest.raises(UsageError) as caught:
         dcptools.review(demo.checkpoint, tmp_path / "r.html")
+    assert str(caught.value) == f"The review {tmp_path / 'r.html'} is a directory.\n{name}"
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]

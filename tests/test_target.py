@@ -146,6 +146,13 @@ def test_a_read_only_file_system_is_said(plan: ShardPlan, tmp_path: Path, monkey
     )
 
 
+@pytest.mark.skipif(os.getuid() != 0 or not os.path.ismount("/proc"), reason="others lack the permission already")
+def test_where_nothing_can_be_written_is_no_full_disk(plan: ShardPlan) -> None:
+    with pytest.raises(TargetError) as caught:
+        dcptools.write(plan, Path("/proc/x"))
+    assert str(caught.value) == "The file system of /proc has no room for files.\nGive a directory elsewhere."
+
+
 def test_a_small_model_needs_little_more_than_itself(
     plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,9 +29,10 @@ from dcptools.cli.options import (
     verify_options,
     workers_option,
 )
-from dcptools.cli.output import Output, tell, tell_findings, tell_verified, write_csv
+from dcptools.cli.output import Output, tell, tell_findings, tell_verified
 from dcptools.cli.running import model_is_written, shared_by
 from dcptools.errors import DcptoolsError
+from dcptools.storage import check_document, write_document
 
 
 @command("inspect")
@@ -95,6 +96,7 @@ def review_command(load_dir: Place, html: Path, save_dir: Place | None, output: 
     """
     from dcptools.reviewing import review
 
+    check_document(html, "The review")
     mapping = preview_of(load_dir, options)
     planning = {name: options[name] for name in ("shard_size", "dtype", "dtype_for", "strict")}
     written = review(mapping, html, save_dir=save_dir, **planning)
@@ -142,6 +144,8 @@ def convert_command(
     from dcptools.writer import check_target, default_save_dir, write
 
     target = save_dir or default_save_dir(load_dir)
+    if report is not None:
+        check_receipt_path(report)
     planned = plan_of(load_dir, options)
     tell_findings(() if output.quiet else planned.findings)
     left = _leftovers(planned.mapping, list_leftovers)
@@ -152,8 +156,6 @@ def convert_command(
             lambda: f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.{left}",
         )
         return
-    if report is not None:
-        check_receipt_path(report)
     team = click.get_current_context().obj
     filling, comparing, summing = shared_by(team, resume)
     running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not output.quiet}
@@ -195,10 +197,12 @@ def verify_command(
     Another program may have written the model: its files decide the dtypes unless --dtype is given, and how it is cut
     into files matters only with --shard-size. The exit status is 1 if anything differs.
     """
-    from dcptools.verifying import verify
+    from dcptools.verifying import told_apart, verify
 
-    if report is None or directory is not None or load_dir is not None:
-        expected, dtypes = expected_of(the_load_dir(directory, load_dir), options)
+    if directory is not None or load_dir is not None:
+        source = the_load_dir(directory, load_dir)
+        with told_apart(save_dir, source):
+            expected, dtypes = expected_of(source, options)
         found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not output.quiet)
     else:
         found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not output.quiet)
@@ -231,10 +235,12 @@ def diff_command(
     from dcptools.comparing import diff
 
     try:
+        if csv is not None:
+            check_document(csv, "The table")
         sides = sides_of(a, b, by, options)
         found = diff(*sides, by=by, keys=keys or None, cast=cast, workers=workers, progress=not output.quiet)
         if csv is not None:
-            write_csv(found.to_frame(), csv)
+            write_document(csv, "The table", found.to_frame().to_csv(index=False))
     except DcptoolsError as error:
         error.exit_status = 2
         raise

@@ -1,4 +1,4 @@
-"""The help of a command: its options under headings, where they are many."""
+"""A command: its help, with options under headings where they are many; and it tells which words are too many."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
+from dcptools.cli.surplus import told
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 MOST_IN_ONE_LIST = 10
@@ -27,6 +29,13 @@ HEADINGS = {
 
 class Grouped(click.Command):
     """A command whose help lists the options under `HEADINGS`, unless they are few."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The words of the command line; those that it does not take are told in our words."""
+        words, ctx.allow_extra_args = list(args), True
+        if surplus := super().parse_args(ctx, args):
+            raise click.UsageError(told(ctx, words, surplus), ctx)
+        return surplus
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         lines = {p.opts[-1]: line for p in self.get_params(ctx) if (line := p.get_help_record(ctx))}

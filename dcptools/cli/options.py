@@ -14,6 +14,7 @@ import click
 from dcptools._paths import expanded
 from dcptools.checkpoint import is_checkpoint
 from dcptools.cli.output import Output
+from dcptools.cli.surplus import named
 from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
@@ -230,8 +231,11 @@ def output_options(command: Command) -> Command:
 
 def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:
     if (directory is None) == (load_dir is None):
+        ctx = click.get_current_context()
         what = "Give LOAD_DIR or --load-dir, not both." if directory else "Missing option '--load-dir'."
-        raise click.UsageError(what, click.get_current_context())
+        if directory and ctx.params.get("save_dir", "") is None:
+            what += f"\n{named(ctx, str(load_dir), str(directory))}"
+        raise click.UsageError(what, ctx)
     return load_dir or directory or Path()
 
 

@@ -11,11 +11,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from dcptools._text import printable_lines
-from dcptools.errors import DcptoolsError, UsageError, system_errors
+from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding, summary_lines
 
 
@@ -65,12 +64,6 @@ def tell_verified(found: Any, output: Output) -> None:
     output.show(found.to_json, found.table)
     if output.quiet and not found.ok:
         tell(f"Error: {found.headline()}")
-
-
-def write_csv(frame: Any, path: Path) -> None:
-    """A table for spreadsheets."""
-    with system_errors(UsageError, f"{path} cannot be written"):
-        frame.to_csv(path, index=False)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

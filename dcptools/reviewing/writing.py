@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import FindingsError, UsageError, system_errors
+from dcptools.errors import FindingsError
 from dcptools.mapping import KeyMapping, preview
 from dcptools.reviewing.page import page_of
 from dcptools.shards import DEFAULT_SHARD_SIZE, plan
-from dcptools.storage import path_on_disk
+from dcptools.storage import check_document, write_document
 from dcptools.writer import default_save_dir
 
 if TYPE_CHECKING:
     import torch
+
+_WHAT = "The review"
 
 
 def review(
@@ -61,22 +63,11 @@ def review(
     >>> "Content-Security-Policy" in page.read_text()
     True
     """
+    target = check_document(html, _WHAT)
     shown = mapping if isinstance(mapping, KeyMapping) else preview(mapping)
     try:
         planned = plan(shown, shard_size, dtype, dtype_for=dtype_for, strict=strict)
     except FindingsError:
         planned = None
     named = str(save_dir) if save_dir is not None else str(default_save_dir(shown.checkpoint.path))
-    return _written(path_on_disk(html, "The review"), page_of(shown, planned, named))
-
-
-def _written(target: Path, text: str) -> Path:
-    """Whole, or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with system_errors(UsageError, f"The review {target} cannot be written"):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return target
+    return write_document(target, _WHAT, page_of(shown, planned, named))

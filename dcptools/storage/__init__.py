@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, REQUEST_BYTES, announced, share_of_reads
+from dcptools.storage.document import check_document, takes_no_files, write_document
 from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
@@ -28,6 +29,7 @@ __all__ = [
     "Sink",
     "Source",
     "announced",
+    "check_document",
     "commit_all",
     "is_url",
     "join",
@@ -37,5 +39,7 @@ __all__ = [
     "path_on_disk",
     "pieces",
     "share_of_reads",
+    "takes_no_files",
     "without_password",
+    "write_document",
 ]

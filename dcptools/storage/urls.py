@@ -24,6 +24,7 @@ _SIGNATURE = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|password|credenti
 _S3, _GCS, _AZURE = "dcptools[remote]", "gcsfs", "adlfs"
 _PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE}
 _PACKAGES |= {"hf": "huggingface_hub"}
+_SCHEMES = "s3://, gs://, abfs://, hf:// (to read) and memory://"  # that were tried
 CONNECTIONS = 48  # reads in flight, and uploads beside them; botocore has 10 otherwise
 MAX_MESSAGE = 300  # characters of what a library says
 CONNECT_ADVICE = "Check the network, the endpoint and the credentials in the library's configuration."
@@ -93,17 +94,24 @@ def open_url(url: str) -> tuple[Any, str]:
             f"{shown}: a URL must not hold a password: it would appear in messages and reports.\n"
             "Give the URL without it, and put the credentials into the library's configuration."
         )
-    scheme = url.partition("://")[0].lower()
+    scheme = url.partition("://")[0]
     try:
+        registry = importlib.import_module("fsspec.registry")
+        if scheme not in {*registry.registry, *registry.known_implementations}:
+            raise UsageError(
+                f"{shown} cannot be opened: no file system is called {scheme}.\n"
+                f"Check the URL. Among those that fsspec knows are {_SCHEMES}; or give a path."
+            )
         core = importlib.import_module("fsspec.core")
         fs, path = core.url_to_fs(url, use_listings_cache=False, **_connections(scheme))
     except ImportError as error:
-        package = _PACKAGES.get(scheme) or error.name or "fsspec"
-        what = str(error).splitlines()[0]
+        package = _PACKAGES.get(scheme) or error.name
         raise UsageError(
-            f"{shown} cannot be opened: a package for {scheme}:// is missing ({what}).\n"
-            f"Install it: pip install '{package}'."
+            f"{shown} cannot be opened: a package for {scheme}:// is missing ({str(error).splitlines()[0]}).\n"
+            + (f"Install it: pip install '{package}'." if package else "Install that package.")
         ) from None
+    except UsageError:
+        raise
     except Exception as error:  # a library may raise anything
         raise UsageError(f"{shown} cannot be opened: {said(error)}.\nCheck the URL. {CONNECT_ADVICE}") from None
     return fs, path.rstrip("/")

@@ -2,13 +2,14 @@
 
 ``weights`` compares values bit for bit, on the model's side through ``library``; ``files`` looks after headers, index
 and the files beside the weights. ``receipt`` says what was written, with ``checksums``, and ``copies`` compares with
-that. ``checking`` puts it together; ``values`` is what came out.
+that. ``checking`` puts it together; ``values`` is what came out. ``order`` tells a model from a checkpoint.
 """
 
 from __future__ import annotations
 
 from dcptools.verifying.checking import verify, verify_written
 from dcptools.verifying.checksums import checksums
+from dcptools.verifying.order import told_apart
 from dcptools.verifying.receipt import check_receipt_path, receipt_of, write_receipt
 from dcptools.verifying.values import Verification, VerifiedWeight
 from dcptools.verifying.weights import Difference, compare_values
@@ -21,6 +22,7 @@ __all__ = [
     "checksums",
     "compare_values",
     "receipt_of",
+    "told_apart",
     "verify",
     "verify_written",
     "write_receipt",

@@ -21,6 +21,7 @@ from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, parse_exceptions, refuse_errors, written_dtypes
 from dcptools.verifying.copies import with_receipt
 from dcptools.verifying.files import about_assets, about_files
+from dcptools.verifying.order import told_apart
 from dcptools.verifying.receipt import read_receipt
 from dcptools.verifying.values import Compared, Verification, VerifiedWeight
 from dcptools.verifying.weights import Difference, Expected, about_values, castable, compare_values
@@ -74,7 +75,7 @@ def verify(
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
         A stored item is damaged, or in an encoding that is not read.
     UsageError
-        An option cannot be used.
+        An option cannot be used, or the model and the checkpoint are swapped.
     Cancelled
         The event was set.
 
@@ -89,13 +90,15 @@ def verify(
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
     if load_dir is None and report is None:
         raise UsageError(
-            "There is nothing to compare the model with.\nGive the checkpoint, or a report that convert wrote."
+            "There is nothing to compare the model with.\n"
+            f"Give the checkpoint, or a report that convert wrote ({option('report')})."
         )
     if load_dir is None and (dtype is not None or tuple(dtype_for) or options):
         raise UsageError("Names and dtypes are in the report.\nGive options only with a checkpoint.")
     receipt = read_receipt(report) if report is not None else None
-    expected = _expected(load_dir, dtype, dtype_for, options) if load_dir is not None else None
-    model = as_model(save_dir)
+    with told_apart(save_dir, load_dir):
+        expected = _expected(load_dir, dtype, dtype_for, options) if load_dir is not None else None
+        model = as_model(save_dir)
     compared = []
     if expected is not None:
         compared.append(_with_checkpoint(model, *expected, running))

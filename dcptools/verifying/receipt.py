@@ -16,13 +16,14 @@ from dcptools._parallel import Progress
 from dcptools.errors import UsageError, system_errors
 from dcptools.hf import Model, read_headers, read_model
 from dcptools.shards import ShardPlan
-from dcptools.storage import Source, open_regular, path_on_disk, pieces
+from dcptools.storage import Source, check_document, open_regular, path_on_disk, pieces, write_document
 from dcptools.verifying.checksums import checksums
 from dcptools.writer import Report
 
 FORMAT = "dcptools-report"
 VERSION = 1
 MOST_BYTES = 1_000_000_000  # of a report
+_WHAT = "The report"
 PACKAGES = ("dcptools", "torch", "safetensors", "numpy", "transformers")
 
 
@@ -104,14 +105,7 @@ def write_receipt(path: str | os.PathLike[str], receipt: dict[str, Any]) -> None
     UsageError
         The file cannot be written.
     """
-    target = path_on_disk(path, "The report")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with system_errors(UsageError, f"The report {target} cannot be written"):
-        try:
-            temporary.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_document(path, _WHAT, json.dumps(receipt, indent=1) + "\n")
 
 
 def check_receipt_path(path: str | os.PathLike[str]) -> None:
@@ -122,17 +116,7 @@ def check_receipt_path(path: str | os.PathLike[str]) -> None:
     UsageError
         It is a directory, or lies in none.
     """
-    target = path_on_disk(path, "The report")
-    with system_errors(UsageError, f"The report {target} cannot be written"):
-        if target.is_dir():
-            what = "is a directory"
-        elif not target.parent.is_dir():
-            what = f"cannot be written: there is no directory {target.parent}"
-        elif not os.access(target.parent, os.W_OK):
-            what = f"cannot be written: the directory {target.parent} is read-only for you"
-        else:
-            return
-    raise UsageError(f"The report {target} {what}.\nGive the name of a file in an existing directory.")
+    check_document(path, _WHAT)
 
 
 def read_receipt(path: str | os.PathLike[str]) -> Receipt:
@@ -143,7 +127,7 @@ def read_receipt(path: str | os.PathLike[str]) -> Receipt:
     UsageError
         There is no such file, or it is something else.
     """
-    target = path_on_disk(path, "The report")
+    target = path_on_disk(path, _WHAT)
     with system_errors(UsageError, f"The report {target} cannot be read"):
         with open(open_regular(target), "rb") as file:
             content = file.read(MOST_BYTES + 1)

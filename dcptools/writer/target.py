@@ -12,7 +12,7 @@ from dcptools._option import option
 from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
-from dcptools.storage import TEMPORARY, is_url, join, open_source
+from dcptools.storage import TEMPORARY, is_url, join, open_source, takes_no_files
 from dcptools.writer.swap import Swap, is_file, is_shard
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -50,6 +50,8 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resu
         if _is_read_only(there):
             raise TargetError(f"{there} is on a read-only file system.\nGive a directory elsewhere.")
         raise TargetError(f"{there} cannot be written to: permission denied.\nGive a directory that you may write to.")
+    if takes_no_files(there):
+        raise TargetError(f"The file system of {there} has no room for files.\nGive a directory elsewhere.")
     for file in plan.checkpoint.files:
         if _same(save_dir, (checkpoint / file.name).parent):
             raise TargetError(
@@ -76,6 +78,8 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
             f"{url} can only be read: writing there makes a commit per file.\nConvert into a directory, and upload it "
             "with `hf upload`."
         )
+    if url.startswith(("http://", "https://")):
+        raise TargetError(f"{url} can only be read.\nGive a directory, or the URL of a bucket.")
     own = {join(plan.checkpoint.path, os.path.dirname(file.name)).rstrip("/") for file in plan.checkpoint.files}
     if url.rstrip("/") in own:
         raise TargetError(f"The output {url} is where the checkpoint's own files are.\nGive another URL.")
