@@ -218,11 +218,83 @@ class TestModel:
         """As one of two tensor-parallel ranks holds it."""
         mapping = dcptools.preview(
             saved.save(tmp_path / "c", {"model": adapted(1, base=False, out=4)}),
-            model_assets_dir=assets(tmp_path / "a", PLAIN),
+            model_assets_dir=assets(tmp_path / "a", {**PLAIN, "layers_to_transform": [0]}),
         )
         (mismatch,) = mapping.errors
         assert (mismatch.code, mismatch.key) == ("adapter-mismatch", "model.layers.0.self_attn.q_proj")
         assert mismatch.message == "it is [4, 8] here, and the model has [8, 8]"
+
+
+class TestMissing:
+    """Modules that the config names, and of which the checkpoint has nothing. What peft matches: test_peft.py."""
+
+    ONE = "model.layers.1.self_attn.q_proj"
+
+    @pytest.mark.parametrize("base", [True, False])
+    def test_a_module_without_an_adapter_is_an_error(self, base: bool, tmp_path: Path) -> None:
+        """The base model is in the checkpoint, or config.json says which modules it has."""
+        state = {key: value for key, value in adapted(base=base).items() if f"{self.ONE}.lora_" not in key}
+        checkpoint = saved.save(tmp_path / "c", {"model": state})
+        (tmp_path / CONFIG).write_text(json.dumps(PLAIN))
+        model = {} if base else {"model_assets_dir": assets(tmp_path / "a")}
+        mapping = dcptools.preview(checkpoint, adapter_config_path=tmp_path, **model)
+        (error,) = mapping.errors
+        assert (error.code, error.key) == ("weight-missing", self.ONE)
+        assert error.message == "target_modules of the adapter's config names it, and the checkpoint has nothing of it"
+        assert "allow_mismatch=True" in error.hint
+        allowed = dcptools.preview(checkpoint, adapter_config_path=tmp_path, allow_mismatch=True, **model)
+        assert not allowed.errors and self.ONE in {warning.key for warning in allowed.warnings}
+
+    def test_what_the_user_leaves_out_is_a_warning(self, tmp_path: Path) -> None:
+        mapping = dcptools.preview(
+            saved.save(tmp_path / "c", {"model": adapted(base=False)}),
+            model_assets_dir=assets(tmp_path / "a", PLAIN),
+            exclude="*.layers.1.*",
+        )
+        assert not mapping.errors
+        assert [(f.key, f.message) for f in found(mapping, "weight-missing")] == [
+            (self.ONE, "left out by include= or exclude=")
+        ]
+
+    def test_a_module_that_a_reference_has_is_a_warning(self, tmp_path: Path) -> None:
+        """Its files may name modules otherwise than the live model does."""
+        save_file(saved.model_state(), tmp_path / "reference.safetensors")
+        (tmp_path / CONFIG).write_text(json.dumps(PLAIN))
+        mapping = dcptools.preview(
+            saved.save(tmp_path / "c", {"model": adapted(1, base=False)}),
+            reference=tmp_path / "reference.safetensors",
+            adapter_config_path=tmp_path,
+        )
+        assert not mapping.errors
+        assert [finding.key for finding in found(mapping, "weight-missing")] == [self.ONE]
+
+    def test_by_names_alone_a_target_without_any_module_is_a_warning(self, tmp_path: Path) -> None:
+        said = {"target_modules": ["q_proj", "k_proj", "v_proj"], "modules_to_save": ["lm_head", "classifier", "score"]}
+        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, **said}))
+        state = {**adapted(base=False), f"{PREFIX}score.modules_to_save.default.weight": torch.ones(2, 8)}
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}), adapter_config_path=tmp_path)
+        assert not mapping.errors
+        assert [finding.message for finding in found(mapping, "weight-missing")] == [
+            "target_modules of its config names k_proj, v_proj, and the checkpoint has nothing of such a module",
+            "modules_to_save of its config names lm_head, and the checkpoint has nothing of such a module",
+        ]
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"exclude_modules": r"(.*x?)*"},  # may take for ever
+            {"exclude_modules": "(" * 9},
+            {"target_modules": "(aa|a)" * 30},
+            {"target_modules": ["q_proj"], "layer_replication": [[0, 1]]},
+            {"layers_to_transform": [0, 1], "layers_pattern": "(.*)*"},
+        ],
+    )
+    def test_where_it_is_not_known_what_is_adapted_nothing_is_told(self, said: dict[str, Any], tmp_path: Path) -> None:
+        mapping = dcptools.preview(
+            saved.save(tmp_path / "c", {"model": adapted(1, base=False)}),
+            model_assets_dir=assets(tmp_path / "a", {**PLAIN, **said}),
+        )
+        assert not found(mapping, "weight-missing")
 
 
 class TestConfig:
@@ -298,6 +370,10 @@ class TestConfig:
             ),
             ({"target_modules": ["k_proj"]}, "target_modules does not name model.layers.0.self_attn.q_proj, "),
             ({"use_dora": True}, "use_dora is True, and there are no lora_magnitude_vector"),
+            (
+                {"trainable_token_indices": [3]},
+                "trainable_token_indices is [3], and there are no trainable_tokens_delta",
+            ),
         ],
     )
     def test_one_of_another_adapter_is_an_error(self, wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -306,6 +382,14 @@ class TestConfig:
         (error,) = dcptools.preview(checkpoint, model_assets_dir=directory).errors
         assert error.code == "adapter-config-differs"
         assert error.message.startswith(message)
+
+    def test_modules_to_save_may_name_what_they_are_in_or_how_they_end(self, tmp_path: Path) -> None:
+        """As a head of several modules; peft looks for ends of names, wherever they begin."""
+        directory = assets(tmp_path / "a", {**PLAIN, "modules_to_save": ["classifier", "head"]})
+        parts = ("classifier.modules_to_save.default.dense", "lm_head.modules_to_save.default")
+        state = {**adapted(), **{f"{PREFIX}{part}.weight": torch.ones(16, 8) for part in parts}}
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}), model_assets_dir=directory)
+        assert not mapping.errors
 
     def test_a_made_one_says_what_tensors_tell(self, tmp_path: Path) -> None:
         state = adapted()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,49 @@ def test_the_adapter_is_what_peft_saves(case: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == [CONFIG, WEIGHTS]
     assert {finding.code for finding in report.warnings} == {"assets-missing", "base-left-out"}
     assert torch.equal(logits(load(made.base, out)), logits(made.model))
+
+
+Q, K, UP = "q_proj", "k_proj", "mlp.up_proj"
+TARGETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the base model, and of the adapter
+    "ends of names": ({}, {"target_modules": [Q, UP]}),
+    "whole names": ({}, {"target_modules": ["model.layers.0.self_attn.k_proj", "layers.1.mlp.down_proj"]}),
+    "one layer": ({}, {"target_modules": [Q, K], "layers_to_transform": 1}),
+    "a layer and a whole name": (
+        {},
+        {"target_modules": [Q, "model.layers.0.mlp.up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    ),
+    "without some": ({}, {"target_modules": [Q, K], "exclude_modules": ["layers.0.self_attn.q_proj"]}),
+    "without a pattern": ({}, {"target_modules": [Q, K], "exclude_modules": r".*\.1\..*q_proj"}),
+    "a pattern": ({}, {"target_modules": r"(?!.*mlp).*layers\.\d+\..*_attn\.(q|v)_proj"}),
+    "all linear": ({}, {"target_modules": "all-linear"}),
+    "all linear, a pattern": ({}, {"target_modules": "All-Linear", "exclude_modules": r".*(up|down)_proj"}),
+    "trained whole": ({}, {"target_modules": [Q, "embed_tokens"], "modules_to_save": ["head", "embed_tokens"]}),
+    "embeddings": ({"tied": True}, {"target_modules": [Q, "embed_tokens", "lm_head"]}),
+    "experts": ({"experts": 4}, {"target_modules": [Q], "target_parameters": ["mlp.experts.gate_up_proj"]}),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("expected_in_process")
+@pytest.mark.parametrize("case", TARGETS)
+def test_every_module_that_peft_adapts_is_missed(case: str, tmp_path: Path) -> None:
+    base, options = TARGETS[case]
+    options = {**options, "r": 2}
+    made = adapted(base_model(**base), {"default": options})
+    base_model(**base).save_pretrained(tmp_path / "base")
+    (tmp_path / CONFIG).write_text(json.dumps({**options, "peft_type": "LORA"}))
+    state = {name: t for name, t in made.state_dict().items() if "lora_" in name or "modules_to_save" in name}
+    modules = {re.split(r"\.(?:base_layer\.)?(?:lora_|modules_to_save)", name)[0] for name in state}
+    kept = min(module for module in modules if "self_attn" in module)
+    only = {name: tensor for name, tensor in state.items() if name.startswith(f"{kept}.")}
+    for number, there in enumerate((state, only)):
+        mapping = dcptools.preview(
+            saved.save(tmp_path / f"c{number}", {"model": there}),
+            model_assets_dir=tmp_path / "base",
+            adapter_config_path=tmp_path,
+        )
+        missed = {f"base_model.model.{error.key}" for error in mapping.errors if error.code == "weight-missing"}
+        assert missed == (modules - {kept} if there is only else set())
+        assert {error.code for error in mapping.errors} <= {"weight-missing"}
 
 
 @pytest.mark.parametrize("case", ["plain", "dora", "trained whole", "some ranks", "some layers", "embeddings"])

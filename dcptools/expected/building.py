@@ -113,6 +113,7 @@ def describe(model: Any) -> dict[str, Any]:
         "published": _published(model, shapes),
         "ties": ties,
         "numbers": [name for name, tensor in state.items() if not tensor.is_floating_point()],
+        "linear": list(_linear(model)),
         "unsaved": sorted(unsaved),
         "optional": _matching(getattr(model, "_keys_to_ignore_on_load_missing", None), shapes),
         "ignored": _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None)),
@@ -161,6 +162,17 @@ def _converted(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
         except ImportError:  # before transformers 5 the names of the live model were the published ones
             return traced
         return dict(revert_weight_conversion(model, traced))
+
+
+def _linear(model: Any) -> Iterator[str]:
+    """The modules that peft means by all linear ones: those of its classes but the head of a language model."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            yield name
 
 
 def _unsaved(model: Any, state: dict[str, Any]) -> set[str]:

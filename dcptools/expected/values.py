@@ -66,6 +66,7 @@ class Expected:
     ignored: tuple[str, ...] = ()  # regular expressions of names that transformers knows to be left over
     float32: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by dtype, the names that stay float32 in it
     numbers: frozenset[str] | None = None  # stored names of integers and booleans; None: not known
+    linear: frozenset[str] | None = None  # the linear modules, without the head; None: not known
     sizes: Mapping[str, int] = field(default_factory=dict)  # the integers of the config
     unpublished: str = ""  # why the published names are not known
 
@@ -101,6 +102,7 @@ class Expected:
             tuple(answer["ignored"]),
             {dtype: frozenset(_both_names(kept, conversion)) for dtype, kept in answer["float32"].items()},
             frozenset(_both_names(answer["numbers"], conversion)),
+            frozenset(answer["linear"]),
             answer["sizes"],
             answer["published"].get("unknown", ""),
         )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dcptools._option import option
 from dcptools._text import counted, format_bytes, format_shape, some
 from dcptools.assets import ADAPTER_CONFIG
-from dcptools.expected import Expected
+from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import FROZEN, Leftover, Output, Role
 from dcptools.mapping.about_model import allow, as_allowed
 from dcptools.mapping.adapter_config import Adapted, AdapterConfig
+from dcptools.mapping.adapter_targets import named_modules, unmatched
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
@@ -20,9 +21,14 @@ _DORA = (("lora_A", "lora_magnitude_vector"),)
 
 
 def about_adapter(
-    taken: Taken, adapted: Adapted, config: AdapterConfig, expected: Expected | None, options: MappingOptions
+    taken: Taken,
+    adapted: Adapted,
+    config: AdapterConfig,
+    expected: Expected | None,
+    weights: Mapping[str, Shape | None],
+    options: MappingOptions,
 ) -> Iterator[Finding]:
-    """Of an adapter that is written."""
+    """Of an adapter that is written; ``weights`` are all of the model that are known."""
     name = f"the adapter {taken.adapter!r}" if taken.adapter else "an adapter"
     ranks = some([str(rank) for rank in sorted(set(adapted.ranks.values()))])
     whole = f", and {some(adapted.copies)} trained whole" if adapted.copies else ""
@@ -34,6 +40,8 @@ def about_adapter(
     found = list(_about_config(taken, adapted, config, expected))
     found += _about_modules(adapted, expected) if expected else ()
     found += _about_halves(adapted)
+    if not any(finding.code == "adapter-config-differs" for finding in found):  # what another config names says nothing
+        found += _about_missing(taken, adapted, expected, weights)
     yield from as_allowed(found, options.allow_mismatch)
 
 
@@ -101,6 +109,34 @@ def _about_halves(adapted: Adapted) -> Iterator[Finding]:
         if lacking:
             what = f"the checkpoint has no {some(sorted(lacking))} of it, and has the rest of its adapter"
             yield Finding("adapter-mismatch", module, what, f"peft does not miss it, and makes a new one; {allow()}")
+
+
+def _about_missing(
+    taken: Taken, adapted: Adapted, expected: Expected | None, weights: Mapping[str, Shape | None]
+) -> Iterator[Finding]:
+    """Modules that the config names and of which nothing is there."""
+    said = taken.config.said if taken.config else {}
+    whole = f"is the checkpoint whole, and the {ADAPTER_CONFIG} that of this training?"
+    if not weights:
+        for field, names in unmatched(said, adapted.modules).items():
+            what = f"{field} of its config names {some(names, 5)}, and the checkpoint has nothing of such a module"
+            hint = f"{whole} {option('model_assets_dir')} with the model's config.json tells which modules it has"
+            yield Finding("weight-missing", "", what, hint, "warning")
+        return
+    if adapted.modules.isdisjoint(name.rpartition(".")[0] for name in weights):  # of another model, which is told
+        return
+    linear, ties = (expected.linear, expected.stored.ties) if expected else (None, ())
+    tied = {name.rpartition(".")[0] for names in ties for name in names[1:] if said.get("ensure_weight_tying")}
+    left_out = Adapted.of(taken.reading.outputs, taken.peft).modules
+    for module, field in named_modules(said, weights, linear).items():
+        if module in left_out - adapted.modules:
+            what, hint = f"left out by {option('include')} or {option('exclude')}", ""
+            yield Finding("weight-missing", module, what, hint, "warning")
+        elif module not in adapted.modules and module not in tied:
+            what = f"{field} of the adapter's config names it, and the checkpoint has nothing of it"
+            hint = f"peft does not miss it; {whole} {allow()}"
+            certain = linear is not None or not expected  # the files of another model may name modules otherwise
+            yield Finding("weight-missing", module, what, hint, "error" if certain else "warning")
 
 
 def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:

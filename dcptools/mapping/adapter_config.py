@@ -16,16 +16,23 @@ from dcptools._text import counted, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import Output, Peft, Role
+from dcptools.mapping.adapter_targets import are_quick, is_trained_whole
 from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
-MAX_PATTERN = 200  # characters of a pattern that is tried
 _TEXT, _TEXTS, _FLAG = (str, "a text"), (list, "a list of texts"), (bool, "true or false")
+_TEXT_OR_TEXTS = ((str, list), "a text or a list of texts")
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {  # what is looked at; null is always allowed
     "base_model_name_or_path": _TEXT, "bias": _TEXT, "peft_type": _TEXT, "lora_bias": _FLAG, "use_dora": _FLAG,
-    "modules_to_save": _TEXTS, "target_modules": ((str, list), "a text or a list of texts"), "r": (int, "a number"),
-    "rank_pattern": (dict, "numbers by pattern"),
+    "modules_to_save": _TEXTS, "target_modules": _TEXT_OR_TEXTS, "exclude_modules": _TEXT_OR_TEXTS,
+    "target_parameters": _TEXTS, "layers_pattern": _TEXT_OR_TEXTS, "r": (int, "a number"),
+    "layers_to_transform": ((int, list), "a number or a list of numbers"), "rank_pattern": (dict, "numbers by pattern"),
 }  # fmt: skip
+_SHOWN = {  # fields that names show, by how such names end
+    "use_dora": ".lora_magnitude_vector",
+    "lora_bias": ".lora_B.bias",
+    "trainable_token_indices": ".trainable_tokens_delta",
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ def _check(said: Mapping[str, Any]) -> None:
         value = said.get(field)
         parts = value if isinstance(value, list) else ()
         ranks = value.values() if isinstance(value, dict) else ()
-        sound = isinstance(value, kinds) and all(type(each) is str for each in parts)
+        part = int if kinds == (int, list) else str
+        sound = isinstance(value, kinds) and all(type(each) is part for each in parts)
         if value is not None and not (sound and all(type(rank) is int for rank in ranks)):
             raise expected(field, what, value)
 
@@ -112,6 +120,11 @@ class Adapted:
     def copies(self) -> tuple[str, ...]:
         """The modules that were trained whole."""
         return tuple(sorted({role.module for role, _ in self.weights if role.kind == "copy"}))
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """All modules that are adapted or were trained whole, even if a part of that is missing."""
+        return frozenset(role.module for role, _ in self.weights if role.kind in ("lora", "tokens", "copy"))
 
     def has(self, ending: str) -> bool:
         return any(role.saved.endswith(ending) for role, _ in self.weights)
@@ -148,7 +161,7 @@ class Adapted:
         if kind != "LORA":
             yield f"peft_type is {str(kind)[:100]!r}, and the keys are those of 'LORA'"
         patterns = said.get("rank_pattern") or {}
-        if not said.get("target_parameters") and all(map(_is_quick, patterns)):
+        if not said.get("target_parameters") and are_quick(list(patterns), self.ranks):
             ranks = {module: patterns.get(_pattern(module, patterns), said.get("r")) for module in self.ranks}
             wrong = [module for module in ranks if ranks[module] != self.ranks[module]]
             if wrong:
@@ -157,11 +170,12 @@ class Adapted:
             if isinstance(targets, list):
                 others = [module for module in self.ranks if not _ends_with_one(module, targets)]
                 yield from [f"target_modules does not name {some(others, 3)}"] if others else []
-        others = [module for module in self.copies if not _ends_with_one(module, said.get("modules_to_save") or ())]
+        others = [module for module in self.copies if not is_trained_whole(said, module)]
         yield from [f"modules_to_save does not name {some(others, 3)}"] if others else []
-        for field, ending in (("use_dora", ".lora_magnitude_vector"), ("lora_bias", ".lora_B.bias")):
+        for field, ending in _SHOWN.items():
             if bool(said.get(field)) != self.has(ending):
-                yield f"{field} is {said.get(field)}, and there are {'' if self.has(ending) else 'no '}{ending[1:]}"
+                value, there = str(said.get(field))[:100], "" if self.has(ending) else "no "
+                yield f"{field} is {value}, and there are {there}{ending[1:]}"
 
 
 def _kind(output: Output, peft: Peft) -> str:
@@ -185,20 +199,7 @@ def _targets(adapted: Iterable[str], modules: Collection[str]) -> set[str]:
 
 def _pattern(module: str, patterns: Iterable[str]) -> str:
     """The first pattern that peft finds for a module; the module's own name if there is none."""
-    for pattern in patterns:
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return pattern
-        except (re.error, OverflowError, RecursionError):
-            continue
-    return module
-
-
-def _is_quick(pattern: str) -> bool:
-    """Whether it can be tried: what repeats a group, or several things, may take for ever on a name."""
-    return (
-        len(pattern) <= MAX_PATTERN and len(re.findall(r"[*+?{]", pattern)) < 2 and not re.search(r"\)[*+?{]", pattern)
-    )
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)
 
 
 def _ends_with_one(module: str, names: Iterable[Any]) -> bool:

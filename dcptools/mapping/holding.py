@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dcptools.assets import Assets
@@ -109,20 +109,21 @@ def hold_adapter(
     """Hold an adapter against its own config and the model; returns also the files that go with it."""
     settled = without_tied_tokens(tuple(map(renames.apply, outputs)), expected)
     adapted = Adapted.of(settled.outputs, taken.peft)
-    config = taken.config or adapted.config(_modules(taken, expected), assets.says("_name_or_path") if assets else None)
-    found = tuple(about_adapter(taken, adapted, config, expected, options)) if settled.outputs else ()
+    weights = _weights(taken, expected)
+    modules = {name.rpartition(".")[0] for name in weights}
+    config = taken.config or adapted.config(modules, assets.says("_name_or_path") if assets else None)
+    found = tuple(about_adapter(taken, adapted, config, expected, weights, options)) if settled.outputs else ()
     beside = (assets or Assets("", (), "", ())).for_adapter(config.content)
     known = frozenset(view.key for output in settled.outputs for view in output.sources)
     return Held(settled.outputs, settled.leftovers, found, None, known), beside
 
 
-def _modules(taken: Taken, expected: Expected | None) -> set[str]:
-    """All modules that have a weight: of the expected model, or of the base model in the checkpoint, if it is there."""
+def _weights(taken: Taken, expected: Expected | None) -> Mapping[str, Shape | None]:
+    """All weights that are known: of the expected model, or of the base model in the checkpoint, if it is there."""
     if expected:
-        return {name.rpartition(".")[0] for name in expected.stored.shapes}
+        return expected.stored.shapes
     root = f"{taken.layout.root}." if taken.layout.root else ""
-    base = (name for name in taken.peft.base_weights if name.startswith(root))
-    return {name.removeprefix(root).rpartition(".")[0] for name in base}
+    return {name.removeprefix(root): None for name in taken.peft.base_weights if name.startswith(root)}
 
 
 def _known(outputs: Sequence[Output], expected: Expected) -> frozenset[str]:
