@@ -127,6 +127,31 @@ def test_a_filter_that_is_chosen_stays_to_be_taken_back(table: Table) -> None:
     assert names(table) == [] and dict(table.answer["counts"]["found"]) == {"overlap": 0}
 
 
+def test_a_filter_that_other_rows_have_no_kind_of_hides_none_of_them(table: Table) -> None:
+    table.ask(chips={"found": ["hole"]})
+    table.frame = table.frame.assign(found="")
+    assert len(names(table)) == 5
+    table.frame = table.frame.assign(found=["", "", "", "hole", ""])
+    assert names(table) == ["d(1)"]
+
+
+def test_a_column_without_anything_in_it_is_left_out_until_there_is_something() -> None:
+    table = Table(
+        [Column("key", searched=True), Column("found", optional=True, kinds=lambda code: [code] if code else [])]
+    )
+
+    def shown(found: list[str | None]) -> list[str]:
+        table.frame = pd.DataFrame({"key": ["a", "b"], "found": found})
+        assert {len(row["cells"]) for row in looked_at(table)["rows"]} == {len(table.head["columns"])}
+        return [column["name"] for column in table.head["columns"]]
+
+    assert [column["name"] for column in table.head["columns"]] == ["key"]  # nobody has looked
+    assert shown(["", None]) == ["key"] and table.answer["counts"] == {}
+    assert shown([None, "hole"]) == ["key", "found"] and dict(table.answer["counts"]["found"]) == {"hole": 1}
+    table.ask(chips={"found": ["hole"]})
+    assert shown(["", ""]) == ["key"] and names(table) == ["a", "b"]
+
+
 def test_only_the_most_frequent_kinds_become_filters() -> None:
     table = Table([Column("key", kinds=lambda key: [key])])
     table.frame = pd.DataFrame({"key": [f"k{n}" for n in range(100)] + ["often"] * 3})
@@ -276,6 +301,29 @@ def test_two_hundred_thousand_rows_answer_at_once(many: Rows, capsys: pytest.Cap
     with capsys.disabled():
         print("\n" + ", ".join(f"{what} {spent:.2f} s" for what, spent in seconds.items()), end=" ")
     assert max(seconds.values()) < 5  # seconds of this process; 0.4 are usual at most
+
+
+def test_no_message_about_two_hundred_thousand_rows_is_large(many: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, sizes = Table(COLUMNS), {}
+    table.frame = many.frame.assign(found=["hole, overlap" if n % 3 else "" for n in range(KEYS)])
+    sent = Sent(table, monkeypatch)
+    questions: dict[str, dict[str, Any]] = {
+        "first rows": {"kind": "look"},
+        "search": {"kind": "ask", "search": "e"},  # all rows, with several marks each
+        "sort": {"kind": "ask", "search": "", "sort": "key", "descending": True},
+        "filter": {"kind": "ask", "chips": {"found": ["hole"]}},
+        "more rows": {"kind": "rows", "first": 100_000},
+        "choice": {"kind": "choose", "id": KEYS - 1},
+        "piece of a download": {"kind": "csv", "first": 0},
+    }
+    for what, question in questions.items():
+        here = {"version": table.answer["version"], "frame": table.answer["frame"]}
+        table.receive({**here, **question})
+        said = [content for content, _ in sent.messages]
+        packed = sum(len(buffer) for _, buffers in sent.messages for buffer in buffers)
+        sizes[what] = len(json.dumps([table.get_state(), said], default=str)) + packed
+        sent.messages.clear()
+    assert table.found > 100_000 and max(sizes.values()) < 60_000, sizes
 
 
 def test_a_download_comes_in_packed_pieces_and_has_what_matches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from dcptools.widgets._table import Table
 
 COLUMNS = (
     Column("severity", kinds=lambda severity: [severity]), Column("code", kinds=lambda code: [code]),
-    Column("key", searched=True), Column("message", searched=True, prose=True), Column("hint", prose=True),
+    Column("key", searched=True, optional=True), Column("message", searched=True, prose=True),
+    Column("hint", prose=True, optional=True),
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def _codes(text: str) -> list[str]:
 COUNT = "{:,}".format
 COLUMNS = (
     Column("key", searched=True),
-    Column("warning", label="finding", kinds=_codes),
+    Column("warning", label="finding", optional=True, kinds=_codes),
     Column("root", missing=NO_ROOT, kinds=lambda root: [root or NO_ROOT]),
     Column("dtype", missing="object", kinds=lambda dtype: [dtype or "object"]),
     Column("shape", _shape),

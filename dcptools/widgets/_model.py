@@ -17,7 +17,7 @@ COLUMNS = (
 )
 OUTPUT_COLUMNS = (
     Column("name", searched=True),
-    Column("findings", kinds=lambda codes: codes.split(", ") if codes else []),
+    Column("findings", optional=True, kinds=lambda codes: codes.split(", ") if codes else []),
     Column("key", searched=True),
     Column("shape", format_shape),
     Column("dtype", label="stored as", kinds=lambda dtype: [dtype]),

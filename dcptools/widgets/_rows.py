@@ -38,12 +38,17 @@ class Column:
     numeric: bool = False  # to the right, and the largest first at the first click
     searched: bool = False  # a name: looked into by the search, and never cut at its end
     prose: bool = False  # a sentence, which is cut at its end
+    optional: bool = False  # left out of a table in which no row has anything there
     missing: str = ""  # what is shown where nothing is there
     kinds: Callable[[Any], Iterable[str]] | None = None  # the filters that a cell falls under; None: there are none
 
     def text(self, value: Any) -> str:
         """A cell as it is shown: printable whatever a file says."""
         return self.missing if is_missing(value) else printable(self.show(value))
+
+    def is_wanted(self, frame: pd.DataFrame) -> bool:
+        """Whether a table of these rows has the column."""
+        return not self.optional or bool(frame[self.name].fillna("").ne("").any())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -109,7 +114,8 @@ class Rows:
     def select(self, query: Query, among: Mask | None = None) -> Selection:
         """Search, filter and sort, all rows or some; raises re.error if the search is a wrong regular expression."""
         found = self._found(query) if among is None else self._found(query) & among
-        masks = {name: self._facets[name].mask(kinds) for name, kinds in query.chips.items() if kinds}
+        known = {name: facet.members.keys() & query.chips.get(name, ()) for name, facet in self._facets.items()}
+        masks = {name: self._facets[name].mask(kinds) for name, kinds in known.items() if kinds}
         chips = {}
         for name, facet in self._facets.items():
             others = [mask for other, mask in masks.items() if other != name]

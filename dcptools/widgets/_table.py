@@ -52,7 +52,7 @@ class Table(anywidget.AnyWidget):
     _esm = HERE / "table.js"
     _css = style_sheet("table.css")
 
-    head = T.Dict().tag(sync=True)  # what stays: columns, words
+    head = T.Dict().tag(sync=True)  # columns, words
     answer = T.Dict().tag(sync=True)  # what was asked last, and the first rows of what was found
     reveal = T.Dict().tag(sync=True)  # a row that Python chose: it is scrolled into view
     chosen = T.Int(-1)  # the row of the frame that somebody chose; -1: none
@@ -78,7 +78,8 @@ class Table(anywidget.AnyWidget):
         self._selection: Selection | None = None
         self._only: tuple[str, frozenset[int]] = ("", frozenset())  # rows that somebody wants to see alone, and why
         self._outline: Outline | None = None
-        head = {"columns": [column.to_json() for column in self._columns], "noun": noun, "tree": None}
+        shown = [column.to_json() for column in self._columns if not column.optional]
+        head = {"columns": shown, "noun": noun, "tree": None}
         if leaves is not None:
             head["tree"] = [column.to_json() for column in HEADINGS]
         super().__init__(head=head)
@@ -214,8 +215,10 @@ class Table(anywidget.AnyWidget):
     def _looked_at(self) -> Rows:
         with self._lock:
             if self._rows is None:
-                source = self._source
-                self._rows = Rows(source() if callable(source) else source, self._columns, self._sorted_by)
+                frame = self._source() if callable(self._source) else self._source
+                columns = tuple(column for column in self._columns if column.is_wanted(frame))
+                self._rows = Rows(frame, columns, self._sorted_by)
+                self.head = {**self.head, "columns": [column.to_json() for column in columns]}
             return self._rows
 
     def _matching(self) -> Selection:

@@ -6,6 +6,7 @@ const AHEAD = 12; // rows that are drawn above and below what is seen
 const PAGE = 100; // rows that are asked for at once
 const KEPT = 40; // pages
 const TAIL = 24; // characters at the end of a name that stay when its middle is left out
+const INDENT = 16; // pixels of a level of the tree, and of what opens it
 const SHOWN_CHIPS = 6; // of a column, before "more"
 const NAME = 340; // pixels that a name has where there is room: its layer and its last words
 const WAIT = 120; // ms after the last key stroke
@@ -83,6 +84,8 @@ function render({ model, el }) {
   );
   const scroller = make("div", { class: "dcp-rows" }, table);
   // JupyterLab has shortcuts of its own for the arrow keys
+  const names = new WeakMap(); // what stands in a cell with a name, for other widths
+  const pen = document.createElement("canvas").getContext("2d");
   const root = make("div", { class: "dcp-table", "data-lm-suppress-shortcuts": "true" }, bar, chips, scroller);
   el.append(root);
 
@@ -125,6 +128,7 @@ function render({ model, el }) {
     pad(below, shown - to);
     body.replaceChildren(...rows.map((row, offset) => drawRow(row, from + offset)));
     if (!view.widths && rows[0]) layOut(rows);
+    fit();
     const active = view.active >= from && view.active < to ? `${id}-${view.active}` : null;
     if (active) table.setAttribute("aria-activedescendant", active);
     else table.removeAttribute("aria-activedescendant");
@@ -166,13 +170,12 @@ function render({ model, el }) {
     const marks = row.marks?.[number] ?? [];
     const box = make("div", { class: "dcp-elide" });
     if (row.level && number === 0) {
-      box.style.paddingInlineStart = `${(row.level - 1) * 16}px`;
+      box.style.paddingInlineStart = `${(row.level - 1) * INDENT}px`;
       box.append(make("span", { class: "dcp-twisty", "aria-hidden": "true", text: { true: "▾", false: "▸" }[row.open] ?? "" }));
     }
-    const parts = [["dcp-head", 0, middle], ["dcp-middle", middle, cut], ["dcp-tail", cut, letters.length]];
-    for (const [part, from, to] of parts) {
-      if (from < to) box.append(make("span", { class: part }, ...painted(letters, from, to, marks)));
-    }
+    const name = make("span", { class: "dcp-letters" });
+    box.append(name);
+    names.set(box, { name, letters, middle, cut, marks, used: row.level && number === 0 ? row.level * INDENT : 0, room: -1 });
     if (text) {
       box.append(make("button", {
         type: "button", class: "dcp-copy", tabindex: "-1", text: "Copy", title: "Copy (c)", "aria-label": `Copy ${text}`,
@@ -191,6 +194,32 @@ function render({ model, el }) {
     const numbers = [...letters.join("").matchAll(/(?<=\.)\d+\./g)].map((found) => found.index);
     const last = numbers.length && letters.length === letters.join("").length ? numbers[numbers.length - 1] : 0;
     return [last > 8 && last < cut ? last : cut, cut];
+  }
+
+  // Names as far as there is room for them. What is left out stays in the page without a size, for who copies it.
+  function fit() {
+    const boxes = [...body.querySelectorAll(".dcp-elide")];
+    if (!boxes.length) return;
+    pen.font = getComputedStyle(boxes[0]).font;
+    const letter = pen.measureText("0".repeat(100)).width / 100;
+    const rooms = boxes.map((box) => Math.floor((box.clientWidth - names.get(box).used) / letter));
+    boxes.forEach((box, number) => {
+      const shown = names.get(box);
+      if (shown.room === rooms[number]) return;
+      shown.room = rooms[number];
+      shown.name.replaceChildren(...lettersOf(shown));
+    });
+  }
+
+  function lettersOf({ letters, middle, cut, marks, room }) {
+    const all = letters.length;
+    const spare = all <= room ? middle : room - 1 - (all - middle); // letters of the head that have room
+    const head = Math.max(0, spare);
+    const rest = spare >= 0 ? cut : Math.max(middle, Math.min(cut, middle + room - 2 - (all - cut)));
+    const parts = [["dcp-head", 0, head], ["dcp-out", head, middle], ["dcp-middle", middle, rest]];
+    parts.push(["dcp-out", rest, cut], ["dcp-tail", cut, all]);
+    return parts.filter(([, from, to]) => from < to)
+      .map(([part, from, to]) => make("span", { class: part }, ...painted(letters, from, to, marks)));
   }
 
   function painted(letters, from, to, marks) {
@@ -239,6 +268,7 @@ function render({ model, el }) {
     }));
     table.style.minWidth = "0";
     table.style.width = `${view.widths.reduce((sum, each) => sum + each, 0)}px`;
+    fit();
   }
 
   function drawHeading() {
@@ -359,7 +389,7 @@ function render({ model, el }) {
     if (rows.length) view.pages.set(0, rows);
     const asked = JSON.stringify([query, isTree, answer().only]);
     const another = asked !== view.query;
-    if (isTree !== view.tree) view.widths = null;
+    if (isTree !== view.tree || view.widths?.length !== columns().length) view.widths = null;
     [view.query, view.tree] = [asked, isTree];
     if (another) scroller.scrollTop = 0;
     if (another || !isTree) view.active = at;
@@ -450,7 +480,8 @@ function render({ model, el }) {
   }
 
   function pressed(event) {
-    if (event.target !== table || event.altKey || event.metaKey || (event.ctrlKey && event.key !== "c")) return;
+    if (event.target !== table || event.altKey || event.metaKey) return;
+    if (event.ctrlKey && !["c", "Home", "End"].includes(event.key)) return; // with or without: the first and the last row
     const row = rowAt(view.active);
     const screen = Math.max(1, Math.floor((scroller.clientHeight - heading.offsetHeight) / ROW) - 1);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: screen, PageUp: -screen };

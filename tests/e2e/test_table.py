@@ -18,6 +18,13 @@ from e2e.servers import RUN_ALL, Server
 pytestmark = pytest.mark.e2e
 LAYERS = 120
 
+# Of cells with names: the text, how many signs for what is left out, and the pixels that nothing stands in.
+NAMES = """boxes => boxes.map(box => ({
+  text: box.querySelector('.dcp-letters').textContent, whole: box.closest('td').getAttribute('aria-label'),
+  signs: box.querySelectorAll('.dcp-out').length,
+  unused: box.clientWidth - box.querySelector('.dcp-letters').getBoundingClientRect().width,
+}))"""
+
 
 @pytest.fixture
 def inspect(lab: Server, pages: Callable[[], Page]) -> Callable[[Path], Page]:
@@ -70,6 +77,8 @@ def test_by_mouse(inspect: Callable[[Path], Page], layers: Path, tmp_path: Path)
     expect(cell(page, "model.layers.119.self_attn.q_proj.lora_B.weight")).to_be_visible()
     expect(cell(page, "step")).to_be_visible()
 
+    expect(page.get_by_role("columnheader", name="finding")).to_have_count(0)  # nothing was found
+
     # sorted by a click, and the other way by another
     heading = page.get_by_role("columnheader", name="elements")
     heading.get_by_role("button").click()
@@ -100,6 +109,14 @@ def test_by_mouse(inspect: Callable[[Path], Page], layers: Path, tmp_path: Path)
     page.mouse.move(handle["x"] + 84, handle["y"] + 10, steps=4)
     page.mouse.up()
     assert key.bounding_box()["width"] == pytest.approx(before + 80, abs=3)
+
+    # narrower by keys: one sign for what is left out of a name, without a gap; who copies the cell has it whole
+    while key.bounding_box()["width"] > 300:
+        key.get_by_role("button").press("Alt+ArrowLeft")
+    names = page.locator("tbody .dcp-elide").filter(has_text="lora_A").evaluate_all(NAMES)
+    assert len(names) == 12
+    for name in names:
+        assert name["text"] == name["whole"] and name["signs"] == 1 and 0 <= name["unused"] < 8, name
 
     # the rows that match, as a file
     with page.expect_download() as saving:
@@ -142,6 +159,18 @@ def test_by_keyboard_alone(inspect: Callable[[Path], Page], layers: Path) -> Non
     expect(chosen).to_be_in_viewport()
     page.keyboard.press("Home")
     expect(chosen).to_contain_text("layers.0.self_attn.norm")
+    screen = int(page.locator(".dcp-rows").first.evaluate("rows => rows.clientHeight / 26")) - 1
+    for key, row in (("PageDown", screen), ("PageDown", 2 * screen), ("PageUp", screen), ("Control+End", 359)):
+        page.keyboard.press(key)
+        at = int(chosen.get_attribute("data-index"))
+        assert row - 2 <= at <= row and grid.get_attribute("aria-activedescendant") == chosen.get_attribute("id"), key
+        expect(chosen).to_be_in_viewport()
+    for _ in range(2):  # the second one stays where it is
+        page.keyboard.press("PageDown")
+        assert chosen.get_attribute("data-index") == "359"
+    page.keyboard.press("Control+Home")
+    assert chosen.get_attribute("data-index") == "0"
+    expect(page.get_by_role("heading", name="model.layers.0.self_attn.norm.weight")).to_be_visible()
 
     page.get_by_role("button", name="Tree", exact=True).press("Enter")
     tree = page.get_by_role("treegrid")
