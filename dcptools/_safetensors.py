@@ -2,15 +2,15 @@
 
 The format is that of the safetensors project: 8 bytes of length (little-endian), a JSON object, values. torch's writers
 say in ``DCP_SHARDING_INFO`` of its ``__metadata__`` where in the whole tensor each part lies (``_hf_utils.py``). A
-header is untrusted: the rules that are checked are those of the safetensors library, and that no name stands twice. How
-an error reads is for the caller to say, who knows what the file is for.
+header is untrusted: the rules that are checked are those of the safetensors library, that no name stands twice, and
+that nothing else is said of a tensor: what nobody reads is JSON to Python sooner than to that library. How an error
+reads is for the caller to say, who knows what the file is for.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any, NamedTuple
 
 from dcptools._fields import REPR, TOO_LARGE, Wrong, expected, is_integers, text_of
@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 # takes far more memory than its two bytes.
 BYTES_PER_BRACKET = 8
 SHARDING = "DCP_SHARDING_INFO"
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_FIELDS = {"dtype", "shape", "data_offsets"}  # what is said of a tensor
 _BY_CODE = {dtype.code: dtype for dtype in TABLE.values() if dtype.code}
 
 
@@ -83,16 +83,7 @@ def parse_header(data: bytes, start: int = 0) -> Header:
         text_of(value, f"__metadata__[{REPR.repr(key)}]", longest=None)
     sharding = _json(metadata[SHARDING].encode(), SHARDING) if SHARDING in metadata else None
     parts = _parts(found, sharding, start + len(data))
-    if _SURROGATE.search(data):  # half a pair, which is no character, may also stand in a field that nobody reads
-        text_of(_as_text(found), "the header", longest=None)
     return Header(len(data), parts, metadata)
-
-
-def _as_text(found: dict[str, Any]) -> str:
-    try:
-        return json.dumps(found, ensure_ascii=False)
-    except RecursionError:
-        raise Wrong("the header", "it nests more than any tensors need") from None
 
 
 def _json(text: bytes, field: str) -> dict[str, Any]:
@@ -100,7 +91,7 @@ def _json(text: bytes, field: str) -> dict[str, Any]:
     if text.count(b"{") + text.count(b"[") > 100 + len(text) // BYTES_PER_BRACKET:
         raise Wrong(field, "it nests more than any tensors need")
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_once)
+        value = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_integer if b"-0" in text else int)
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise Wrong(field, f"it is not JSON: {error}") from None
     if not isinstance(value, dict) or text[:1] != b"{":
@@ -113,6 +104,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name stands in it twice")
     return found
+
+
+def _integer(digits: str) -> int:
+    if digits == "-0":  # an integer to Python alone
+        raise ValueError("-0 stands in it")
+    return int(digits)
 
 
 def _parts(entries: dict[str, Any], sharding: dict[str, Any] | None, values_at: int) -> dict[str, Part]:
@@ -135,11 +132,15 @@ def _parts(entries: dict[str, Any], sharding: dict[str, Any] | None, values_at: 
 def _part(entry: Any, values_at: int, offsets: tuple[int, ...] | None) -> Part:
     if not isinstance(entry, dict):
         raise expected("", "an object", entry)
+    if more := sorted(entry.keys() - _FIELDS):
+        raise expected("", f"{', '.join(sorted(_FIELDS))} and nothing else", more[0])
     code, shape, place = entry.get("dtype"), _sizes(entry, "shape"), _sizes(entry, "data_offsets")
     dtype = _BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise expected(".dtype", "a dtype of safetensors that dcptools knows", code)
     nbytes = math.prod(shape) * dtype.itemsize
+    if not nbytes and math.prod(filter(None, shape)) >= TOO_LARGE:  # also a product that a 0 ends must be a number
+        raise expected(".shape", "sizes whose product is below 2**62", list(shape))
     if len(place) != 2 or place[1] - place[0] != nbytes:
         raise expected(".data_offsets", f"two places that are {nbytes:,} bytes apart", entry.get("data_offsets"))
     if offsets is not None and len(offsets) != len(shape):
