@@ -222,13 +222,24 @@ def padded(rows: int) -> dict[str, Tensor]:
         (changed("model.norm.weight", lambda t: t[:4].clone()), {}, "weight-shape", "one of 2 equal parts"),
         (saved.model_state(layers=1), {}, "model-mismatch", "model.layers ends before layer 1"),
         (saved.model_state(layers=3), {"num_hidden_layers": 1}, "weight-unexpected", "has no weight of this name"),
+        (saved.model_state(layers=3, lm_head=False), {}, "model-mismatch", "model.layers goes on from layer 2"),
         ({"model.foo.weight": torch.ones(3)}, {}, "model-mismatch", "no weight fits"),
     ],
-    ids=["padded", "smaller", "transposed", "size 1", "half", "fewer layers", "more layers", "another"],
+    ids=["padded", "smaller", "transposed", "size 1", "half", "fewer layers", "more layers", "and no head", "another"],
 )  # fmt: skip
 def test_the_likely_cause_is_told(state: Any, config: Any, code: str, cause: str, preview: Any) -> None:
     mapping = preview({"model": state}, config)
     assert any(cause in text for _, text in told(mapping, code)), told(mapping, code)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.q_norm.weight"])
+def test_a_weight_that_differs_in_a_layer_is_no_other_number_of_layers(name: str, preview: Any) -> None:
+    state = saved.model_state()
+    for layer in "01":
+        state[name.replace("1", layer, 1).replace("weight", "other")] = torch.ones(2)
+    del state[name]
+    ((_, text),) = told(preview({"model": state}), "model-mismatch")
+    assert "1 missing, 2 unexpected" in text and "number of layers" not in text
 
 
 def test_a_share_of_the_experts_is_recognised(preview: Any) -> None:
