@@ -324,7 +324,7 @@ def test_a_layer_that_is_dropped_because_the_config_has_fewer_is_a_warning(previ
     assert mapping.fit.complete
     ((severity, text),) = told(mapping, "left-out-tensor")
     assert severity == "warning"
-    assert "11 tensors of " in text and "Qwen3ForCausalLM has no such weight: model.layers.1." in text
+    assert "Qwen3ForCausalLM has no weight for 11 tensors of " in text and "left out: model.layers.1." in text
     assert not told(preview({"model": saved.model_state()}, unexpected="drop"), "left-out-tensor")
 
 
