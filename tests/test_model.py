@@ -281,6 +281,18 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert not told(repaired, "renamed-away")
 
 
+def test_a_rename_decides_where_the_model_is(preview: Any) -> None:
+    """All but the head is called as in the base model below ``net``, which lacks the head."""
+    state = {name.replace("model.", "net."): tensor for name, tensor in saved.model_state().items()}
+    mapping = preview({"model": state}, rename=r"net\.(.*)=model.\1")
+    assert (mapping.root, names(mapping)) == ("model", sorted(saved.model_state()))
+    assert not mapping.warnings
+    swapped = preview(
+        {"model": saved.model_state()}, rename=[r"(.*)q_norm(.*)=\1k_norm\2", r"(.*)k_norm(.*)=\1q_norm\2"]
+    )
+    assert swapped.readings[0].complete
+
+
 def test_what_the_user_leaves_out_of_a_model_that_is_not_known_is_a_warning(tmp_path: Path) -> None:
     state = saved.model_state() | {"v_head.weight": torch.ones(1, 8)}
     checkpoint, unknown = saved.save(tmp_path / "c", {"model": state}), models.assets(tmp_path / "a")
