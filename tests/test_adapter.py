@@ -481,6 +481,14 @@ def test_what_the_user_leaves_out_of_an_adapter_is_a_warning(tmp_path: Path) -> 
     assert not mapping.errors
 
 
+@pytest.mark.usefixtures("expected_in_process")
+def test_adapters_of_two_layers_that_change_places_by_a_rename_are_a_warning(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": adapted(base=False)})
+    rules = [r"(.*layers)\.0\.(.*)=\1.1.\2", r"(.*layers)\.1\.(.*)=\1.0.\2"]
+    mapping = dcptools.preview(checkpoint, model_assets_dir=assets(tmp_path / "a", PLAIN), rename=rules)
+    assert [finding.code for finding in mapping.warnings] == ["renamed-away"]
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["its config given", "its config made"])
 def test_an_adapter_is_verified_with_its_config(given: bool, tmp_path: Path) -> None:
     checkpoint = saved.save(tmp_path / "c", {"model": adapted()})

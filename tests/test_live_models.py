@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,64 @@ def test_a_checkpoint_under_published_names_needs_nothing(saved: Path, tmp_path:
         assert [f.message for f in mapping.findings if f.code == "names"] == [
             "the checkpoint has the published names already (24 published names); they are written"
         ]
+
+
+# Options that ask for nothing else than the model, wherever it is and however it is cut.
+THE_MODEL: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"root": "model", "tied": "drop", "unexpected": "drop", "allow_mismatch": True, "mode": "full"}),
+    ("llama", {"layout": "container", "include": "model.*", "tied": "keep"}),
+    ("qwen3-tied", {"layout": "bare", "rename": r"(x)?(.*)=\1\2"}),
+    ("qwen3", {"root": "app.model", "include": ["app.*"]}),
+    ("qwen3-tied", {"exclude": "lm_head.weight"}),
+    ("qwen3-moe", {"names": "published", "shard_size": 300}),
+    ("llava", {"names": "published", "shard_size": 700, "unexpected": "drop"}),
+    ("t5", {"exclude": ["*coder.embed_tokens.weight", "lm_head.*"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), THE_MODEL, ids=[f"{name} {'+'.join(given)}" for name, given in THE_MODEL])
+def test_options_that_change_nothing_give_the_model(
+    name: str, options: dict[str, Any], saved: Path, tmp_path: Path
+) -> None:
+    config = saved / f"{name}.config"
+    dcptools.convert(
+        saved / name, tmp_path / "out", model_assets_dir=config, dtype="keep", strict=True, verify=True, **options
+    )
+    right = weights(saved / f"{name}.{options.get('names', 'stored')}")
+    assert_same(weights(tmp_path / "out"), right)
+    options.pop("shard_size", None)
+    mapping = dcptools.preview(saved / name, model_assets_dir=config, **options)
+    assert_same(dict(dcptools.load_state_dict(mapping, dtype="keep")), right)
+
+
+SWAPPED = {r"(.*)gate_proj(.*)": r"\1up_proj\2", r"(.*)up_proj(.*)": r"\1gate_proj\2"}
+# Options, with changes of the config, that give another model; all names and shapes are right in most of them.
+ANOTHER: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("llama", {"exclude": "*lm_head*"}, {}, "weight-missing"),
+    ("llama", {"exclude": "*lm_head*"}, {"architectures": ["OursForCausalLM"]}, "weight-missing"),
+    ("llama", {"rename": SWAPPED}, {}, "renamed-away"),
+    ("qwen3-moe", {"rename": SWAPPED, "names": "published"}, {}, "renamed-away"),
+    ("llama", {"unexpected": "drop"}, {"num_hidden_layers": 1}, "left-out-tensor"),
+    (
+        "classifier", {"unexpected": "drop"},
+        {"architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True}, "left-out-tensor",
+    ),
+    ("llama", {"tied": "keep"}, {"tie_word_embeddings": True}, "tied-kept"),
+    ("llama", {"tied": "drop"}, {"tie_word_embeddings": True}, "tied-dropped"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "changes", "code"), ANOTHER, ids=[f"{name} {'+'.join(a | b)}" for name, a, b, _ in ANOTHER]
+)
+def test_options_that_give_another_model_are_a_warning(
+    name: str, options: dict[str, Any], changes: dict[str, Any], code: str, saved: Path, tmp_path: Path
+) -> None:
+    config = live_models.config_of(name) | changes
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config" / "tokenizer.json").write_text("{}")
+    asked = {"model_assets_dir": tmp_path / "config", **options}
+    report = dcptools.convert(saved / name, tmp_path / "out", **asked, verify=True)
+    assert {finding.code for finding in report.warnings} == {code}
+    assert not dcptools.verify(tmp_path / "out", saved / name, model_assets_dir=saved / f"{name}.config").ok

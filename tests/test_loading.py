@@ -167,6 +167,12 @@ class TestModel:
         with pytest.raises(UsageError, match=r"cannot be made: transformers .* does not know the model_type 'future'"):
             dcptools.load_model(demo.checkpoint, model_assets_dir=tmp_path)
 
+    @pytest.mark.parametrize("options", [{"exclude": "*lm_head*"}, {"rename": "lm_head.(.*)=head.\\1"}])
+    def test_no_weight_is_made_up(self, options: Any, demo: Demo) -> None:
+        mapping = dcptools.preview(demo.checkpoint, model_assets_dir=demo.assets, **options)
+        with pytest.raises(UsageError, match=r"1 weight of the model would be random, .*: lm_head\.weight\."):
+            dcptools.load_model(mapping)
+
     def test_an_adapter_is_no_model(self, tmp_path: Path, demo: Demo) -> None:
         state = {f"base_model.model.model.q.lora_{ab}.default.weight": torch.ones(2, 2) for ab in "AB"}
         checkpoint = saved.save(tmp_path / "c", {"model": {**state, "base_model.model.model.q.weight": torch.ones(2)}})

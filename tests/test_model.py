@@ -222,13 +222,24 @@ def padded(rows: int) -> dict[str, Tensor]:
         (changed("model.norm.weight", lambda t: t[:4].clone()), {}, "weight-shape", "one of 2 equal parts"),
         (saved.model_state(layers=1), {}, "model-mismatch", "model.layers ends before layer 1"),
         (saved.model_state(layers=3), {"num_hidden_layers": 1}, "weight-unexpected", "has no weight of this name"),
+        (saved.model_state(layers=3, lm_head=False), {}, "model-mismatch", "model.layers goes on from layer 2"),
         ({"model.foo.weight": torch.ones(3)}, {}, "model-mismatch", "no weight fits"),
     ],
-    ids=["padded", "smaller", "transposed", "size 1", "half", "fewer layers", "more layers", "another"],
+    ids=["padded", "smaller", "transposed", "size 1", "half", "fewer layers", "more layers", "and no head", "another"],
 )  # fmt: skip
 def test_the_likely_cause_is_told(state: Any, config: Any, code: str, cause: str, preview: Any) -> None:
     mapping = preview({"model": state}, config)
     assert any(cause in text for _, text in told(mapping, code)), told(mapping, code)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.q_norm.weight"])
+def test_a_weight_that_differs_in_a_layer_is_no_other_number_of_layers(name: str, preview: Any) -> None:
+    state = saved.model_state()
+    for layer in "01":
+        state[name.replace("1", layer, 1).replace("weight", "other")] = torch.ones(2)
+    del state[name]
+    ((_, text),) = told(preview({"model": state}), "model-mismatch")
+    assert "1 missing, 2 unexpected" in text and "number of layers" not in text
 
 
 def test_a_share_of_the_experts_is_recognised(preview: Any) -> None:
@@ -268,6 +279,18 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert "24 tensors of the model" in text
     assert "model.embed_tokens.weight to language_model.embed_tokens.weight" in text
     assert not told(repaired, "renamed-away")
+
+
+def test_a_rename_decides_where_the_model_is(preview: Any) -> None:
+    """All but the head is called as in the base model below ``net``, which lacks the head."""
+    state = {name.replace("model.", "net."): tensor for name, tensor in saved.model_state().items()}
+    mapping = preview({"model": state}, rename=r"net\.(.*)=model.\1")
+    assert (mapping.root, names(mapping)) == ("model", sorted(saved.model_state()))
+    assert not mapping.warnings
+    swapped = preview(
+        {"model": saved.model_state()}, rename=[r"(.*)q_norm(.*)=\1k_norm\2", r"(.*)k_norm(.*)=\1q_norm\2"]
+    )
+    assert swapped.readings[0].complete
 
 
 def test_what_the_user_leaves_out_of_a_model_that_is_not_known_is_a_warning(tmp_path: Path) -> None:
@@ -313,7 +336,7 @@ def test_a_layer_that_is_dropped_because_the_config_has_fewer_is_a_warning(previ
     assert mapping.fit.complete
     ((severity, text),) = told(mapping, "left-out-tensor")
     assert severity == "warning"
-    assert "11 tensors of " in text and "Qwen3ForCausalLM has no such weight: model.layers.1." in text
+    assert "Qwen3ForCausalLM has no weight for 11 tensors of " in text and "left out: model.layers.1." in text
     assert not told(preview({"model": saved.model_state()}, unexpected="drop"), "left-out-tensor")
 
 

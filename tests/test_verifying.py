@@ -351,6 +351,18 @@ class TestFiles:
         (model / INDEX).write_text("{}")
         assert codes(dcptools.verify(model, plan)) == [("model-index", INDEX), ("model-extra", INDEX)]
 
+    def test_no_index_of_several_files(self, small: tuple[ShardPlan, Path]) -> None:
+        plan, model = small
+        (model / INDEX).unlink()
+        (finding,) = dcptools.verify(model, plan.mapping).findings
+        assert (finding.code, finding.key, finding.severity) == ("model-index", INDEX, "error")
+
+    def test_another_program_may_copy_the_config_as_it_is(self, small: tuple[ShardPlan, Path]) -> None:
+        plan, model = small
+        (model / "config.json").write_text(models.UNKNOWN_CONFIG)
+        assert dcptools.verify(model, plan.mapping).findings == ()
+        assert codes(dcptools.verify(model, plan)) == [("model-asset", "config.json")]
+
     def test_a_config_that_names_another_dtype(self, tmp_path: Path) -> None:
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in saved.model_state().items()}
         checkpoint = saved.trained(tmp_path / "c")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Container as Names
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dcptools.checkpoint import Checkpoint
@@ -38,11 +38,13 @@ def candidates(
     layout: str = "auto",
     root: str | None = None,
     family: Family | None = None,
+    renamed: Callable[[str], str | None] | None = None,
 ) -> list[Candidate]:
     """The readings that give some weights of the model, by names and shapes; the best one first.
 
     Each container is tried with each naming: that of the live model, that of its files, that of its base model alone;
-    and those of trainers, unless a layout is asked for. With a ``family`` only that one is tried.
+    and those of trainers, unless a layout is asked for. With a ``family`` only that one is tried. What the user's rules
+    make a name of the model, as ``renamed`` says, is one.
     """
     by_rules = choose(list(keys.values()), layout, root).root
     shapes = {key: checkpoint.tensors[stored].shape for stored, key in keys.items()}
@@ -51,7 +53,7 @@ def candidates(
         tried += _in_family(family, checkpoint, keys, expected, root)
     else:
         for place in _roots(keys.values(), expected, layout, root):
-            tried += _at(place, shapes, expected)
+            tried += _at(place, shapes, expected, renamed)
         for each in families() if layout == "auto" else ():
             if expected.title in each.architectures:
                 tried += _in_family(each, checkpoint, keys, expected, root)
@@ -75,7 +77,9 @@ def layout_of(keys: Sequence[Key], expected: Expected | None, layout: str = "aut
     return Container(at, reason) if at else Bare.of(keys, reason)
 
 
-def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[Candidate]:
+def _at(
+    root: str, shapes: Mapping[Key, Shape], expected: Expected, renamed: Callable[[str], str | None] | None
+) -> Iterator[Candidate]:
     """The readings of one container under HuggingFace's names."""
     name_of = Container(root, "").name_of
     below = {name: shape for key, shape in shapes.items() if (name := name_of(key) if root else key.name) is not None}
@@ -87,8 +91,14 @@ def _at(root: str, shapes: Mapping[Key, Shape], expected: Expected) -> Iterator[
         base = f"{expected.base}."
         tried.append(("stored", expected.based, base, f"the base model's names, without {base!r}"))
     for naming, names, prefix, said in tried:
-        known = {prefix + name: shape for name, shape in below.items() if name in names.shapes}
         whole = expected.stored if naming == "stored" else expected.published
+        made = {name: renamed(prefix + name) for name in below} if renamed else {}
+        others = {name: other for name, other in made.items() if other is not None and other in whole.shapes}
+        known = {
+            others.get(name, prefix + name): shape
+            for name, shape in below.items()
+            if name in names.shapes or name in others
+        }
         measured = fit(expected.title, f"{place}, with {said}", known, whole)
         yield Candidate(_layout(root, measured, names, prefix, list(shapes)), measured, naming)
 

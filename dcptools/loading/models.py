@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dcptools._parallel import Progress
+from dcptools._text import counted, some
 from dcptools.assets import on_disk
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError, UsageError
@@ -63,7 +64,8 @@ def load_model(
     NotEnoughMemory
         It does not fit into memory, or into that of the device; nothing was read.
     UsageError
-        There is no ``config.json``, transformers does not know its architecture, or an option cannot be used.
+        There is no ``config.json``, transformers does not know its architecture, weights of it are missing, or an
+        option cannot be used.
     FindingsError, BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint, Cancelled
         As in :func:`dcptools.load_state_dict`.
 
@@ -169,7 +171,7 @@ def _check_device(device: torch.device, needed: int) -> None:
 
 def _made(made: Any, config: Any, state: dict[str, torch.Tensor], planned: ShardPlan) -> Any:
     """The model with these values, as ``from_pretrained`` makes it."""
-    more = {}
+    more: dict[str, Any] = {"config": config, "state_dict": state, "dtype": "auto", "output_loading_info": True}
     if planned.assets and GENERATION_CONFIG in {file.name for file in planned.assets.files}:
         from transformers import GenerationConfig
 
@@ -177,9 +179,15 @@ def _made(made: Any, config: Any, state: dict[str, torch.Tensor], planned: Shard
             more["generation_config"] = GenerationConfig.from_pretrained(path)
     try:
         with without_bars():
-            return made.from_pretrained(None, config=config, state_dict=state, dtype="auto", **more)
+            model, found = made.from_pretrained(None, **more)
     except Exception as error:  # whatever a model's own code raises for sizes that make no sense
         raise UsageError(f"transformers cannot load these weights: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise UsageError(
+            f"{counted(len(missing), 'weight')} of the model would be random, because nothing is written under "
+            f"their names: {some(missing)}.\nPreview the whole model, or use load_state_dict."
+        )
+    return model
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from dcptools.layouts import (
     Leftover,
     Output,
     Reading,
+    Role,
     foreign_families,
     is_body_name,
     is_huggingface_name,
@@ -190,9 +191,14 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
 
 
 def about_renamed(renamed: Mapping[str, str], expected: Expected) -> Iterator[Finding]:
-    """Names of the model that the rules made others of; they may be other weights' names."""
+    """Names of weights, or of adapters of them, that the rules made others of: those of other weights, perhaps."""
     own = {**expected.published.written, **expected.stored.written}
-    names = [f"{old} to {new}" for old, new in renamed.items() if old in own and new not in (old, own[old])]
+    weights = {old: Role.of(old).weight for old in renamed}
+    names = [
+        f"{old} to {new}"
+        for old, new in renamed.items()
+        if weights[old] in own and new != old and new != own[weights[old]]
+    ]
     if names:
         yield Finding(
             "renamed-away", "", f"{counted(len(names), 'tensor')} of the model renamed: {some(names)}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from dcptools._option import option
 from dcptools._text import counted, format_shape, some
-from dcptools.expected import Expected
+from dcptools.expected import Expected, Naming
 from dcptools.findings import Finding
 from dcptools.layouts import Difference, Fit, Output
 
@@ -30,7 +30,7 @@ def as_allowed(findings: Iterable[Finding], allow_mismatch: bool) -> Iterator[Fi
 
 
 def about_model(
-    found: Fit, expected: Expected, excluded: Collection[str], *, allow_mismatch: bool
+    found: Fit, expected: Expected, naming: Naming, excluded: Collection[str], *, allow_mismatch: bool
 ) -> Iterator[Finding]:
     """The verdict, then what is missing, of another shape, or unexpected.
 
@@ -39,7 +39,7 @@ def about_model(
     knowingly = [each for each in found.missing if each.name in excluded]
     missing = [each for each in found.missing if each.name not in excluded]
     wrong = bool(missing or found.misshapen)
-    findings = [_verdict(found, expected, wrong=wrong)]
+    findings = [_verdict(found, expected, naming, wrong=wrong)]
     if not found.fitting:  # another model altogether: what of it is missing says nothing
         missing, knowingly = [], []
     findings += [Finding("weight-missing", each.name, _missing(each), "") for each in missing]
@@ -74,29 +74,30 @@ def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Findi
             yield Finding("weight-kind", output.name, what, "convert the trained checkpoint, not a quantized one")
 
 
-def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:
+def _verdict(found: Fit, expected: Expected, naming: Naming, *, wrong: bool) -> Finding:
     if not wrong:
         part = f"{found.fitting:,} of {counted(found.weights, 'weight')} of {found.title} are converted and fit"
         return Finding("model-fits", "", f"{found.sentence if found.complete else part} ({found.reading})")
-    causes = list(_causes(found, expected))
+    causes = list(_causes(found, expected, naming))
     return Finding(
         "model-mismatch", "", f"{found.sentence} ({found.reading})",
         "; ".join([*causes, f"check config.json and the layout; {allow()}"]),
     )  # fmt: skip
 
 
-def _causes(found: Fit, expected: Expected) -> Iterator[str]:
+def _causes(found: Fit, expected: Expected, naming: Naming) -> Iterator[str]:
     """What many differences have in common."""
     missing, unexpected = found.missing, found.unexpected
     if not found.fitting:
         yield "no weight fits: this is the checkpoint of another model, or config.json is"
         return
-    layers = _layer_counts([each.name for each in missing]), _layer_counts([each.name for each in unexpected])
-    for stem, first in layers[0].items():
-        if first:
+    lacking = {each.name for each in missing}
+    for stem, first in _first_layers(lacking).items():
+        if first and lacking.issuperset(_layer(naming, stem, first)):
             yield f"{stem} ends before layer {first}, and config.json has more: another number of layers"
-    for stem, first in layers[1].items():
-        yield f"{stem} goes on from layer {first}, where config.json ends: another number of layers"
+    for stem, first in _first_layers([each.name for each in unexpected]).items():
+        if first and not _layer(naming, stem, first):
+            yield f"{stem} goes on from layer {first}, where config.json ends: another number of layers"
     heads = [each for each in missing if not _LAYER.match(each.name) and not _of_base(each.name, expected)]
     if heads and len(heads) == len(missing):
         yield f"the base model without its head: {some([each.name for each in heads])}"
@@ -116,7 +117,12 @@ def _shares_no_module(name: str, expected: Expected) -> bool:
     return not any(other.startswith(f"{first}.") for other in expected.stored.shapes)
 
 
-def _layer_counts(names: Sequence[str]) -> dict[str, int]:
+def _layer(naming: Naming, stem: str, number: int) -> list[str]:
+    """The weights of one layer that the model needs."""
+    return [name for name in naming.needed if name.startswith(f"{stem}.{number}.")]
+
+
+def _first_layers(names: Iterable[str]) -> dict[str, int]:
     """For each stack of layers, the first of which a weight is among the names."""
     first: dict[str, int] = {}
     for name in names:

@@ -69,7 +69,7 @@ def hold(
     reading = candidate.fit.reading if candidate else "by rules"
     measured = latest()
     found = fit(expected.title, reading, _shapes(measured), names)
-    about = tuple(about_model(found, expected, excluded, allow_mismatch=options.allow_mismatch))
+    about = tuple(about_model(found, expected, names, excluded, allow_mismatch=options.allow_mismatch))
     if options.names == "published" and naming == "stored" and expected.differ:
         settled.append(publish(latest(), expected))
         if found.complete:

@@ -163,7 +163,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
         *about_rules(renames.unused, sorted(globs.unused)),
-        *(about_renamed(renames.names, expected) if expected and held.fit else ()),
+        *(about_renamed(renames.names, expected) if expected else ()),
         *about_names(outputs),
         *about_assets(assets),
         *about_leftovers(leftovers),

@@ -59,6 +59,11 @@ def parse_renames(rules: Mapping[str, str] | Iterable[str | tuple[str, str] | Re
     return tuple(map(Rename.parse, listed.items() if isinstance(listed, Mapping) else listed))
 
 
+def renamed(rules: Iterable[Rename], name: str) -> str | None:
+    """The name that the first rule that matches gives; None if none does."""
+    return next((new for rule in rules if (new := rule.apply(name)) is not None), None)
+
+
 class Renames:
     """The rules of one preview, of which the first that matches counts; they remember what they were used for."""
 

@@ -49,10 +49,11 @@ def without_unexpected(outputs: Sequence[Output], expected: Expected, naming: Na
     if not left:
         return settled
     size = format_bytes(sum(output.nbytes for output in left))
-    what = f"{counted(len(left), 'tensor')} of {size} are left out, because {expected.title} has no such weight: "
     finding = Finding(
-        "left-out-tensor", "", what + some([output.name for output in left]),
-        f"{option('exclude')} leaves them out without this warning",
+        "left-out-tensor", "",
+        f"{expected.title} has no weight for {counted(len(left), 'tensor')} of {size}, left out: "
+        f"{some([output.name for output in left])}",
+        f"{option('exclude')} leaves out the same without this warning",
     )  # fmt: skip
     return replace(settled, findings=(finding,))
 

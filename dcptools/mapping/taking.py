@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from dcptools._option import option
 from dcptools._text import some
@@ -12,6 +13,7 @@ from dcptools.errors import UsageError
 from dcptools.expected import Expected
 from dcptools.layouts import Candidate, Key, Layout, Peft, Reading, candidates, choose, layout_of, read_family
 from dcptools.mapping.adapter_config import AdapterConfig, find_config
+from dcptools.mapping.rename import renamed
 from dcptools.mapping.values import MappingOptions
 
 
@@ -53,7 +55,8 @@ def take(
     if peft.adapters and options.mode != "full":
         return _adapter(checkpoint, peft, expected, options)
     adapter, wanted = _chosen(peft, options.adapter, peft.copying), peft.base()
-    tried = candidates(checkpoint, wanted, expected, options.layout, options.root, family) if expected else []
+    rules = partial(renamed, options.rename) if options.rename else None
+    tried = candidates(checkpoint, wanted, expected, options.layout, options.root, family, rules) if expected else []
     layout = tried[0].layout if tried else choose(list(wanted.values()), options.layout, options.root, family)
     return Taken("model", layout, peft.base_of(layout.read(checkpoint, wanted), adapter), peft, tuple(tried), adapter)
 

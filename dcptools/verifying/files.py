@@ -35,6 +35,9 @@ def about_files(model: Model, plan: ShardPlan | None) -> Iterator[Finding]:
                 yield from _about_form(file, headers[file.name])
     if plan is None and model.index:
         yield from _about_index_form(model)
+    elif plan is None and len(model.files) > 1:
+        what = f"the index is missing, and without it nothing finds the weights in {len(model.files)} files"
+        yield Finding("model-index", INDEX, what, _AGAIN)
     yield from _about_extra(model)
 
 
@@ -176,7 +179,7 @@ def _about_asset(model: Model, assets: Assets, asset: Asset, *, exact: bool) -> 
         said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
         yield Finding("model-asset", name, f"it cannot be compared: {said}", _AGAIN)
         return
-    if where is None:
+    if where is None or (not exact and name == CONFIG and found == assets.config.encode()):
         return
     if not exact and rewritten is not None and _fields(found) == _fields(rewritten):
         yield Finding("model-form", name, f"it says the same as the assets, in another form from byte {where:,} on")
