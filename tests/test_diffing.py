@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dcptools
-from dcptools.comparing import Comparison
+from dcptools.comparing import Comparison, measures
 from dcptools.errors import BrokenCheckpoint, Cancelled, DcptoolsError, FindingsError, NotACheckpoint, UsageError
 
 
@@ -132,6 +132,27 @@ class TestDifferent:
         assert found["max_abs"].to_dict() == {"same": 1.0, "nan": inf, "inf": inf}
         assert found["norm"].to_dict() == {"same": 1.0, "nan": 0.0, "inf": 0.0}
         assert found["equal"].to_dict() == pytest.approx({"same": 2 / 3, "nan": 0.5, "inf": 0.5})
+
+    @pytest.mark.parametrize("slab", [7, 64, 1 << 15])
+    def test_the_numbers_do_not_depend_on_how_many_values_are_looked_at_together(
+        self, slab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(measures, "SLAB", slab)
+        one = torch.arange(-150.0, 150.0)
+        one[[3, 20, 200]] = torch.tensor([math.nan, math.inf, -math.inf])
+        other = one.clone()
+        other[100] += 0.5
+        other[299] += 4
+        found = dcptools.diff(
+            model(tmp_path / "a", {"w": one, "same": one}), model(tmp_path / "b", {"w": other, "same": one})
+        )
+        a, b = (torch.where(torch.isfinite(x), x, 0.0).double() for x in (one, other))
+        assert states(found) == {"w": "values", "same": "equal"}
+        assert row(found, "w")["equal"] == 298 / 300
+        assert (row(found, "w")["max_abs"], row(found, "w")["max_rel"]) == (4.0, 4 / 153)
+        assert row(found, "w")["norm"] == pytest.approx(float((a - b).norm()), rel=1e-12)
+        assert row(found, "w")["cosine"] == pytest.approx(float(a.dot(b) / a.norm() / b.norm()), rel=1e-12)
+        assert (row(found, "same")["norm"], row(found, "same")["cosine"]) == (0.0, 1.0)
 
     def test_values_of_another_dtype_are_compared_as_numbers(self, tmp_path: Path) -> None:
         one = saved.save(tmp_path / "a", {"w": torch.tensor([1.0, 2.5, 3.0001]), "n": torch.tensor([1, 2])})

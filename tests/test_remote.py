@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from remote_server import DENIED, SLOW_DOWN, Proxy
 from test_ranks import LOST, torchrun
 
 import dcptools
+from dcptools._text import format_bytes
 from dcptools.checkpoint import read
 from dcptools.cli import main_group
 from dcptools.demo import Demo
@@ -165,6 +167,46 @@ def test_reads_are_in_flight_whatever_the_workers(store: Store) -> None:
 def test_the_predicted_memory_counts_what_is_read_ahead(store: Store, demo: Demo) -> None:
     here, there = (dcptools.plan(dcptools.preview(path)) for path in (demo.checkpoint, CKPT))
     assert there.peak_bytes_with(2) > here.peak_bytes_with(2) + ahead.MOST_FETCHED_BYTES
+
+
+def test_the_predicted_memory_counts_what_waits_to_be_uploaded(store: Store, demo: Demo) -> None:
+    here, there = (dcptools.plan(dcptools.preview(path)) for path in (demo.checkpoint, CKPT))
+    part, waits = upload.COPIES * upload.PART_BYTES, upload.WAITING_BYTES
+    for plan, local in ((here, demo.checkpoint), (there, "out")):  # by default it goes beside the checkpoint
+        one, three = (plan.peak_bytes_with(n, OUT) - plan.peak_bytes_with(n, local) for n in (1, 3))
+        assert (three - one, one >= waits + part) == (2 * part, True)
+    assert here.peak_bytes_with(2) == here.peak_bytes_with(2, demo.checkpoint)
+    assert there.peak_bytes_with(2) == there.peak_bytes_with(2, OUT)
+    words = ["convert", str(demo.checkpoint), "--save-dir", OUT, "--workers", "3", "--dry-run"]
+    told = f"Uploading there takes about {format_bytes(here.peak_bytes_with(3, OUT))} of memory."
+    assert told in CliRunner().invoke(main_group, words).output
+    dry = json.loads(CliRunner().invoke(main_group, [*words, "--json", "--quiet"]).output)
+    assert dry["plan"]["peak_bytes"] == here.peak_bytes_with(3, OUT)
+
+
+def test_what_waits_for_its_turn_is_bounded_for_all_files_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "WAITING_BYTES", 5 << 18)
+    spilled: list[int] = []
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **given: spilled.append(1) or make(**given))
+    block, sink = bytes(range(256)) * (1 << 10), RemoteSink(OUT)  # a block of 1 << 18 bytes
+    for name in ("one", "two"):
+        sink.create(name, 4 * len(block))
+        for at in (3, 2, 1):
+            sink.write(name, at * len(block), memoryview(block))
+    assert spilled == [1]  # the sixth block
+    for name in ("one", "two"):
+        sink.write(name, 0, memoryview(block))
+        sink.finish(name, sync=True)
+        sink.commit(name)
+        assert store.content(f"out/{name}") == 4 * block
+    sink.create("three", 6 * len(block))
+    for at in (5, 4, 3, 2, 1):
+        sink.write("three", at * len(block), memoryview(block))
+    sink.discard()
+    assert spilled == [1]  # all room was given back
 
 
 def test_a_server_that_throttles_is_asked_again(store: Store, local: Path) -> None:

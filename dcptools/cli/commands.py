@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from dcptools._text import counted
+from dcptools._parallel import default_workers
+from dcptools._text import counted, format_bytes
 from dcptools.cli.headings import HELP, command
 from dcptools.cli.options import (
     PATH,
@@ -32,7 +33,7 @@ from dcptools.cli.options import (
 from dcptools.cli.output import Output, tell, tell_findings, tell_verified
 from dcptools.cli.running import model_is_written, shared_by
 from dcptools.errors import DcptoolsError
-from dcptools.storage import check_document, write_document
+from dcptools.storage import check_document, is_url, write_document
 
 
 @command("inspect")
@@ -151,9 +152,15 @@ def convert_command(
     left = _leftovers(planned.mapping, list_leftovers)
     if dry_run:
         check_target(planned, target, overwrite=overwrite, resume=resume)
+        needed = planned.peak_bytes_with(workers or default_workers(), target)
+        there = f" Uploading there takes about {format_bytes(needed)} of memory." if is_url(target) else ""
         output.show(
-            lambda: {"mapping": planned.mapping.to_json(), "plan": planned.to_json(), "save_dir": str(target)},
-            lambda: f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.{left}",
+            lambda: {
+                "mapping": planned.mapping.to_json(),
+                "plan": planned.to_json() | {"peak_bytes": needed},
+                "save_dir": str(target),
+            },
+            lambda: f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.{there}{left}",
         )
         return
     team = click.get_current_context().obj

@@ -17,6 +17,9 @@ from dcptools.values import as_torch
 if TYPE_CHECKING:
     import torch
 
+# Values that are looked at together: what is computed of them in float64 stays in the cache, and is no memory that the
+# system has to give anew each time
+SLAB = 1 << 15
 _HALF = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 
 
@@ -70,30 +73,61 @@ def sums_after_cast(pair: Pair, piece: Piece, left: Bits, right: Bits, buffers: 
 
 
 def _sums(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sums:
-    import torch
+    a, b = (np.ascontiguousarray(bits).reshape(-1) for bits in (left, right))
+    slabs = ((a[at : at + SLAB], b[at : at + SLAB]) for at in range(0, len(a), SLAB))
+    parts = [_sums_of_slab(left_dtype, right_dtype, *slab) for slab in slabs]
+    return Sums(
+        sum(part.equal for part in parts),
+        max((part.max_abs for part in parts), default=0.0),
+        max((part.max_rel for part in parts), default=0.0),
+        *(math.fsum(part[at] for part in parts) for at in range(3, 7)),
+    )
 
+
+def _sums_of_slab(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sums:
     same = _same_bits(left, right) if left_dtype == right_dtype else None
     if left_dtype.kind == "opaque" or right_dtype.kind == "opaque":
         return Sums(0 if same is None else same, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
-    a, b = _as_float64(left, left_dtype), _as_float64(right, right_dtype)
+    a = _as_float64(left, left_dtype)
+    squares = float(a.dot(a))
     if same == left.size:
-        a = torch.where(torch.isfinite(a), a, 0.0)
-        squares = float(a.dot(a))
+        squares = squares if math.isfinite(squares) else _squares_of_finite(a)
         return Sums(same, 0.0, 0.0, 0.0, squares, squares, squares)
+    b = _as_float64(right, right_dtype)
+    if math.isfinite(squares) and math.isfinite(float(b.dot(b))):
+        alike, beyond = a == b, False
+    else:
+        a, b, alike, beyond = _finite_pairs(a, b)
+    equal = same if same is not None else _count(alike, len(alike) // left.size)
+    return Sums(equal, *_apart(a, b, beyond))
+
+
+def _squares_of_finite(a: torch.Tensor) -> float:
+    import torch
+
+    a = torch.where(torch.isfinite(a), a, 0.0)
+    return float(a.dot(a))
+
+
+def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+    """Both with zeros where one is not finite, which are alike, and whether others than those are not finite."""
+    import torch
+
     alike = (a == b) | (torch.isnan(a) & torch.isnan(b))
     finite = torch.isfinite(a) & torch.isfinite(b)
     beyond = bool((~finite & ~alike).any())
-    a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
-    delta = (a - b).abs()
+    return torch.where(finite, a, 0.0), torch.where(finite, b, 0.0), alike, beyond
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor, beyond: bool) -> tuple[float, ...]:
+    """The sums of finite pairs, but for ``equal``."""
+    import torch
+
+    delta = (a - b).abs_()
     scale = torch.maximum(a.abs(), b.abs())
     rel = torch.where(scale > 0, delta / scale, 0.0)
-    equal = same if same is not None else _count(alike, len(alike) // left.size)
-    return Sums(
-        equal,
-        math.inf if beyond else float(delta.max()),
-        math.inf if beyond else float(rel.max()),
-        *(float(x.dot(y)) for x, y in ((delta, delta), (a, b), (a, a), (b, b))),
-    )
+    largest = (math.inf, math.inf) if beyond else (float(delta.max()), float(rel.max()))
+    return *largest, *(float(x.dot(y)) for x, y in ((delta, delta), (a, b), (a, a), (b, b)))
 
 
 def _same_bits(left: Bits, right: Bits) -> int:

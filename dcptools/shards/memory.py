@@ -6,7 +6,7 @@ Resident memory that no buffer explains was measured with the CPU build of torch
 from __future__ import annotations
 
 from dcptools.mapping import KeyMapping
-from dcptools.storage import MOST_FETCHED_BYTES
+from dcptools.storage import MOST_FETCHED_BYTES, uploading_bytes
 
 PROCESS_BYTES = 45_000_000  # Python with numpy, click and this package
 TORCH_BYTES = 210_000_000  # importing torch, which only casts need
@@ -17,15 +17,20 @@ REMOTE_BYTES = 60_000_000  # a library for URLs, with its connections
 WORKER_BYTES = 7 << 20  # per thread of the writer: stored values, a block, and what is read to be rearranged
 
 
-def peak_bytes(mapping: KeyMapping, *, casts: bool, workers: int) -> int:
+def peak_bytes(mapping: KeyMapping, *, casts: bool, workers: int, uploads: int = 0) -> int:
     """Predicted peak memory of the whole process, in bytes; neither shard size nor tensor sizes matter.
 
-    What is read ahead from a URL counts at its limit. What waits to be uploaded to one does not count.
+    What is read ahead from a URL, and what waits to be uploaded to one, count at their limits. ``uploads`` is the size
+    of the largest file that is uploaded; 0 if none is.
     """
     checkpoint = mapping.checkpoint
     chunks, files = checkpoint.chunk_count * CHUNK_BYTES, len(checkpoint.files) * FILE_BYTES
     reading = chunks + files + checkpoint.metadata_nbytes
     writing = (TORCH_BYTES if casts else 0) + workers * WORKER_BYTES
+    if checkpoint.source.ahead or uploads:
+        writing += REMOTE_BYTES
     if checkpoint.source.ahead:
-        writing += REMOTE_BYTES + MOST_FETCHED_BYTES
+        writing += MOST_FETCHED_BYTES
+    if uploads:
+        writing += uploading_bytes(uploads, workers)
     return PROCESS_BYTES + len(mapping.outputs) * TENSOR_BYTES + max(reading, writing)

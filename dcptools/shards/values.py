@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from dcptools.dtypes import DType
 from dcptools.findings import Finding, HasFindings
 from dcptools.mapping import KeyMapping, Output
 from dcptools.shards.memory import peak_bytes
+from dcptools.storage import is_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,13 +118,18 @@ class ShardPlan(Shown, HasFindings):
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted peak memory of the whole process, in bytes, with the default number of workers."""
+        """Predicted peak memory of the whole process, in bytes, with the default number of workers and output."""
         return self.peak_bytes_with(default_workers())
 
-    def peak_bytes_with(self, workers: int) -> int:
-        """Predicted peak memory of the whole process; neither shard size nor tensor sizes matter."""
+    def peak_bytes_with(self, workers: int, save_dir: str | os.PathLike[str] | None = None) -> int:
+        """Predicted peak memory of the whole process; neither shard size nor tensor sizes matter.
+
+        Uploads to a URL count; by default the output is where the checkpoint is.
+        """
         casts = any(tensor.cast for tensor in self._tensors())
-        return peak_bytes(self.mapping, casts=casts, workers=workers)
+        there = is_url(self.checkpoint.path if save_dir is None else save_dir)
+        uploads = max((file.nbytes for file in self.files), default=0) if there else 0
+        return peak_bytes(self.mapping, casts=casts, workers=workers, uploads=uploads)
 
     def _tensors(self) -> Iterable[PlannedTensor]:
         return (tensor for file in self.files for tensor in file.tensors)

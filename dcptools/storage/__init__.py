@@ -10,7 +10,7 @@ from dcptools.storage.document import check_document, takes_no_files, write_docu
 from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
-from dcptools.storage.upload import RemoteSink, commit_all
+from dcptools.storage.upload import RemoteSink, commit_all, uploading_bytes
 from dcptools.storage.urls import is_url, join, parent, path_on_disk, without_password
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "pieces",
     "share_of_reads",
     "takes_no_files",
+    "uploading_bytes",
     "without_password",
     "write_document",
 ]

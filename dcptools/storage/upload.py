@@ -22,7 +22,18 @@ from dcptools.storage.urls import as_system_errors, open_url
 PART_BYTES = 8 << 20  # of an upload
 MOST_PARTS = 9000  # S3 takes 10,000
 TOGETHER = 16  # files that are completed at the same time
-WAITING_BYTES = 32 << 20  # of a file that came out of turn and are kept in memory
+WAITING_BYTES = 32 << 20  # that came out of turn and are kept in memory, of all files together
+COPIES = 3  # of a part, while it is sent: in the library's buffer, as the body of a request, and in the socket
+
+
+def part_bytes(nbytes: int) -> int:
+    """How large the parts of a file of that size are."""
+    return max(PART_BYTES, -(-nbytes // MOST_PARTS))
+
+
+def uploading_bytes(nbytes: int, count: int) -> int:
+    """The most memory that so many uploads, each of at most ``nbytes``, take together."""
+    return WAITING_BYTES + count * COPIES * part_bytes(nbytes)
 
 
 class RemoteSink:
@@ -35,7 +46,7 @@ class RemoteSink:
         self._fs, self._root = open_url(url)
         self._url, self._at_once = url.rstrip("/"), frozenset(at_once)
         self._uploads: dict[str, _Streamed | _Staged] = {}
-        self._lock = threading.Lock()
+        self._lock, self._room = threading.Lock(), _Room()
 
     def __reduce__(self) -> tuple[type[RemoteSink], tuple[str, frozenset[str]]]:
         """Another process has a sink of the same kind, with nothing in it."""
@@ -43,8 +54,11 @@ class RemoteSink:
 
     def create(self, name: str, nbytes: int) -> None:
         with self._errors(name):
-            kind = _Streamed if self._fs.async_impl else _Staged  # object stores are, and show only what is whole
-            upload = kind(self._fs, f"{self._root}/{name}", nbytes)
+            path = f"{self._root}/{name}"
+            if self._fs.async_impl:  # object stores are, and show only what is whole
+                upload: _Streamed | _Staged = _Streamed(self._fs, path, nbytes, self._room)
+            else:
+                upload = _Staged(self._fs, path, nbytes)
         with self._lock:
             self._uploads[name] = upload
 
@@ -108,21 +122,37 @@ def commit_all(sink: OutputSink, names: Iterable[str]) -> None:
         list(committed)
 
 
+class _Room:
+    """Memory for what comes out of turn, of all files of a sink together."""
+
+    def __init__(self) -> None:
+        self._taken, self._lock = 0, threading.Lock()
+
+    def take(self, nbytes: int) -> bool:
+        """Whether there is so much left, which is taken then."""
+        with self._lock:
+            there = self._taken + nbytes <= WAITING_BYTES
+            self._taken += nbytes * there
+        return there
+
+    def give(self, nbytes: int) -> None:
+        with self._lock:
+            self._taken -= nbytes
+
+
 class _Streamed:
     """A file that is uploaded from its start to its end, and completed later."""
 
-    def __init__(self, fs: Any, path: str, nbytes: int) -> None:
+    def __init__(self, fs: Any, path: str, nbytes: int, room: _Room) -> None:
         from fsspec.spec import AbstractBufferedFile
 
-        self._nbytes = nbytes
-        part = max(PART_BYTES, -(-nbytes // MOST_PARTS))
-        self._file = fs.open(path, "wb", block_size=part, autocommit=False)
+        self._nbytes, self._room = nbytes, room
+        self._file = fs.open(path, "wb", block_size=part_bytes(nbytes), autocommit=False)
         # a library that cannot send all and complete it later does both in the end
         self._at_once = type(self._file).commit is AbstractBufferedFile.commit
         self._file.autocommit = self._at_once
         self._end = 0  # bytes that were handed to the library
         self._waiting: dict[int, bytes | int] = {}  # by place: what came out of turn; or how long it is, if spilled
-        self._waiting_bytes = 0
         self._spilled: Any = None
         self._lock = threading.Lock()  # who has bytes waits while others are sent: so memory is bounded
 
@@ -159,9 +189,8 @@ class _Streamed:
         self._end += len(data)
 
     def _wait(self, start: int, data: memoryview) -> None:
-        if self._waiting_bytes + data.nbytes <= WAITING_BYTES:
+        if self._room.take(data.nbytes):
             self._waiting[start] = bytes(data)
-            self._waiting_bytes += data.nbytes
             return
         if self._spilled is None:
             self._spilled = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115
@@ -171,11 +200,12 @@ class _Streamed:
     def _back(self, waiting: bytes | int) -> bytes:
         """What came out of turn, and has its turn now."""
         if isinstance(waiting, bytes):
-            self._waiting_bytes -= len(waiting)
+            self._room.give(len(waiting))
             return waiting
         return os.pread(self._spilled.fileno(), waiting, self._end)
 
     def _let_go(self) -> None:
+        self._room.give(sum(len(waiting) for waiting in self._waiting.values() if isinstance(waiting, bytes)))
         self._waiting.clear()
         if self._spilled is not None:
             self._spilled.close()
