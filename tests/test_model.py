@@ -320,6 +320,25 @@ def test_tied_weights_that_differ_are_both_written_with_a_warning(preview: Any) 
     assert told(kept, "tied-kept")[0][0] == "warning"
 
 
+@pytest.mark.parametrize("tied", ["auto", "keep"])
+@pytest.mark.parametrize(("wrong", "right"), [(HEAD, EMBEDDING), (EMBEDDING, HEAD)])
+def test_a_tied_copy_of_another_shape_is_an_error(wrong: str, right: str, tied: str, preview: Any) -> None:
+    state = {**with_head(), wrong: torch.ones(20, 8)}
+    mapping = preview({"model": state}, TIED, tied=tied)
+    assert [(error.code, error.key) for error in mapping.errors] == [("model-mismatch", ""), ("weight-shape", wrong)]
+    assert not told(mapping, "tied-differ")
+    ((_, text),) = told(mapping, "weight-shape")
+    assert text.startswith(f"{wrong}: [20, 8] is stored, but the model expects [16, 8] (a vocabulary with 4 rows")
+    assert text.endswith(f"; {right}, which the model ties it to, fits: tied='drop' writes that)")
+    rows = {weight.name: (weight.state, weight.shape) for weight in mapping.weights if weight.name in (wrong, right)}
+    assert rows == {wrong: ("shape differs", (20, 8)), right: ("fits", (16, 8))}
+    assert not preview({"model": state}, TIED, tied=tied, allow_mismatch=True).errors
+    dropped = preview({"model": state}, TIED, tied="drop")
+    assert not dropped.errors and HEAD not in names(dropped)
+    (output,) = [output for output in dropped.outputs if output.name == EMBEDDING]
+    assert output.sources[0].key == f"model.{right}"
+
+
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("how", ["without checksums", "cut differently", "transposed"])
 def test_tied_weights_are_compared_by_value_where_checksums_cannot_tell(

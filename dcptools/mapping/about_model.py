@@ -43,9 +43,7 @@ def about_model(
     if not found.fitting:  # another model altogether: what of it is missing says nothing
         missing, knowingly = [], []
     findings += [Finding("weight-missing", each.name, _missing(each), "") for each in missing]
-    findings += [
-        Finding("weight-shape", each.name, _shapes(each), _why_shape(each, expected)) for each in found.misshapen
-    ]
+    findings += [Finding("weight-shape", each.name, _shapes(each), _why_shape(each)) for each in found.misshapen]
     yield from as_allowed(findings, allow_mismatch)
     if not found.shapes_known:
         what = f"{found.title} is an index without its files, so shapes were not compared"
@@ -135,8 +133,17 @@ def _is_vocabulary(each: Difference) -> bool:
     return bool(_VOCABULARY.search(each.name)) and found[:1] != expected[:1] and found[1:] == expected[1:]
 
 
-def _why_shape(each: Difference, expected: Expected) -> str:
-    """The likely cause of a shape that is not the expected one."""
+def _why_shape(each: Difference) -> str:
+    """The likely cause of a shape that is not the expected one, and what has that."""
+    why = _likely(each)
+    return (
+        f"{why}; {each.tied}, which the model ties it to, fits: {option('tied', 'drop')} writes that"
+        if each.tied
+        else why
+    )
+
+
+def _likely(each: Difference) -> str:
     found, wanted = each.found or (), each.expected or ()
     if _is_vocabulary(each):
         more = found[0] - wanted[0]
