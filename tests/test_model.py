@@ -339,6 +339,12 @@ def test_a_tied_copy_of_another_shape_is_an_error(wrong: str, right: str, tied: 
     assert output.sources[0].key == f"model.{right}"
 
 
+def test_a_tied_copy_of_another_shape_differs_where_shapes_are_not_known(preview: Any) -> None:
+    unknown = {**json.loads(models.UNKNOWN_CONFIG), **TIED}
+    ((severity, text),) = told(preview({"model": with_head(torch.ones(20, 8))}, unknown), "tied-differ")
+    assert severity == "warning" and "but the checkpoint has another shape there" in text
+
+
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("how", ["without checksums", "cut differently", "transposed"])
 def test_tied_weights_are_compared_by_value_where_checksums_cannot_tell(
