@@ -151,7 +151,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
     findings = (
-        *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
+        *about_reading(chosen, reading, outputs, checkpoint, taken.peft.base(), taken.peft.adapters),
         *about_expectation,
         *held.findings,
         *about_checkpoint(checkpoint, used),
