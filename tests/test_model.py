@@ -429,6 +429,46 @@ def test_numbers_where_the_reference_has_floating_values_are_a_warning(tmp_path:
     assert [f.key for f in mapping.warnings if f.code == "weight-kind"] == [HEAD]
 
 
+@pytest.mark.parametrize("how", ["no config", "its own code", "an index alone"])
+def test_integers_in_weights_of_a_model_that_is_not_known_are_a_warning(how: str, tmp_path: Path) -> None:
+    """What a sound model counts, or looks up, is called otherwise."""
+    quantized = {
+        "model.layers.0.mlp.up_proj.weight": torch.ones(16, 8, dtype=torch.int8),
+        "model.layers.0.mlp.experts.down_proj": torch.ones(2, 4, 8, dtype=torch.uint8),
+        "model.layers.1.mlp.up_proj.qweight": torch.ones(2, 8, dtype=torch.int32),
+    }
+    sound = {
+        "model.embeddings.position_ids": torch.arange(4).reshape(1, 4),
+        "model.norm.num_batches_tracked": torch.tensor(3),
+        "model.layers.0.self_attn.weight": torch.ones(3, dtype=torch.int64),
+        "model.layers.0.self_attn.relative_position_index": torch.ones(2, 2, dtype=torch.int64),
+        "model.layers.0.self_attn.mask_weight": torch.ones(2, 2, dtype=torch.bool),
+    }
+    state = {**saved.model_state(), **quantized, **sound}
+    options: dict[str, Any] = {"model_assets_dir": assets(tmp_path / "a", **json.loads(models.UNKNOWN_CONFIG))}
+    if how == "an index alone":
+        index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        options = {"reference": tmp_path}
+    checkpoint = saved.save(tmp_path / "c", {"model": state})
+    mapping = dcptools.preview(checkpoint, **({} if how == "no config" else options))
+    assert sorted(f.key for f in mapping.warnings if f.code == "weight-kind") == sorted(quantized)
+    severity, text = told(mapping, "weight-kind")[0]
+    assert severity == "warning" and "is stored: like quantized values, whose scale is elsewhere" in text
+
+
+def test_integers_that_the_model_has_are_no_warning(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    state = models.huggingface_state("bert")
+    config = {**models.MODELS["bert"][2], "model_type": BertConfig.model_type, "architectures": ["BertForMaskedLM"]}
+    state = {**state, "bert.embeddings.position_ids": torch.arange(8).reshape(1, 8)}
+    mapping = dcptools.preview(
+        saved.save(tmp_path / "c", {"model": state}), model_assets_dir=models.assets(tmp_path / "a", config)
+    )
+    assert not told(mapping, "weight-kind")
+
+
 def test_a_config_of_another_model_than_the_reference_is_a_warning(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -16,6 +16,8 @@ _VOCABULARY = re.compile(
     r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|shared|embed_in|embed_out|decoder)\.(weight|bias)$"
 )
 _LAYER = re.compile(r"(.*?\.(?:layers|layer|h|blocks?))\.(\d+)\.")
+_WEIGHT = re.compile(r"(^|\.)(q?weights?(_packed)?|[^.]*_proj)$")  # tables of indices are called otherwise
+_QUANTIZED = "convert the trained checkpoint, not a quantized one"
 _EXPERTS = re.compile(r"\.experts\.")
 
 
@@ -57,16 +59,20 @@ def about_model(
         yield Finding("weight-unexpected", each.name, what, f"{option('unexpected', 'drop')} leaves such tensors out")
 
 
-def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Finding]:
-    """Weights that are stored in a dtype that no such model has."""
-    if expected.numbers is None:
-        return
+def about_kinds(outputs: Iterable[Output], expected: Expected | None) -> Iterator[Finding]:
+    """Weights that are stored in a dtype that no such model has; or, if the model is not known, that hardly any has."""
     for output in outputs:
-        if output.dtype.kind in ("float", "float8") or output.name in expected.numbers:
+        if output.dtype.kind in ("float", "float8"):
             continue
-        if output.name in expected.stored.shapes or output.name in expected.published.shapes:
+        if expected is None or expected.numbers is None:
+            if output.dtype.kind == "int" and len(output.shape) > 1 and _WEIGHT.search(output.name):
+                what = f"{output.dtype.name} is stored: like quantized values, whose scale is elsewhere"
+                yield Finding("weight-kind", output.name, what, f"{_QUANTIZED}; or dequantize it first")
+            continue
+        known = output.name in expected.stored.shapes or output.name in expected.published.shapes
+        if known and output.name not in expected.numbers:
             what = f"{output.dtype.name} is stored where {expected.title} has floating-point values"
-            yield Finding("weight-kind", output.name, what, "convert the trained checkpoint, not a quantized one")
+            yield Finding("weight-kind", output.name, what, _QUANTIZED)
 
 
 def _verdict(found: Fit, expected: Expected, *, wrong: bool) -> Finding:

@@ -29,6 +29,7 @@ from dcptools.mapping.about import (
     about_rules,
 )
 from dcptools.mapping.about_adapter import about_full
+from dcptools.mapping.about_model import about_kinds
 from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
 from dcptools.mapping.holding import Held, hold, hold_adapter, hold_tied
@@ -161,6 +162,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
         *(about_renamed(held.outputs, renamed) if held.fit else ()),
+        *(about_kinds(outputs, None) if taken.kind == "model" and expected is None else ()),
         *about_names(outputs),
         *about_assets(assets),
         *about_leftovers(leftovers),
