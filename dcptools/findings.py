@@ -94,12 +94,8 @@ CODES: dict[str, Code] = {
     "config-differs": Code("warning", "The config.json that is copied is not that of the reference."),
     "family-differs": Code("warning", "The family that is given makes another architecture than config.json names."),
     "shapes-unknown": Code("warning", "The reference is an index without its files: names were compared, shapes not."),
-    "weight-kind": Code("warning", "Integers, booleans or complex numbers stand where the model has floating values."),
-    "weight-missing": Code(
-        "error",
-        "A weight that the model needs, or a module that the config of the adapter names, is not in the checkpoint, or "
-        "was left out.",
-    ),
+    "weight-kind": Code("warning", "Integers, booleans or complex numbers stand where models have floating values."),
+    "weight-missing": Code("error", "A weight that the model or the adapter needs is not there, or was left out."),
     "weight-shape": Code("error", "A weight has another shape than the model expects."),
     "weight-unexpected": Code("warning", "A tensor that the model has no weight for is written."),
     "names": Code("info", "The live model and its published files name weights differently; which names are written."),

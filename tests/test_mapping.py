@@ -250,6 +250,31 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
     assert (mapping.outputs, mapping.layout) == ((), "")
 
 
+@pytest.mark.parametrize("flat", [False, True], ids=["with paths", "by names alone"])
+@pytest.mark.parametrize(
+    ("first", "second"), [("actor.model", "critic.model"), ("train_state.model", "train_state.ema")]
+)
+def test_several_models_are_named_with_how_to_choose(first: str, second: str, flat: bool, tmp_path: Path) -> None:
+    state = saved.model_state()
+    models = {first: state, second: {**state, "v_head.weight": torch.ones(1, 8)}}
+    path = tmp_path / "c"
+    if flat:
+        saved.save(path, {f"{root}.{name}": value for root, state in models.items() for name, value in state.items()})
+    else:
+        nested: dict[str, Any] = {}
+        for root, weights in models.items():
+            outer, inner = root.split(".")
+            nested.setdefault(outer, {})[inner] = weights
+        saved.save(path, {**nested, "optimizer": {"state": {name: {"exp_avg": state[name]} for name in state}}})
+    (error,) = preview(path).errors
+    assert (error.code, error.message) == ("no-model-weights", "No model weights found!")
+    assert error.hint == (
+        f"it is not clear which model is meant; containers that have weights of one: {first} ({len(state)}), "
+        f"{second} ({len(state) + 1}); choose with root={first!r} or root={second!r}"
+    )
+    assert names(preview(path, root=first)) == {f"{first}.{name}": name for name in state}
+
+
 def test_leaving_out_every_weight_is_said_to_be_the_options_doing(tmp_path: Path) -> None:
     mapping = preview(saved.trained(tmp_path / "c"), include=["nothing*"])
     assert [(f.message, f.hint) for f in mapping.errors] == [

@@ -381,6 +381,31 @@ def test_tied_weights_that_differ_are_both_written_with_a_warning(preview: Any) 
     assert told(kept, "tied-kept")[0][0] == "warning"
 
 
+@pytest.mark.parametrize("tied", ["auto", "keep"])
+@pytest.mark.parametrize(("wrong", "right"), [(HEAD, EMBEDDING), (EMBEDDING, HEAD)])
+def test_a_tied_copy_of_another_shape_is_an_error(wrong: str, right: str, tied: str, preview: Any) -> None:
+    state = {**with_head(), wrong: torch.ones(20, 8)}
+    mapping = preview({"model": state}, TIED, tied=tied)
+    assert [(error.code, error.key) for error in mapping.errors] == [("model-mismatch", ""), ("weight-shape", wrong)]
+    assert not told(mapping, "tied-differ")
+    ((_, text),) = told(mapping, "weight-shape")
+    assert text.startswith(f"{wrong}: [20, 8] is stored, but the model expects [16, 8] (a vocabulary with 4 rows")
+    assert text.endswith(f"; {right}, which the model ties it to, fits: tied='drop' writes that)")
+    rows = {weight.name: (weight.state, weight.shape) for weight in mapping.weights if weight.name in (wrong, right)}
+    assert rows == {wrong: ("shape differs", (20, 8)), right: ("fits", (16, 8))}
+    assert not preview({"model": state}, TIED, tied=tied, allow_mismatch=True).errors
+    dropped = preview({"model": state}, TIED, tied="drop")
+    assert not dropped.errors and HEAD not in names(dropped)
+    (output,) = [output for output in dropped.outputs if output.name == EMBEDDING]
+    assert output.sources[0].key == f"model.{right}"
+
+
+def test_a_tied_copy_of_another_shape_differs_where_shapes_are_not_known(preview: Any) -> None:
+    unknown = {**json.loads(models.UNKNOWN_CONFIG), **TIED}
+    ((severity, text),) = told(preview({"model": with_head(torch.ones(20, 8))}, unknown), "tied-differ")
+    assert severity == "warning" and "but the checkpoint has another shape there" in text
+
+
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("how", ["without checksums", "cut differently", "transposed"])
 def test_tied_weights_are_compared_by_value_where_checksums_cannot_tell(
@@ -463,6 +488,46 @@ def test_numbers_where_the_reference_has_floating_values_are_a_warning(tmp_path:
     checkpoint = saved.save(tmp_path / "c", {"model": {**state, HEAD: state[HEAD].to(torch.int8)}})
     mapping = dcptools.preview(checkpoint, reference=tmp_path / "other.safetensors")
     assert [f.key for f in mapping.warnings if f.code == "weight-kind"] == [HEAD]
+
+
+@pytest.mark.parametrize("how", ["no config", "its own code", "an index alone"])
+def test_integers_in_weights_of_a_model_that_is_not_known_are_a_warning(how: str, tmp_path: Path) -> None:
+    """What a sound model counts, or looks up, is called otherwise."""
+    quantized = {
+        "model.layers.0.mlp.up_proj.weight": torch.ones(16, 8, dtype=torch.int8),
+        "model.layers.0.mlp.experts.down_proj": torch.ones(2, 4, 8, dtype=torch.uint8),
+        "model.layers.1.mlp.up_proj.qweight": torch.ones(2, 8, dtype=torch.int32),
+    }
+    sound = {
+        "model.embeddings.position_ids": torch.arange(4).reshape(1, 4),
+        "model.norm.num_batches_tracked": torch.tensor(3),
+        "model.layers.0.self_attn.weight": torch.ones(3, dtype=torch.int64),
+        "model.layers.0.self_attn.relative_position_index": torch.ones(2, 2, dtype=torch.int64),
+        "model.layers.0.self_attn.mask_weight": torch.ones(2, 2, dtype=torch.bool),
+    }
+    state = {**saved.model_state(), **quantized, **sound}
+    options: dict[str, Any] = {"model_assets_dir": assets(tmp_path / "a", **json.loads(models.UNKNOWN_CONFIG))}
+    if how == "an index alone":
+        index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        options = {"reference": tmp_path}
+    checkpoint = saved.save(tmp_path / "c", {"model": state})
+    mapping = dcptools.preview(checkpoint, **({} if how == "no config" else options))
+    assert sorted(f.key for f in mapping.warnings if f.code == "weight-kind") == sorted(quantized)
+    severity, text = told(mapping, "weight-kind")[0]
+    assert severity == "warning" and "is stored: like quantized values, whose scale is elsewhere" in text
+
+
+def test_integers_that_the_model_has_are_no_warning(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    state = models.huggingface_state("bert")
+    config = {**models.MODELS["bert"][2], "model_type": BertConfig.model_type, "architectures": ["BertForMaskedLM"]}
+    state = {**state, "bert.embeddings.position_ids": torch.arange(8).reshape(1, 8)}
+    mapping = dcptools.preview(
+        saved.save(tmp_path / "c", {"model": state}), model_assets_dir=models.assets(tmp_path / "a", config)
+    )
+    assert not told(mapping, "weight-kind")
 
 
 def test_a_config_of_another_model_than_the_reference_is_a_warning(tmp_path: Path) -> None:

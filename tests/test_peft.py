@@ -172,7 +172,8 @@ def test_config_json_tells_the_model_from_a_copy_beside_it(tmp_path: Path) -> No
     state = made.model.state_dict()
     copy = {key: value + 1 for key, value in state.items()}
     checkpoint = saved.save(tmp_path / "there", {"ema": copy, "module": state})
-    assert not dcptools.preview(checkpoint).outputs  # names alone do not
+    (error,) = dcptools.preview(checkpoint).errors  # names alone do not
+    assert error.hint.endswith(" choose with root='module' or root='ema'")
     report = dcptools.convert(
         checkpoint, tmp_path / "out", model_assets_dir=made.base, adapter_config_path=made.live, dtype="keep"
     )

@@ -6,7 +6,7 @@ the layout by names alone. A layout takes the checkpoint and gives outputs and l
 
 from __future__ import annotations
 
-from dcptools.layouts.choose import LAYOUTS, choose
+from dcptools.layouts.choose import LAYOUTS, choose, containers
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.family_files import read_family
 from dcptools.layouts.fit import STATES, Difference, Fit, fit
@@ -37,6 +37,7 @@ __all__ = [
     "Role",
     "candidates",
     "choose",
+    "containers",
     "fit",
     "foreign_families",
     "is_body_name",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from dcptools._option import option
 from dcptools._text import some
@@ -12,7 +12,7 @@ from dcptools.layouts.container import CONTAINER, Container
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
 from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
-from dcptools.layouts.training import MOMENT, is_extra_state
+from dcptools.layouts.training import MOMENT, is_extra_state, is_of_optimizer, is_usual
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
 
@@ -52,6 +52,25 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
     found: Iterator[Layout | None] = (rule(keys) for rule in rules)
     chosen = next(filter(None, found), Unknown())
     return _wrapped(chosen, keys) if isinstance(chosen, Container) else chosen
+
+
+def containers(keys: Collection[Key]) -> dict[str, int]:
+    """The containers in which names of a model stand, each with the number of its tensors; the likeliest one first."""
+    counts = dict.fromkeys(filter(None, map(_container_of, keys)), 0)
+    for key in keys if counts else ():
+        for at, sign in enumerate(key.name):
+            if sign == "." and key.name[:at] in counts and not is_extra_state(key.name):
+                counts[key.name[:at]] += 1
+    return dict(sorted(counts.items(), key=lambda each: (not is_usual(each[0]), -each[1], each[0])))
+
+
+def _container_of(key: Key) -> str:
+    """What a key of a model stands in, by its path or by what comes before a name of a HuggingFace model."""
+    if len(key.path) > 1 and _holds_model(key):
+        return key.container
+    dots = (at for at, sign in enumerate(key.name) if sign == ".")
+    place = next((key.name[:at] for at in dots if is_huggingface_name(key.name[at + 1 :])), "")
+    return "" if any(map(is_of_optimizer, place.split("."))) else place
 
 
 def _wrapped(container: Container, keys: Sequence[Key]) -> Container:

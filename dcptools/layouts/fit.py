@@ -19,6 +19,7 @@ class Difference(NamedTuple):
     name: str
     found: Shape | None  # None: it is missing
     expected: Shape | None  # None: the model has no such weight
+    tied: str = ""  # a name that the model ties it to, and that has the shape that is expected
 
     @property
     def state(self) -> str:
@@ -90,20 +91,22 @@ class Fit:
 def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -> Fit:
     """Hold names and shapes against a naming of the model's weights."""
     written, wanted = naming.written, naming.shapes
-    right: set[str] = set()
-    wrong: dict[str, Difference] = {}
-    unexpected = []
+    right: dict[str, str] = {}  # a name that has the shape that is expected, by the one that is written
+    wrong: dict[str, Difference] = {}  # likewise, but what is tied to a right one stands for itself
+    copies, unexpected = [], []
     for name, shape in shapes.items():
         if name not in written:
             unexpected.append(Difference(name, shape, None))
         elif wanted[name] in (None, shape):
-            right.add(written[name])
+            right[written[name]] = name
         else:
-            wrong[written[name]] = Difference(name, shape, wanted[name])
-    misshapen = [each for name, each in wrong.items() if name not in right]
+            copies.append(Difference(name, shape, wanted[name]))
+    for each in copies:
+        tied = right.get(written[each.name], "")
+        wrong[each.name if tied else written[each.name]] = each._replace(tied=tied)
     needed = naming.needed
-    fitting = len(right.intersection(needed))
-    lacking = [name for name in needed if name not in right] if fitting < len(needed) else []
+    lacking = [name for name in needed if name not in right]
+    fitting = len(needed) - len(lacking)
     missing = [Difference(name, None, wanted[name]) for name in lacking if name not in wrong]
     known = None not in map(wanted.get, needed)
-    return Fit(title, reading, len(needed), fitting, (*missing, *misshapen, *unexpected), known)
+    return Fit(title, reading, len(needed), fitting, (*missing, *wrong.values(), *unexpected), known)

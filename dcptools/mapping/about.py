@@ -23,6 +23,7 @@ from dcptools.layouts import (
     Output,
     Reading,
     Role,
+    containers,
     foreign_families,
     is_body_name,
     is_huggingface_name,
@@ -37,37 +38,46 @@ _PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.|b
 
 
 def about_reading(
+    chosen: Layout,
     reading: Reading,
     outputs: Sequence[Output],
     checkpoint: Checkpoint,
     keys: Mapping[str, Key],
-    chosen: Layout,
     adapters: Collection[str] = (),
 ) -> Iterator[Finding]:
     """Which layout it is, and why; or that there is no model, and only ``adapters`` of one."""
     if outputs:
         yield from (finding for finding in reading.findings if not finding.key)
         return
-    if adapters and not reading.outputs:
+    if adapters and chosen.name and not reading.outputs:
         alone = (
             "this checkpoint has only adapters, not their base model: "
             f"leave out {option('mode', 'full')}, or give {option('root')}"
         )
         yield Finding("no-model-weights", "", "No model weights found!", alone)
         return
+    yield Finding("no-model-weights", "", "No model weights found!", _where_to_look(chosen, reading, checkpoint, keys))
+
+
+def _where_to_look(chosen: Layout, reading: Reading, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> str:
+    if reading.outputs:
+        left_out = f"{counted(len(reading.outputs), 'key')} of the model, but all are left out"
+        return f"{left_out}: check {option('include')} and {option('exclude')}"
     tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
-    yield Finding(
-        "no-model-weights", "", "No model weights found!",
-        f"{counted(len(reading.outputs), 'key')} of the model, but all are left out: "
-        f"check {option('include')} and {option('exclude')}"
-        if reading.outputs else
-        f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where such "
-        f"keys are; top-level keys here: {some(tops, 10) or 'none'}"
-        if isinstance(chosen, FamilyLayout) else
+    if isinstance(chosen, FamilyLayout):
+        return (
+            f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where "
+            f"such keys are; top-level keys here: {some(tops, 10) or 'none'}"
+        )
+    if found := containers(keys.values()):
+        ways = " or ".join(option("root", place) for place in [*found][:2])
+        where = some([f"{place} ({count:,})" for place, count in found.items()], 10)
+        return f"it is not clear which model is meant; containers that have weights of one: {where}; choose with {ways}"
+    return (
         f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
         f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
-        f"say where with {option('layout')} or {option('root')}",
-    )  # fmt: skip
+        f"say where with {option('layout')} or {option('root')}"
+    )
 
 
 def about_checkpoint(checkpoint: Checkpoint, used: Collection[str]) -> Iterator[Finding]:

@@ -16,6 +16,8 @@ _VOCABULARY = re.compile(
     r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|shared|embed_in|embed_out|decoder)\.(weight|bias)$"
 )
 _LAYER = re.compile(r"(.*?\.(?:layers|layer|h|blocks?))\.(\d+)\.")
+_WEIGHT = re.compile(r"(^|\.)(q?weights?(_packed)?|[^.]*_proj)$")  # tables of indices are called otherwise
+_QUANTIZED = "convert the trained checkpoint, not a quantized one"
 _EXPERTS = re.compile(r"\.experts\.")
 
 
@@ -43,9 +45,7 @@ def about_model(
     if not found.fitting:  # another model altogether: what of it is missing says nothing
         missing, knowingly = [], []
     findings += [Finding("weight-missing", each.name, _missing(each), "") for each in missing]
-    findings += [
-        Finding("weight-shape", each.name, _shapes(each), _why_shape(each, expected)) for each in found.misshapen
-    ]
+    findings += [Finding("weight-shape", each.name, _shapes(each), _why_shape(each)) for each in found.misshapen]
     yield from as_allowed(findings, allow_mismatch)
     if not found.shapes_known:
         what = f"{found.title} is an index without its files, so shapes were not compared"
@@ -62,16 +62,20 @@ def left_out(name: str) -> Finding:
     return Finding("weight-missing", name, what, severity="warning")
 
 
-def about_kinds(outputs: Iterable[Output], expected: Expected) -> Iterator[Finding]:
-    """Weights that are stored in a dtype that no such model has."""
-    if expected.numbers is None:
-        return
+def about_kinds(outputs: Iterable[Output], expected: Expected | None) -> Iterator[Finding]:
+    """Weights that are stored in a dtype that no such model has; or, if the model is not known, that hardly any has."""
     for output in outputs:
-        if output.dtype.kind in ("float", "float8") or output.name in expected.numbers:
+        if output.dtype.kind in ("float", "float8"):
             continue
-        if output.name in expected.stored.shapes or output.name in expected.published.shapes:
+        if expected is None or expected.numbers is None:
+            if output.dtype.kind == "int" and len(output.shape) > 1 and _WEIGHT.search(output.name):
+                what = f"{output.dtype.name} is stored: like quantized values, whose scale is elsewhere"
+                yield Finding("weight-kind", output.name, what, f"{_QUANTIZED}; or dequantize it first")
+            continue
+        known = output.name in expected.stored.shapes or output.name in expected.published.shapes
+        if known and output.name not in expected.numbers:
             what = f"{output.dtype.name} is stored where {expected.title} has floating-point values"
-            yield Finding("weight-kind", output.name, what, "convert the trained checkpoint, not a quantized one")
+            yield Finding("weight-kind", output.name, what, _QUANTIZED)
 
 
 def _verdict(found: Fit, expected: Expected, naming: Naming, *, wrong: bool) -> Finding:
@@ -144,8 +148,17 @@ def _is_vocabulary(each: Difference) -> bool:
     return bool(_VOCABULARY.search(each.name)) and found[:1] != expected[:1] and found[1:] == expected[1:]
 
 
-def _why_shape(each: Difference, expected: Expected) -> str:
-    """The likely cause of a shape that is not the expected one."""
+def _why_shape(each: Difference) -> str:
+    """The likely cause of a shape that is not the expected one, and what has that."""
+    why = _likely(each)
+    return (
+        f"{why}; {each.tied}, which the model ties it to, fits: {option('tied', 'drop')} writes that"
+        if each.tied
+        else why
+    )
+
+
+def _likely(each: Difference) -> str:
     found, wanted = each.found or (), each.expected or ()
     if _is_vocabulary(each):
         more = found[0] - wanted[0]

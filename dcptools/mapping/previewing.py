@@ -31,6 +31,7 @@ from dcptools.mapping.about import (
     about_rules,
 )
 from dcptools.mapping.about_adapter import about_full
+from dcptools.mapping.about_model import about_kinds
 from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
 from dcptools.mapping.holding import Held, hold, hold_adapter, hold_tied
@@ -152,7 +153,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
     findings = (
-        *about_reading(reading, outputs, checkpoint, keys, chosen, taken.peft.adapters),
+        *about_reading(chosen, reading, outputs, checkpoint, taken.peft.base(), taken.peft.adapters),
         *about_expectation,
         *held.findings,
         *about_checkpoint(checkpoint, used),
@@ -164,6 +165,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
         *about_rules(renames.unused, sorted(globs.unused)),
         *(about_renamed(renames.names, expected) if expected else ()),
+        *(about_kinds(outputs, None) if taken.kind == "model" and expected is None else ()),
         *about_names(outputs),
         *about_assets(assets),
         *about_leftovers(leftovers),

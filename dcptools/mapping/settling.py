@@ -81,11 +81,14 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
         tied = [by_name[name] for name in names if name in by_name]
         if not tied:
             continue
-        first, *others = tied
+        shape = naming.shapes.get(names[0])
+        first, *others = sorted(tied, key=lambda each: shape not in (None, each.shape))  # one that fits
+        if how == "auto" and shape is not None:  # that some have another shape is told of them
+            others = [other for other in others if other.shape == first.shape]
         dropped, finding = _tied(first, others, checkpoint, how)
         gone += dropped
         findings += [finding] if finding else []
-        if len(dropped) == len(others) and first.name != names[0]:
+        if len(dropped) == len(tied) - 1 and first.name != names[0]:
             renamed[first] = replace(first, name=names[0], rule=f"{first.rule}, tied to {first.name}")
     settled = _leave_out(outputs, gone, "tied; written under another name")
     return Settled(tuple(renamed.get(each, each) for each in settled.outputs), settled.leftovers, tuple(findings))
@@ -116,8 +119,11 @@ def _tied(
         )
     if different:
         names = some([other.name for other in different])
+        found = ", but the checkpoint has other values there"
+        if any(other.shape != first.shape for other in different):
+            found = ", but the checkpoint has another shape there"
         return [other for other in others if other not in different], Finding(
-            "tied-differ", first.name, f"the model ties it to {names}, but the checkpoint has other values there",
+            "tied-differ", first.name, f"the model ties it to {names}{found}",
             "all are written; transformers uses one for all, unless config.json says \"tie_word_embeddings\": false; "
             f"{option('tied', 'drop')} writes only this one",
         )  # fmt: skip

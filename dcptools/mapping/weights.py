@@ -31,10 +31,16 @@ class Weight(NamedTuple):
 def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[Weight, ...]:
     """What the outputs give of the model, sorted by name; ``found`` is how these outputs fit it."""
     written = naming.written
+    tied = {each.name: each.tied for each in found.differences if each.tied}  # of another shape than what fits
+
+    def row(name: str) -> str:
+        one = written.get(name, name)
+        return name if name in tied else tied.get(one, one)
+
     made: dict[str, list[Output]] = {}
     for output in outputs:
-        made.setdefault(written.get(output.name, output.name), []).append(output)
-    states = {written.get(each.name, each.name): each.state for each in found.differences}
+        made.setdefault(row(output.name), []).append(output)
+    states = {row(each.name): each.state for each in found.differences}
     return tuple(
         Weight(name, tuple(made.get(name, ())), naming.shapes.get(name), states.get(name, "fits"))
         for name in sorted({*made, *states})
