@@ -138,7 +138,7 @@ def walk(shown: Opened, demo: Demo, target: Path) -> Iterator[str]:
     shown.click("Next")
     shown.at(6, "Convert")
     shown.enter("Save to", str(target))
-    expect(page.get_by_test_id("command")).to_contain_text(str(target))
+    expect(page.get_by_test_id("shell-line").filter(visible=True)).to_contain_text(str(target))
     yield "Convert"
     shown.click("Convert")
     expect(page.get_by_role("status").filter(has_text="Wrote").first).to_be_visible()
