@@ -857,3 +857,10 @@ def test_keys_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     expected = [f"model.layers.{n}.w" for n in (2, 9, 10, 100)]
     assert list(checkpoint.to_frame()["key"]) == expected
     assert [line.split()[0] for line in checkpoint.keys_table().splitlines()[2:]] == expected
+
+
+def test_containers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    state = {f"layers.{n}": {"w": torch.ones(1)} for n in (10, 2, 1)}
+    checkpoint = dcptools.read(saved.save(tmp_path, state))
+    assert [root for root, *_ in checkpoint.summary()] == ["layers.1", "layers.2", "layers.10"]
+    assert str(checkpoint).index("layers.2") < str(checkpoint).index("layers.10")

@@ -1397,15 +1397,15 @@ def pre(widget: Any, testid: str) -> str:
 
 def test_convert_shows_the_command_and_the_call(planned: ShardPlan) -> None:
     step = widgets.Convert(planned, save_dir="it's <b>here</b>")
-    assert pre(step.recipe, "command") == command_line(planned, "it's <b>here</b>")
-    assert pre(step.recipe, "call") == python_call(planned, "it's <b>here</b>")
+    assert step.lines.texts["Shell"] == command_line(planned, "it's <b>here</b>")
+    assert step.lines.texts["Python"] == python_call(planned, "it's <b>here</b>")
     step.overwrite.value = True
     step.save_dir.value = "out"
-    assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True)
-    assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True)
+    assert step.lines.texts["Shell"] == command_line(planned, "out", overwrite=True)
+    assert step.lines.texts["Python"] == python_call(planned, "out", overwrite=True)
     step.resume.value = True
-    assert pre(step.recipe, "command") == command_line(planned, "out", overwrite=True, resume=True)
-    assert pre(step.recipe, "call") == python_call(planned, "out", overwrite=True, resume=True)
+    assert step.lines.texts["Shell"] == command_line(planned, "out", overwrite=True, resume=True)
+    assert step.lines.texts["Python"] == python_call(planned, "out", overwrite=True, resume=True)
 
 
 def test_convert_says_what_it_will_write(planned: ShardPlan, assets: str) -> None:
@@ -1518,7 +1518,7 @@ def test_without_a_plan_or_a_place_nothing_starts(planned: ShardPlan, tmp_path: 
     assert step.job.start.disabled and text(step.found) == "Plan the files first."
     step = widgets.Convert(planned, save_dir=str(tmp_path))
     step.save_dir.value = "  "
-    assert text(step.found) == "Give the directory to save to." and step.recipe.value == ""
+    assert text(step.found) == "Give the directory to save to." and not step.lines.texts
     step.job.begin()
     assert step.job.start.disabled and not step.job.running and step.report is None
 
@@ -1526,7 +1526,7 @@ def test_without_a_plan_or_a_place_nothing_starts(planned: ShardPlan, tmp_path: 
 def test_a_place_in_the_home_directory(planned: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     step = widgets.Convert(planned, save_dir="~/model")
-    assert f"--save-dir {tmp_path}/model" in pre(step.recipe, "command")
+    assert f"--save-dir {tmp_path}/model" in step.lines.texts["Shell"]
     step.job.start.click()
     assert finished(step).report.save_dir == str(tmp_path / "model")
 
@@ -1560,7 +1560,7 @@ def test_a_strict_plan_stays_strict_with_other_assets(checkpoint: Checkpoint, as
     step = widgets.Convert(strict)
     step.assets.value = assets
     assert step.plan.options == strict.options and step.plan.mapping.assets is not None
-    assert "--strict" in pre(step.recipe, "command")
+    assert "--strict" in step.lines.texts["Shell"]
 
 
 def test_a_second_click_does_not_undo_a_success(planned: ShardPlan, tmp_path: Path) -> None:
@@ -1589,7 +1589,7 @@ def test_assets_that_are_typed_flow_into_the_plan(checkpoint: Checkpoint, assets
     assert step.plan.fingerprint == expected.fingerprint
     assert step.plan.mapping.options == expected.mapping.options
     assert step.model_assets_dir == assets
-    assert f"--model-assets-dir {assets}" in pre(step.recipe, "command")
+    assert f"--model-assets-dir {assets}" in step.lines.texts["Shell"]
     step.job.start.click()
     assert finished(step).report.assets == ("config.json", "tokenizer.json")
 
@@ -1777,7 +1777,7 @@ def test_the_later_steps_follow_the_dtype_and_the_rules(wizard: widgets.Wizard) 
     assert wizard.plan.options.dtype == "float32"
     wizard.mapping_step.rules.fields["exclude"].value = "*lm_head*"
     assert wizard.plan.mapping is wizard.mapping and len(wizard.mapping.outputs) == 24
-    assert "--exclude '*lm_head*'" in pre(wizard.convert_step.recipe, "command")
+    assert "--exclude '*lm_head*'" in wizard.convert_step.lines.texts["Shell"]
 
 
 def change_dtype(wizard: widgets.Wizard, tmp_path: Path) -> None:
@@ -2090,7 +2090,7 @@ def test_what_takes_long_is_said_at_once_and_nothing_contradicts_it(
     wizard.next.click()
     convert = wizard.convert_step
     convert.assets.value = ""
-    assert text(convert.found) == "Mapping 100 keys …" and convert.recipe.value == "" and convert.job.start.disabled
+    assert text(convert.found) == "Mapping 100 keys …" and not convert.lines.texts and convert.job.start.disabled
     go(counted, 2, mapping, shards)
     assert text(convert.found).startswith("Writes 1 file, ")
     assert counted.taken() == {"read": 1, "preview": 2, "plan": 2, "shards": 1}

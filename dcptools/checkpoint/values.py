@@ -131,7 +131,8 @@ class Checkpoint(Shown, HasFindings):
             row[1] += numel
             row[2] += nbytes
             row[3][dtype] = None
-        return [(root, row[0], row[1], row[2], ", ".join(row[3])) for root, row in sorted(rows.items())]
+        ordered = sorted(rows.items(), key=lambda group: natural(group[0]))
+        return [(root, row[0], row[1], row[2], ", ".join(row[3])) for root, row in ordered]
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,7 @@ from dcptools.plots import _figure as page
 
 # What JupyterLab calls the colours of its page. `currentColor`, `Canvas`: those of any other page.
 _STYLE: Final = (
-    "--dcp-text:var(--jp-ui-font-color1,currentColor);--dcp-soft:var(--jp-ui-font-color2,currentColor);"
+    "--dcp-text:var(--jp-ui-font-color1,currentColor);--dcp-soft:color-mix(in srgb,var(--dcp-text) 75%,transparent);"
     "--dcp-line:var(--jp-border-color2,rgba(128,128,128,.35));--dcp-fill:var(--jp-layout-color2,rgba(128,128,128,.18));"
     "--dcp-ground:var(--jp-layout-color0,Canvas);font-family:var(--jp-ui-font-family,sans-serif)"
 )

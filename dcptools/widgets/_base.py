@@ -26,9 +26,11 @@ from dcptools.widgets._labels import by_label
 P = ParamSpec("P")
 
 # Colours come from JupyterLab's own variables, so that light and dark follow the theme; the second value serves
-# programs that have no such variables. Widths that steps ask for are those where there is room.
+# programs that have no such variables. JupyterLab's second colour of text is too faint on its own fills. Widths that
+# steps ask for are those where there is room.
 STYLE = """<style>
-.dcptools { --dcp-text: var(--jp-ui-font-color1, currentColor); --dcp-soft: var(--jp-ui-font-color2, #666);
+.dcptools { --dcp-text: var(--jp-ui-font-color1, currentColor);
+  --dcp-soft: color-mix(in srgb, var(--dcp-text) 75%, transparent);
   --dcp-line: var(--jp-border-color2, #bbb); --dcp-fill: var(--jp-layout-color2, rgba(128,128,128,.12));
   --dcp-ring: var(--jp-brand-color1, #1976d2); --jp-widgets-inline-label-width: 84px;
   --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'\
@@ -36,6 +38,7 @@ STYLE = """<style>
 .dcptools :is(button, input, select, textarea, summary, pre, [tabindex]):focus-visible {
   outline: 2px solid var(--dcp-ring) !important; outline-offset: 2px; }
 .dcptools :is(input, select, textarea):focus-visible { outline-offset: 0; }
+.dcptools .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab:not(.lm-mod-current) { color: var(--dcp-soft); }
 .dcptools .widget-hbox { flex-wrap: wrap; align-items: center; }
 .dcptools .widget-box { overflow: visible; }
 .dcptools :is(.widget-html, .widget-html-content) { min-width: 0; max-width: 100%; }
@@ -47,6 +50,7 @@ STYLE = """<style>
 .dcptools .widget-checkbox .widget-label-basic { display: flex; align-items: center; gap: 6px; overflow: visible;
   white-space: normal; line-height: 1.4; min-height: var(--jp-widgets-inline-height); }
 .dcptools .widget-checkbox input { margin: 0; flex: none; }
+.dcptools .dcp-chooser > .widget-hbox > .widget-text { flex: 1 1 400px; max-width: min(640px, 100% - 4px); }
 .dcptools .dcp-fields { --least: 230px; display: grid; gap: 0 6px; max-width: 980px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least)), 1fr)); }
 .dcptools .dcp-fields:not(:has(> :nth-child(3))) { --least: 350px; }
@@ -73,7 +77,8 @@ STYLE = """<style>
 .dcptools .dcp-alert p { margin: 0 0 2px; } .dcptools .dcp-soft { color: var(--dcp-soft); }
 .dcptools .dcp-soft strong[aria-current] { color: var(--dcp-text); }
 .dcptools pre.dcp { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; background: var(--dcp-fill);
-  color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all; }
+  color: var(--dcp-text); padding: 8px 12px; margin: 2px 0; font-size: 12px; user-select: all;
+  font-family: var(--jp-code-font-family, monospace); }
 .dcptools pre.dcp-scroll { white-space: pre; font-size: 11px; }
 .dcptools .dcp-alert p:last-child { margin: 0; }
 .dcptools .dcp-verdict { margin-bottom: 8px; } .dcptools .dcp-verdict .dcp-alert p:first-child { font-weight: 600; }

@@ -14,14 +14,15 @@ from dcptools._text import counted, format_bytes
 from dcptools.assets import CONFIG, find_assets
 from dcptools.errors import DcptoolsError, OutputExists
 from dcptools.mapping import preview
-from dcptools.recipe import command_line, python_call
+from dcptools.recipe import Recipe, command_line, python_call
 from dcptools.shards import ShardPlan, plan
 from dcptools.storage import is_url
-from dcptools.widgets._base import Step, alert, escape, findings_html, handler, identity, typed_path
+from dcptools.widgets._base import Step, alert, findings_html, handler, identity, typed_path
 from dcptools.widgets._chooser import Chooser
 from dcptools.widgets._job import Job
 from dcptools.widgets._labels import LABELS, by_label
 from dcptools.widgets._latest import Latest
+from dcptools.widgets._lines import Lines
 from dcptools.widgets._result import report_summary
 from dcptools.writer import Report, check_target, default_save_dir, write
 
@@ -58,14 +59,14 @@ class Convert(Step):
             W.Checkbox(description=LABELS[name], indent=False, layout={"width": "auto"})
             for name in ("overwrite", "resume")
         )
-        self.there, self.found, self.recipe = W.HTML(), W.HTML(), W.HTML()
+        self.there, self.found, self.lines = W.HTML(), W.HTML(), Lines()
         self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
         self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
         self._looking = Latest(self._look)
         options = (self.place, self.there, self.assets_place, self.overwrite, self.resume)
-        super().__init__([*options, self.found, self.recipe, self.job])
+        super().__init__([*options, self.found, self.lines, self.job])
         self.job.observe(lambda change: setattr(self, "frozen", change["new"]), "running")
         self.observe(self._follow, "checkpoint")
         self.observe(self._new, "plan")
@@ -171,7 +172,7 @@ class Convert(Step):
             waits = "Give the directory to save to." if planned else "Plan the files first."
             pending = planned is None and self.pending
             self.found.value = alert("busy", self.pending) if pending else alert("info", waits)
-            self.recipe.value = ""
+            self.lines.tell(None)
             return
         files = counted(len(planned.files), "file")
         assets = planned.assets
@@ -182,12 +183,7 @@ class Convert(Step):
         )
         text = f"Writes {files}, {format_bytes(planned.file_bytes)} in total, to {target}{copied}."
         self.found.value = alert("info", text) + findings_html(planned.warnings, most=2)
-        self.recipe.value = (
-            "<p>The same from a shell:</p><pre class='dcp' data-testid='command'>"
-            f"{escape(command_line(planned, target, **how))}</pre>"
-            "<p>The same in Python:</p><pre class='dcp' data-testid='call'>"
-            f"{escape(python_call(planned, target, **how))}</pre>"
-        )
+        self.lines.tell(Recipe(command_line(planned, target, **how), python_call(planned, target, **how)))
 
     def _what(self) -> tuple[Any, ...]:
         """What a click would start: a plan, where to, whether to overwrite, and whether to go on with what is there."""

@@ -71,8 +71,9 @@ def test_from_checkpoint_to_model_by_clicking(wizard: Wizard, demo: Demo, tmp_pa
     shown.at(6, "Convert")
     shown.enter("Save to", str(target))
     assert not target.exists()
-    command = page.get_by_test_id("command")
+    command = page.get_by_test_id("shell-line").filter(visible=True)
     expect(command).to_contain_text(f"--save-dir {target} --model-assets-dir {demo.assets} --shard-size 400000")
+    expect(page.get_by_role("button", name="Copy the line for Shell", exact=True)).to_be_visible()
     convert = page.get_by_role("button", name="Convert", exact=True)
     convert.dblclick()
     page.wait_for_timeout(200)
@@ -188,7 +189,7 @@ def test_a_checkpoint_that_is_not_the_model_is_told_and_goes_on_when_that_is_all
     shown.at(5, "Shards")
     shown.click("Next")
     shown.at(6, "Convert")
-    expect(page.get_by_test_id("command")).to_contain_text("--allow-mismatch")
+    expect(page.get_by_test_id("shell-line").filter(visible=True)).to_contain_text("--allow-mismatch")
 
 
 def large(directory: Path, keys: int, megabytes: int) -> Path:
@@ -358,7 +359,7 @@ def test_names_of_a_checkpoint_run_no_code(wizard: Wizard, tmp_path: Path) -> No
     shown.enter("Bytes", "1MB")
     shown.click("Next")
     shown.at(6, "Convert")
-    expect(page.get_by_test_id("command")).to_contain_text(IMAGE)
+    expect(page.get_by_test_id("shell-line").filter(visible=True)).to_contain_text(IMAGE)
     assert page.evaluate("() => window.__xss") is None
     assert page.locator(".dcptools script, .dcptools img[src='x']").count() == 0
 

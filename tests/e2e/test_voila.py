@@ -1,4 +1,7 @@
-"""``make app``: the wizard as a page of its own, on this machine only, and not without the token."""
+"""``make app``: the wizard as a page of its own, on this machine only, and not without the token.
+
+It is walked through by keyboard alone, and looked at in both themes and in narrow windows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from typing import Any
 import pytest
 
 from dcptools.demo import Demo
-from e2e.conftest import expect
+from e2e.conftest import Opened, Traffic, expect
+from e2e.keys import walk
+from e2e.looking import Seen, dress_voila
 from e2e.servers import ROOT, environment, free_port, serving
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +33,9 @@ def app_command() -> list[str]:
     return shlex.split(line)
 
 
-def test_the_wizard_is_a_page_of_its_own(chromium: Any, pages: Callable[[], Any], demo: Demo, tmp_path: Path) -> None:
+def test_the_wizard_is_a_page_of_its_own_for_everybody(
+    chromium: Any, pages: Callable[[], Any], demo: Demo, tmp_path: Path
+) -> None:
     port, log = free_port(), tmp_path / "voila.log"
     address = re.compile(rf"http://127\.0\.0\.1:{port}/\?token=\w+")
 
@@ -40,18 +47,20 @@ def test_the_wizard_is_a_page_of_its_own(chromium: Any, pages: Callable[[], Any]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
             assert "/login" in answer.url  # no page without the token
         page = pages()
-        page.goto(url())
+        page.goto(f"{url()}&theme=dark")
         expect(page.get_by_role("heading", name="Step 1 of 7: Checkpoint")).to_be_visible(timeout=60_000)
         expect(page).to_have_title("dcptools")
-        path = page.get_by_role("textbox", name="Path", exact=True)
-        expect(path).to_have_value("")
+        expect(page.locator("body")).to_have_css("background-color", "rgb(17, 17, 17)")
+        expect(page.get_by_role("textbox", name="Path", exact=True)).to_have_value("")
         expect(page.get_by_role("button", name="Next", exact=True)).to_be_disabled()
         expect(page.get_by_text("next cell")).to_have_count(0)
         assert not (tmp_path / "demo").exists()  # nobody asked for one
-        path.fill(str(demo.checkpoint))
-        path.press("Enter")
-        expect(page.get_by_role("status").filter(has_text="tensors (").first).to_be_visible()
-        page.get_by_role("button", name="Next", exact=True).click()
-        expect(page.get_by_role("heading", name="Step 2 of 7: Inspect")).to_be_visible()
-        expect(page.get_by_role("gridcell", name="extra_state.loss", exact=True)).to_be_visible()
-        expect(page.get_by_text("widgets.Wizard(")).to_have_count(0)  # no source code
+
+        seen, target = Seen(page, dress_voila), tmp_path / "model"
+        for state in walk(Opened(page, Traffic(page), 0.0), demo, target):
+            seen.look(state)
+            expect(page.get_by_text("widgets.Wizard(")).to_have_count(0)  # no source code
+        assert seen.states == 7 and (target / "config.json").exists()
+        assert seen.serious == []
+        assert seen.faint == []
+        assert seen.misfits == []
