@@ -486,6 +486,16 @@ def test_a_model_that_needs_its_own_code_is_read_by_rules_and_said_so(tmp_path: 
     assert "without the code that comes with it" in text
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_published_names_that_nobody_knows_are_a_warning(known: bool, tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": saved.model_state()})
+    config = assets(tmp_path / "a") if known else models.assets(tmp_path / "a")
+    for asked in ("stored", "published"):
+        mapping = dcptools.preview(checkpoint, model_assets_dir=config, names=asked)
+        warned = [finding.code for finding in mapping.warnings]
+        assert warned == ["names-unknown"] * (asked == "published" and not known)
+
+
 def test_a_config_that_cannot_be_built_is_a_warning(preview: Any) -> None:
     pytest.importorskip("transformers")
     from dcptools.expected import NotExpected
