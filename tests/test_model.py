@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import models, saved
+from checkpoints import live_models, models, saved
 from checkpoints.edit import torch_item
 from torch import Tensor
 
@@ -279,6 +279,20 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert "24 tensors of the model" in text
     assert "model.embed_tokens.weight to language_model.embed_tokens.weight" in text
     assert not told(repaired, "renamed-away")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_weight_that_transformers_does_not_miss_is_a_warning(whole: bool, tmp_path: Path) -> None:
+    """It would make a new one; ``save_pretrained`` writes it, and any state dict has it."""
+    sizes = {
+        f"{part}_{size}": 1 for part in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")
+    }
+    config = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart", "vocab_size": 8, "d_model": 4}
+    state = live_models.build(config | sizes).state_dict()
+    checkpoint = saved.save(tmp_path / "c", {k: t for k, t in state.items() if whole or k != "final_logits_bias"})
+    mapping = dcptools.preview(checkpoint, model_assets_dir=models.assets(tmp_path / "a", config | sizes))
+    missed = [(finding.code, finding.key) for finding in mapping.warnings]
+    assert missed == [("weight-missing", "final_logits_bias")] * (not whole)
 
 
 def test_a_rename_decides_where_the_model_is(preview: Any) -> None:
