@@ -99,6 +99,7 @@ CODES: dict[str, Code] = {
     "weight-shape": Code("error", "A weight has another shape than the model expects."),
     "weight-unexpected": Code("warning", "A tensor that the model has no weight for is written."),
     "names": Code("info", "The live model and its published files name weights differently; which names are written."),
+    "names-unknown": Code("warning", "Published names are asked for, and nobody knows which they are."),
     "tied-weights": Code("info", "Weights that the model ties have the same values; one is written."),
     "tied-kept": Code("warning", "Weights that the model ties are all written; their values were not compared."),
     "tied-dropped": Code("warning", "One of several weights that the model ties is written; values were not compared."),

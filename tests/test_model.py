@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import models, saved
+from checkpoints import live_models, models, saved
 from checkpoints.edit import torch_item
 from torch import Tensor
 
@@ -281,6 +281,20 @@ def test_a_rename_may_repair_a_name_or_change_one_knowingly(preview: Any) -> Non
     assert not told(repaired, "renamed-away")
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_weight_that_transformers_does_not_miss_is_a_warning(whole: bool, tmp_path: Path) -> None:
+    """It would make a new one; ``save_pretrained`` writes it, and any state dict has it."""
+    sizes = {
+        f"{part}_{size}": 1 for part in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")
+    }
+    config = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart", "vocab_size": 8, "d_model": 4}
+    state = live_models.build(config | sizes).state_dict()
+    checkpoint = saved.save(tmp_path / "c", {k: t for k, t in state.items() if whole or k != "final_logits_bias"})
+    mapping = dcptools.preview(checkpoint, model_assets_dir=models.assets(tmp_path / "a", config | sizes))
+    missed = [(finding.code, finding.key) for finding in mapping.warnings]
+    assert missed == [("weight-missing", "final_logits_bias")] * (not whole)
+
+
 def test_a_rename_decides_where_the_model_is(preview: Any) -> None:
     """All but the head is called as in the base model below ``net``, which lacks the head."""
     state = {name.replace("model.", "net."): tensor for name, tensor in saved.model_state().items()}
@@ -549,6 +563,16 @@ def test_a_model_that_needs_its_own_code_is_read_by_rules_and_said_so(tmp_path: 
     ((severity, text),) = told(mapping, "model-unknown")
     assert severity == "info"
     assert "without the code that comes with it" in text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_published_names_that_nobody_knows_are_a_warning(known: bool, tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": saved.model_state()})
+    config = assets(tmp_path / "a") if known else models.assets(tmp_path / "a")
+    for asked in ("stored", "published"):
+        mapping = dcptools.preview(checkpoint, model_assets_dir=config, names=asked)
+        warned = [finding.code for finding in mapping.warnings]
+        assert warned == ["names-unknown"] * (asked == "published" and not known)
 
 
 def test_a_config_that_cannot_be_built_is_a_warning(preview: Any) -> None:

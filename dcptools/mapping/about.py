@@ -31,6 +31,7 @@ from dcptools.layouts import (
 )
 from dcptools.mapping.about_model import left_out
 from dcptools.mapping.rename import Rename
+from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
 _FLAT = ("_flat_param", "flat_param")
@@ -132,6 +133,15 @@ def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
     if makes and said and isinstance(said, list) and said[0] not in makes:
         what = f"{chosen.name} makes {some(makes)}, and config.json names {said[0]}"
         yield Finding("family-differs", "", what, f"leave out {option('family')}, or give the one of this model")
+
+
+def about_published(expected: Expected | None, taken: Taken, options: MappingOptions) -> Iterator[Finding]:
+    """Published names that were asked for, where nobody knows which they are."""
+    named = taken.kind == "adapter" or isinstance(taken.layout, FamilyLayout)
+    if options.names == "published" and not named and (expected is None or expected.unpublished):
+        why = expected.unpublished if expected else "nothing is known of the model"
+        what = f"the names of the checkpoint are written, because the published ones are not known: {why}"
+        yield Finding("names-unknown", "", what, f"{option('rename')} gives others, but splits and joins no tensors")
 
 
 def about_foreign(

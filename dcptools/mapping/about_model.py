@@ -56,6 +56,14 @@ def about_model(
         yield Finding("weight-unexpected", each.name, what, f"{option('unexpected', 'drop')} leaves such tensors out")
 
 
+def about_optional(names: Iterable[str], naming: Naming, excluded: Collection[str]) -> Iterator[Finding]:
+    """Weights that ``save_pretrained`` writes, and that transformers does not miss when it loads a model."""
+    made = {naming.written.get(name) for name in names}
+    for name in sorted(naming.optional.intersection(naming.written.values()) - made):
+        what = "the checkpoint does not have it, and transformers makes a new one without a word"
+        yield left_out(name) if name in excluded else Finding("weight-missing", name, what, severity="warning")
+
+
 def left_out(name: str) -> Finding:
     """A weight that the user left out."""
     what = f"left out by {option('include')} or {option('exclude')}"

@@ -11,7 +11,7 @@ from dcptools.expected import Expected, Naming, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Candidate, FamilyLayout, Fit, Leftover, Output, fit
 from dcptools.mapping.about_adapter import about_adapter
-from dcptools.mapping.about_model import about_kinds, about_model
+from dcptools.mapping.about_model import about_kinds, about_model, about_optional
 from dcptools.mapping.adapter_config import Adapted
 from dcptools.mapping.rename import Renames
 from dcptools.mapping.settling import (
@@ -70,6 +70,8 @@ def hold(
     measured = latest()
     found = fit(expected.title, reading, _shapes(measured), names)
     about = tuple(about_model(found, expected, names, excluded, allow_mismatch=options.allow_mismatch))
+    if found.fitting:
+        about = (*about, *about_optional([output.name for output in measured], names, excluded))
     if options.names == "published" and naming == "stored" and expected.differ:
         settled.append(publish(latest(), expected))
         if found.complete:

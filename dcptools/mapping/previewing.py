@@ -26,6 +26,7 @@ from dcptools.mapping.about import (
     about_leftovers,
     about_lost,
     about_names,
+    about_published,
     about_reading,
     about_renamed,
     about_rules,
@@ -160,6 +161,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_family(chosen, assets),
+        *about_published(expected, taken, options),
         *about_foreign(chosen, keys.values(), outputs, held.fit, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
@@ -170,9 +172,8 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_assets(assets),
         *about_leftovers(leftovers),
     )
-    fits = tuple(candidate.fit for candidate in taken.tried)
     where = (chosen.name, chosen.root, assets, options)
-    model = (expected if taken.kind == "model" else None, held.fit, fits, held.weights)
+    model = (expected if taken.kind == "model" else None, held.fit, taken.fits, held.weights)
     return KeyMapping(checkpoint, outputs, leftovers, findings, *where, *model, kind=taken.kind)
 
 

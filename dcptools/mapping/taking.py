@@ -11,7 +11,7 @@ from dcptools._text import some
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
 from dcptools.expected import Expected
-from dcptools.layouts import Candidate, Key, Layout, Peft, Reading, candidates, choose, layout_of, read_family
+from dcptools.layouts import Candidate, Fit, Key, Layout, Peft, Reading, candidates, choose, layout_of, read_family
 from dcptools.mapping.adapter_config import AdapterConfig, find_config
 from dcptools.mapping.rename import renamed
 from dcptools.mapping.values import MappingOptions
@@ -28,6 +28,11 @@ class Taken:
     tried: tuple[Candidate, ...] = ()  # the readings that were held against the model, the chosen one first
     adapter: str | None = None  # the adapter that is taken, or whose copies of modules are; None: none
     config: AdapterConfig | None = None  # of the adapter, if it was given
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        """How well each of the readings that were tried gives the model."""
+        return tuple(candidate.fit for candidate in self.tried)
 
 
 def take(
