@@ -146,10 +146,11 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
     elif assets and assets.says("tie_word_embeddings") is True:
         held = hold_tied(kept, checkpoint, options)
-    renamed = [renames.apply(output) for output in held.outputs]
+    renamed = [renames.apply(output) for output in held.outputs] if options.rename else list(held.outputs)
     outputs = tuple(sorted(renamed, key=attrgetter("name")))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
+    found = held.measured.fit if held.measured else None
     findings = (
         *about_reading(reading, outputs, checkpoint, keys, taken.peft.adapters),
         *about_expectation,
@@ -157,17 +158,17 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_checkpoint(checkpoint, used),
         *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
-        *about_foreign(chosen, keys.values(), outputs, held.fit, options),
+        *about_foreign(chosen, keys.values(), outputs, found, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *about_rules(renames.unused, sorted(globs.unused)),
-        *(about_renamed(held.outputs, renamed) if held.fit else ()),
+        *(about_renamed(held.outputs, renamed) if found else ()),
         *about_names(outputs),
         *about_assets(assets),
         *about_leftovers(leftovers),
     )
     fits = tuple(candidate.fit for candidate in taken.tried)
     where = (chosen.name, chosen.root, assets, options)
-    model = (expected if taken.kind == "model" else None, held.fit, fits, held.weights)
+    model = (expected if taken.kind == "model" else None, held.measured, fits)
     return KeyMapping(checkpoint, outputs, leftovers, findings, *where, *model, kind=taken.kind)
 
 
