@@ -96,9 +96,9 @@ docs: $(STAMP) ## the documentation in build/docs
 docs-pages: $(STAMP) ## write the generated pages of docs again, after a change of code or notebooks
 	for page in cli api notebooks; do $(RUN)python docs/scripts/$$page.py || exit 1; done
 
-docs-speed: $(STAMP) ## measure all, best on a quiet machine, and write the page about it again
+docs-speed: $(STAMP) ## measure all (25 minutes, best on a quiet machine), and write the page about it again
 	@mkdir -p build
-	$(RUN)python -m tests.bench --json build/bench.json
+	$(RUN)python -m tests.bench --rounds 3 --json build/bench.json
 	$(RUN)python docs/scripts/speed.py build/bench.json
 
 docs-shots: $(STAMP) ## take the pictures of the wizard again; needs Chromium

@@ -13,12 +13,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Let it rest: for a few seconds in which many values are made, and no cycles."""
+    """Let it rest: for a few seconds in which many values are made, and no cycles. These count as old ones then."""
     resting = not gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if not gc.get_freeze_count():  # else it is somebody else's
+            gc.freeze()
+            gc.unfreeze()
         if not resting:
             gc.enable()
 

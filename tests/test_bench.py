@@ -249,6 +249,7 @@ def test_the_page_says_when_the_machine_was_shared_and_what_was_missed() -> None
         {
             "machine": {**machine, "load_average": load},
             "parameters": 1000,
+            "rounds": 3,
             "sections": [Section(name, "x", (row,)).to_json()],
         }
         for load, name in ((0.1, "cold"), (9.0, "far"))
@@ -256,5 +257,5 @@ def test_the_page_says_when_the_machine_was_shared_and_what_was_missed() -> None
     text = page([old, old, new])
     assert text.count("## Cold") == text.count("## Far") == 1
     assert "| ours / floor | 3.000 s | 1.000 s | 3.00 | `<= 1.25` | missed |" in text
-    assert text.count("2026-01-02 03:04 UTC") == 2
+    assert text.count("2026-01-02 03:04 UTC") == text.count("in 3 rounds with models of 1,000 parameters") == 2
     assert text.index("## Cold") < text.index("**The machine was shared**: 9.0 programs") < text.index("## Far")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -107,9 +108,16 @@ def test_where_nothing_is_known_nothing_is_said(tmp_path: Path) -> None:
 
 def test_what_was_held_against_no_model_says_nothing_though_one_is_known(tmp_path: Path) -> None:
     mapping = held(tmp_path, saved.model_state(layers=1), saved.model_state(layers=1))
-    alone = replace(mapping, fit=None, weights=())
+    alone = replace(mapping, measured=None)
     assert set(alone.to_frame()["state"]) == {""} and set(alone.to_frame()["expected_shape"]) == {None}
     assert str(alone).startswith(f"{alone.counts()}\nkey ")
+
+
+def test_weights_are_made_when_they_are_asked_for_and_are_the_same_elsewhere(three: KeyMapping) -> None:
+    assert three.measured is not None and "weights" not in vars(three.measured)
+    there = pickle.loads(pickle.dumps(three))
+    assert there == three and there.weights == three.weights
+    assert three.weights is three.weights and len(three.weights) == 15
 
 
 def test_an_index_alone_knows_no_shapes(tmp_path: Path) -> None:

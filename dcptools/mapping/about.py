@@ -34,6 +34,7 @@ from dcptools.mapping.rename import Rename
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
+_RESERVED = ("__metadata__", "")  # names that safetensors needs itself, or does not take
 _FLAT = ("_flat_param", "flat_param")
 _PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.|base_layer\.)")
 
@@ -94,8 +95,15 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
     for finding in reading.findings:
         if finding.key and not (finding.code == "unusual-key" and finding.key in known):
             found.setdefault(finding.key, []).append(finding)
-    names = {view.key: output.name for output in reading.outputs for view in output.sources if view.key in used}
+    names = {
+        view.key: output.name
+        for output in reading.outputs
+        for view in output.sources
+        if view.key in found or _may_be_odd(output.name)  # nearly none
+    }
     for key, name in names.items():
+        if key not in used:
+            continue
         kind = _about_kind(key, name) if _may_be_odd(name) else None
         if kind and kind.code == "peft" and key in known:
             kind = None
@@ -108,7 +116,13 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
 
 def _may_be_odd(name: str) -> bool:
     """Whether it is worth a closer look; nearly no names are."""
-    return any(sign in name for sign in ("flat_param", "lora_", "base_model.model.", "modules_to_save.", "base_layer."))
+    return (
+        "flat_param" in name
+        or "lora_" in name
+        or "base_model.model." in name
+        or "modules_to_save." in name
+        or "base_layer." in name
+    )
 
 
 def _about_kind(key: str, name: str) -> Finding | None:
@@ -197,9 +211,15 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
     return Finding("left-out-tensor", part, found, hint)
 
 
-def about_excluded(names: Iterable[str], kind: str) -> Iterator[Finding]:
-    """Weights that the user left out, where no model says what is missing: by their names, or an adapter's."""
-    return (left_out(name) for name in sorted(names) if kind == "adapter" or is_huggingface_name(name))
+def about_excluded(names: Iterable[str], kind: str, before: Iterable[Finding]) -> Iterator[Finding]:
+    """Weights that the user left out, where no model says what is missing: by their names, or an adapter's.
+
+    Modules that are missing whole were told ``before``.
+    """
+    told = [f".{finding.key}." for finding in before if finding.code == "weight-missing"]
+    for name in sorted(names):
+        if (kind == "adapter" or is_huggingface_name(name)) and not any(module in name for module in told):
+            yield left_out(name)
 
 
 def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Finding]:
@@ -231,10 +251,11 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
     counts = Counter([output.name for output in outputs])
     several: dict[str, list[str]] = {name: [] for name, count in counts.items() if count > 1}
-    for output in outputs:
+    reserved = {name for name in counts if name in _RESERVED or not (name.isascii() or _is_text(name))}
+    for output in outputs if several or reserved else ():
         if output.name in several:
             several[output.name].append(output.sources[0].key)
-        if output.name in ("__metadata__", "") or not _is_text(output.name):
+        if output.name in reserved:
             would = f"would be named {output.name!r}, which safetensors cannot store"
             yield Finding("reserved-name", output.sources[0].key, would, "rename or exclude it")
     for name, keys in several.items():
@@ -244,7 +265,7 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
 def _is_text(name: str) -> bool:
     """Whether it can be written as UTF-8; half a surrogate pair cannot, which bytes of a command line can become."""
     try:
-        return name.isascii() or bool(name.encode())
+        return bool(name.encode())
     except UnicodeEncodeError:
         return False
 

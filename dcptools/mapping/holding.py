@@ -9,7 +9,7 @@ from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
 from dcptools.expected import Expected, Naming, Shape
 from dcptools.findings import Finding
-from dcptools.layouts import Candidate, FamilyLayout, Fit, Leftover, Output, fit
+from dcptools.layouts import Candidate, FamilyLayout, Leftover, Output, fit
 from dcptools.mapping.about_adapter import about_adapter
 from dcptools.mapping.about_model import about_kinds, about_model, about_optional
 from dcptools.mapping.adapter_config import Adapted
@@ -25,7 +25,7 @@ from dcptools.mapping.settling import (
 )
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
-from dcptools.mapping.weights import Weight, weights_of
+from dcptools.mapping.weights import Measured
 
 TIED = ("model.embed_tokens.weight", "lm_head.weight")  # what tie_word_embeddings ties, in most language models
 
@@ -37,9 +37,8 @@ class Held:
     outputs: tuple[Output, ...]
     leftovers: tuple[Leftover, ...] = ()
     findings: tuple[Finding, ...] = ()
-    fit: Fit | None = None
+    measured: Measured | None = None  # how well they are the model
     known: frozenset[str] = frozenset()  # keys of which the model says what they are
-    weights: tuple[Weight, ...] = ()  # the model beside the checkpoint
 
 
 def hold(
@@ -57,7 +56,8 @@ def hold(
     """
     naming = candidate.naming if candidate else "stored"
     names = expected.stored if naming == "stored" else expected.published
-    settled = [Settled(tuple(renames.apply(each, names.shapes) for each in outputs))]
+    renamed = (renames.apply(each, names.shapes) for each in outputs) if options.rename else outputs
+    settled = [Settled(tuple(renamed))]
 
     def latest() -> tuple[Output, ...]:
         return settled[-1].outputs
@@ -84,9 +84,8 @@ def hold(
         latest(),
         tuple(left for each in settled for left in each.leftovers),
         (*about, *(finding for each in settled for finding in each.findings), *([differ] if differ else [])),
-        found,
+        Measured(measured, found, names),
         _known(latest(), expected),
-        weights_of(measured, found, names),
     )
 
 

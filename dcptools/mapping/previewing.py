@@ -6,15 +6,16 @@ No tensor data is read. What a :class:`KeyMapping` shows is what is written: not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
 from dcptools._collector import no_collections
 from dcptools._paths import expanded
-from dcptools.assets import find_assets
+from dcptools.assets import Assets, find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
+from dcptools.expected import Expected
 from dcptools.layouts import Leftover, Output, Reading, keys_of
 from dcptools.mapping.about import (
     about_assets,
@@ -37,7 +38,7 @@ from dcptools.mapping.expectation import expectation
 from dcptools.mapping.globs import Globs
 from dcptools.mapping.holding import Held, hold, hold_adapter, hold_tied
 from dcptools.mapping.rename import Rename, Renames, parse_renames
-from dcptools.mapping.taking import take
+from dcptools.mapping.taking import Taken, take
 from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
 
@@ -140,19 +141,13 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     taken = take(checkpoint, keys, expected, options)
     chosen, reading = taken.layout, taken.reading
     globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
-    kept, left = _wanted(reading, checkpoint, globs)
-    excluded = _names(reading.outputs) - _names(kept)
-    held = Held(tuple(kept))
-    if taken.kind == "adapter":
-        held, assets = hold_adapter(kept, taken, expected, assets, options, renames)
-    elif expected:
-        held = hold(kept, expected, next(iter(taken.tried), None), checkpoint, options, renames, excluded)
-    elif assets and assets.says("tie_word_embeddings") is True:
-        held = hold_tied(kept, checkpoint, options)
-    renamed = [renames.apply(output) for output in held.outputs]
+    kept, left, excluded = _wanted(reading, checkpoint, globs)
+    held, assets = _held(kept, excluded, taken, expected, assets, checkpoint, options, renames)
+    renamed = [renames.apply(output) for output in held.outputs] if options.rename else list(held.outputs)
     outputs = tuple(sorted(renamed, key=attrgetter("name")))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
+    found = held.measured.fit if held.measured else None
     findings = (
         *about_reading(chosen, reading, outputs, checkpoint, taken.peft.base(), taken.peft.adapters),
         *about_expectation,
@@ -162,9 +157,9 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_family(chosen, assets),
         *about_published(expected, taken, options),
-        *about_foreign(chosen, keys.values(), outputs, held.fit, options),
+        *about_foreign(chosen, keys.values(), outputs, found, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
-        *(about_excluded(excluded, taken.kind) if held.fit is None else ()),
+        *(about_excluded(excluded, taken.kind, held.findings) if found is None else ()),
         *about_rules(renames.unused, sorted(globs.unused)),
         *(about_renamed(renames.names, expected) if expected else ()),
         *(about_kinds(outputs, None) if taken.kind == "model" and expected is None else ()),
@@ -173,8 +168,29 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *about_leftovers(leftovers),
     )
     where = (chosen.name, chosen.root, assets, options)
-    model = (expected if taken.kind == "model" else None, held.fit, taken.fits, held.weights)
+    model = (expected if taken.kind == "model" else None, held.measured, taken.fits)
     return KeyMapping(checkpoint, outputs, leftovers, findings, *where, *model, kind=taken.kind)
+
+
+def _held(
+    kept: Sequence[Output],
+    excluded: Collection[str],
+    taken: Taken,
+    expected: Expected | None,
+    assets: Assets | None,
+    checkpoint: Checkpoint,
+    options: MappingOptions,
+    renames: Renames,
+) -> tuple[Held, Assets | None]:
+    """What the model says of the outputs, if it is known; and the assets, with the config of an adapter."""
+    if taken.kind == "adapter":
+        return hold_adapter(kept, taken, expected, assets, options, renames)
+    if expected:
+        candidate = next(iter(taken.tried), None)
+        return hold(kept, expected, candidate, checkpoint, options, renames, excluded), assets
+    if assets and assets.says("tie_word_embeddings") is True:
+        return hold_tied(kept, checkpoint, options), assets
+    return Held(tuple(kept)), assets
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
@@ -192,23 +208,29 @@ def _chosen(option: str, value: str) -> str:
     return value
 
 
-def _wanted(reading: Reading, checkpoint: Checkpoint, globs: Globs) -> tuple[list[Output], list[Leftover]]:
-    """The outputs that the user wants, and the tensors that are left out. One refused source refuses its output."""
+def _wanted(
+    reading: Reading, checkpoint: Checkpoint, globs: Globs
+) -> tuple[list[Output], list[Leftover], frozenset[str]]:
+    """The outputs that the user wants, the tensors that are left out, and the names that are.
+
+    One refused source refuses its output.
+    """
     if not globs:
-        return list(reading.outputs), list(reading.leftovers)
+        return list(reading.outputs), list(reading.leftovers), frozenset()
     refused = {key: why for key in checkpoint.tensors if (why := globs.refusal(key))}
-    kept = [output for output in reading.outputs if refused.keys().isdisjoint(view.key for view in output.sources)]
+    kept, excluded = [], set()
+    for output in reading.outputs:
+        if refused.keys().isdisjoint(view.key for view in output.sources):
+            kept.append(output)
+        else:
+            excluded.add(output.name)
     used = {view.key for output in kept for view in output.sources}
     left = [replace(left, part="") if left.key in refused else left for left in reading.leftovers]
     for key in {view.key: None for output in reading.outputs for view in output.sources}:
         if key not in used:
             why = refused.get(key, "another source of its output is left out")
             left.append(Leftover.of(checkpoint.tensors[key], why))
-    return kept, left
-
-
-def _names(outputs: Iterable[Output]) -> set[str]:
-    return {output.name for output in outputs}
+    return kept, left, frozenset(excluded)
 
 
 def _objects(checkpoint: Checkpoint) -> Iterator[Leftover]:

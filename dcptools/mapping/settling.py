@@ -151,7 +151,7 @@ def publish(outputs: Sequence[Output], expected: Expected) -> Settled:
     used = {view.key for name in made for view in expected.conversion[name].views}
     others = [output for output in outputs if output.name not in used and output.name not in expected.stored.shapes]
     written = sorted((*made.values(), *others), key=attrgetter("name"))
-    kept = {view.key for output in written for view in output.sources}
+    kept = {view.key for output in (*others, *map(stored.__getitem__, used)) for view in output.sources}
     left = [output for output in outputs if not kept.issuperset(view.key for view in output.sources)]
     leftovers = _leave_out(outputs, left, "a part of what would be published is missing").leftovers
     return Settled(tuple(written), leftovers)

@@ -16,7 +16,7 @@ from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding, HasFindings
 from dcptools.layouts import Fit, Leftover, Output
 from dcptools.mapping.rename import Rename
-from dcptools.mapping.weights import Weight
+from dcptools.mapping.weights import Measured, Weight
 from dcptools.tensors import View
 
 if TYPE_CHECKING:
@@ -71,22 +71,34 @@ class KeyMapping(Shown, HasFindings):
     assets: Assets | None
     options: MappingOptions
     expected: Expected | None = None  # the model that it must be; None if nothing is known of it
-    fit: Fit | None = None  # how well it is that model
+    measured: Measured | None = None  # how well it is that model, weight by weight
     readings: tuple[Fit, ...] = ()  # those that were tried, the chosen one first
-    weights: tuple[Weight, ...] = ()  # the model beside the checkpoint, sorted by name
     kind: str = "model"  # or "adapter", which is another kind of result
 
     def __post_init__(self) -> None:
         """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
         left = [leftover.key for leftover in self.leftovers]
         used = {view.key for output in self.outputs for view in output.sources}
-        keys = {*self.checkpoint.tensors, *self.checkpoint.objects}
+        tensors = self.checkpoint.tensors
+        keys = {*tensors, *self.checkpoint.objects}
         if len(left) + len(used) != len(keys) or keys != used.union(left):
             raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
-        tensors = self.checkpoint.tensors
         for output in self.outputs:
+            dtype = output.dtype
             for view in output.sources:
-                _check_view(output, view, tensors[view.key])
+                tensor = tensors[view.key]
+                if dtype is not tensor.dtype or not (view.is_whole(tensor.shape) or view.end <= tensor.numel):
+                    raise _not_of(output, view, tensor)
+
+    @property
+    def fit(self) -> Fit | None:
+        """How well it is the model; None if nothing is known of that."""
+        return self.measured.fit if self.measured else None
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The model beside the checkpoint, sorted by name; none if nothing is known of it."""
+        return self.measured.weights if self.measured else ()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per output: name, key (comma-separated), rule, shape, dtype, numel, state, expected_shape, findings.
@@ -194,15 +206,14 @@ class KeyMapping(Shown, HasFindings):
             yield Table(("left out because", "keys", "bytes"), counts, title="" if self.outputs else title)
 
 
-def _check_view(output: Output, view: View, tensor: StoredTensor) -> None:
-    """Raises UsageError: what is written must be what the checkpoint has, and nothing beside it."""
-    if not view.is_whole(tensor.shape) and view.end > tensor.numel:
-        raise UsageError(
+def _not_of(output: Output, view: View, tensor: StoredTensor) -> UsageError:
+    """What is written must be what the checkpoint has, and nothing beside it."""
+    if view.end > tensor.numel:
+        return UsageError(
             f"A source of the output {output.name!r} reaches to element {view.end:,} of {view.key!r}.\n"
             f"Expected at most {tensor.numel:,}, those of its shape {tensor.shape}."
         )
-    if output.dtype != tensor.dtype:
-        raise UsageError(
-            f"The output {output.name!r} is said to be stored as {output.dtype.name}.\n"
-            f"Expected {tensor.dtype.name}, as {view.key!r} is."
-        )
+    return UsageError(
+        f"The output {output.name!r} is said to be stored as {output.dtype.name}.\n"
+        f"Expected {tensor.dtype.name}, as {view.key!r} is."
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from dcptools.expected import Naming, Shape
@@ -26,6 +28,20 @@ class Weight(NamedTuple):
     def shape(self) -> Shape | None:
         """As stored; None if it is missing."""
         return self.outputs[-1].shape if self.outputs else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Outputs as the model calls them, and how well they are the model."""
+
+    outputs: tuple[Output, ...]
+    fit: Fit
+    naming: Naming  # of the outputs
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        """The model beside the checkpoint, sorted by name; made when it is asked for, as not every preview is."""
+        return weights_of(self.outputs, self.fit, self.naming)
 
 
 def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[Weight, ...]:

@@ -71,7 +71,7 @@ def written_dtypes(
     unused = dict.fromkeys(glob for glob, _ in exceptions)
     written = {}
     for output in mapping.outputs:
-        matching = [(glob, name) for glob, regex, name in rules if regex.match(output.name)]
+        matching = [(glob, name) for glob, regex, name in rules if regex.match(output.name)] if rules else []
         for glob, _ in matching:
             unused.pop(glob, None)
         asked = matching[0][1] if matching else None
@@ -83,7 +83,8 @@ def written_dtypes(
 
 def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Finding]:
     """What is wrong with the dtypes, or worth to know."""
-    for output in mapping.outputs:
+    targets = set(written.values())
+    for output in mapping.outputs if any(each.code is None or each.kind == "float8" for each in targets) else ():
         target = written[output.name]
         if target.code is None:
             yield Finding(
@@ -95,20 +96,21 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
                 "float8", output.name, f"{target.name} is written as it is and means nothing without its scale",
                 f"{option('dtype_for')} casts it, if it has none",
             )  # fmt: skip
-    narrower = {target.name for target in written.values() if target.kind == "float" and target.itemsize == 2}
+    narrower = any(target.kind == "float" and target.itemsize == 2 for target in targets)
     kept = {name for names in mapping.expected.float32.values() for name in names} if mapping.expected else set()
     in_float32 = [name for name in sorted(kept & written.keys()) if written[name].name == "float32"]
     if narrower and in_float32:
         text = f"{counted(len(in_float32), 'tensor')} stay float32, because the model keeps them so: {some(in_float32)}"
         yield Finding("kept-float32", "", text, f"{option('dtype_for')} casts them")
     quantized = mapping.assets.says("quantization_config") if mapping.assets else None
-    if quantized and not any(target.kind == "float8" for target in written.values()):
+    if quantized and not any(target.kind == "float8" for target in targets):
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
         says = f"says that the weights are quantized{f' ({method})' if method else ''}, but these are not"
         hint = "remove quantization_config from the copy, or the model cannot be loaded"
         yield Finding("config-quantized", "config.json", says, hint)
     config = mapping.assets.dtype if mapping.assets else None
-    names = {target.name for name, target in written.items() if target.kind == "float" and name not in in_float32}
+    others = {target for name, target in written.items() if name not in kept or target.name != "float32"}
+    names = {target.name for target in others if target.kind == "float"}
     if config and names and names != {config}:
         says = f"says {config}, and {', '.join(sorted(names))} is written"
         yield Finding("config-dtype", "config.json", says, "the copy gets the written dtype")

@@ -43,7 +43,7 @@ def _is_row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements from the first to the last one of a view that has some, those between them included.
+    """Elements from the first to the last one of a view, those between them included; 0 if it has none.
 
     >>> span((2, 3), (10, 2))
     15
@@ -53,6 +53,8 @@ def span(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 @lru_cache(maxsize=1024)
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    if 0 in shape:
+        return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 

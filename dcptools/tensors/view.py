@@ -42,7 +42,7 @@ class View:
     @property
     def end(self) -> int:
         """Behind its last element: elements from the start of the stored tensor."""
-        return self.offset + span(self.shape, self.strides) if self.numel else self.offset
+        return self.offset + span(self.shape, self.strides)
 
     @property
     def contiguous(self) -> bool:

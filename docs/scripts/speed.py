@@ -1,6 +1,6 @@
 """Write docs/speed.md: what `make bench` measured, with the machine and the date.
 
-    python -m tests.bench --json numbers.json
+    python -m tests.bench --rounds 3 --json numbers.json
     python docs/scripts/speed.py numbers.json
 
 `make docs-speed` does both. Several files are joined: of a section that stands twice, the last one counts.
@@ -39,16 +39,16 @@ def page(measured: list[dict[str, Any]]) -> str:
     for number, numbers in enumerate(measured):
         sections = [each for each in numbers["sections"] if last[each["name"]] == number]
         if sections:
-            blocks.append(run(numbers["machine"], numbers["parameters"]))
+            blocks.append(run(numbers["machine"], numbers["parameters"], numbers["rounds"]))
             blocks += ["\n".join(section(each)) for each in sections]
     return "\n\n".join(blocks) + "\n"
 
 
-def run(machine: dict[str, Any], parameters: int) -> str:
+def run(machine: dict[str, Any], parameters: int, rounds: int) -> str:
     """Where and when it was measured, and whether others were at work."""
     load, cpus = machine["load_average"], machine["cpus"]
     said = f"Measured on {machine['date']} with {cpus} CPUs, Python {machine['python']}, {machine['system']}, "
-    said += f"and models of {parameters:,} parameters where a section does not say otherwise."
+    said += f"in {rounds} rounds with models of {parameters:,} parameters where a section does not say otherwise."
     if load > BUSY * cpus:
         said += f" **The machine was shared**: {load:.1f} programs were at work on it when the measurement began."
     return said

@@ -88,10 +88,9 @@ def main(
         raise click.ClickException(str(error)) from None
     finally:
         if json_file is not None:
-            measured = [section.to_json() for section in sections]
-            json_file.write_text(
-                json.dumps({"machine": about, "parameters": parameters, "sections": measured}, indent=2)
-            )
+            measured = {"machine": about, "parameters": parameters, "rounds": rounds}
+            measured["sections"] = [section.to_json() for section in sections]
+            json_file.write_text(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":
