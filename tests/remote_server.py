@@ -23,6 +23,7 @@ class Request:
     range: str
     nbytes: int  # of the answer
     sent: int  # bytes of the request
+    others: int  # requests in flight when it was answered
 
 
 @dataclass
@@ -97,7 +98,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 status, headers, content = answer.status, answer.getheaders(), answer.read()
                 upstream.close()
             proxy.requests.append(
-                Request(self.command, self.path, self.headers.get("Range", ""), len(content), len(body))
+                Request(
+                    self.command, self.path, self.headers.get("Range", ""), len(content), len(body), proxy.in_flight
+                )
             )
             self.send_response(status)
             for name, value in headers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -429,6 +430,28 @@ class TestComparing:
             assert store.proxy.most_in_flight >= least
             assert store.proxy.bytes_of(".distcp") <= 1.15 * stored  # items have some bytes around their values
             assert store.proxy.bytes_of(".safetensors") <= 1.1 * written
+
+    def test_assets_and_small_files_are_read_at_the_same_time(self, store: Store, demo: Demo, tmp_path: Path) -> None:
+        assets = tmp_path / "assets"
+        shutil.copytree(demo.assets, assets)
+        for number in range(12):
+            (assets / f"template_{number}.jinja").write_text(f"{{# {number} #}}")
+        report = tmp_path / "report.json"
+        convert(model_assets_dir=str(assets), report=report)
+        mapping = dcptools.preview(CKPT, model_assets_dir=assets)
+        comparisons: list[Callable[[], Any]] = [
+            lambda: dcptools.verify(OUT, mapping),
+            lambda: dcptools.verify(OUT, report=report),
+        ]
+        for compare in comparisons:
+            store.proxy.reset()
+            store.proxy.latency = 0.05
+            assert compare().ok
+            small = [r for r in store.proxy.requests if "template_" in r.path]
+            first = store.proxy.requests.index(small[0])
+            between = store.proxy.requests[first : store.proxy.requests.index(small[-1])]
+            assert len(small) == 12
+            assert max(r.others for r in between) >= 8
 
     def test_diff_compares_a_bucket_with_the_disk(self, store: Store, demo: Demo) -> None:
         assert dcptools.diff(CKPT, demo.checkpoint, keys=["model.*"]).same

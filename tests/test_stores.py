@@ -25,7 +25,7 @@ from checkpoints import saved
 
 import dcptools
 from dcptools.errors import DcptoolsError, OutputExists
-from dcptools.storage import LocalSource, open_source
+from dcptools.storage import LocalSource, open_source, upload
 
 # Well known: that of every emulator of Azure's storage
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -153,6 +153,35 @@ def test_nothing_shows_of_a_run_that_failed_but_what_resume_keeps(
     written = open_source(out)
     assert written.entries() == sorted(path.name for path in local.iterdir())
     assert all(written.content(name) == (local / name).read_bytes() for name in written.entries())
+
+
+def test_uploads_to_gs_are_cancelled_when_a_run_fails(gs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator does not know that request; so it is looked at whether each upload that was begun gets it."""
+    core = pytest.importorskip("gcsfs.core")
+    tensors = {f"model.{n}.weight": torch.zeros(1000, 1000) for n in range(4)}
+    step, out = saved.save(tmp_path / "step", {"model": tensors}), f"{gs}/cancelled"
+    request, read_into, count, asked = core.GCSFileSystem._request, LocalSource.read_into, iter(range(1_000_000)), set()
+
+    async def recorded(self: Any, method: str, path: str, *args: Any, **given: Any) -> Any:
+        if found := re.search("upload_id=([^&]+)", path):
+            asked.add((method, found[1]))
+        if method == "DELETE" and found:
+            return 204, {}, None, b""
+        return await request(self, method, path, *args, **given)
+
+    def fails(self: Any, name: str, start: int, into: memoryview) -> None:
+        if next(count) > 14:
+            raise DcptoolsError("The disk is broken.")
+        read_into(self, name, start, into)
+
+    monkeypatch.setattr(core.GCSFileSystem, "_request", recorded)
+    monkeypatch.setattr(LocalSource, "read_into", fails)
+    monkeypatch.setattr(upload, "PART_BYTES", 1 << 20)
+    with pytest.raises(DcptoolsError, match="The disk is broken"):
+        dcptools.convert(step, out, shard_size="8MB", dtype="keep", workers=2)
+    begun = {number for method, number in asked if method == "POST"}
+    assert begun and begun == {number for method, number in asked if method == "DELETE"}
+    assert not open_source(out).kind()
 
 
 @pytest.fixture

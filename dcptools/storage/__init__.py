@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, REQUEST_BYTES, announced, share_of_reads
+from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, REQUEST_BYTES, announced, at_once, share_of_reads
 from dcptools.storage.document import check_document, takes_no_files, write_document
 from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
@@ -29,6 +29,7 @@ __all__ = [
     "Sink",
     "Source",
     "announced",
+    "at_once",
     "check_document",
     "commit_all",
     "is_url",

@@ -11,6 +11,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import NamedTuple, TypeVar
 
 from dcptools._parallel import starting_threads
@@ -24,6 +25,7 @@ MOST_FETCHED_BYTES = 256 << 20  # fetched and not asked for yet; then what was f
 MOST_TOGETHER = 256  # pieces of work that are announced at once
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
 Work = TypeVar("Work")
+Result = TypeVar("Result")
 Places = Callable[[Work], Iterable[tuple[Source, Iterable[Range]]]]
 
 
@@ -83,6 +85,16 @@ def announced(work: Iterable[Work], places: Places[Work], most: int) -> Iterator
             yield from first
     for first, _ in waiting:
         yield from first
+
+
+def at_once(source: Source, do: Callable[[Work], Result], work: Iterable[Work]) -> list[Result]:
+    """What ``do`` gives for each, in order; where each read of the source takes long, for many at the same time."""
+    if not source.ahead:
+        return [do(one) for one in work]
+    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="dcptools-read") as pool:
+        with starting_threads():
+            found = [pool.submit(copy_context().run, do, one) for one in work]
+        return [one.result() for one in found]
 
 
 def share_of_reads(count: int) -> int:

@@ -11,6 +11,7 @@ from dcptools.storage.source import LocalSource, Source
 from dcptools.storage.urls import is_url
 
 PIECE_BYTES = 1 << 20
+AHEAD_BYTES = 32 << 20  # announced together where each read takes long
 
 
 def open_source(place: str | os.PathLike[str]) -> Source:
@@ -36,6 +37,8 @@ def pieces(source: Source, name: str) -> Generator[bytes]:
     if state is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source.path(name))
     for start in range(0, state.nbytes, PIECE_BYTES):
+        if source.ahead and start % AHEAD_BYTES == 0:
+            source.will_read([(name, start, min(AHEAD_BYTES, state.nbytes - start))])
         piece = bytearray(min(PIECE_BYTES, state.nbytes - start))
         source.read_into(name, start, memoryview(piece))
         yield bytes(piece)

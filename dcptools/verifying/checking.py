@@ -19,6 +19,7 @@ from dcptools.findings import Finding, summary_lines
 from dcptools.hf import Model, Weight, as_model
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, parse_exceptions, refuse_errors, written_dtypes
+from dcptools.storage import at_once
 from dcptools.verifying.copies import with_receipt
 from dcptools.verifying.files import about_assets, about_files
 from dcptools.verifying.order import told_apart
@@ -159,11 +160,14 @@ def _with_checkpoint(
     alike = {name: entry.output for name, entry in expected.items() if weights[name].state == "same"}
     different = compare(mapping.checkpoint, alike, model, **running)
     weights |= {name: _with_values(weights[name], found) for name, found in different.items()}
+    beside = about_files(model, plan), about_assets(model, mapping.assets, exact=plan is not None)
+    files, assets = at_once(model.source, list, beside)
+    model.source.close()
     findings = (
-        *about_files(model, plan),
+        *files,
         *wrong,
         *(about_values(model.weights[name], found) for name, found in sorted(different.items())),
-        *about_assets(model, mapping.assets, exact=plan is not None),
+        *assets,
     )
     return Compared(mapping.checkpoint.path, weights, findings)
 

@@ -12,6 +12,7 @@ from dcptools.errors import BrokenModel
 from dcptools.findings import Finding
 from dcptools.hf import Model, Weight, announce_headers, header_bytes
 from dcptools.shards import INDEX
+from dcptools.storage import at_once
 from dcptools.verifying.checksums import checksums
 from dcptools.verifying.receipt import Receipt, ReceiptFile, ReceiptWeight, file_digest
 from dcptools.verifying.values import Compared, VerifiedWeight
@@ -35,11 +36,13 @@ def with_receipt(
         for name in sorted(model.weights.keys() | written.keys())
     ]
     announce_headers(model)
+    abouts = at_once(model.source, list, [_about_file(model, file) for file in receipt.files])
     findings = (
         *model.findings,
-        *(finding for file in receipt.files for finding in _about_file(model, file)),
+        *(finding for about in abouts for finding in about),
         *(finding for _, finding in found if finding is not None),
     )
+    model.source.close()
     return Compared(receipt.path, {weight.name: weight for weight, _ in found}, findings)
 
 

@@ -15,7 +15,7 @@ from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.hf import Model, WeightFile, read_headers
 from dcptools.shards import INDEX, ShardFile, ShardPlan
-from dcptools.storage import Source, open_source, pieces
+from dcptools.storage import Source, at_once, open_source, pieces
 from dcptools.verifying.library import Opened
 
 _AGAIN = "copy it again, or write the model again"
@@ -143,9 +143,9 @@ def about_assets(model: Model, assets: Assets | None, *, exact: bool) -> Iterato
 
     Where it need not be ``exact``, a config that says the same in another form is a warning.
     """
-    yield from _about_config(model)
-    for asset in assets.files if assets else ():
-        yield from _about_asset(model, assets, asset, exact=exact) if assets else ()
+    each = [_about_asset(model, assets, asset, exact=exact) for asset in assets.files] if assets else []
+    for found in at_once(model.source, list, [_about_config(model), *each]):
+        yield from found
 
 
 def _about_config(model: Model) -> Iterator[Finding]:
@@ -206,7 +206,7 @@ def _different_fields(one: bytes, other: bytes) -> list[str]:
 def _files_differ(source: Source, other: Source, name: str) -> int | None:
     """The first byte at which two files of that name differ."""
     at = 0
-    with closing(pieces(source, name)) as one, closing(pieces(other, name)) as two:
+    with closing(other), closing(pieces(source, name)) as one, closing(pieces(other, name)) as two:
         for first, second in zip_longest(one, two, fillvalue=b""):
             if first != second:
                 return at + _first_difference(first, second)
