@@ -98,7 +98,7 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
     if not tensor.numel:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color=page.INK)
     _label_axes(axes, tensor, picture)
-    legend = [Patch(facecolor=colours[owner], edgecolor="white", label=owner.name) for owner in _few(list(colours))]
+    legend = [Patch(facecolor=colours[owner], edgecolor=page.EDGE, label=owner.name) for owner in _few(list(colours))]
     page.legend(figure, [*legend, *([_hatched(1, 1)] if holes else [])], _legend_title(len(colours)))
     notes = [_counts(tensor, boxes), picture.note, *(page.name_label(found.message, 110) for found in problems[:2])]
     if len(tensor.offsets) > MOST_BOXES:
@@ -171,8 +171,8 @@ def _draw(axes: Axes, boxes: list[_Box], colours: dict[_Owner, str], width: int,
     thinnest = min((min(pair) for pair in inches), default=1.0)
     corners = [[(b.x[0], b.y[0]), (b.x[0], b.y[1]), (b.x[1], b.y[1]), (b.x[1], b.y[0])] for b in boxes]
     faces = [colours[_first_owner(box)] for box in boxes]
-    edge = min(1.0, 8 * thinnest)  # points
-    drawn = PolyCollection(corners, facecolors=faces, edgecolors="white", linewidths=edge, label="chunks")
+    edge = min(0.8, 8 * thinnest)  # points
+    drawn = PolyCollection(corners, facecolors=faces, edgecolors=page.EDGE, linewidths=edge, label="chunks")
     axes.add_collection(drawn, autolim=False)
     axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=page.INK, linewidth=1, clip_on=False))
     for box, room, face in list(zip(boxes, inches, faces, strict=True))[:MOST_LABELLED]:

@@ -68,8 +68,9 @@ def diff(
     cells = {}
     for at, cell in found.items():
         colour = _colour(cell, scale)
-        text = heat.short(cell.value) if cell.value > 0 else ""
-        cells[at] = heat.Cell(colour, page.ink_on(colour), text, _tip(comparison, grid.at[at], cell, statistic))
+        text = "=" if colour == EQUAL else heat.short(cell.value) if cell.value > 0 else ""
+        ink = page.INK if colour == EQUAL else page.ink_on(colour)  # equal is as faint as the page itself
+        cells[at] = heat.Cell(colour, ink, text, _tip(comparison, grid.at[at], cell, statistic))
     heat.draw(figure, axes, grid, cells, "cells")
     if values:
         bar = figure.colorbar(ScalarMappable(scale, _colours()), ax=axes, fraction=0.03, pad=0.02)
@@ -133,9 +134,11 @@ def _colour(cell: _Value, scale: LogNorm) -> str:
 
 def _legend(figure: Figure, cells: Collection[_Value]) -> None:
     """What the two colours mean that are no values, below the map, which needs the width."""
-    handles = [Patch(facecolor=EQUAL, label="equal")] if any(cell.value == 0 for cell in cells) else []
+    handles = (
+        [Patch(facecolor=EQUAL, edgecolor=page.FAINT, label="equal")] if any(cell.value == 0 for cell in cells) else []
+    )
     if any(cell.apart for cell in cells):
-        handles.append(Patch(facecolor=APART, label="only in A or B, or of another shape"))
+        handles.append(Patch(facecolor=APART, edgecolor=page.EDGE, label="only in A or B, or of another shape"))
     if handles:
         figure.legend(
             handles=handles, loc="outside lower right", ncols=2, frameon=False, fontsize=9, labelcolor=page.INK

@@ -13,6 +13,7 @@ from textwrap import wrap
 from typing import Any, Final
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,10 +28,11 @@ INK: Final = "#1a1a1a"
 FAINT: Final = "#595959"  # 7:1 on white
 GRID: Final = "#dddddd"
 PLAIN: Final = "#e8e8e8"  # of parts that nothing is to be said of
-GROUND: Final = "#ffffff"  # of the page, and what keeps parts apart
+GROUND: Final = "#ffffff"  # of the page
+EDGE: Final = "#171717"  # what keeps parts apart: 3:1 or more to each colour of them, and a gap on a dark page
 # The colours of Okabe and Ito, which people with any colour vision can tell apart
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
-RED, SKY, YELLOW, GREY = "#D55E00", "#56B4E9", "#F0E442", "#999999"
+RED, SKY, YELLOW, GREY = "#D55E00", "#56B4E9", "#F0E442", "#8C8C8C"
 QUALITATIVE: Final = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, GREY)
 
 WIDTH: Final = 9.0  # inches
@@ -276,8 +278,11 @@ def sequential(count: int) -> list[str]:
 
 
 def graded(share: float) -> tuple[float, float, float, float]:
-    """The colour at a share of the way from dark to light."""
-    return matplotlib.colormaps["viridis"](0.2 + 0.65 * share)
+    """The colour at a share of the way from dark, which is 3:1 to a dark page, to light."""
+    stops = np.linspace(0, 1, 256)
+    red, green, blue, _ = matplotlib.colormaps["viridis"](stops).T  # between its colours, too: many ranks all differ
+    at = 0.34 + 0.58 * share
+    return float(np.interp(at, stops, red)), float(np.interp(at, stops, green)), float(np.interp(at, stops, blue)), 1.0
 
 
 def ink_on(colour: str) -> str:

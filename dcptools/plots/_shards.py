@@ -190,16 +190,23 @@ def _tip(segment: Segment, color_by: str) -> str:
 
 
 def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str], separated: float) -> PolyCollection:
-    """All segments as one artist; a white edge goes around those wider than ``separated``, and would hide others."""
+    """All segments as one artist; an edge goes around those wider than ``separated``, and would hide others."""
     rows = [(row, segment) for row, bar in enumerate(bars) for segment in bar]
     numbers = [(row, segment.start, segment.nbytes) for row, segment in rows]
     y, x, width = np.array(numbers, dtype=float).reshape(-1, 3).T
     half = 0.4 if len(bars) <= MOST_NAMES else 0.5
     corners = np.stack([x, y - half, x, y + half, x + width, y + half, x + width, y - half], axis=1).reshape(-1, 4, 2)
     faces = [colours[segment.group] for _, segment in rows]
-    edges = ["white" if wide else face for wide, face in zip(width > separated, faces, strict=True)]
+    edges = [page.EDGE if wide else face for wide, face in zip(width > separated, faces, strict=True)]
     drawn = PolyCollection(list(corners), facecolors=faces, edgecolors=edges, linewidths=0.4, label="segments")
     axes.add_collection(drawn, autolim=False)
+    if len(bars) <= MOST_NAMES:  # around the narrow ones, too
+        lengths = np.bincount(y.astype(int), width, len(bars))
+        around = [
+            [(0, row - half), (0, row + half), (end, row + half), (end, row - half)] for row, end in enumerate(lengths)
+        ]
+        frames = PolyCollection(around, facecolors="none", edgecolors=page.EDGE, linewidths=0.4, label="bars")
+        axes.add_collection(frames, autolim=False)
     if MOST_NAMES < len(bars) <= MOST_SEPARATED:  # thin gaps would come out at one or two pixels; lines are all equal
         axes.hlines(np.arange(1, len(bars)) - 0.5, 0, 1, "white", linewidth=0.5, transform=axes.get_yaxis_transform())
     return drawn
@@ -238,7 +245,7 @@ def _legend(figure: Figure, groups: _Groups, color_by: str) -> None:
         title += f" (8 of {len(entries):,})"
         entries = [entries[i] for i in np.linspace(0, len(entries) - 1, 8).round().astype(int)]
     entries += [entry for entry in groups.colours.items() if entry[0] == OUTSIDE]
-    page.legend(figure, [Patch(facecolor=colour, label=group) for group, colour in entries], title)
+    page.legend(figure, [Patch(facecolor=colour, edgecolor=page.EDGE, label=group) for group, colour in entries], title)
 
 
 def _headline(plan: ShardPlan) -> str:

@@ -51,7 +51,7 @@ def treemap(figure: page.DescribedFigure, axes: Axes, shown: Tree, depth: int | 
     ]
     corners = [_corners(tile.box) for tile in tiles]
     drawn = PolyCollection(
-        corners, facecolors=[tile.colour for tile in tiles], edgecolors="white", linewidths=0.8, label="modules"
+        corners, facecolors=[tile.colour for tile in tiles], edgecolors=page.EDGE, linewidths=0.5, label="modules"
     )
     axes.add_collection(drawn, autolim=False)
     page.explain(figure, drawn, "modules", [tile.tip for tile in tiles])

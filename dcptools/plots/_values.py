@@ -175,7 +175,8 @@ def _drawn(cell: _Cell, statistic: str) -> heat.Cell:
     share = statistic in SHARES
     if share and not value and not cell.row.broken:
         text = ""
-    return heat.Cell(_colour(cell.strength, broken=cell.row.broken), page.INK, text, _tip(cell, statistic))
+    ink = page.ink_on(BROKEN) if cell.row.broken else page.INK
+    return heat.Cell(_colour(cell.strength, broken=cell.row.broken), ink, text, _tip(cell, statistic))
 
 
 def _colour(strength: float, *, broken: bool = False) -> tuple[float, float, float, float]:

@@ -9,11 +9,11 @@ STYLE = """
 :root { color-scheme: light dark; background: Canvas; color: CanvasText; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1400px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; margin-bottom: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15em; margin-top: 2em; }
-nav a { margin-right: 1em; }
+nav a { display: inline-block; margin-right: 1em; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid #8886; }
-th { border-bottom-width: 2px; white-space: nowrap; } td { overflow-wrap: anywhere; min-width: 8ch; }
+th { border-bottom-width: 2px; white-space: nowrap; } td { overflow-wrap: break-word; max-width: 48ch; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; padding: 10px; user-select: all; }
 .found { border-left: 4px solid; padding: 4px 12px; margin: 4px 0; background: #8882; overflow-wrap: anywhere; }
 .error { border-color: #d55e00; } .warning { border-color: #e69f00; } .info { border-color: #0072b2; }
@@ -21,7 +21,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; padding
 .filters label { display: flex; flex-direction: column; font-size: 13px; }
 input, select, button { font: inherit; padding: 3px 8px; height: 30px; box-sizing: border-box; }
 input[type=search] { width: 24em; max-width: 90vw; }
-svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 12px; }
+svg { width: 100%; min-width: 680px; height: auto; } svg text { fill: currentColor; font-size: 12px; }
 """
 
 # Rows come as JSON and are shown by textContent alone, so that no name becomes a part of the page.
@@ -55,6 +55,9 @@ for (const part of document.querySelectorAll('section[data-rows]')) {
   table.append(head, body);
   const scroll = make('div');
   scroll.className = 'scroll';
+  scroll.tabIndex = 0; // scrolled by keys where it is too wide
+  scroll.setAttribute('role', 'group');
+  scroll.setAttribute('aria-label', 'rows');
   scroll.append(table);
   const more = make('button', 'Show more');
   let found = [], shown = 0;

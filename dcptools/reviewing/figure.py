@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from dcptools._text import counted, format_bytes
-from dcptools.reviewing.tables import escape
+from dcptools.reviewing.tables import escape, scrolled
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 
 MOST_BARS = 100
@@ -23,7 +23,8 @@ def shards_svg(planned: ShardPlan) -> str:
     bars = "".join(bar for row, file in enumerate(shown) for bar in _bar(row, file, scale))
     about = f"{counted(len(planned.files), 'file')}, {format_bytes(planned.total_bytes)} of values, coloured by layer"
     note = f"<p>The first {MOST_BARS} files.</p>" if len(planned.files) > MOST_BARS else ""
-    return f'<svg role="img" aria-label="{escape(about)}" viewBox="0 0 {WIDTH} {STEP * len(shown)}">{bars}</svg>{note}'
+    svg = f'<svg role="img" aria-label="{escape(about)}" viewBox="0 0 {WIDTH} {STEP * len(shown)}">{bars}</svg>'
+    return scrolled(svg, "picture") + note
 
 
 def _bar(row: int, file: ShardFile, scale: float) -> Iterator[str]:
@@ -35,9 +36,11 @@ def _bar(row: int, file: ShardFile, scale: float) -> Iterator[str]:
         colour = _COLOURS[int(layer[-6:]) % (len(_COLOURS) - 1)] if layer else _COLOURS[-1]
         where = f"layer {layer}" if layer else tensors[0].output.name
         title = f"{where}: {counted(len(tensors), 'tensor')}, {format_bytes(nbytes)}"
+        width = max(nbytes * scale - 0.5, 0.3)
+        line = ' stroke="#171717" stroke-width="0.5"' if width > 2 else ""  # light colours are seen by it
         yield (
-            f'<rect x="{LABEL + start * scale:.2f}" y="{top}" width="{max(nbytes * scale - 0.5, 0.3):.2f}" '
-            f'height="{BAR}" fill="{colour}"><title>{escape(title)}</title></rect>'
+            f'<rect x="{LABEL + start * scale:.2f}" y="{top + 0.5}" width="{width:.2f}" '
+            f'height="{BAR}" fill="{colour}"{line}><title>{escape(title)}</title></rect>'
         )
 
 

@@ -35,7 +35,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int) -> st
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[:most])
     note = f"<p>... {len(rows) - most:,} more of {len(rows):,} rows</p>" if len(rows) > most else ""
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+    return f"{scrolled(f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', 'table')}{note}"
+
+
+def scrolled(element: str, what: str) -> str:
+    """A box in which something scrolls that is too wide for the page, by keys, too."""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{what}">{element}</div>'
 
 
 def outputs(mapping: KeyMapping, planned: ShardPlan | None) -> str:

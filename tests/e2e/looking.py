@@ -9,6 +9,7 @@ from pathlib import Path
 
 from e2e.conftest import Page, expect
 
+AXE = files("axe_playwright_python").joinpath("axe.min.js")
 THEMES = ("Light", "Dark")
 ZOOMED = 700  # CSS pixels that a window of 1400 has at 200 %
 WIDTHS = (1400, 1000, ZOOMED)
@@ -16,8 +17,8 @@ CALM = """* { transition: none !important } /* a colour on its way to another on
 body { height: 100vh !important } /* JupyterLab's has no height: for axe-core nothing in it is to be seen */"""
 
 # What axe-core is sure of, and what it could not decide but would be serious; contrasts are computed below.
-AUDIT = """async () => {
-  const found = await axe.run({include: [['.dcptools']]}, {resultTypes: ['violations', 'incomplete']});
+AUDIT = """async where => {
+  const found = await axe.run({include: [[where]]}, {resultTypes: ['violations', 'incomplete']});
   return [...found.violations, ...found.incomplete.filter(rule => rule.id !== 'color-contrast')]
     .filter(rule => ['serious', 'critical'].includes(rule.impact))
     .flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.html.slice(0, 200)}\n${node.failureSummary ?? ''}`));
@@ -50,7 +51,7 @@ COLOURS = """
 """
 
 # Texts that are too faint, but for those of figures, which are looked at alone, and of what is disabled.
-FAINT = f"""() => {{
+FAINT = f"""where => {{
   {COLOURS}
   const found = new Set();
   const look = (element, style, text) => {{
@@ -58,7 +59,7 @@ FAINT = f"""() => {{
     const least = element.closest('[aria-hidden=true]') ? 3 : 4.5; // a sign that stands for what is said otherwise
     if (ratio < least) found.add(`${{ratio.toFixed(2)}}: ${{element.className}} ${{text.slice(0, 40)}}`);
   }};
-  for (const element of document.querySelectorAll('.dcptools *')) {{
+  for (const element of document.querySelectorAll(`${{where}} *`)) {{
     const style = getComputedStyle(element);
     if (!element.getClientRects().length || style.visibility !== 'visible' || style.opacity === '0') continue;
     if (element.closest('svg, style, :disabled, [aria-disabled=true]')) continue;
@@ -123,20 +124,22 @@ def dress_voila(page: Page, theme: str) -> None:
 class Seen:
     """What is wrong in each state of the page; ``dress`` puts it into a theme."""
 
+    where = ".dcptools"
+
     def __init__(self, page: Page, dress: Callable[[Page, str], None]) -> None:
         self.page, self.dress, self.states = page, dress, 0
         self.faint: list[tuple[str, str, str]] = []  # state, theme, contrast and text
         self.serious: list[tuple[str, str]] = []  # state, what axe says
         self.misfits: list[tuple[str, int, str]] = []  # state, width, what does not fit
-        page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8"))
+        page.evaluate(AXE.read_text("utf-8"))
         page.add_style_tag(content=CALM)
 
     def look(self, state: str) -> None:
         self.states += 1
         for theme in THEMES:
             self.dress(self.page, theme)
-            self.faint += [(state, theme, said) for said in self.page.evaluate(FAINT)]
-        self.serious += [(state, said) for said in self.page.evaluate(AUDIT)]
+            self.faint += [(state, theme, said) for said in self.page.evaluate(FAINT, self.where)]
+        self.serious += [(state, said) for said in self.page.evaluate(AUDIT, self.where)]
         for width in WIDTHS:
             self.page.set_viewport_size({"width": width, "height": 700})
             self.misfits += [(state, width, said) for said in self.page.evaluate(MISFITS)]

@@ -13,12 +13,19 @@ from checkpoints import saved
 import dcptools
 from dcptools.demo import Demo
 from e2e.conftest import Browser, expect
+from e2e.looking import AUDIT, AXE, FAINT
 
 pytestmark = pytest.mark.e2e
 SCRIPT = "<script>window.__xss=1</script>"
 CLOSING = "</script><script>window.__xss=2</script>"
 IMAGE = "<img src=x onerror=window.__xss=3>"
 COMMENT = "<!--<script>"
+
+LINES = """cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map(box => box.top)).size;
+}"""
 
 
 def test_a_colleague_searches_and_filters(chromium: Browser, demo: Demo, tmp_path: Path) -> None:
@@ -46,6 +53,17 @@ def test_a_colleague_searches_and_filters(chromium: Browser, demo: Demo, tmp_pat
     expect(left.get_by_role("status")).to_have_text("157 of 157 rows shown, 157 in all")
     left.get_by_role("combobox", name="kind").select_option("object")
     expect(left.get_by_role("status")).to_have_text("15 of 15 rows shown, 157 in all")
+
+    page.evaluate(AXE.read_text("utf-8"))
+    assert page.evaluate(AUDIT, "html") == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(FAINT, "html") == []
+    for width in (360, 700, 1400):  # what is wider scrolls in its own box, and no name is cut into pieces
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        key = mapping.get_by_role("cell", name="model.model.layers.0.input_layernorm.weight", exact=True)
+        assert key.evaluate(LINES) == 1
 
     expect(page.get_by_role("img", name="coloured by layer")).to_be_visible()
     expect(page.get_by_text(f"--load-dir {demo.checkpoint}").first).to_contain_text("--dtype-for '*norm*=float32'")
