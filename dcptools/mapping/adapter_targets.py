@@ -63,7 +63,8 @@ def _targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], line
     excluded, whole = _matching(modules, exclude), said.get("modules_to_save") or ()
     modules = [m for m in modules if m not in excluded and not any(f".{part}." in f".{m}." for part in whole)]
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        return set(modules).intersection(linear or ())
+        heads = _HEADS if said.get("task_type") == "SEQ_CLS" else ()
+        return set(modules).intersection(linear or ()).difference(heads)
     return {m for m in _matching(modules, targets) if m in (targets or ()) or _is_in_layers(m, said)}
 
 
