@@ -279,6 +279,16 @@ class TestMissing:
             "modules_to_save of its config names lm_head, and the checkpoint has nothing of such a module",
         ]
 
+    def test_the_head_of_a_classifier_is_not_among_all_linear_modules(self, tmp_path: Path) -> None:
+        said = {**PLAIN, "target_modules": "all-linear", "exclude_modules": r".*(mlp|attn)\..*", "task_type": "SEQ_CLS"}
+        directory = assets(tmp_path / "a", said, architectures=["Qwen3ForSequenceClassification"], num_labels=2)
+        state = adapted(base=False)
+        mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}), model_assets_dir=directory)
+        assert not found(mapping, "weight-missing")
+        (directory / CONFIG).write_text(json.dumps({**said, "task_type": None}))
+        mapping = dcptools.preview(mapping.checkpoint, model_assets_dir=directory)
+        assert [finding.key for finding in found(mapping, "weight-missing")] == ["score"]
+
     @pytest.mark.parametrize(
         "said",
         [

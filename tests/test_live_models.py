@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import dcptools
 
 pytestmark = pytest.mark.usefixtures("expected_in_process")
-FUSED = {"qwen3-moe", "mixtral", "deepseek-v3", "olmoe", "glm4-moe"}  # experts in one tensor, published one by one
+# Experts in one tensor, published one by one
+FUSED = {"qwen3-moe", "mixtral", "deepseek-v3", "olmoe", "glm4-moe", "nemotron-h"}
 RENAMED = {"qwen2.5-vl", "llava"}  # towers with other names
 
 

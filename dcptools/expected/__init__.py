@@ -7,7 +7,7 @@ HuggingFace model.
 
 from __future__ import annotations
 
-from dcptools.expected.architecture import Unknown, architecture_of
+from dcptools.expected.architecture import Unknown, architecture_of, with_numbers
 from dcptools.expected.asking import expect, is_answered, is_known
 from dcptools.expected.reference import expect_reference
 from dcptools.expected.values import Expected, Naming, NotExpected, Shape
@@ -23,4 +23,5 @@ __all__ = [
     "expect_reference",
     "is_answered",
     "is_known",
+    "with_numbers",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,3 +31,12 @@ def architecture_of(config: Mapping[str, Any]) -> tuple[Any, Any]:
     if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
         raise Unknown(f"{version} does not know the architecture {name!r:.200}{remote}")
     return made, CONFIG_MAPPING[model_type]
+
+
+def with_numbers(config: Mapping[str, Any]) -> Any:
+    """The config with what JSON has no number for; ``save_pretrained`` writes ``{"__float__": "Infinity"}``."""
+    return json.loads(json.dumps(config), object_hook=_number)
+
+
+def _number(said: dict[str, Any]) -> Any:
+    return float(said["__float__"]) if said.keys() == {"__float__"} else said

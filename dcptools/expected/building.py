@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dcptools.expected.architecture import Unknown, architecture_of
+from dcptools.expected.architecture import Unknown, architecture_of, with_numbers
 from dcptools.expected.tracing import Traced
 from dcptools.tensors import Composed, NotViews
 
@@ -86,18 +86,12 @@ def build(config: dict[str, Any]) -> Any:
     import torch
 
     plain = {field: value for field, value in config.items() if field not in ("quantization_config", "auto_map")}
-    plain = json.loads(json.dumps(plain), object_hook=_number)
     with torch.device("meta"):
-        model = made(configured.from_dict(plain))
+        model = made(configured.from_dict(with_numbers(plain)))
     model.tie_weights()
     if not model.state_dict():
         raise ValueError(f"{made.__name__} has no weights: it is not a whole model")
     return model
-
-
-def _number(said: dict[str, Any]) -> Any:
-    """What JSON has no number for, as ``save_pretrained`` writes it: ``{"__float__": "Infinity"}``."""
-    return float(said["__float__"]) if said.keys() == {"__float__"} else said
 
 
 def describe(model: Any) -> dict[str, Any]:
@@ -113,7 +107,7 @@ def describe(model: Any) -> dict[str, Any]:
         "published": _published(model, shapes),
         "ties": ties,
         "numbers": [name for name, tensor in state.items() if not tensor.is_floating_point()],
-        "linear": list(_linear(model)),
+        "linear": _linear(model),
         "unsaved": sorted(unsaved),
         "optional": _matching(getattr(model, "_keys_to_ignore_on_load_missing", None), shapes),
         "ignored": _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None)),
@@ -164,15 +158,17 @@ def _converted(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
         return dict(revert_weight_conversion(model, traced))
 
 
-def _linear(model: Any) -> Iterator[str]:
+def _linear(model: Any) -> list[str] | None:
     """The modules that peft means by all linear ones: those of its classes but the head of a language model."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
-            yield name
+    try:
+        head = model.get_output_embeddings()
+    except Exception:  # of a model's own code
+        return None
+    linear = (torch.nn.Linear, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, linear) and module is not head]
 
 
 def _unsaved(model: Any, state: dict[str, Any]) -> set[str]:

@@ -102,7 +102,7 @@ class Expected:
             tuple(answer["ignored"]),
             {dtype: frozenset(_both_names(kept, conversion)) for dtype, kept in answer["float32"].items()},
             frozenset(_both_names(answer["numbers"], conversion)),
-            frozenset(answer["linear"]),
+            None if answer["linear"] is None else frozenset(answer["linear"]),
             answer["sizes"],
             answer["published"].get("unknown", ""),
         )

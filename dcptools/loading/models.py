@@ -14,7 +14,7 @@ from dcptools._text import counted, some
 from dcptools.assets import on_disk
 from dcptools.checkpoint import Checkpoint
 from dcptools.errors import DcptoolsError, UsageError
-from dcptools.expected import Unknown, architecture_of
+from dcptools.expected import Unknown, architecture_of, with_numbers
 from dcptools.loading.memory import check_fits, not_enough
 from dcptools.loading.states import chosen, load
 from dcptools.mapping import KeyMapping, preview
@@ -139,7 +139,7 @@ def _architecture(planned: ShardPlan) -> tuple[Any, Any]:
     config = json.loads(text)
     try:
         made, configured = architecture_of(config)
-        return made, configured.from_dict(config)
+        return made, configured.from_dict(with_numbers(config))
     except Unknown as error:
         raise UsageError(f"The model of config.json cannot be made: {error}.") from None
     except Exception as error:  # whatever a config's own code raises for fields that make no sense

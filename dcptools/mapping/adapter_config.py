@@ -16,7 +16,7 @@ from dcptools._text import counted, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import Output, Peft, Role
-from dcptools.mapping.adapter_targets import are_quick, is_trained_whole
+from dcptools.mapping.adapter_targets import are_quick, is_trained_whole, matching
 from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
@@ -168,7 +168,8 @@ class Adapted:
                 one, many = wrong[0], counted(len(wrong), "module")
                 yield f"r is {ranks[one]} for {one}, and its tensors have {self.ranks[one]}; so it is for {many}"
             if isinstance(targets, list):
-                others = [module for module in self.ranks if not _ends_with_one(module, targets)]
+                named = matching(self.ranks, targets)
+                others = [module for module in self.ranks if module not in named]
                 yield from [f"target_modules does not name {some(others, 3)}"] if others else []
         others = [module for module in self.copies if not is_trained_whole(said, module)]
         yield from [f"modules_to_save does not name {some(others, 3)}"] if others else []
@@ -200,7 +201,3 @@ def _targets(adapted: Iterable[str], modules: Collection[str]) -> set[str]:
 def _pattern(module: str, patterns: Iterable[str]) -> str:
     """The first pattern that peft finds for a module; the module's own name if there is none."""
     return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)
-
-
-def _ends_with_one(module: str, names: Iterable[Any]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)

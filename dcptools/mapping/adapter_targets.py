@@ -23,7 +23,7 @@ def named_modules(
     said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None = None
 ) -> dict[str, str]:
     """The modules that an adapter of a model with these weights has something of; for each, the field that names it."""
-    adapted, parts = _targeted(said, weights, linear), _matching(weights, said.get("target_parameters") or ())
+    adapted, parts = _targeted(said, weights, linear), matching(weights, said.get("target_parameters") or ())
     modules = (name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
     whole = [module for module in modules if is_trained_whole(said, module)]
     return {
@@ -60,17 +60,26 @@ def _targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], line
     patterns = [pattern for pattern in (targets, exclude) if isinstance(pattern, str)]
     if said.get("layer_replication") or not are_quick(patterns, modules) or not _layers_are_plain(said):
         return set()
-    excluded, whole = _matching(modules, exclude), said.get("modules_to_save") or ()
+    excluded, whole = matching(modules, exclude), said.get("modules_to_save") or ()
     modules = [m for m in modules if m not in excluded and not any(f".{part}." in f".{m}." for part in whole)]
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        return set(modules).intersection(linear or ())
-    return {m for m in _matching(modules, targets) if m in (targets or ()) or _is_in_layers(m, said)}
+        heads = _HEADS if said.get("task_type") == "SEQ_CLS" else ()
+        return set(modules).intersection(linear or ()).difference(heads)
+    return {m for m in matching(modules, targets) if _is_in_layers(m, said) or m in (targets or ())}
 
 
 def is_trained_whole(said: Mapping[str, Any], module: str) -> bool:
     """Whether a copy of the module is trained: of those called so, however the name begins, and of those in them."""
     ends = tuple(said.get("modules_to_save") or ())
     return any(around.endswith(ends) for around in _around(module))
+
+
+def matching(names: Collection[str], wanted: str | Sequence[str] | None) -> set[str]:
+    """Names that are, or end with, one of those that are wanted; or that a text matches, which is a pattern."""
+    if isinstance(wanted, str):
+        return {name for name in names if re.fullmatch(wanted, name)}
+    ends = frozenset(wanted or ())
+    return {name for name in names if not ends.isdisjoint(_ends(name))}
 
 
 def are_quick(patterns: Sequence[str], names: Collection[str]) -> bool:
@@ -89,14 +98,6 @@ def _steps(pattern: str, names: Iterable[str]) -> float:
         return math.inf
     ways = (1 + pattern.count("|") / groups) ** groups  # at most: each group may be passed in so many
     return ways * sum(math.comb(len(name) + repeats, repeats) for name in names)
-
-
-def _matching(names: Collection[str], wanted: str | Sequence[str] | None) -> set[str]:
-    """Names that are, or end with, one of those that are wanted; or that a text matches, which is a pattern."""
-    if isinstance(wanted, str):
-        return {name for name in names if re.fullmatch(wanted, name)}
-    ends = tuple(f".{end}" for end in wanted or ())
-    return {name for name in names if f".{name}".endswith(ends)}
 
 
 def _may_be_adapted(name: str, shape: Shape | None) -> bool:
@@ -122,6 +123,13 @@ def _is_in_layers(module: str, said: Mapping[str, Any]) -> bool:
     matches = (re.match(pattern, module) for pattern in patterns)
     layer = next((int(match[1]) for match in matches if match), None)
     return layer in layers if isinstance(layers, list) else layer == layers
+
+
+def _ends(name: str) -> Iterator[str]:
+    """The whole name, and what is left of it after each dot."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def _around(module: str) -> Iterator[str]:

@@ -39,6 +39,7 @@ _CLIP_VISION: dict[str, Any] = {
     **{"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2},
     **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
 }
+_ENDLESS = {"time_step_limit": [0.0, float("inf")]}  # which JSON has no number for
 _ROPE = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 10000.0}
 
 # Architecture, model_type, what makes it tiny, and how it is saved: in a container, bare, or in an AppState.
@@ -84,6 +85,23 @@ LIVE: dict[str, tuple[str, str, dict[str, Any], str]] = {
             "decoder_start_token_id": 0,
         },
         "",
+    ),
+    "bamba": (
+        "BambaForCausalLM", "bamba",
+        {
+            **_SIZES, **_ENDLESS, "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 4,
+            "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8,
+        },
+        "model",
+    ),
+    "nemotron-h": (
+        "NemotronHForCausalLM", "nemotron_h",
+        {
+            **_SIZES, **_MOE, **_ENDLESS, "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+            "num_hidden_layers": 4, "mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1,
+            "chunk_size": 8, "moe_shared_expert_intermediate_size": 8,
+        },
+        "model",
     ),
     "classifier": ("Qwen3ForSequenceClassification", "qwen3", {**_SIZES, "num_labels": 3}, "model"),
 }  # fmt: skip
@@ -144,7 +162,7 @@ def _save_model(directory: Path, name: str) -> None:
     model, root = build(config_of(name)), LIVE[name][3]
     if dist.get_rank() == 0:
         (directory / f"{name}.config").mkdir()
-        (directory / f"{name}.config" / "config.json").write_text(json.dumps(config_of(name)))
+        (directory / f"{name}.config" / "config.json").write_text(_config_text(name))
         (directory / f"{name}.config" / "tokenizer.json").write_text("{}")
         model.save_pretrained(directory / f"{name}.published")
         model.save_pretrained(directory / f"{name}.stored", save_original_format=False)
@@ -161,6 +179,11 @@ def _save_model(directory: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save(state, storage_writer=FileSystemWriter(directory / name, sync_files=False))
+
+
+def _config_text(name: str) -> str:
+    """As ``save_pretrained`` writes what JSON has no number for."""
+    return json.dumps(config_of(name)).replace("Infinity", '{"__float__": "Infinity"}')
 
 
 def _rank_main(rank: int, directory: Path) -> None:
