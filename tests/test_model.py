@@ -295,6 +295,18 @@ def test_a_weight_that_transformers_does_not_miss_is_a_warning(whole: bool, tmp_
     assert missed == [("weight-missing", "final_logits_bias")] * (not whole)
 
 
+def test_weights_that_transformers_ignores_are_not_left_out_quietly(tmp_path: Path) -> None:
+    """An encoder of T5 ignores all of the decoder."""
+    config = live_models.config_of("t5")
+    checkpoint = saved.save(tmp_path / "c", {"model": live_models.build(config).state_dict()})
+    encoder = models.assets(tmp_path / "a", config | {"architectures": ["T5EncoderModel"]})
+    mapping = dcptools.preview(checkpoint, model_assets_dir=encoder, exclude="*lm_head*")
+    assert mapping.fit and mapping.fit.complete
+    ((_, text),) = told(mapping, "left-out-tensor")
+    assert "T5EncoderModel has no weight for 29 tensors of " in text and "decoder.block.0." in text
+    assert [finding.code for finding in mapping.warnings] == ["left-out-tensor"]
+
+
 def test_a_rename_decides_where_the_model_is(preview: Any) -> None:
     """All but the head is called as in the base model below ``net``, which lacks the head."""
     state = {name.replace("model.", "net."): tensor for name, tensor in saved.model_state().items()}

@@ -39,23 +39,30 @@ def without_buffers(outputs: Sequence[Output], expected: Expected, naming: Namin
         for output in outputs
         if output.name not in naming.shapes and (output.name in expected.unsaved or ignored.search(output.name))
     ]
-    return _leave_out(outputs, left, f"{expected.title} does not save it")
+    weights = [output for output in left if output.name.endswith(".weight")]  # of another model, or of other layers
+    settled = _leave_out(outputs, left, f"{expected.title} does not save it")
+    return replace(settled, findings=_about_left(weights, expected))
 
 
 def without_unexpected(outputs: Sequence[Output], expected: Expected, naming: Naming) -> Settled:
     """Leave out what the model has no weight of that name for. It may be a layer of it, and its config a wrong one."""
     left = [output for output in outputs if output.name not in naming.shapes]
     settled = _leave_out(outputs, left, f"no weight of {expected.title}")
+    return replace(settled, findings=_about_left(left, expected))
+
+
+def _about_left(left: Sequence[Output], expected: Expected) -> tuple[Finding, ...]:
     if not left:
-        return settled
+        return ()
     size = format_bytes(sum(output.nbytes for output in left))
-    finding = Finding(
-        "left-out-tensor", "",
-        f"{expected.title} has no weight for {counted(len(left), 'tensor')} of {size}, left out: "
-        f"{some([output.name for output in left])}",
-        f"{option('exclude')} leaves out the same without this warning",
+    return (
+        Finding(
+            "left-out-tensor", "",
+            f"{expected.title} has no weight for {counted(len(left), 'tensor')} of {size}, left out: "
+            f"{some([output.name for output in left])}",
+            f"{option('exclude')} leaves out the same without this warning",
+        ),
     )  # fmt: skip
-    return replace(settled, findings=(finding,))
 
 
 def without_tied_tokens(outputs: Sequence[Output], expected: Expected | None) -> Settled:
