@@ -55,14 +55,18 @@ def run(machine: dict[str, Any], parameters: int, rounds: int) -> str:
 
 
 def section(found: dict[str, Any]) -> Iterator[str]:
-    yield f"## {found['name'].capitalize()}\n\n{found['about'].replace('`', '')}.\n"
+    yield f"## {found['name'].capitalize()}\n\n{sentence(found['about'].replace('`', ''))}\n"
     yield "| first / second | first | second | ratio | target | |"
     yield "| --- | ---: | ---: | ---: | --- | --- |"
     for row in found["rows"]:
         first, second = (shown(row[side], row["unit"]) for side in ("first", "second"))
         target = f"`{row['target']}`" if row["target"] else ""
         yield f"| {row['name']} | {first} | {second} | {row['ratio']:.2f} | {target} | {row['verdict'] or ''} |"
-    yield from (f"\n{note[:1].upper()}{note[1:]}." for note in found["notes"])
+    yield from (f"\n{sentence(note)}" for note in found["notes"])
+
+
+def sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def shown(samples: list[float], unit: str) -> str:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors  # noqa: F401  (the conversion imports it when it looks at what was written)
+
 import dcptools
 from tests.bench.floor import run as floor
 
