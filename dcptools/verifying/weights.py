@@ -65,6 +65,8 @@ def compare_values(
         list(_pairs(model, file, [weight for weight in weights if weight.name in outputs], outputs, readers))
         for file, weights in model.by_file.items()
     ]
+    if model.source.ahead:  # one file after the other, so that the start of each is on its way before its turn
+        streams = [[pair for stream in streams for pair in stream]]
     streaming = Streaming(streams, _difference)
     try:
         streaming.run("verifying", workers=workers, progress=progress, cancel=cancel)
