@@ -22,6 +22,7 @@ from dcptools.storage.source import ENOUGH_AT_HAND
 from dcptools.tensors import TensorReader, View, read_elements
 from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
+from tests.bench import stamped
 
 PAGE = 4096  # bytes
 SHAPES = {"mlp.weight": (300, 200), "norm.weight": (16,), "proj.weight": (100, 100), "proj.bias": (100,)}
@@ -69,27 +70,38 @@ def test_preview_and_plan_make_their_values_without_collections(tmp_path: Path) 
     assert len(collections) <= 4  # of the few objects that are made before and after
 
 
-def test_readers_of_small_tensors_go_as_soon_as_their_values_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive: weakref.WeakSet[TensorReader] = weakref.WeakSet()
-    most = 0
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many readers there were whenever one was made."""
+    readers: weakref.WeakSet[TensorReader] = weakref.WeakSet()
+    counts: list[int] = []
 
     class Counted(TensorReader):
         def __init__(self, *arguments: Any) -> None:
-            nonlocal most
             super().__init__(*arguments)
-            alive.add(self)
-            most = max(most, len(alive))
+            readers.add(self)
+            counts.append(len(readers))
 
     monkeypatch.setattr(engine, "TensorReader", Counted)
+    return counts
+
+
+def test_readers_of_small_tensors_go_as_soon_as_their_values_are_written(tmp_path: Path, alive: list[int]) -> None:
     tensors = small_tensors(400)
     plan = dcptools.plan(saved.save(tmp_path / "in", {"model": tensors}), dtype="keep")
     sizes = Sizes(block_parts=8, blocks_together=2, items_together=16)
     dcptools.write(plan, tmp_path / "out", fsync=False, workers=1, sizes=sizes)
-    assert most < 100
+    assert max(alive) < 100
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+
+
+def test_few_tensors_of_many_ranks_are_open_at_once(tmp_path: Path, alive: list[int]) -> None:
+    stamped.save(tmp_path / "in", {f"model.layers.{n}.w": stamped.Stored((32, 4), 32) for n in range(100)}, 32)
+    plan = dcptools.plan(tmp_path / "in", dtype="keep")
+    sizes = Sizes(block_items=64, blocks_together=2)
+    dcptools.write(plan, tmp_path / "out", fsync=False, workers=1, sizes=sizes)
+    assert len(alive) == 100 and max(alive) < 30
 
 
 def test_the_chunks_of_a_stack_are_looked_at_once_for_all_its_experts(

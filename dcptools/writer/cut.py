@@ -27,9 +27,12 @@ class Sizes:
     # than they save in the cache (measured: 1, 2, 4 MiB).
     slab_bytes: int = 2 << 20
     block_slabs: int = 2
-    block_parts: int = 256  # more of them, of small tensors, only take memory until they are written
-    # Cut and opened together: few, so that copying begins soon where each read takes long; but not fewer than
-    # tensors of many ranks have chunks, for items take longer to open when each is opened as its bytes are needed.
+    # More of them, of small tensors or such of many ranks, only take memory until they are written.
+    block_parts: int = 256
+    block_items: int = 256  # of which only one tensor has more
+    # Cut and opened together: few, so that copying begins soon where each read takes long, and that they take little
+    # memory; but not fewer than tensors of many ranks have chunks, for items take longer to open when each is opened as
+    # its bytes are needed.
     blocks_together: int = 16
     items_together: int = 256
     blocks_read_ahead: int = 4  # of a file that is being filled
@@ -151,7 +154,9 @@ class Block:
     def __init__(self, start: int, sizes: Sizes) -> None:
         self.start = self.end = start  # bytes from the start of the file
         self.slabs: list[Slab] = []
-        self._size, self._parts_left = sizes.block_bytes, sizes.block_parts
+        self.items = 0  # the stored ones of its tensors
+        self._reader: TensorReader | None = None  # of the last values
+        self._size, self._parts_left, self._most_items = sizes.block_bytes, sizes.block_parts, sizes.block_items
         self._limit = (start // self._size + 1) * self._size
 
     @property
@@ -180,15 +185,18 @@ class Block:
         return self._put(self.slabs[-1], part, first, count)
 
     def _room(self, part: Part) -> int:
-        """Values that fit; none if they would not lie at a multiple of their size, or if it has many parts."""
+        """Values that fit; none if they would not lie at a multiple of their size, or if it has many parts or items."""
         itemsize = part.tensor.dtype.itemsize
-        return 0 if self.nbytes % itemsize or not self._parts_left else (self._limit - self.end) // itemsize
+        many = not self._parts_left or (self.items >= self._most_items and part.reader is not self._reader)
+        return 0 if many or self.nbytes % itemsize else (self._limit - self.end) // itemsize
 
     def _put(self, slab: Slab, part: Part, first: int, count: int) -> int:
         """Append values of a part to the last slab."""
         slab.values.append((part, first, first + count))
         slab.count += count
         self._parts_left -= 1
+        if part.reader is not self._reader:
+            self._reader, self.items = part.reader, self.items + len(part.reader.tensor.offsets)
         self.end += count * part.tensor.dtype.itemsize
         return count
 
@@ -213,6 +221,11 @@ class Tile:
     @property
     def name(self) -> str:
         return self.part.tensor.output.name
+
+    @property
+    def items(self) -> int:
+        """They are opened for all tiles of a tensor at once."""
+        return 0
 
     def will_read(self) -> None:
         """Nothing: what is read for it lies apart."""

@@ -272,13 +272,23 @@ def _groups(
 def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
     """The same, cut some at a time; the sources hear of each piece some pieces before it is handed out."""
     waiting: deque[Block | Tile] = deque()
-    while together := list(islice(work, sizes.blocks_together)):
+    while together := list(_together(work, sizes)):
         for piece in together:
             piece.will_read()
             waiting.append(piece)
             if len(waiting) > sizes.blocks_read_ahead:
                 yield waiting.popleft()
     yield from waiting
+
+
+def _together(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
+    """The next pieces, until they have as many items as blocks of small tensors."""
+    items = 0
+    for piece in islice(work, sizes.blocks_together):
+        yield piece
+        items += piece.items
+        if items >= sizes.blocks_together * sizes.block_items:
+            return
 
 
 class OutputEngine(Engine):
