@@ -30,6 +30,7 @@ from dcptools.layouts import (
     top_level,
 )
 from dcptools.mapping.about_model import left_out
+from dcptools.mapping.expectation import Given
 from dcptools.mapping.rename import Rename
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
@@ -149,10 +150,11 @@ def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
         yield Finding("family-differs", "", what, f"leave out {option('family')}, or give the one of this model")
 
 
-def about_published(expected: Expected | None, taken: Taken, options: MappingOptions) -> Iterator[Finding]:
+def about_published(given: Given, taken: Taken) -> Iterator[Finding]:
     """Published names that were asked for, where nobody knows which they are."""
+    expected = given.expected
     named = taken.kind == "adapter" or isinstance(taken.layout, FamilyLayout)
-    if options.names == "published" and not named and (expected is None or expected.unpublished):
+    if given.options.names == "published" and not named and (expected is None or expected.unpublished):
         why = expected.unpublished if expected else "nothing is known of the model"
         what = f"the names of the checkpoint are written, because the published ones are not known: {why}"
         yield Finding("names-unknown", "", what, f"{option('rename')} gives others, but splits and joins no tensors")
