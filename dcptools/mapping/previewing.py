@@ -146,7 +146,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     used = {view.key for output in outputs for view in output.sources}
     found = held.measured.fit if held.measured else None
     findings = (
-        *about_reading(chosen, reading, outputs, checkpoint, taken.peft.base(), taken.peft.adapters),
+        *about_reading(checkpoint, taken, outputs),
         *given.findings,
         *held.findings,
         *about_checkpoint(checkpoint, used),
