@@ -207,9 +207,9 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
 
 
 def about_excluded(names: Iterable[str], kind: str, before: Iterable[Finding]) -> Iterator[Finding]:
-    """Weights that the user left out, where no model says what is missing: by their names, or an adapter's.
+    """Weights that the user left out, where no model says what is missing: all of an adapter; else by their names.
 
-    Modules that are missing whole were told ``before``.
+    Modules of which nothing is left were told ``before``.
     """
     told = [f".{finding.key}." for finding in before if finding.code == "weight-missing"]
     for name in sorted(names):
