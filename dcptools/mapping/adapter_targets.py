@@ -20,7 +20,7 @@ _REPEATS = re.compile(r"(?<![^\\]\()(?<!^\()[*+?{]\??")
 
 
 def named_modules(
-    said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None = None
+    said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None
 ) -> dict[str, str]:
     """The modules that an adapter of a model with these weights has something of; for each, the field that names it."""
     adapted, parts = _targeted(said, weights, linear), matching(weights, said.get("target_parameters") or ())

@@ -126,9 +126,11 @@ def _tied(
         )
     if different:
         names = some([other.name for other in different])
-        what = "another shape" if any(other.shape != first.shape for other in different) else "other values"
+        found = ", but the checkpoint has other values there"
+        if any(other.shape != first.shape for other in different):
+            found = ", but the checkpoint has another shape there"
         return [other for other in others if other not in different], Finding(
-            "tied-differ", first.name, f"the model ties it to {names}, but the checkpoint has {what} there",
+            "tied-differ", first.name, f"the model ties it to {names}{found}",
             "all are written; transformers uses one for all, unless config.json says \"tie_word_embeddings\": false; "
             f"{option('tied', 'drop')} writes only this one",
         )  # fmt: skip
