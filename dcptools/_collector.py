@@ -13,7 +13,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Let it rest: for a few seconds in which many values are made, and no cycles. These count as old ones then."""
+    """Let it rest, for a few seconds in which many values are made, and no cycles.
+
+    They count as old ones afterwards, so that the next collection of young ones does not pass through all of them.
+    """
     resting = not gc.isenabled()
     gc.disable()
     try:

@@ -3,8 +3,8 @@
 The format is that of the safetensors project: 8 bytes of length (little-endian), a JSON object, values. torch's writers
 say in ``DCP_SHARDING_INFO`` of its ``__metadata__`` where in the whole tensor each part lies (``_hf_utils.py``). A
 header is untrusted: the rules that are checked are those of the safetensors library, that no name stands twice, and
-that nothing else is said of a tensor: what nobody reads is JSON to Python sooner than to that library. How an error
-reads is for the caller to say, who knows what the file is for.
+that a tensor has no other fields, in which Python would take for JSON what that library refuses. How an error reads is
+for the caller to say, who knows what the file is for.
 """
 
 from __future__ import annotations

@@ -133,11 +133,11 @@ class TestDifferent:
         assert found["norm"].to_dict() == {"same": 1.0, "nan": 0.0, "inf": 0.0}
         assert found["equal"].to_dict() == pytest.approx({"same": 2 / 3, "nan": 0.5, "inf": 0.5})
 
-    @pytest.mark.parametrize("slab", [7, 64, 1 << 15])
+    @pytest.mark.parametrize("at_once", [7, 64, 1 << 15])
     def test_the_numbers_do_not_depend_on_how_many_values_are_looked_at_together(
-        self, slab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(measures, "SLAB", slab)
+        monkeypatch.setattr(measures, "AT_ONCE", at_once)
         one = torch.arange(-150.0, 150.0)
         one[[3, 20, 200]] = torch.tensor([math.nan, math.inf, -math.inf])
         other = one.clone()

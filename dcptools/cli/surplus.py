@@ -12,9 +12,9 @@ from dcptools.storage import without_password
 
 
 def told(ctx: click.Context, words: Sequence[str], surplus: Sequence[str]) -> str:
-    """Which of the ``words`` after a command are too many, and how it is typed.
+    """That there are too many ``words`` after a command, and how it is typed.
 
-    What most people mean is told: a second directory of ``convert``, and a file for ``--json``.
+    Two mistakes are recognized: a second directory for ``convert``, and a file for ``--json``.
     """
     taken = [str(ctx.params[p.name]) for p in ctx.command.params if isinstance(p, click.Argument) and p.name]
     file = words[words.index("--json") + 1] if "--json" in words[:-1] else ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Values that are looked at together: what is computed of them in float64 stays in the cache, and is no memory that the
 # system has to give anew each time
-SLAB = 1 << 15
+AT_ONCE = 1 << 15
 _HALF = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 
 
@@ -74,8 +74,8 @@ def sums_after_cast(pair: Pair, piece: Piece, left: Bits, right: Bits, buffers: 
 
 def _sums(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sums:
     a, b = (np.ascontiguousarray(bits).reshape(-1) for bits in (left, right))
-    slabs = ((a[at : at + SLAB], b[at : at + SLAB]) for at in range(0, len(a), SLAB))
-    parts = [_sums_of_slab(left_dtype, right_dtype, *slab) for slab in slabs]
+    ranges = ((a[at : at + AT_ONCE], b[at : at + AT_ONCE]) for at in range(0, len(a), AT_ONCE))
+    parts = [_sums_of_range(left_dtype, right_dtype, *each) for each in ranges]
     return Sums(
         sum(part.equal for part in parts),
         max((part.max_abs for part in parts), default=0.0),
@@ -84,7 +84,7 @@ def _sums(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sum
     )
 
 
-def _sums_of_slab(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sums:
+def _sums_of_range(left_dtype: DType, right_dtype: DType, left: Bits, right: Bits) -> Sums:
     same = _same_bits(left, right) if left_dtype == right_dtype else None
     if left_dtype.kind == "opaque" or right_dtype.kind == "opaque":
         return Sums(0 if same is None else same, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)

@@ -35,16 +35,16 @@ def candidates(
     checkpoint: Checkpoint,
     keys: Mapping[str, Key],
     expected: Expected,
-    layout: str = "auto",
-    root: str | None = None,
-    family: Family | None = None,
-    renamed: Callable[[str], str | None] | None = None,
+    layout: str,
+    root: str | None,
+    family: Family | None,
+    renamed: Callable[[str], str | None] | None,
 ) -> list[Candidate]:
     """The readings that give some weights of the model, by names and shapes; the best one first.
 
     Each container is tried with each naming: that of the live model, that of its files, that of its base model alone;
-    and those of trainers, unless a layout is asked for. With a ``family`` only that one is tried. What the user's rules
-    make a name of the model, as ``renamed`` says, is one.
+    and those of trainers, unless a layout is asked for. With a ``family`` only that one is tried. A name that the
+    user's rules, ``renamed``, make one of the model counts as that.
     """
     by_rules = choose(list(keys.values()), layout, root).root
     shapes = {key: checkpoint.tensors[stored].shape for stored, key in keys.items()}
@@ -68,7 +68,7 @@ def candidates(
     return sorted((each for each in tried if each.fit.fitting or family), key=rank, reverse=True)
 
 
-def layout_of(keys: Sequence[Key], expected: Expected | None, layout: str = "auto", root: str | None = None) -> Layout:
+def layout_of(keys: Sequence[Key], expected: Expected | None, layout: str, root: str | None) -> Layout:
     """The container, or the top level, where most of the keys are names of the model; by rules if none is."""
     found = _roots(keys, expected, layout, root) if expected and root is None and layout == "auto" else []
     if expected is None or not found:
@@ -93,13 +93,13 @@ def _at(
         tried.append(("stored", expected.based, base, f"the base model's names, without {base!r}"))
     for naming, names, prefix, said in tried:
         whole = expected.stored if naming == "stored" else expected.published
-        made = {name: renamed(prefix + name) for name in below} if renamed else {}
-        others = {name: other for name, other in made.items() if other is not None and other in whole.shapes}
-        known = {
-            others.get(name, prefix + name): shape
-            for name, shape in below.items()
-            if name in names.shapes or name in others
-        }
+        known = {}
+        for name, shape in below.items():
+            new = renamed(prefix + name) if renamed else None
+            if new is not None and new in whole.shapes:
+                known[new] = shape
+            elif name in names.shapes:
+                known[prefix + name] = shape
         measured = fit(expected.title, f"{place}, with {said}", known, whole)
         yield Candidate(_layout(root, measured, names, prefix, list(shapes)), measured, naming)
 

@@ -30,6 +30,7 @@ from dcptools.layouts import (
     top_level,
 )
 from dcptools.mapping.about_model import left_out
+from dcptools.mapping.expectation import Given
 from dcptools.mapping.rename import Rename
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
@@ -39,41 +40,34 @@ _FLAT = ("_flat_param", "flat_param")
 _PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.|base_layer\.)")
 
 
-def about_reading(
-    chosen: Layout,
-    reading: Reading,
-    outputs: Sequence[Output],
-    checkpoint: Checkpoint,
-    keys: Mapping[str, Key],
-    adapters: Collection[str] = (),
-) -> Iterator[Finding]:
-    """Which layout it is, and why; or that there is no model, and only ``adapters`` of one."""
+def about_reading(checkpoint: Checkpoint, taken: Taken, outputs: Sequence[Output]) -> Iterator[Finding]:
+    """Which layout it is, and why; or that there is no model, or only adapters of one."""
     if outputs:
-        yield from (finding for finding in reading.findings if not finding.key)
-        return
-    if adapters and chosen.name and not reading.outputs:
-        alone = (
+        yield from (finding for finding in taken.reading.findings if not finding.key)
+    else:
+        yield Finding("no-model-weights", "", "No model weights found!", _where_to_look(checkpoint, taken))
+
+
+def _where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
+    chosen, found = taken.layout, len(taken.reading.outputs)
+    if found:
+        every = f"{counted(found, 'key')} of the model, but all are left out"
+        return f"{every}: check {option('include')} and {option('exclude')}"
+    if taken.peft.adapters and chosen.name:
+        return (
             "this checkpoint has only adapters, not their base model: "
             f"leave out {option('mode', 'full')}, or give {option('root')}"
         )
-        yield Finding("no-model-weights", "", "No model weights found!", alone)
-        return
-    yield Finding("no-model-weights", "", "No model weights found!", _where_to_look(chosen, reading, checkpoint, keys))
-
-
-def _where_to_look(chosen: Layout, reading: Reading, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> str:
-    if reading.outputs:
-        left_out = f"{counted(len(reading.outputs), 'key')} of the model, but all are left out"
-        return f"{left_out}: check {option('include')} and {option('exclude')}"
-    tops = sorted({*top_level(keys.values()), *(key.partition(".")[0] for key in checkpoint.objects)})
+    keys = taken.peft.base().values()
+    tops = sorted({*top_level(keys), *(key.partition(".")[0] for key in checkpoint.objects)})
     if isinstance(chosen, FamilyLayout):
         return (
             f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where "
             f"such keys are; top-level keys here: {some(tops, 10) or 'none'}"
         )
-    if found := containers(keys.values()):
-        ways = " or ".join(option("root", place) for place in [*found][:2])
-        where = some([f"{place} ({count:,})" for place, count in found.items()], 10)
+    if places := containers(keys):
+        ways = " or ".join(option("root", place) for place in [*places][:2])
+        where = some([f"{place} ({count:,})" for place, count in places.items()], 10)
         return f"it is not clear which model is meant; containers that have weights of one: {where}; choose with {ways}"
     return (
         f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
@@ -116,7 +110,7 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
 
 def _may_be_odd(name: str) -> bool:
     """Whether it is worth a closer look; nearly no names are."""
-    return (
+    return (  # no loop over the signs, which takes several times as long for each of very many names
         "flat_param" in name
         or "lora_" in name
         or "base_model.model." in name
@@ -149,10 +143,11 @@ def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
         yield Finding("family-differs", "", what, f"leave out {option('family')}, or give the one of this model")
 
 
-def about_published(expected: Expected | None, taken: Taken, options: MappingOptions) -> Iterator[Finding]:
+def about_published(given: Given, taken: Taken) -> Iterator[Finding]:
     """Published names that were asked for, where nobody knows which they are."""
+    expected = given.expected
     named = taken.kind == "adapter" or isinstance(taken.layout, FamilyLayout)
-    if options.names == "published" and not named and (expected is None or expected.unpublished):
+    if given.options.names == "published" and not named and (expected is None or expected.unpublished):
         why = expected.unpublished if expected else "nothing is known of the model"
         what = f"the names of the checkpoint are written, because the published ones are not known: {why}"
         yield Finding("names-unknown", "", what, f"{option('rename')} gives others, but splits and joins no tensors")
@@ -212,9 +207,9 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
 
 
 def about_excluded(names: Iterable[str], kind: str, before: Iterable[Finding]) -> Iterator[Finding]:
-    """Weights that the user left out, where no model says what is missing: by their names, or an adapter's.
+    """Weights that the user left out, where no model says what is missing: all of an adapter; else by their names.
 
-    Modules that are missing whole were told ``before``.
+    Modules of which nothing is left were told ``before``.
     """
     told = [f".{finding.key}." for finding in before if finding.code == "weight-missing"]
     for name in sorted(names):

@@ -10,9 +10,10 @@ from dcptools.assets import ADAPTER_CONFIG
 from dcptools.expected import Expected, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import FROZEN, Leftover, Output, Role
-from dcptools.mapping.about_model import allow, as_allowed
+from dcptools.mapping.about_model import allow, as_allowed, left_out
 from dcptools.mapping.adapter_config import Adapted, AdapterConfig
 from dcptools.mapping.adapter_targets import named_modules, unmatched
+from dcptools.mapping.expectation import Given
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
@@ -21,14 +22,10 @@ _DORA = (("lora_A", "lora_magnitude_vector"),)
 
 
 def about_adapter(
-    taken: Taken,
-    adapted: Adapted,
-    config: AdapterConfig,
-    expected: Expected | None,
-    weights: Mapping[str, Shape | None],
-    options: MappingOptions,
+    given: Given, taken: Taken, adapted: Adapted, config: AdapterConfig, weights: Mapping[str, Shape | None]
 ) -> Iterator[Finding]:
     """Of an adapter that is written; ``weights`` are all of the model that are known."""
+    expected = given.expected
     name = f"the adapter {taken.adapter!r}" if taken.adapter else "an adapter"
     ranks = some([str(rank) for rank in sorted(set(adapted.ranks.values()))])
     whole = f", and {some(adapted.copies)} trained whole" if adapted.copies else ""
@@ -42,7 +39,7 @@ def about_adapter(
     found += _about_halves(adapted)
     if not any(finding.code == "adapter-config-differs" for finding in found):  # what another config names says nothing
         found += _about_missing(taken, adapted, expected, weights)
-    yield from as_allowed(found, options.allow_mismatch)
+    yield from as_allowed(found, given.options.allow_mismatch)
 
 
 def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
@@ -127,11 +124,10 @@ def _about_missing(
         return
     linear, ties = (expected.linear, expected.stored.ties) if expected else (None, ())
     tied = {name.rpartition(".")[0] for names in ties for name in names[1:] if said.get("ensure_weight_tying")}
-    left_out = Adapted.of(taken.reading.outputs, taken.peft).modules
+    excluded = Adapted.of(taken.reading.outputs, taken.peft).modules - adapted.modules
     for module, field in named_modules(said, weights, linear).items():
-        if module in left_out - adapted.modules:
-            what, hint = f"left out by {option('include')} or {option('exclude')}", ""
-            yield Finding("weight-missing", module, what, hint, "warning")
+        if module in excluded:
+            yield left_out(module)
         elif module not in adapted.modules and module not in tied:
             what = f"{field} of the adapter's config names it, and the checkpoint has nothing of it"
             hint = f"peft does not miss it; {whole} {allow()}"

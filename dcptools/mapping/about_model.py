@@ -159,11 +159,9 @@ def _is_vocabulary(each: Difference) -> bool:
 def _why_shape(each: Difference) -> str:
     """The likely cause of a shape that is not the expected one, and what has that."""
     why = _likely(each)
-    return (
-        f"{why}; {each.tied}, which the model ties it to, fits: {option('tied', 'drop')} writes that"
-        if each.tied
-        else why
-    )
+    if each.tied:
+        why += f"; {each.tied}, which the model ties it to, fits: {option('tied', 'drop')} writes that"
+    return why
 
 
 def _likely(each: Difference) -> str:

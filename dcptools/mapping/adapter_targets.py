@@ -15,12 +15,12 @@ MAX_STEPS = 50_000_000  # that patterns may take for all names
 ALL_LINEAR = "all-linear"
 _HEADS = ("classifier", "score")  # what peft adds to modules_to_save for classifiers, whatever the model has
 _ANY_LAYER = r".*?\.[^.]*\.(\d+)\."
-# (? begins a group; what follows an escaped parenthesis repeats it
+# What repeats something: not the ? of (?, which begins a group, unless the parenthesis is an escaped one
 _REPEATS = re.compile(r"(?<![^\\]\()(?<!^\()[*+?{]\??")
 
 
 def named_modules(
-    said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None = None
+    said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None
 ) -> dict[str, str]:
     """The modules that an adapter of a model with these weights has something of; for each, the field that names it."""
     adapted, parts = _targeted(said, weights, linear), matching(weights, said.get("target_parameters") or ())
@@ -88,7 +88,7 @@ def are_quick(patterns: Sequence[str], names: Collection[str]) -> bool:
 
 
 def _steps(pattern: str, names: Iterable[str]) -> float:
-    """That one may take at most, if it matches none of the names; one that is none takes for ever."""
+    """The most steps that a pattern may take if it matches none of the names; no end of them if it is no pattern."""
     repeats, groups = len(_REPEATS.findall(pattern)), pattern.count("(") + 1
     if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+?{]", pattern):
         return math.inf

@@ -1,19 +1,36 @@
-"""What model the result must be: that of another model's files, that of config.json, or nothing that is known."""
+"""What a preview begins with; and which model the result must be: a reference, that of config.json, or not known."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 
 from dcptools._option import option
 from dcptools.assets import Assets, find_assets
+from dcptools.checkpoint import Checkpoint
 from dcptools.expected import Expected, NotExpected, expect, expect_reference, is_answered
 from dcptools.findings import Finding
+from dcptools.mapping.values import MappingOptions
 
 
-def expectation(
-    assets: Assets | None, reference: str | os.PathLike[str] | None
-) -> tuple[Expected | None, tuple[Finding, ...]]:
-    """The model, or None and the finding that says why nothing is known of it. Raises UsageError for the reference."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a preview begins with."""
+
+    checkpoint: Checkpoint
+    options: MappingOptions
+    assets: Assets | None
+    expected: Expected | None  # None: nothing is known of the model
+    findings: tuple[Finding, ...]  # about what is expected
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, options: MappingOptions) -> Given:
+        """Raises UsageError if the assets or the reference cannot be used."""
+        assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
+        return cls(checkpoint, options, assets, *_expectation(assets, options.reference))
+
+
+def _expectation(assets: Assets | None, reference: str | None) -> tuple[Expected | None, tuple[Finding, ...]]:
+    """The model, or None and the finding that says why nothing is known of it."""
     if reference is not None:
         expected = expect_reference(reference)
         return expected, _about_config(expected, assets)

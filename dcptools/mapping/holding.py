@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dcptools.assets import Assets
-from dcptools.checkpoint import Checkpoint
 from dcptools.expected import Expected, Naming, Shape
 from dcptools.findings import Finding
 from dcptools.layouts import Candidate, FamilyLayout, Leftover, Output, fit
 from dcptools.mapping.about_adapter import about_adapter
 from dcptools.mapping.about_model import about_kinds, about_model, about_optional
 from dcptools.mapping.adapter_config import Adapted
+from dcptools.mapping.expectation import Given
 from dcptools.mapping.rename import Renames
 from dcptools.mapping.settling import (
     Settled,
@@ -24,7 +24,6 @@ from dcptools.mapping.settling import (
     without_unexpected,
 )
 from dcptools.mapping.taking import Taken
-from dcptools.mapping.values import MappingOptions
 from dcptools.mapping.weights import Measured
 
 TIED = ("model.embed_tokens.weight", "lm_head.weight")  # what tie_word_embeddings ties, in most language models
@@ -39,21 +38,34 @@ class Held:
     findings: tuple[Finding, ...] = ()
     measured: Measured | None = None  # how well they are the model
     known: frozenset[str] = frozenset()  # keys of which the model says what they are
+    assets: Assets | None = None  # what is copied beside them
 
 
-def hold(
+def hold(outputs: Sequence[Output], given: Given, taken: Taken, renames: Renames, excluded: Collection[str]) -> Held:
+    """Let the model, if it is known, say what each output is; ``excluded`` are names that the user left out."""
+    if taken.kind == "adapter":
+        return _hold_adapter(outputs, given, taken, renames)
+    if given.expected:
+        return _hold_model(outputs, given, given.expected, next(iter(taken.tried), None), renames, excluded)
+    if given.assets and given.assets.says("tie_word_embeddings") is True:
+        settled = tie(outputs, Naming({}, (TIED,)), given.checkpoint, given.options.tied)
+        return Held(settled.outputs, settled.leftovers, settled.findings, assets=given.assets)
+    return Held(tuple(outputs), assets=given.assets)
+
+
+def _hold_model(
     outputs: Sequence[Output],
+    given: Given,
     expected: Expected,
     candidate: Candidate | None,
-    checkpoint: Checkpoint,
-    options: MappingOptions,
     renames: Renames,
     excluded: Collection[str],
 ) -> Held:
-    """Let the model say what each output is, what of it is missing, and what is written.
+    """What each output is of the model, what of it is missing, and what is written.
 
-    ``candidate`` is the reading that was chosen (None: by rules), ``excluded`` are names that the user left out.
+    ``candidate`` is the reading that was chosen (None: by rules).
     """
+    options = given.options
     naming = candidate.naming if candidate else "stored"
     names = expected.stored if naming == "stored" else expected.published
     renamed = (renames.apply(each, names.shapes) for each in outputs) if options.rename else outputs
@@ -63,7 +75,7 @@ def hold(
         return settled[-1].outputs
 
     settled.append(without_buffers(latest(), expected, names))
-    settled.append(tie(latest(), names, checkpoint, options.tied))
+    settled.append(tie(latest(), names, given.checkpoint, options.tied))
     if options.unexpected == "drop":
         settled.append(without_unexpected(latest(), expected, names))
     reading = candidate.fit.reading if candidate else "by rules"
@@ -86,6 +98,7 @@ def hold(
         (*about, *(finding for each in settled for finding in each.findings), *([differ] if differ else [])),
         Measured(measured, found, names),
         _known(latest(), expected),
+        given.assets,
     )
 
 
@@ -93,30 +106,18 @@ def _shapes(outputs: Sequence[Output]) -> dict[str, Shape]:
     return {output.name: output.shape for output in outputs}
 
 
-def hold_tied(outputs: Sequence[Output], checkpoint: Checkpoint, options: MappingOptions) -> Held:
-    """What is said of embedding and head by a config that ties them, where nothing else is known of the model."""
-    settled = tie(outputs, Naming({}, (TIED,)), checkpoint, options.tied)
-    return Held(settled.outputs, settled.leftovers, settled.findings)
-
-
-def hold_adapter(
-    outputs: Sequence[Output],
-    taken: Taken,
-    expected: Expected | None,
-    assets: Assets | None,
-    options: MappingOptions,
-    renames: Renames,
-) -> tuple[Held, Assets]:
-    """Hold an adapter against its own config and the model; returns also the files that go with it."""
+def _hold_adapter(outputs: Sequence[Output], given: Given, taken: Taken, renames: Renames) -> Held:
+    """Hold an adapter against its own config and the model."""
+    assets, expected = given.assets, given.expected
     settled = without_tied_tokens(tuple(map(renames.apply, outputs)), expected)
     adapted = Adapted.of(settled.outputs, taken.peft)
     weights = _weights(taken, expected)
     modules = {name.rpartition(".")[0] for name in weights}
     config = taken.config or adapted.config(modules, assets.says("_name_or_path") if assets else None)
-    found = tuple(about_adapter(taken, adapted, config, expected, weights, options)) if settled.outputs else ()
+    found = tuple(about_adapter(given, taken, adapted, config, weights)) if settled.outputs else ()
     beside = (assets or Assets("", (), "", ())).for_adapter(config.content)
     known = frozenset(view.key for output in settled.outputs for view in output.sources)
-    return Held(settled.outputs, settled.leftovers, found, None, known), beside
+    return Held(settled.outputs, settled.leftovers, found, None, known, beside)
 
 
 def _weights(taken: Taken, expected: Expected | None) -> Mapping[str, Shape | None]:

@@ -6,16 +6,14 @@ No tensor data is read. What a :class:`KeyMapping` shows is what is written: not
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
 from dcptools._collector import no_collections
 from dcptools._paths import expanded
-from dcptools.assets import Assets, find_assets
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
-from dcptools.expected import Expected
 from dcptools.layouts import Leftover, Output, Reading, keys_of
 from dcptools.mapping.about import (
     about_assets,
@@ -34,11 +32,11 @@ from dcptools.mapping.about import (
 )
 from dcptools.mapping.about_adapter import about_full
 from dcptools.mapping.about_model import about_kinds
-from dcptools.mapping.expectation import expectation
+from dcptools.mapping.expectation import Given
 from dcptools.mapping.globs import Globs
-from dcptools.mapping.holding import Held, hold, hold_adapter, hold_tied
+from dcptools.mapping.holding import hold
 from dcptools.mapping.rename import Rename, Renames, parse_renames
-from dcptools.mapping.taking import Taken, take
+from dcptools.mapping.taking import take
 from dcptools.mapping.values import CHOICES, KeyMapping, MappingOptions
 
 
@@ -135,28 +133,27 @@ def preview(
 @no_collections()
 def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     """Read the checkpoint in the best way, keep what is wanted, let the model say what that is, and say what is odd."""
-    assets = find_assets(options.model_assets_dir) if options.model_assets_dir is not None else None
-    expected, about_expectation = expectation(assets, options.reference)
-    keys = keys_of(checkpoint)
-    taken = take(checkpoint, keys, expected, options)
+    given = Given.of(checkpoint, options)
+    expected, keys = given.expected, keys_of(checkpoint)
+    taken = take(given, keys)
     chosen, reading = taken.layout, taken.reading
     globs, renames = Globs(options.include, options.exclude), Renames(options.rename)
     kept, left, excluded = _wanted(reading, checkpoint, globs)
-    held, assets = _held(kept, excluded, taken, expected, assets, checkpoint, options, renames)
+    held = hold(kept, given, taken, renames, excluded)
     renamed = [renames.apply(output) for output in held.outputs] if options.rename else list(held.outputs)
     outputs = tuple(sorted(renamed, key=attrgetter("name")))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
     used = {view.key for output in outputs for view in output.sources}
     found = held.measured.fit if held.measured else None
     findings = (
-        *about_reading(chosen, reading, outputs, checkpoint, taken.peft.base(), taken.peft.adapters),
-        *about_expectation,
+        *about_reading(checkpoint, taken, outputs),
+        *given.findings,
         *held.findings,
         *about_checkpoint(checkpoint, used),
         *about_keys(reading, used, renames.renamed | held.known),
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
-        *about_family(chosen, assets),
-        *about_published(expected, taken, options),
+        *about_family(chosen, given.assets),
+        *about_published(given, taken),
         *about_foreign(chosen, keys.values(), outputs, found, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *(about_excluded(excluded, taken.kind, held.findings) if found is None else ()),
@@ -164,33 +161,12 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *(about_renamed(renames.names, expected) if expected else ()),
         *(about_kinds(outputs, None) if taken.kind == "model" and expected is None else ()),
         *about_names(outputs),
-        *about_assets(assets),
+        *about_assets(held.assets),
         *about_leftovers(leftovers),
     )
-    where = (chosen.name, chosen.root, assets, options)
+    where = (chosen.name, chosen.root, held.assets, options)
     model = (expected if taken.kind == "model" else None, held.measured, taken.fits)
     return KeyMapping(checkpoint, outputs, leftovers, findings, *where, *model, kind=taken.kind)
-
-
-def _held(
-    kept: Sequence[Output],
-    excluded: Collection[str],
-    taken: Taken,
-    expected: Expected | None,
-    assets: Assets | None,
-    checkpoint: Checkpoint,
-    options: MappingOptions,
-    renames: Renames,
-) -> tuple[Held, Assets | None]:
-    """What the model says of the outputs, if it is known; and the assets, with the config of an adapter."""
-    if taken.kind == "adapter":
-        return hold_adapter(kept, taken, expected, assets, options, renames)
-    if expected:
-        candidate = next(iter(taken.tried), None)
-        return hold(kept, expected, candidate, checkpoint, options, renames, excluded), assets
-    if assets and assets.says("tie_word_embeddings") is True:
-        return hold_tied(kept, checkpoint, options), assets
-    return Held(tuple(kept)), assets
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:

@@ -61,7 +61,13 @@ def parse_renames(rules: Mapping[str, str] | Iterable[str | tuple[str, str] | Re
 
 def renamed(rules: Iterable[Rename], name: str) -> str | None:
     """The name that the first rule that matches gives; None if none does."""
-    return next((new for rule in rules if (new := rule.apply(name)) is not None), None)
+    return _first(rules, name)[1]
+
+
+def _first(rules: Iterable[Rename], name: str) -> tuple[Rename, str] | tuple[None, None]:
+    """The first rule that matches, and the name that it gives."""
+    found = ((rule, new) for rule in rules if (new := rule.apply(name)) is not None)
+    return next(found, (None, None))
 
 
 class Renames:
@@ -82,15 +88,14 @@ class Renames:
         """The output with the name that the rules give it, if that is one of ``only_to``; once renamed, it stays so."""
         if not self._rules:
             return output
-        rule = next((rule for rule in self._rules if rule.apply(output.name) is not None), None)
-        if rule is None or output in self._done:
+        rule, name = _first(self._rules, output.name)
+        if rule is None or name is None or output in self._done:
             return output
-        name = rule.apply(output.name) or ""
         if only_to is not None and name not in only_to:
             return output
         self._used.add(rule)
         self.renamed.update(view.key for view in output.sources)
         self.names[output.name] = name
-        renamed = replace(output, name=name, rule=f"{output.rule}, then {rule}")
-        self._done.add(renamed)
-        return renamed
+        done = replace(output, name=name, rule=f"{output.rule}, then {rule}")
+        self._done.add(done)
+        return done

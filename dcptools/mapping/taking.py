@@ -8,13 +8,11 @@ from functools import partial
 
 from dcptools._option import option
 from dcptools._text import some
-from dcptools.checkpoint import Checkpoint
 from dcptools.errors import UsageError
-from dcptools.expected import Expected
 from dcptools.layouts import Candidate, Fit, Key, Layout, Peft, Reading, candidates, choose, layout_of, read_family
 from dcptools.mapping.adapter_config import AdapterConfig, find_config
+from dcptools.mapping.expectation import Given
 from dcptools.mapping.rename import renamed
-from dcptools.mapping.values import MappingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +33,8 @@ class Taken:
         return tuple(candidate.fit for candidate in self.tried)
 
 
-def take(
-    checkpoint: Checkpoint,
-    keys: Mapping[str, Key],
-    expected: Expected | None,
-    options: MappingOptions,
-) -> Taken:
-    """Read the model; or, of a model that peft wrapped, the adapter, unless ``options.mode`` is "full".
+def take(given: Given, keys: Mapping[str, Key]) -> Taken:
+    """Read the model; or, of a model that peft wrapped, the adapter, unless the mode is "full".
 
     Raises
     ------
@@ -49,6 +42,7 @@ def take(
         An adapter is asked for that is not there, or there are several and none is named; or the file of a family
         cannot be used.
     """
+    checkpoint, options, expected = given.checkpoint, given.options, given.expected
     family = read_family(options.family) if options.family is not None else None
     own = {name: Key(name, ()) for name in expected.stored.shapes} if expected else {}
     peft = Peft(keys, {}) if Peft.of(own).adapters else Peft.of(keys)  # a model may have LoRA weights of its own
@@ -58,7 +52,7 @@ def take(
             f"Give the directory of one that has, or leave out {option('mode', 'lora')} and {option('adapter')}."
         )
     if peft.adapters and options.mode != "full":
-        return _adapter(checkpoint, peft, expected, options)
+        return _adapter(given, peft)
     adapter, wanted = _chosen(peft, options.adapter, peft.copying), peft.base()
     rules = partial(renamed, options.rename) if options.rename else None
     tried = candidates(checkpoint, wanted, expected, options.layout, options.root, family, rules) if expected else []
@@ -66,11 +60,12 @@ def take(
     return Taken("model", layout, peft.base_of(layout.read(checkpoint, wanted), adapter), peft, tuple(tried), adapter)
 
 
-def _adapter(checkpoint: Checkpoint, peft: Peft, expected: Expected | None, options: MappingOptions) -> Taken:
+def _adapter(given: Given, peft: Peft) -> Taken:
+    options = given.options
     adapter = _chosen(peft, options.adapter, peft.adapters) or ""
-    layout = layout_of(peft.weights(), expected, options.layout, options.root)
+    layout = layout_of(peft.weights(), given.expected, options.layout, options.root)
     config = find_config(options.adapter_config_path, options.model_assets_dir)
-    reading = peft.adapter_of(layout.read(checkpoint, peft.saved()), adapter, config.said if config else None)
+    reading = peft.adapter_of(layout.read(given.checkpoint, peft.saved()), adapter, config.said if config else None)
     return Taken("adapter", layout, reading, peft, (), adapter, config)
 
 

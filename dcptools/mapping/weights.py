@@ -50,6 +50,7 @@ def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[W
     tied = {each.name: each.tied for each in found.differences if each.tied}  # of another shape than what fits
 
     def row(name: str) -> str:
+        """Tied names share a row, but for a copy of another shape."""
         one = written.get(name, name)
         return name if name in tied else tied.get(one, one)
 

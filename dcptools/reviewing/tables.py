@@ -39,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int) -> st
 
 
 def scrolled(element: str, what: str) -> str:
-    """A box in which something scrolls that is too wide for the page, by keys, too."""
+    """A box in which something that is too wide for the page scrolls, also by keys."""
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{what}">{element}</div>'
 
 

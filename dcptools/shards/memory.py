@@ -17,7 +17,7 @@ REMOTE_BYTES = 60_000_000  # a library for URLs, with its connections
 WORKER_BYTES = 7 << 20  # per thread of the writer: stored values, a block, and what is read to be rearranged
 
 
-def peak_bytes(mapping: KeyMapping, *, casts: bool, workers: int, uploads: int = 0) -> int:
+def peak_bytes(mapping: KeyMapping, *, casts: bool, workers: int, uploads: int) -> int:
     """Predicted peak memory of the whole process, in bytes; neither shard size nor tensor sizes matter.
 
     What is read ahead from a URL, and what waits to be uploaded to one, count at their limits. ``uploads`` is the size

@@ -129,11 +129,12 @@ class _Room:
         self._taken, self._lock = 0, threading.Lock()
 
     def take(self, nbytes: int) -> bool:
-        """Whether there is so much left, which is taken then."""
+        """Take so many bytes, unless that is more than is left; returns whether they were taken."""
         with self._lock:
-            there = self._taken + nbytes <= WAITING_BYTES
-            self._taken += nbytes * there
-        return there
+            if self._taken + nbytes > WAITING_BYTES:
+                return False
+            self._taken += nbytes
+            return True
 
     def give(self, nbytes: int) -> None:
         with self._lock:

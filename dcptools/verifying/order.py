@@ -14,7 +14,7 @@ from dcptools.hf import is_model
 
 @contextmanager
 def told_apart(save_dir: object, load_dir: object) -> Iterator[None]:
-    """Within it, both are read; if that fails because they are no model and no checkpoint, it is told what they are.
+    """Read both within it: if one is not what it was taken for, the error says what the two are.
 
     Raises
     ------
