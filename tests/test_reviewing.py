@@ -54,7 +54,8 @@ def test_what_cannot_be_converted_is_reviewed_too(tmp_path: Path) -> None:
 def test_the_command_line_writes_it_with_the_command_that_does_the_same(demo: Demo, tmp_path: Path) -> None:
     words = ["review", str(demo.checkpoint), "--html", str(tmp_path / "r.html"), "--save-dir", "out", "--dtype", "keep"]
     done = CliRunner().invoke(main_group, [*words, "--exclude", "*lm_head*"])
-    assert (done.exit_code, done.output) == (0, f"Wrote {tmp_path / 'r.html'}.\n")
+    assert (done.exit_code, done.stdout) == (0, f"Wrote {tmp_path / 'r.html'}.\n")
+    assert "warning[weight-missing] lm_head.weight: left out by " in done.stderr and "info[" not in done.stderr
     planned = dcptools.plan(dcptools.preview(demo.checkpoint, exclude="*lm_head*"), dtype="keep")
     assert command_line(planned, "out").replace("'", "&#x27;") in (tmp_path / "r.html").read_text()
 

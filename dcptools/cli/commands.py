@@ -101,6 +101,7 @@ def review_command(load_dir: Place, html: Path, save_dir: Place | None, output: 
     mapping = preview_of(load_dir, options)
     planning = {name: options[name] for name in ("shard_size", "dtype", "dtype_for", "strict")}
     written = review(mapping, html, save_dir=save_dir, **planning)
+    tell_findings((*mapping.errors, *mapping.warnings) if output.speaks else ())
     output.show(lambda: {"html": str(written)}, lambda: f"Wrote {written}.")
 
 

@@ -53,7 +53,10 @@ def about_model(
     yield from map(left_out, [each.name for each in knowingly])
     for each in found.unexpected if found.fitting else ():
         what = f"{found.title} has no weight of this name; it is written anyway"
-        yield Finding("weight-unexpected", each.name, what, f"{option('unexpected', 'drop')} leaves such tensors out")
+        why = (
+            f"if it was trained, config.json is another model's; {option('unexpected', 'drop')} leaves such tensors out"
+        )
+        yield Finding("weight-unexpected", each.name, what, why)
 
 
 def about_optional(names: Iterable[str], naming: Naming, excluded: Collection[str]) -> Iterator[Finding]:

@@ -234,7 +234,7 @@ def _by_headers(model: Model, expected: Mapping[str, Expected]) -> tuple[dict[st
 
 
 def _by_header(name: str, weight: Weight | None, entry: Expected | None) -> tuple[VerifiedWeight, Finding | None]:
-    options = "give the options that it was converted with, or write it again"
+    options = f"give the options that it was converted with, such as {option('model_assets_dir')}, or write it again"
     if entry is None:
         assert weight is not None
         found = VerifiedWeight(name, "unexpected", weight.shape, "", weight.dtype.name, weight.file, 0)

@@ -77,7 +77,8 @@ class Report(Shown, HasFindings):
         return [Table(("file", "bytes"), [(name, format_bytes(nbytes)) for name, nbytes in self.files + self.others])]
 
     def _footer(self) -> str:
-        return self.facts()
+        warnings = f"; {counted(len(self.warnings), 'warning')}" if self.warnings else ""
+        return f"{self.facts()}{warnings}"
 
     def _shown_findings(self) -> tuple[Finding, ...]:
         return self.found_while_writing
