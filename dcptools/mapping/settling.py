@@ -120,7 +120,8 @@ def _tied(
     try:
         different = [other for other in others if not _same(first, other, checkpoint)]
     except DcptoolsError as error:
-        why = f"whether it is the same as {names} is not known: {str(error).splitlines()[0]}"
+        found = " ".join(str(error).splitlines()[:2])  # where, and what
+        why = f"whether it is the same as {names} is not known: {found.rstrip('.')}"
         return [], Finding(
             "tied-differ", first.name, why, f"all are written; {option('tied', 'drop')} writes only this one"
         )
