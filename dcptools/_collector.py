@@ -13,18 +13,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Let it rest, for a few seconds in which many values are made, and no cycles.
-
-    They count as old ones afterwards, so that the next collection of young ones does not pass through all of them.
-    """
+    """Let it rest: for a few seconds in which many values are made, and no cycles."""
     resting = not gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # else it is somebody else's
-            gc.freeze()
-            gc.unfreeze()
         if not resting:
             gc.enable()
 

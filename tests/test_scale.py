@@ -70,6 +70,20 @@ def test_preview_and_plan_make_their_values_without_collections(tmp_path: Path) 
     assert len(collections) <= 4  # of the few objects that are made before and after
 
 
+def test_what_is_of_no_use_any_more_is_not_kept_as_something_old() -> None:
+    """As of a checkpoint that could not be read, whose files stay open as long as its error does."""
+
+    class Own:
+        pass
+
+    own: Any = Own()
+    own.own, there = own, weakref.ref(own)
+    with no_collections():
+        del own
+    gc.collect(0)
+    assert there() is None
+
+
 @pytest.fixture
 def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many readers there were whenever one was made."""

@@ -240,7 +240,7 @@ def cover(directory: Path, file: str) -> str:
         full = tuple(map(int, shape))
     except (ValueError, IndexError, TypeError, OverflowError):
         return "no boxes"
-    if not full or max(full) > 7 or len(full) > 4:
+    if not full or max(full) > 7 or len(full) > 4 or len(places) != len(sizes):
         return "no boxes"
     found = check_cover(full, places, sizes)
     distinct = {(tuple(at), tuple(n)) for at, n in zip(places.tolist(), sizes.tolist(), strict=True)}
