@@ -607,6 +607,31 @@ def test_a_signal_cleans_up(
     assert tree(tmp_path) == before
 
 
+LOST = """
+import os, signal, time, weakref
+import click
+from dcptools.cli.running import run
+
+class It:
+    pass
+
+@click.command()
+def command():
+    it = It()
+    there = weakref.ref(it, lambda _: os.kill(os.getpid(), signal.{}))
+    del it
+    time.sleep(60)
+
+run(command)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_where_no_error_gets_out_comes_again(number: signal.Signals, status: int) -> None:
+    done = shell("-c", LOST.format(number.name), preexec_fn=hear_ctrl_c)
+    assert done.returncode == status and len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Stopped by a signal.")]
 )

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from dcptools._option import in_shell, speaking
 from dcptools.cli.output import Stderr, let_go, open_closed_streams, print_error, tell, tell_findings
 from dcptools.errors import MORE_MEMORY, DcptoolsError, FindingsError, notes_of, too_little_memory
 
+AGAIN_SECONDS = 0.05  # until a signal that was lost is sent again
+
 
 def run(command: click.Command, name: str | None = None) -> NoReturn:
     """Run a command; every problem ends in a message of a few lines and an exit status."""
@@ -29,7 +32,7 @@ def run(command: click.Command, name: str | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is _start.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     open_closed_streams()
-    with speaking(in_shell), contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
+    with _none_lost(), speaking(in_shell), contextlib.redirect_stderr(cast(TextIO, Stderr(sys.stderr))):
         status = _status_of_ranks(command, name) if _is_one_of_many() else _status(command, name)
     sys.exit(status)
 
@@ -127,6 +130,31 @@ class _Stopped(SystemExit):
 def _terminate(signum: int, frame: Any) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)  # some batch systems send it again and again; cleaning up goes on
     raise _Stopped(128 + signum)
+
+
+@contextlib.contextmanager
+def _none_lost() -> Iterator[None]:
+    """A signal that comes where Python lets no error out, as in what a weak reference calls, is sent again."""
+    before = sys.unraisablehook
+
+    def again(lost: Any) -> None:
+        stop = lost.exc_value
+        if not isinstance(stop, _Stopped | KeyboardInterrupt):
+            before(lost)
+            return
+        number = signal.SIGINT
+        if isinstance(stop, _Stopped):
+            number = signal.SIGTERM
+            signal.signal(number, _terminate)
+        sending = threading.Timer(AGAIN_SECONDS, os.kill, [os.getpid(), number])
+        sending.daemon = True
+        sending.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _tell_end(what: str, stop: BaseException) -> None:

@@ -41,14 +41,20 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     try:
         _bound()
         return describe(build(config))
-    except Unknown as error:
+    except (Exception, _TooLong) as error:
+        _unbound()  # else there may be no memory to say it
+        return _why(error)
+
+
+def _why(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, Unknown):
         return {"unknown": str(error)}
-    except _TooLong:
+    if isinstance(error, _TooLong):
         return {"broken": f"building it takes more than {SECONDS} seconds"}
-    except (MemoryError, SystemError):  # SystemError: of what Python says when it has no memory to say it
+    if isinstance(error, MemoryError | SystemError):  # SystemError: of what Python says when it has no memory to say it
         return {"broken": f"building it takes more than {MAX_BYTES >> 20} MB of memory"}
-    except Exception as error:  # whatever a model's own code raises for sizes that make no sense
-        return {"broken": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+    # whatever a model's own code raises for sizes that make no sense
+    return {"broken": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
 
 
 def _bound() -> None:
@@ -74,6 +80,16 @@ def _limit(kind: int, most: int) -> None:
     soft, hard = resource.getrlimit(kind)
     if soft == resource.RLIM_INFINITY or soft > most:
         resource.setrlimit(kind, (most, hard))
+
+
+def _unbound() -> None:
+    """What is said of a config takes little; of one that took too much, it may be more than there is left."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        for kind in (resource.RLIMIT_CPU, resource.RLIMIT_DATA):
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (hard, hard))
 
 
 def _stop(signum: int, frame: object) -> NoReturn:

@@ -283,11 +283,10 @@ def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | 
 
 def _together(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
     """The next pieces, until they have as many items as blocks of small tensors."""
-    items = 0
+    left = sizes.blocks_together * sizes.block_items
     for piece in islice(work, sizes.blocks_together):
         yield piece
-        items += piece.items
-        if items >= sizes.blocks_together * sizes.block_items:
+        if (left := left - piece.items) <= 0:
             return
 
 
