@@ -1619,17 +1619,24 @@ def test_another_plan_forgets_the_report_of_the_last(planned: ShardPlan, mapping
     assert step.blocked == "Nothing has been written yet."
 
 
-def test_a_plan_that_changes_while_the_last_is_written_is_not_reported_as_written(
-    planned: ShardPlan, mapping: KeyMapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started, go = threading.Event(), threading.Event()
+@pytest.fixture
+def waiting_write(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The step Convert says when it has begun to write, and waits until it may go on."""
+    started, go_on = threading.Event(), threading.Event()
 
     def slow(given: ShardPlan, target: str, **_: Any) -> Report:
         started.set()
-        assert go.wait(10)
+        assert go_on.wait(30)
         return write(given, target, fsync=False)
 
     monkeypatch.setattr(_convert, "write", slow)
+    return started, go_on
+
+
+def test_a_plan_that_changes_while_the_last_is_written_is_not_reported_as_written(
+    planned: ShardPlan, mapping: KeyMapping, tmp_path: Path, waiting_write: tuple[threading.Event, threading.Event]
+) -> None:
+    started, go = waiting_write
     step = widgets.Convert(planned, save_dir=str(tmp_path / "model"))
     step.job.start.click()
     started.wait(5)
@@ -2118,16 +2125,9 @@ BESIDE = {"Close", "Write a review", "Review", "Show 3 infos", "Colour by"}  # n
 
 
 def test_nothing_that_a_run_depends_on_can_be_changed_meanwhile(
-    wizard: widgets.Wizard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    wizard: widgets.Wizard, waiting_write: tuple[threading.Event, threading.Event]
 ) -> None:
-    started, go_on = threading.Event(), threading.Event()
-
-    def slow(given: ShardPlan, target: str, **_: Any) -> Report:
-        started.set()
-        assert go_on.wait(30)
-        return write(given, target, fsync=False)
-
-    monkeypatch.setattr(_convert, "write", slow)
+    started, go_on = waiting_write
     while wizard.step < 5:
         wizard.next.click()
     steps = wizard.steps[:1] + wizard.steps[2:6]
