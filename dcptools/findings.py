@@ -112,6 +112,7 @@ CODES: dict[str, Code] = {
     "adapter-config": Code("warning", "The adapter's config was not given and is made, or was given and is not used."),
     "adapter-config-differs": Code("error", "The config that is given is not that of the adapter in the checkpoint."),
     "adapter-mismatch": Code("error", "The adapter is not one of the model that config.json or the reference names."),
+    "adapter-unchecked": Code("warning", "What is there was not held against a field of the adapter's config."),
     # the plan
     "kept-float32": Code(
         "info", "Parts that the model keeps in float32 when it is loaded in a narrower dtype stay so."

@@ -20,7 +20,7 @@ from dcptools.cli import convert_command
 from dcptools.errors import OutputExists, UsageError
 from dcptools.findings import Finding
 from dcptools.layouts import Role
-from dcptools.mapping import KeyMapping
+from dcptools.mapping import KeyMapping, patterns
 from dcptools.recipe import command_line, python_call
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -290,21 +290,47 @@ class TestMissing:
         assert [finding.key for finding in found(mapping, "weight-missing")] == ["score"]
 
     @pytest.mark.parametrize(
-        "said",
+        ("said", "why"),
         [
-            {"exclude_modules": r"(.*x?)*"},  # may take for ever
-            {"exclude_modules": "(" * 9},
-            {"target_modules": "(aa|a)" * 30},
-            {"target_modules": ["q_proj"], "layer_replication": [[0, 1]]},
-            {"layers_to_transform": [0, 1], "layers_pattern": "(.*)*"},
+            (
+                {"target_modules": "(aa|a)" * 30},
+                "target_modules of the adapter's config: its patterns take more than 2 seconds",
+            ),
+            ({"target_modules": "a{9999999}"}, "'a{9999999}' is no pattern that is tried"),
+            ({"target_modules": "(((q{99}){99}){99})?"}, "'(((q{99}){99}){99})?' is no pattern that is tried"),
+            ({"target_modules": "x|" * 40_000}, "is no pattern that is tried"),
+            ({"exclude_modules": "(" * 9}, "'(((((((((' is no pattern that is tried"),
+            ({"exclude_modules": "(?:" * 9999 + ")" * 9999}, "is no pattern that is tried"),
+            ({"exclude_modules": "[[a]&&[b]]"}, "is no pattern that is tried"),
+            ({"exclude_modules": "(q){e<=1}"}, "is no pattern that is tried"),
+            ({"layer_replication": [[0, 1]]}, "layer_replication makes layers that the model does not have"),
+            ({"layers_to_transform": [0, 1], "layers_pattern": "("}, "is no pattern that is tried"),
+            ({"rank_pattern": {"(aa|a)" * 30: 4}}, "rank_pattern of the adapter's config: its patterns take"),
         ],
     )
-    def test_where_it_is_not_known_what_is_adapted_nothing_is_told(self, said: dict[str, Any], tmp_path: Path) -> None:
+    def test_what_could_not_be_looked_for_is_a_warning(
+        self, said: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(patterns, "SECONDS", 0.1)
+        state = adapted(base=False) | {
+            f"{PREFIX}{'a' * 99}.lora_{side}.default.weight": torch.ones(2, 2) for side in "AB"
+        }
         mapping = dcptools.preview(
-            saved.save(tmp_path / "c", {"model": adapted(1, base=False)}),
+            saved.save(tmp_path / "c", {"model": state}),
             model_assets_dir=assets(tmp_path / "a", {**PLAIN, **said}),
         )
         assert not found(mapping, "weight-missing")
+        (unchecked,) = found(mapping, "adapter-unchecked")
+        assert why in unchecked.message
+
+    def test_which_modules_are_linear_a_config_of_the_model_tells(self, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, "target_modules": "all-linear"}))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted(1)})
+        (unchecked,) = found(dcptools.preview(checkpoint, adapter_config_path=tmp_path), "adapter-unchecked")
+        assert "which modules are linear" in unchecked.message
+        model = assets(tmp_path / "a")
+        mapping = dcptools.preview(checkpoint, adapter_config_path=tmp_path, model_assets_dir=model)
+        assert not found(mapping, "adapter-unchecked") and found(mapping, "weight-missing")
 
 
 class TestConfig:
@@ -355,12 +381,6 @@ class TestConfig:
             f"{tmp_path / CONFIG}: {message}.", f"Give the {CONFIG} that peft wrote during the training."
         ]  # fmt: skip
 
-    @pytest.mark.parametrize("pattern", [r"([a-z_]+\.?\d*)+x", r".*.*.*.*.*.*.*.*.*x", r"q{99999999999}"])
-    def test_patterns_that_would_take_for_ever_are_not_tried(self, pattern: str, tmp_path: Path) -> None:
-        (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, "rank_pattern": {pattern: 4}}))
-        checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
-        assert not dcptools.preview(checkpoint, adapter_config_path=tmp_path).errors
-
     def test_one_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
         with pytest.raises(UsageError, match="nowhere.json cannot be read: No such file"):
@@ -378,6 +398,7 @@ class TestConfig:
                 {"rank_pattern": {"layers.1.*": 4}},
                 "r is 4 for model.layers.1.self_attn.q_proj, and its tensors have 2; so it is for 1 module",
             ),
+            ({"target_modules": r".*\.k_proj"}, "target_modules does not name model.layers.0.self_attn.q_proj, "),
             ({"target_modules": ["k_proj"]}, "target_modules does not name model.layers.0.self_attn.q_proj, "),
             ({"use_dora": True}, "use_dora is True, and there are no lora_magnitude_vector"),
             (
@@ -389,8 +410,7 @@ class TestConfig:
     def test_one_of_another_adapter_is_an_error(self, wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
         directory = assets(tmp_path / "a", {**PLAIN, **wrong})
         checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
-        (error,) = dcptools.preview(checkpoint, model_assets_dir=directory).errors
-        assert error.code == "adapter-config-differs"
+        (error,) = found(dcptools.preview(checkpoint, model_assets_dir=directory), "adapter-config-differs")
         assert error.message.startswith(message)
 
     def test_modules_to_save_may_name_what_they_are_in_or_how_they_end(self, tmp_path: Path) -> None:

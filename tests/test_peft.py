@@ -14,9 +14,11 @@ import torch
 from checkpoints import adapters, saved
 from checkpoints.adapters import adapted, base_model, logits
 from safetensors.torch import load_file
+from torch import Tensor
 
 import dcptools
 from dcptools.errors import FindingsError, UsageError
+from dcptools.findings import Finding
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN: dict[str, Any] = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
@@ -93,9 +95,21 @@ TARGETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the base mod
         {},
         {"target_modules": [Q, "model.layers.0.mlp.up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
     ),
+    "layers called by patterns": (
+        {},
+        {"target_modules": [Q, UP], "layers_to_transform": [0], "layers_pattern": ["h|blocks", r"l[a-z]*?s"]},
+    ),
     "without some": ({}, {"target_modules": [Q, K], "exclude_modules": ["layers.0.self_attn.q_proj"]}),
     "without a pattern": ({}, {"target_modules": [Q, K], "exclude_modules": r".*\.1\..*q_proj"}),
     "a pattern": ({}, {"target_modules": r"(?!.*mlp).*layers\.\d+\..*_attn\.(q|v)_proj"}),
+    "a long pattern": (  # as trainers make them for models with towers
+        {},
+        {"target_modules": "".join([
+            r"(?:.*?(?:text|language|decoder).*?(?:attn|attention|self_attn|mixer).*?(?:q|k|v|o|out|query)_?(?:proj)?.*?)|",
+            r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|ffn|feed_forward)\.",
+            rf"(?:{'|'.join(f'(?:{name})' for name in ('q_proj', 'down_proj', *(f'other_{n}' for n in range(9))))}))",
+        ])},
+    ),
     "all linear": ({}, {"target_modules": "all-linear"}),
     "all linear, a pattern": ({}, {"target_modules": "All-Linear", "exclude_modules": r".*(up|down)_proj"}),
     "trained whole": ({}, {"target_modules": [Q, "embed_tokens"], "modules_to_save": ["head", "embed_tokens"]}),
@@ -125,6 +139,29 @@ def test_every_module_that_peft_adapts_is_missed(case: str, tmp_path: Path) -> N
         missed = {f"base_model.model.{error.key}" for error in mapping.errors if error.code == "weight-missing"}
         assert missed == (modules - {kept} if there is only else set())
         assert {error.code for error in mapping.errors} <= {"weight-missing"}
+
+
+@pytest.mark.usefixtures("expected_in_process")
+@pytest.mark.parametrize("case", ["biases of what is adapted", "all biases"])
+def test_every_bias_that_peft_trains_is_missed(case: str, tmp_path: Path) -> None:
+    made = make(tmp_path, *CASES[case])
+    state = load_file(made.live / WEIGHTS)
+    biases = {name for name in state if name.endswith(".bias")}
+    assert biases
+
+    def missed(kept: dict[str, Tensor], name: str, **model: Path) -> list[Finding]:
+        checkpoint = saved.save(tmp_path / name, {"model": kept})
+        mapping = dcptools.preview(checkpoint, adapter_config_path=made.live, **model)
+        return [finding for finding in mapping.findings if finding.code == "weight-missing"]
+
+    assert not missed(state, "whole", model_assets_dir=made.base)
+    without = {name: tensor for name, tensor in state.items() if name not in biases}
+    found = missed(without, "without", model_assets_dir=made.base)
+    named = {name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in biases}
+    assert {(each.severity, each.key) for each in found} == {("error", name) for name in named}
+    (unknown,) = missed(without, "unknown")
+    assert unknown.severity == "warning"
+    assert unknown.message == f"bias of its config is {CASES[case][1]['bias']!r}, and the checkpoint has no bias"
 
 
 @pytest.mark.parametrize("case", ["plain", "dora", "trained whole", "some ranks", "some layers", "embeddings"])

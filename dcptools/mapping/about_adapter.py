@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from dcptools._option import option
 from dcptools._text import counted, format_bytes, format_shape, some
@@ -12,13 +13,15 @@ from dcptools.findings import Finding
 from dcptools.layouts import FROZEN, Leftover, Output, Role
 from dcptools.mapping.about_model import allow, as_allowed, left_out
 from dcptools.mapping.adapter_config import Adapted, AdapterConfig
-from dcptools.mapping.adapter_targets import named_modules, unmatched
+from dcptools.mapping.adapter_targets import named_beside, targeted, trained_biases, unmatched
 from dcptools.mapping.expectation import Given
+from dcptools.mapping.patterns import Unchecked
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 _DORA = (("lora_A", "lora_magnitude_vector"),)
+_WHOLE = f"is the checkpoint whole, and the {ADAPTER_CONFIG} that of this training?"
 
 
 def about_adapter(
@@ -37,9 +40,8 @@ def about_adapter(
     found = list(_about_config(taken, adapted, config, expected))
     found += _about_modules(adapted, expected) if expected else ()
     found += _about_halves(adapted)
-    if not any(finding.code == "adapter-config-differs" for finding in found):  # what another config names says nothing
-        found += _about_missing(taken, adapted, expected, weights)
-    yield from as_allowed(found, given.options.allow_mismatch)
+    found += _about_missing(taken, adapted, expected, weights)
+    yield from as_allowed(dict.fromkeys(found), given.options.allow_mismatch)
 
 
 def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
@@ -67,9 +69,14 @@ def _about_config(
             f"give the one from the training: {option('adapter_config_path')}; or write lora_alpha into it",
         )  # fmt: skip
         return
-    for difference in adapted.differences(config.said):
-        hint = f"give the {ADAPTER_CONFIG} of this training; {allow()}"
-        yield Finding("adapter-config-differs", taken.config.path, difference, hint)
+    said, hint = taken.config.said, f"give the {ADAPTER_CONFIG} of this training; {allow()}"
+    fields = {"target_modules": adapted.not_targeted, "rank_pattern": adapted.of_another_rank, "": adapted.differences}
+    for field, differences in fields.items():
+        try:
+            for difference in differences(said):
+                yield Finding("adapter-config-differs", taken.config.path, difference, hint)
+        except Unchecked as why:
+            yield _unchecked(field, why)
 
 
 def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
@@ -111,28 +118,51 @@ def _about_halves(adapted: Adapted) -> Iterator[Finding]:
 def _about_missing(
     taken: Taken, adapted: Adapted, expected: Expected | None, weights: Mapping[str, Shape | None]
 ) -> Iterator[Finding]:
-    """Modules that the config names and of which nothing is there."""
+    """Modules and biases that the config names and of which nothing is there."""
     said = taken.config.said if taken.config else {}
-    whole = f"is the checkpoint whole, and the {ADAPTER_CONFIG} that of this training?"
     if not weights:
-        for field, names in unmatched(said, adapted.modules).items():
-            what = f"{field} of its config names {some(names, 5)}, and the checkpoint has nothing of such a module"
-            hint = f"{whole} {option('model_assets_dir')} with the model's config.json tells which modules it has"
-            yield Finding("weight-missing", "", what, hint, "warning")
+        yield from _about_unmatched(said, adapted)
         return
     if adapted.modules.isdisjoint(name.rpartition(".")[0] for name in weights):  # of another model, which is told
         return
     linear, ties = (expected.linear, expected.stored.ties) if expected else (None, ())
+    named: dict[str, str] = {}
+    try:
+        named |= dict.fromkeys(sorted(targeted(said, weights, linear)), "target_modules")
+    except Unchecked as why:
+        yield _unchecked("target_modules", why)
+    named |= named_beside(said, weights)
+    named |= dict.fromkeys(trained_biases(said, weights, adapted.ranks), "bias")
+    there = adapted.modules | adapted.biases
+    everything = Adapted.of(taken.reading.outputs, taken.peft)
+    excluded = (everything.modules | everything.biases) - there
     tied = {name.rpartition(".")[0] for names in ties for name in names[1:] if said.get("ensure_weight_tying")}
-    excluded = Adapted.of(taken.reading.outputs, taken.peft).modules - adapted.modules
-    for module, field in named_modules(said, weights, linear).items():
-        if module in excluded:
-            yield left_out(module)
-        elif module not in adapted.modules and module not in tied:
+    for name, field in named.items():
+        if name in excluded:
+            yield left_out(name)
+        elif name not in there and name not in tied:
             what = f"{field} of the adapter's config names it, and the checkpoint has nothing of it"
-            hint = f"peft does not miss it; {whole} {allow()}"
             certain = linear is not None or not expected  # the files of another model may name modules otherwise
-            yield Finding("weight-missing", module, what, hint, "error" if certain else "warning")
+            hint = f"peft does not miss it; {_WHOLE} {allow()}"
+            yield Finding("weight-missing", name, what, hint, "error" if certain else "warning")
+
+
+def _about_unmatched(said: Mapping[str, Any], adapted: Adapted) -> Iterator[Finding]:
+    """What the config names and nothing there is called, where the model is not known."""
+    hint = f"{_WHOLE} {option('model_assets_dir')} with the model's config.json tells which modules it has"
+    lacking = {
+        field: f"{field} of its config names {some(n, 5)}" for field, n in unmatched(said, adapted.modules).items()
+    }
+    if said.get("bias") not in (None, "none") and not adapted.biases:
+        lacking["bias"] = f"bias of its config is {said['bias'][:100]!r}"
+    for field, what in lacking.items():
+        things = "no bias" if field == "bias" else "nothing of such a module"
+        yield Finding("weight-missing", "", f"{what}, and the checkpoint has {things}", hint, "warning")
+
+
+def _unchecked(field: str, why: Unchecked) -> Finding:
+    what = f"what the checkpoint has was not held against {field} of the adapter's config: {why}"
+    return Finding("adapter-unchecked", "", what, "see that what is written is what was trained")
 
 
 def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from dcptools._text import counted, some
 from dcptools.assets import ADAPTER_CONFIG
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import Output, Peft, Role
-from dcptools.mapping.adapter_targets import are_quick, is_trained_whole, matching
+from dcptools.mapping.adapter_targets import is_all_linear, is_trained_whole, matching
+from dcptools.mapping.patterns import first_matches
 from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
@@ -126,6 +126,11 @@ class Adapted:
         """All modules that are adapted or were trained whole, even if a part of that is missing."""
         return frozenset(role.module for role, _ in self.weights if role.kind in ("lora", "tokens", "copy"))
 
+    @cached_property
+    def biases(self) -> frozenset[str]:
+        """The names of the model's own biases."""
+        return frozenset(role.weight for role, _ in self.weights if role.weight.endswith(".bias"))
+
     def has(self, ending: str) -> bool:
         return any(role.saved.endswith(ending) for role, _ in self.weights)
 
@@ -156,27 +161,47 @@ class Adapted:
         return AdapterConfig(said, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
 
     def differences(self, said: Mapping[str, Any]) -> Iterator[str]:
-        """Where a config is not that of this adapter."""
-        kind, targets = said.get("peft_type"), said.get("target_modules")
-        if kind != "LORA":
-            yield f"peft_type is {str(kind)[:100]!r}, and the keys are those of 'LORA'"
-        patterns = said.get("rank_pattern") or {}
-        if not said.get("target_parameters") and are_quick(list(patterns), self.ranks):
-            ranks = {module: patterns.get(_pattern(module, patterns), said.get("r")) for module in self.ranks}
-            wrong = [module for module in ranks if ranks[module] != self.ranks[module]]
-            if wrong:
-                one, many = wrong[0], counted(len(wrong), "module")
-                yield f"r is {ranks[one]} for {one}, and its tensors have {self.ranks[one]}; so it is for {many}"
-            if isinstance(targets, list):
-                named = matching(self.ranks, targets)
-                others = [module for module in self.ranks if module not in named]
-                yield from [f"target_modules does not name {some(others, 3)}"] if others else []
+        """Where a config is not that of this adapter, but for what ``not_targeted`` and ``of_another_rank`` tell."""
+        if said.get("peft_type") != "LORA":
+            yield f"peft_type is {str(said.get('peft_type'))[:100]!r}, and the keys are those of 'LORA'"
         others = [module for module in self.copies if not is_trained_whole(said, module)]
         yield from [f"modules_to_save does not name {some(others, 3)}"] if others else []
         for field, ending in _SHOWN.items():
             if bool(said.get(field)) != self.has(ending):
                 value, there = str(said.get(field))[:100], "" if self.has(ending) else "no "
                 yield f"{field} is {value}, and there are {there}{ending[1:]}"
+
+    def not_targeted(self, said: Mapping[str, Any]) -> Iterator[str]:
+        """Adapted modules that a config does not target.
+
+        Raises
+        ------
+        Unchecked
+            Its pattern was not tried.
+        """
+        targets = said.get("target_modules") or ()
+        if not said.get("target_parameters") and not is_all_linear(targets):
+            named = matching(self.ranks, targets)
+            others = [module for module in self.ranks if module not in named]
+            yield from [f"target_modules does not name {some(others, 3)}"] if others else []
+
+    def of_another_rank(self, said: Mapping[str, Any]) -> Iterator[str]:
+        """Adapted modules of another rank than a config gives them: that of the first pattern that peft finds for each.
+
+        Raises
+        ------
+        Unchecked
+            A pattern was not tried.
+        """
+        if said.get("target_parameters"):
+            return
+        ranks = {rf"(.*\.)?({pattern})": rank for pattern, rank in (said.get("rank_pattern") or {}).items()}
+        found = first_matches(ranks, self.ranks)
+        wanted = {name: ranks[found[name].re.pattern] if name in found else said.get("r") for name in self.ranks}
+        wrong = [name for name in wanted if wanted[name] != self.ranks[name]]
+        if wrong:
+            one, many = wrong[0], counted(len(wrong), "module")
+            yield f"r is {wanted[one]} for {one}, and its tensors have {self.ranks[one]}; so it is for {many}"
 
 
 def _kind(output: Output, peft: Peft) -> str:
@@ -196,8 +221,3 @@ def _targets(adapted: Iterable[str], modules: Collection[str]) -> set[str]:
     others = {module.rpartition(".")[2] for module in set(modules) - adapted}
     short = lasts - others if modules else set()
     return short | {module for module in adapted if module.rpartition(".")[2] not in short}
-
-
-def _pattern(module: str, patterns: Iterable[str]) -> str:
-    """The first pattern that peft finds for a module; the module's own name if there is none."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dcptools.expected import Shape
+from dcptools.mapping.patterns import Unchecked, first_matches
 
-MAX_PATTERN = 200  # characters of a pattern that is tried
-MAX_REPEATS = 4  # of characters, in a pattern that is tried
-MAX_STEPS = 50_000_000  # that patterns may take for all names
 ALL_LINEAR = "all-linear"
 _HEADS = ("classifier", "score")  # what peft adds to modules_to_save for classifiers, whatever the model has
-_ANY_LAYER = r".*?\.[^.]*\.(\d+)\."
-# What repeats something: not the ? of (?, which begins a group, unless the parenthesis is an escaped one
-_REPEATS = re.compile(r"(?<![^\\]\()(?<!^\()[*+?{]\??")
+_ANY_LAYER = r".*?\.[^.]*\.(\d+)\..*"
 
 
-def named_modules(
-    said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None
-) -> dict[str, str]:
-    """The modules that an adapter of a model with these weights has something of; for each, the field that names it."""
-    adapted, parts = _targeted(said, weights, linear), matching(weights, said.get("target_parameters") or ())
+def named_beside(said: Mapping[str, Any], weights: Mapping[str, Shape | None]) -> dict[str, str]:
+    """The modules that are named otherwise than as targets; for each, the field that does."""
+    parts = matching(weights, said.get("target_parameters"))
     modules = (name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
     whole = [module for module in modules if is_trained_whole(said, module)]
     return {
-        **dict.fromkeys(sorted(adapted), "target_modules"),
         **dict.fromkeys(sorted(name.rpartition(".")[0] for name in parts), "target_parameters"),
         **dict.fromkeys(sorted(whole), "modules_to_save"),
     }
+
+
+def trained_biases(said: Mapping[str, Any], weights: Iterable[str], adapted: Collection[str]) -> list[str]:
+    """The biases of the model that are trained: all, or those of the adapted modules."""
+    kind = said.get("bias") or "none"
+    biases = [name for name in weights if name.endswith(".bias")] if kind != "none" else []
+    return [name for name in biases if kind == "all" or name.removesuffix(".bias") in adapted]
 
 
 def unmatched(said: Mapping[str, Any], modules: Iterable[str]) -> dict[str, list[str]]:
@@ -49,23 +47,31 @@ def unmatched(said: Mapping[str, Any], modules: Iterable[str]) -> dict[str, list
     return {field: names for field, names in lacking.items() if names}
 
 
-def _targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None) -> set[str]:
-    """The modules that are adapted.
+def targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None) -> set[str]:
+    """The modules that are adapted, of a model with these weights; ``linear`` are those that are linear, if known.
 
-    Empty where that is not known: the linear modules are meant and are not known, layers are repeated, or a pattern
-    would take too long.
+    Raises
+    ------
+    Unchecked
+        That is not known.
     """
     targets, exclude = said.get("target_modules"), said.get("exclude_modules")
+    if said.get("layer_replication"):
+        raise Unchecked("layer_replication makes layers that the model does not have")
     modules = [name.removesuffix(".weight") for name, shape in weights.items() if _may_be_adapted(name, shape)]
-    patterns = [pattern for pattern in (targets, exclude) if isinstance(pattern, str)]
-    if said.get("layer_replication") or not are_quick(patterns, modules) or not _layers_are_plain(said):
-        return set()
     excluded, whole = matching(modules, exclude), said.get("modules_to_save") or ()
     modules = [m for m in modules if m not in excluded and not any(f".{part}." in f".{m}." for part in whole)]
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+    if is_all_linear(targets):
+        if linear is None:
+            raise Unchecked("which modules are linear is known of the model of a config.json only")
         heads = _HEADS if said.get("task_type") == "SEQ_CLS" else ()
-        return set(modules).intersection(linear or ()).difference(heads)
-    return {m for m in matching(modules, targets) if _is_in_layers(m, said) or m in (targets or ())}
+        return set(modules).intersection(linear).difference(heads)
+    found = matching(modules, targets)
+    return found if isinstance(targets, str) else _in_layers(found, said).union(found.intersection(targets or ()))
+
+
+def is_all_linear(targets: object) -> bool:
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
 
 
 def is_trained_whole(said: Mapping[str, Any], module: str) -> bool:
@@ -75,54 +81,33 @@ def is_trained_whole(said: Mapping[str, Any], module: str) -> bool:
 
 
 def matching(names: Collection[str], wanted: str | Sequence[str] | None) -> set[str]:
-    """Names that are, or end with, one of those that are wanted; or that a text matches, which is a pattern."""
+    """Names that are, or end with, one of those that are wanted; or that a text matches, which is a pattern.
+
+    Raises
+    ------
+    Unchecked
+        The pattern cannot be tried.
+    """
     if isinstance(wanted, str):
-        return {name for name in names if re.fullmatch(wanted, name)}
+        return set(first_matches([wanted], names))
     ends = frozenset(wanted or ())
     return {name for name in names if not ends.isdisjoint(_ends(name))}
-
-
-def are_quick(patterns: Sequence[str], names: Collection[str]) -> bool:
-    """Whether they can be tried: one that repeats a group, or several things, may take for ever on a name."""
-    return sum(_steps(pattern, names) for pattern in patterns) <= MAX_STEPS
-
-
-def _steps(pattern: str, names: Iterable[str]) -> float:
-    """The most steps that a pattern may take if it matches none of the names; no end of them if it is no pattern."""
-    repeats, groups = len(_REPEATS.findall(pattern)), pattern.count("(") + 1
-    if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+?{]", pattern):
-        return math.inf
-    try:
-        re.compile(f"({pattern})$")  # as a part of another one, too
-    except (re.error, OverflowError, RecursionError):
-        return math.inf
-    ways = (1 + pattern.count("|") / groups) ** groups  # at most: each group may be passed in so many
-    return ways * sum(math.comb(len(name) + repeats, repeats) for name in names)
 
 
 def _may_be_adapted(name: str, shape: Shape | None) -> bool:
     return name.endswith(".weight") and (shape is None or len(shape) > 1)  # norms have vectors
 
 
-def _layers_are_plain(said: Mapping[str, Any]) -> bool:
-    """Whether what layers are called is no more of a pattern than a name is."""
-    return all(re.fullmatch(r"[\w.]+", pattern) for pattern in _layers_patterns(said))
-
-
-def _layers_patterns(said: Mapping[str, Any]) -> Sequence[str]:
-    patterns = said.get("layers_pattern") or ()
-    return (patterns,) if isinstance(patterns, str) else patterns
-
-
-def _is_in_layers(module: str, said: Mapping[str, Any]) -> bool:
-    """Whether a module is in a layer that is meant: the first number in its name is that of the layer."""
-    layers = said.get("layers_to_transform")
+def _in_layers(modules: Collection[str], said: Mapping[str, Any]) -> set[str]:
+    """Those in a layer that is meant: the first number in a name is that of the layer."""
+    layers, called = said.get("layers_to_transform"), said.get("layers_pattern") or ()
     if layers is None or layers == []:
-        return True
-    patterns = [rf"(?:^|.*?\.){called}\.(\d+)\." for called in _layers_patterns(said)] or [_ANY_LAYER]
-    matches = (re.match(pattern, module) for pattern in patterns)
-    layer = next((int(match[1]) for match in matches if match), None)
-    return layer in layers if isinstance(layers, list) else layer == layers
+        return set(modules)
+    called = (called,) if isinstance(called, str) else called
+    patterns = [rf"(?:(?:^|.*?\.){each}\.(\d+)\.).*" for each in called] or [_ANY_LAYER]
+    wanted = {str(layer) for layer in (layers if isinstance(layers, list) else [layers])}
+    found = first_matches(patterns, modules)
+    return {module for module, match in found.items() if match[match.re.groups] in wanted}
 
 
 def _ends(name: str) -> Iterator[str]:
