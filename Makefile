@@ -62,7 +62,7 @@ test: $(STAMP) ## all tests but the long ones, and every notebook
 	exit $$failed
 
 test-long: $(STAMP) ## the tests that take minutes or gigabytes
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN)python -m pytest -q -rs -m long
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN)python -m pytest -q -rs -o faulthandler_timeout=0 -m long
 
 check: $(STAMP) ## lint, format, types, direction of imports, notebooks without output
 	@failed=0; \

@@ -177,12 +177,13 @@ def test_other_methods_of_peft_are_warned_about(key: str, tmp_path: Path) -> Non
     assert f"model.{STEM.format(0)}.{key}" in {finding.key for finding in found(mapping, "peft")}
 
 
-@pytest.mark.parametrize("part", ["lora_A", "lora_B", "lora_magnitude_vector"])
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"])
 def test_an_adapter_that_lacks_a_part_is_refused(part: str, tmp_path: Path) -> None:
     """peft would make the part anew, and say little."""
     state = adapted(base=False)
-    state |= {f"{STEM.format(layer)}.lora_magnitude_vector.default.weight": torch.ones(8) for layer in range(2)}
-    del state[f"{STEM.format(1)}.{part}.default.weight"]
+    for part_of_all in ("lora_magnitude_vector.default.weight", "lora_B.default.bias"):
+        state |= {f"{STEM.format(layer)}.{part_of_all}": torch.ones(8) for layer in range(2)}
+    del state[f"{STEM.format(1)}.{'lora_B.default.bias' if part == 'lora_B.bias' else f'{part}.default.weight'}"]
     checkpoint = saved.save(tmp_path / "c", {"model": state})
     (mismatch,) = dcptools.preview(checkpoint).errors
     assert (mismatch.code, mismatch.key) == ("adapter-mismatch", "model.layers.1.self_attn.q_proj")
@@ -244,6 +245,28 @@ class TestMissing:
         assert "allow_mismatch=True" in error.hint
         allowed = dcptools.preview(checkpoint, adapter_config_path=tmp_path, allow_mismatch=True, **model)
         assert not allowed.errors and self.ONE in {warning.key for warning in allowed.warnings}
+
+    @pytest.mark.parametrize("lost", ["weight", "bias"])
+    def test_a_weight_of_a_module_that_was_trained_whole_is_an_error(self, lost: str, tmp_path: Path) -> None:
+        said = {**PLAIN, "target_modules": ["query"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
+        model = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 3}
+        sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "config.json").write_text(json.dumps(model | sizes | {"vocab_size": 16}))
+        (tmp_path / "a" / CONFIG).write_text(json.dumps(said))
+        stem = f"{PREFIX}bert.encoder.layer.0.attention.self.query"
+        state = {
+            f"{stem}.lora_{side}.default.weight": torch.ones(shape) for side, shape in (("A", (2, 8)), ("B", (8, 2)))
+        }
+        whole = f"{PREFIX}classifier.modules_to_save.default"
+        state |= {f"{whole}.weight": torch.ones(3, 8), f"{whole}.bias": torch.ones(3)}
+        checkpoint = saved.save(tmp_path / "whole", {"model": state})
+        assert not dcptools.preview(checkpoint, model_assets_dir=tmp_path / "a").errors
+        del state[f"{whole}.{lost}"]
+        checkpoint = saved.save(tmp_path / "c", {"model": state})
+        (error,) = dcptools.preview(checkpoint, model_assets_dir=tmp_path / "a").errors
+        assert (error.code, error.key) == ("weight-missing", f"classifier.{lost}")
+        assert error.message == "modules_to_save of the adapter's config names it, and the checkpoint has nothing of it"
 
     def test_what_the_user_leaves_out_is_a_warning(self, tmp_path: Path) -> None:
         mapping = dcptools.preview(

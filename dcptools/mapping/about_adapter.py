@@ -20,7 +20,7 @@ from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
-_DORA = (("lora_A", "lora_magnitude_vector"),)
+_IF_ANY = (("lora_A", "lora_magnitude_vector"), ("lora_B", "lora_B.bias"))  # all have the second, or none
 _WHOLE = f"is the checkpoint whole, and the {ADAPTER_CONFIG} that of this training?"
 
 
@@ -102,23 +102,26 @@ def _about_halves(adapted: Adapted) -> Iterator[Finding]:
     parts: dict[str, set[str]] = {}
     for role, _ in adapted.weights:
         if role.kind == "lora":
-            parts.setdefault(role.module, set()).update(role.saved.split("."))
-    dora = any("lora_magnitude_vector" in found for found in parts.values())
+            parts.setdefault(role.module, set()).add(_part(role.saved))
+    pairs = [*_PAIRS, *(pair[::-1] for pair in _PAIRS)]
+    pairs += [pair for pair in _IF_ANY if any(pair[1] in found for found in parts.values())]
     for module, found in parts.items():
-        lacking = [
-            other
-            for one, other in (*_PAIRS, *(pair[::-1] for pair in _PAIRS), *(_DORA if dora else ()))
-            if one in found and other not in found
-        ]
+        lacking = [other for one, other in pairs if one in found and other not in found]
         if lacking:
             what = f"the checkpoint has no {some(sorted(lacking))} of it, and has the rest of its adapter"
             yield Finding("adapter-mismatch", module, what, f"peft does not miss it, and makes a new one; {allow()}")
 
 
+def _part(name: str) -> str:
+    """What of an adapter a weight is: ``"lora_A"``, ``"lora_B.bias"``."""
+    name = name.removesuffix(".weight")
+    return ".".join(name.split(".")[-2 if name.endswith(".bias") else -1 :])
+
+
 def _about_missing(
     taken: Taken, adapted: Adapted, expected: Expected | None, weights: Mapping[str, Shape | None]
 ) -> Iterator[Finding]:
-    """Modules and biases that the config names and of which nothing is there."""
+    """Modules of which nothing is there, and weights that are not, which the config says were trained."""
     said = taken.config.said if taken.config else {}
     if not weights:
         yield from _about_unmatched(said, adapted)
@@ -133,9 +136,11 @@ def _about_missing(
         yield _unchecked("target_modules", why)
     named |= named_beside(said, weights)
     named |= dict.fromkeys(trained_biases(said, weights, adapted.ranks), "bias")
-    there = adapted.modules | adapted.biases
+    whole = set(adapted.copies)
+    named |= {name: "modules_to_save" for name in weights if name.rpartition(".")[0] in whole}
+    there = adapted.modules | adapted.trained
     everything = Adapted.of(taken.reading.outputs, taken.peft)
-    excluded = (everything.modules | everything.biases) - there
+    excluded = (everything.modules | everything.trained) - there
     tied = {name.rpartition(".")[0] for names in ties for name in names[1:] if said.get("ensure_weight_tying")}
     for name, field in named.items():
         if name in excluded:
@@ -153,7 +158,7 @@ def _about_unmatched(said: Mapping[str, Any], adapted: Adapted) -> Iterator[Find
     lacking = {
         field: f"{field} of its config names {some(n, 5)}" for field, n in unmatched(said, adapted.modules).items()
     }
-    if said.get("bias") not in (None, "none") and not adapted.biases:
+    if said.get("bias") not in (None, "none") and not adapted.has(".bias"):
         lacking["bias"] = f"bias of its config is {said['bias'][:100]!r}"
     for field, what in lacking.items():
         things = "no bias" if field == "bias" else "nothing of such a module"

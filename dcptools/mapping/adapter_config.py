@@ -127,9 +127,10 @@ class Adapted:
         return frozenset(role.module for role, _ in self.weights if role.kind in ("lora", "tokens", "copy"))
 
     @cached_property
-    def biases(self) -> frozenset[str]:
-        """The names of the model's own biases."""
-        return frozenset(role.weight for role, _ in self.weights if role.weight.endswith(".bias"))
+    def trained(self) -> frozenset[str]:
+        """The model's own weights that were trained: its biases, and all of the modules that were trained whole."""
+        kinds = ("bias", "copy")
+        return frozenset(role.weight for role, _ in self.weights if role.kind in kinds)
 
     def has(self, ending: str) -> bool:
         return any(role.saved.endswith(ending) for role, _ in self.weights)
