@@ -496,6 +496,24 @@ def test_a_reference_decides_in_place_of_the_config(tmp_path: Path) -> None:
     assert told(dcptools.preview(smaller, reference=tmp_path / "other.safetensors"), "weight-shape")
 
 
+@pytest.mark.parametrize("given", ["beside the reference", "as assets"])
+def test_the_config_of_a_reference_tells_ties_and_what_fused_experts_are_called(given: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    live = live_models.build({**live_models.config_of("qwen3-moe"), "tie_word_embeddings": True})
+    live.save_pretrained(tmp_path / "hf")
+    checkpoint = saved.save(tmp_path / "c", {"model": live.state_dict()})
+    config = tmp_path / "hf" / "config.json"
+    options = {"model_assets_dir": models.assets(tmp_path / "a", config.read_text())} if given == "as assets" else {}
+    if options:
+        config.unlink()
+    for kind in ("stored", "published"):
+        mapping = dcptools.preview(checkpoint, reference=tmp_path / "hf", names=kind, **options)
+        assert not mapping.errors and not told(mapping, "weight-unexpected")
+        assert mapping.fit is not None and mapping.fit.complete
+    assert names(mapping) == sorted(load_file(tmp_path / "hf" / "model.safetensors"))
+
+
 def test_a_reference_that_is_an_index_alone_says_nothing_of_shapes(tmp_path: Path) -> None:
     state = saved.model_state()
     index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}

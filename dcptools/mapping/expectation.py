@@ -10,6 +10,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.expected import Expected, NotExpected, expect, expect_reference, is_answered
 from dcptools.findings import Finding
 from dcptools.mapping.values import MappingOptions
+from dcptools.storage import open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ class Given:
 def _expectation(assets: Assets | None, reference: str | None) -> tuple[Expected | None, tuple[Finding, ...]]:
     """The model, or None and the finding that says why nothing is known of it."""
     if reference is not None:
-        expected = expect_reference(reference)
-        return expected, _about_config(expected, assets)
+        return _of_reference(expect_reference(reference), assets or _beside(reference), is_copied=assets is not None)
     if assets is None or not _names_a_model(assets):
         return None, ()  # that there is no config, or that it names none, is a finding of the assets
     try:
@@ -60,17 +60,25 @@ def _names_a_model(assets: Assets) -> bool:
     return bool(assets.says("architectures"))
 
 
-def _about_config(expected: Expected, assets: Assets | None) -> tuple[Finding, ...]:
-    """Whether the config that is copied is that of the reference, as far as both are known."""
+def _beside(reference: str) -> Assets | None:
+    """What lies beside the files of a reference; None if it is not a directory."""
+    return find_assets(reference) if open_source(reference).kind() == "directory" else None
+
+
+def _of_reference(
+    reference: Expected, assets: Assets | None, *, is_copied: bool
+) -> tuple[Expected, tuple[Finding, ...]]:
+    """The model of its config, which knows ties and both names, if that is the reference; else what its files say."""
     if assets is None or not _names_a_model(assets):
-        return ()
+        return reference, ()
     try:
-        other = expect(assets.config)
+        model = expect(assets.config)
     except NotExpected:
-        return ()
-    found = expected.stored.shapes
-    for naming in (other.stored, other.published):
+        return reference, ()
+    found = reference.stored.shapes
+    for naming in (model.stored, model.published):
         if all(name in found and found[name] in (None, naming.shapes[name]) for name in naming.needed):
-            return ()
-    what = f"it describes a {other.title}, whose weights are not those of the reference {expected.title}"
-    return (Finding("config-differs", "config.json", what, "give the config that belongs to the reference"),)
+            return (model if found.keys() <= naming.shapes.keys() else reference), ()
+    what = f"it describes a {model.title}, whose weights are not those of the reference {reference.title}"
+    differs = Finding("config-differs", "config.json", what, "give the config that belongs to the reference")
+    return reference, (differs,) if is_copied else ()
