@@ -44,8 +44,8 @@ class Tally:
     def finish(self, file: ShardFile) -> dict[str, Noticed]:
         """What was noticed of the outputs of a file that is whole; of most there is nothing."""
         names = [tensor.output.name for tensor in file.tensors]
-        nan = {name for name in names if name in self._nan and name not in self._numbers}
-        seen = {name: Noticed(self.overflows[name], name in nan) for name in names}
-        noticed = {name: one for name, one in seen.items() if one != Noticed()}
+        nan = self._nan.difference(self._numbers)
+        odd = (name for name in names if name in nan or name in self.overflows)
+        noticed = {name: Noticed(self.overflows[name], name in nan) for name in odd}
         self.noticed.update(noticed)
         return noticed
