@@ -206,6 +206,7 @@ diff_options = _options(
     click.option("--cast", is_flag=True, help="Cast A to the dtypes of B first, to see whether B is an export of A."),
     click.option("--csv", type=PATH, help="Write the table to this file, one row per tensor."),
 )
+all_option = click.option("--all", "show_all", is_flag=True, help="Print every row of a table, not just the first 20.")
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
@@ -220,11 +221,11 @@ def source_options(command: Command) -> Command:
 
 
 def output_options(command: Command) -> Command:
-    """``--json`` and ``--quiet``, which the command gets as ``output``."""
+    """``--json`` and ``--quiet``, and ``--all`` where there is one, which the command gets as ``output``."""
 
     @functools.wraps(command)
-    def with_output(*, as_json: bool, quiet: bool, **options: Any) -> Any:
-        return command(output=Output(as_json, quiet), **options)
+    def with_output(*, as_json: bool, quiet: bool, show_all: bool = False, **options: Any) -> Any:
+        return command(output=Output(as_json, quiet, show_all), **options)
 
     return cast(Command, _options(*_OUTPUT)(with_output))
 
