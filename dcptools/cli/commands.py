@@ -219,8 +219,8 @@ def verify_command(
     if directory is not None or load_dir is not None:
         source = the_load_dir(directory, load_dir)
         with told_apart(save_dir, source):
-            expected, dtypes = expected_of(source, options)
-        found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not output.quiet)
+            expected, saying = expected_of(source, options)
+        found = verify(save_dir, expected, report=report, **saying, workers=workers, progress=not output.quiet)
     else:
         found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not output.quiet)
     tell_verified(found, output)

@@ -243,10 +243,13 @@ def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:
 def preview_of(load_dir: Place, options: dict[str, Any]) -> Any:
     from dcptools.mapping import preview
 
+    return preview(load_dir, **_of_preview(options))
+
+
+def _of_preview(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``preview`` among them."""
     rules = [*options["rename"], *(_read_rules(options["rename_file"]) if options["rename_file"] else ())]
-    return preview(
-        load_dir, **{field.name: options[field.name] for field in fields(MappingOptions)} | {"rename": rules}
-    )
+    return {field.name: options[field.name] for field in fields(MappingOptions)} | {"rename": rules}
 
 
 def plan_of(load_dir: Place, options: dict[str, Any]) -> Any:
@@ -256,9 +259,9 @@ def plan_of(load_dir: Place, options: dict[str, Any]) -> Any:
 
 
 def expected_of(load_dir: Place, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a model is compared with, and the dtypes that it must have."""
+    """What a model is compared with, and the options of ``verify`` for it."""
     if options["shard_size"] is None:
-        return preview_of(load_dir, options), {name: options[name] for name in ("dtype", "dtype_for")}
+        return load_dir, {**_of_preview(options), **{name: options[name] for name in ("dtype", "dtype_for")}}
     return plan_of(load_dir, {**options, "dtype": options["dtype"] or "bfloat16", "strict": False}), {}
 
 
