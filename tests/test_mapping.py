@@ -308,6 +308,16 @@ def test_leftovers_have_reasons_and_are_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_a_leftover_beside_a_model_inside_says_what_it_is_in(tmp_path: Path) -> None:
+    state = {"app": {"model": saved.model_state(), "optim": {"lr": torch.ones(1)}}, "rng": torch.ones(3)}
+    mapping = preview(saved.save(tmp_path / "c", state))
+    assert mapping.root == "app.model"
+    assert reasons(mapping) == {
+        "app.optim.lr": "not under 'app.model.' (app.optim)",
+        "rng": "not under 'app.model.' (rng)",
+    }
+
+
 def test_a_head_that_is_left_out_is_a_warning(tmp_path: Path) -> None:
     state = {"model": {"model.w": torch.ones(2)}, "v_head.weight": torch.ones(2, 3), "v_head.bias": torch.ones(2)}
     mapping = preview(saved.save(tmp_path / "c", state))
