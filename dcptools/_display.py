@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dcptools._table import html_table, html_title, text_table
+from dcptools._table import SHOWN_ROWS, html_table, html_title, text_table
 from dcptools.findings import Finding, summary_lines
 
 
@@ -25,7 +25,8 @@ class Shown:
         """What it is, in a line."""
         raise NotImplementedError
 
-    def _tables(self) -> Iterable[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> Iterable[Table]:
+        """Those of it, whose rows need not be more than ``most`` (None: all)."""
         return ()
 
     def _footer(self) -> str:
@@ -34,15 +35,22 @@ class Shown:
     def _shown_findings(self) -> Sequence[Finding]:
         return getattr(self, "findings", ())
 
-    def table(self) -> str:
-        """The text that ``print`` shows, without the findings."""
+    def table(self, most: int | None = SHOWN_ROWS, rest: str = "") -> str:
+        """The text that ``print`` shows, without the findings.
+
+        At most ``most`` rows of each table (None: all); ``rest`` says below one that is cut how to see the others.
+        """
         lines = [self.headline()]
-        for table in self._tables():
-            lines += [table.title, text_table(table.header, table.rows, total=table.total)]
+        for table in self._tables(most):
+            lines += [table.title, text_table(table.header, table.rows, most=most, total=table.total, rest=rest)]
         return "\n".join(filter(None, [*lines, self._footer()]))
 
+    def text(self, most: int | None = SHOWN_ROWS, rest: str = "") -> str:
+        """The same with the findings."""
+        return "\n".join([self.table(most, rest), *summary_lines(self._shown_findings())])
+
     def __str__(self) -> str:
-        return "\n".join([self.table(), *summary_lines(self._shown_findings())])
+        return self.text()
 
     __repr__ = __str__
 

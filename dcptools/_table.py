@@ -22,7 +22,7 @@ def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> pd.DataFrame
     return pd.DataFrame(list(rows), columns=list(columns))
 
 
-def clip(rows: Sequence[Sequence[Any]], most: int, total: int | None) -> tuple[list[Sequence[Any]], str]:
+def clip(rows: Sequence[Sequence[Any]], most: int | None, total: int | None) -> tuple[list[Sequence[Any]], str]:
     """The first rows, and a note on those left out (empty if none); ``total`` where ``rows`` are not all."""
     total = len(rows) if total is None else total
     shown = list(rows[:most])
@@ -30,9 +30,17 @@ def clip(rows: Sequence[Sequence[Any]], most: int, total: int | None) -> tuple[l
 
 
 def text_table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], *, most: int = SHOWN_ROWS, total: int | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    most: int | None = SHOWN_ROWS,
+    total: int | None = None,
+    rest: str = "",
 ) -> str:
-    """A plain table; control characters of untrusted names are escaped, so they cannot drive a terminal."""
+    """A plain table; control characters of untrusted names are escaped, so they cannot drive a terminal.
+
+    ``rest`` says how to see the rows that are left out, if there are any.
+    """
     from tabulate import tabulate
 
     shown, note = clip(rows, most, total)
@@ -40,7 +48,7 @@ def text_table(
     right = [all(_numeric(row[i]) for row in shown) for i in range(len(header))] if shown else []
     align = ["right" if is_right else "left" for is_right in right] or None
     table = tabulate(cells, headers=list(header), colalign=align, disable_numparse=True)
-    return table + (f"\n{note}" if note else "")
+    return table + (f"\n{note}{rest and f' ({rest})'}" if note else "")
 
 
 def html_table(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcptools._paths import expanded
+from dcptools._paths import expanded, from_hub
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
 from dcptools.expected import is_known
@@ -31,7 +31,6 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 MAX_CONFIG_BYTES = 64 << 20
-_LIKE_A_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")  # user/model, as from_pretrained takes it
 
 # Weights, optimizer and training state, what would make transformers look for other weights, and what is about another
 # copy of the model
@@ -103,11 +102,10 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
         source = open_source(directory)
         place, kind = source.location, source.kind()
         if kind != "directory":
-            what = "is not a directory" if kind else "does not exist"
-            advice = f"Give the directory that holds {CONFIG} and the tokenizer."
-            if not kind and _LIKE_A_HUB_NAME.fullmatch(str(directory)):
-                advice += f" If that is a name on the Hub, download it first: hf download {directory}"
-            raise UsageError(f"The assets directory {place} {what}.\n{advice}")
+            what = "is a file" if kind == "file" else "is not a directory" if kind else "does not exist"
+            advice = f"Give the directory that holds {CONFIG} and the tokenizer"
+            advice += f": {os.path.dirname(place) or '.'}" if kind == "file" else "."
+            raise UsageError(f"The assets directory {place} {what}.\n{advice}{'' if kind else from_hub(directory)}")
         states = source.states([name for name in source.entries() if not _NOT_ASSETS.fullmatch(name)])
         odd = {} if is_url(directory) else dict(_odd_files(Path(place), states))
         files = tuple(Asset(name, state.nbytes) for name, state in states.items() if state and name not in odd)

@@ -219,19 +219,24 @@ def test_what_is_said_of_a_long_config_is_short(tmp_path: Path) -> None:
     assert len(line) < 400
 
 
-@pytest.mark.parametrize("what", ["does not exist", "is not a directory"])
-def test_a_wrong_assets_directory_is_a_usage_error(what: str, tmp_path: Path) -> None:
-    path = tmp_path / "a"
+@pytest.mark.parametrize(
+    ("what", "where"), [("does not exist", "."), ("is not a directory", "."), ("is a file", ": {}")]
+)
+def test_a_wrong_assets_directory_is_a_usage_error(what: str, where: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
     if what == "is not a directory":
-        path.write_text("")
+        os.mkfifo(path)
+    elif what == "is a file":
+        path.write_text("{}")
     with pytest.raises(UsageError) as caught:
         find_assets(path)
-    assert str(caught.value) == (
-        f"The assets directory {path} {what}.\nGive the directory that holds config.json and the tokenizer."
-    )
+    advice = f"Give the directory that holds config.json and the tokenizer{where.format(tmp_path)}"
+    assert str(caught.value) == f"The assets directory {path} {what}.\n{advice}"
 
 
-@pytest.mark.parametrize(("name", "told"), [("Qwen/Qwen3-0.6B", True), ("a/b/c", False), ("/a/b", False)])
+@pytest.mark.parametrize(
+    ("name", "told"), [("Qwen/Qwen3-0.6B", True), ("a/b/c", False), ("/a/b", False), ("hf/config.json", False)]
+)
 def test_a_name_on_the_hub_is_told_apart_from_a_directory(
     name: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,7 +275,27 @@ def test_inspect_shows_20_keys_of_a_container_or_all(cli: Cli, tmp_path: Path) -
     many(tmp_path / "c", 30)
     short, long = cli("inspect", tmp_path / "c").out, cli("inspect", tmp_path / "c", "--all").out
     assert (short.count("model.model."), long.count("model.model.")) == (20, 31)
-    assert "... 11 more of 31 rows" in short and "more of" not in long
+    assert "... 11 more of 31 rows (--all prints every row)" in short and "more of" not in long
+
+
+def test_every_command_shows_20_rows_or_all_and_says_how(cli: Cli, tmp_path: Path) -> None:
+    directory, other, out = many(tmp_path / "c", 30), tmp_path / "other", tmp_path / "out"
+    saved.save(other, {"model": {f"model.layers.{n}.w": torch.ones(2) for n in range(30)}})
+    dcptools.convert(directory, out, shard_size=8, fsync=False)  # another model than that of ``other``
+    cut = {
+        ("preview", directory): 31,
+        ("plan", directory, "--shard-size=2"): 31,
+        ("convert", directory, "--shard-size=2", "--dry-run"): 31,
+        ("convert", directory, "--shard-size=2", "--overwrite", f"--save-dir={tmp_path / 'new'}"): 32,  # with the index
+        ("verify", out, other): 61,
+        ("diff", directory, other): 61,
+    }
+    for words, rows in cut.items():
+        told = f"... {rows - 20} more of {rows} rows (--all prints every row)"
+        short, long = cli(*words), cli(*words, "--all")
+        assert told in short.out, short
+        assert "more of" not in long.out and long.out.count("\n") >= rows and long.status == short.status, long
+    assert "more of 31 rows\n" in str(dcptools.preview(directory))  # not a word of a shell's options in Python
 
 
 def test_preview(cli: Cli, tmp_path: Path) -> None:
@@ -546,7 +566,7 @@ def test_no_model_weights_says_what_to_check_and_which_patterns_matched_nothing(
         "Error: No model weights found!",
     ]
     assert " ".join(hint) == (
-        f"check that {tmp_path / 'c'} is the checkpoint of the model and that its keys start with 'model.'; "
+        f"{tmp_path / 'c'} is what an optimizer keeps: give the checkpoint of the model, whose keys start with 'model.'; "
         "top-level keys here: optimizer, step; if the model is there, say where with --layout or --root"
     )
 

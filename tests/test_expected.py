@@ -176,6 +176,19 @@ def test_what_is_no_reference_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises((NotAModel, UsageError)) as caught:
         expect_reference(directory)
     assert 2 <= len(str(caught.value).splitlines()) <= 3
+    assert "(reference=)" in str(caught.value).splitlines()[0]  # or --reference in a shell: which path it was
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_name_on_the_hub_is_told_apart_from_a_reference(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if there:
+        (tmp_path / "Qwen" / "Qwen3-8B").mkdir(parents=True)
+    with pytest.raises(NotAModel) as caught:
+        expect_reference("Qwen/Qwen3-8B")
+    assert str(caught.value).endswith("download it first: hf download Qwen/Qwen3-8B") is not there
 
 
 # --- what a conversion does, without values ---------------------------------------------------------------------

@@ -133,6 +133,18 @@ def test_a_file(plan: ShardPlan, tmp_path: Path) -> None:
     assert refusal(plan, tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("place", ["{}", "memory://{}"])
+def test_a_directory_with_the_name_of_a_file(place: str, name: str, plan: ShardPlan, tmp_path: Path) -> None:
+    output = place.format(tmp_path / "out" / name)
+    with pytest.raises(TargetError, match=r"has the name of a file, and a model is written into a directory\.\n") as it:
+        dcptools.write(plan, output)
+    assert f"Give a directory, for example {os.path.splitext(output)[0]}: " in str(it.value)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / name).mkdir(parents=True)  # whoever made it wants it so
+    dcptools.write(plan, tmp_path / "out" / name)
+
+
 def test_below_a_file(plan: ShardPlan, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert f"{tmp_path / 'file'} is a file" in refusal(plan, tmp_path / "file" / "out")

@@ -107,6 +107,19 @@ class TestTheSame:
         plan = dcptools.plan(dcptools.preview(checkpoint, layout="container", exclude=wide))
         assert dcptools.verify(written(tmp_path / "m", plan), plan).findings == ()
 
+    def test_the_models_own_config_says_what_it_ties(self, tmp_path: Path, expected_in_process: None) -> None:
+        """Both copies are in the checkpoint, as DCP stores them, and one in the model, as ``save_pretrained`` does."""
+        checkpoint = saved.trained(tmp_path / "c", saved.model_state(tied=True))
+        config = json.dumps({**models.QWEN3_CONFIG, "tie_word_embeddings": True})
+        assets = models.assets(tmp_path / "assets", config=config)
+        model = tmp_path / "m"
+        dcptools.convert(checkpoint, model, model_assets_dir=assets, fsync=False)
+        found = dcptools.verify(model, checkpoint)
+        assert found.findings == () and found.ok
+        assert dcptools.verify(str(model / "model.safetensors"), checkpoint).ok
+        (model / "config.json").write_text(json.dumps(models.QWEN3_CONFIG))  # ties nothing: the head must be there
+        assert codes(dcptools.verify(model, checkpoint)) == [("disk-missing", "lm_head.weight")]
+
     def test_a_sentence_says_it(self, tmp_path: Path) -> None:
         state = saved.model_state(layers=1) | {"model.step": torch.tensor(3)}
         checkpoint = saved.trained(tmp_path / "c", state)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import text_table
+from dcptools._table import SHOWN_ROWS, text_table
 from dcptools._text import counted, format_bytes, format_count, format_shape, natural, some
 from dcptools.checkpoint.stored import StoredFile, StoredObject, StoredTensor
 from dcptools.errors import UnknownKey
@@ -154,12 +154,15 @@ class Checkpoint(Shown, HasFindings):
             f"{counted(self.chunk_count, 'chunk')} in {counted(len(self.files), 'file')}"
         )
 
-    def _tables(self) -> list[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
         rows = [(root, f"{n:,}", format_count(e), format_bytes(b), dtypes) for root, n, e, b, dtypes in self.summary()]
         return [Table(("root", "keys", "elements", "bytes", "dtypes"), rows)]
 
-    def keys_table(self, most: int | None = 20) -> str:
-        """The keys as a text table, at most ``most`` of each container (None: all)."""
+    def keys_table(self, most: int | None = SHOWN_ROWS, rest: str = "") -> str:
+        """The keys as a text table, at most ``most`` of each container (None: all).
+
+        ``rest`` says how to see the others, where there are any.
+        """
         groups: dict[str, list[tuple[Any, ...]]] = {}
         for t in self.tensors.values():
             row = (t.key, format_shape(t.shape), t.dtype.name, format_bytes(t.nbytes), len(t.offsets))
@@ -169,7 +172,7 @@ class Checkpoint(Shown, HasFindings):
         header = ("key", "shape", "dtype", "bytes", "chunks")
         roots = sorted(groups.items(), key=lambda group: natural(group[0]))
         ordered = (sorted(rows, key=lambda row: natural(row[0])) for _, rows in roots)
-        return "\n\n".join(text_table(header, rows, most=most or len(rows)) for rows in ordered)
+        return "\n\n".join(text_table(header, rows, most=most, rest=rest) for rows in ordered)
 
 
 def _identities(source: Source, names: list[str]) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from dcptools.cli.options import (
     PATH,
     PLACE,
     Place,
+    all_option,
     diff_options,
     expected_of,
     given_of,
@@ -38,12 +39,12 @@ from dcptools.storage import check_document, is_url, write_document
 
 @command("inspect")
 @source_options
-@click.option("--all", "show_all", is_flag=True, help="Print every key, not just the first 20 of each container.")
 @click.option(
     "--tree", "show_tree", is_flag=True, help="Print the modules as a tree; layers that are alike share a line."
 )
+@all_option
 @output_options
-def inspect_command(load_dir: Place, show_all: bool, show_tree: bool, output: Output) -> None:
+def inspect_command(load_dir: Place, show_tree: bool, output: Output) -> None:
     """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads metadata only."""
     from dcptools.checkpoint import read
     from dcptools.tree import tree
@@ -51,7 +52,8 @@ def inspect_command(load_dir: Place, show_all: bool, show_tree: bool, output: Ou
     checkpoint = read(load_dir)
 
     def text() -> str:
-        return f"{checkpoint}\n\n{tree(checkpoint) if show_tree else checkpoint.keys_table(None if show_all else 20)}"
+        keys = tree(checkpoint) if show_tree else checkpoint.keys_table(**output.rows)
+        return f"{checkpoint.text(**output.rows)}\n\n{keys}"
 
     output.show(checkpoint.to_json, text)
 
@@ -60,11 +62,12 @@ def inspect_command(load_dir: Place, show_all: bool, show_tree: bool, output: Ou
 @source_options
 @mapping_options
 @leftover_option
+@all_option
 @output_options
 def preview_command(load_dir: Place, list_leftovers: bool, output: Output, **options: Any) -> None:
     """Show the name that each key gets, what is left out, and what looks wrong. Writes nothing."""
     mapping = preview_of(load_dir, options)
-    output.show(mapping.to_json, lambda: f"{mapping}{_leftovers(mapping, list_leftovers)}")
+    output.show(mapping.to_json, lambda: f"{mapping.text(**output.rows)}{_leftovers(mapping, list_leftovers)}")
     if mapping.errors:  # shown above unless quiet; --json promises one object
         tell_findings(mapping.errors if output.quiet else ())
         tell(f"Error: {counted(len(mapping.errors), 'error')}: this checkpoint cannot be converted with these options.")
@@ -75,12 +78,13 @@ def preview_command(load_dir: Place, list_leftovers: bool, output: Output, **opt
 @source_options
 @mapping_options
 @plan_options
+@all_option
 @output_options
 def plan_command(load_dir: Place, output: Output, **options: Any) -> None:
     """Show the files of the result, their sizes, and the memory needed. Writes nothing."""
     planned = plan_of(load_dir, options)
     tell_findings(planned.findings if output.speaks else ())
-    output.show(planned.to_json, planned.__str__)
+    output.show(planned.to_json, lambda: planned.text(**output.rows))
 
 
 @command("review", short_help="Write a review of the conversion as one HTML file.")
@@ -122,6 +126,7 @@ def review_command(load_dir: Place, html: Path, save_dir: Place | None, output: 
 @click.option("--report", type=PATH, help="Write the plan, findings, versions and checksums to this file, as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print the mapping, the findings and the files; write nothing.")
 @leftover_option
+@all_option
 @output_options
 def convert_command(
     load_dir: Place,
@@ -161,7 +166,10 @@ def convert_command(
                 "plan": planned.to_json() | {"peak_bytes": needed},
                 "save_dir": str(target),
             },
-            lambda: f"{planned.mapping.table()}\n\n{planned}\n\nDry run: nothing was written to {target}.{there}{left}",
+            lambda: (
+                f"{planned.mapping.table(**output.rows)}\n\n{planned.text(**output.rows)}\n\n"
+                f"Dry run: nothing was written to {target}.{there}{left}"
+            ),
         )
         return
     team = click.get_current_context().obj
@@ -175,7 +183,7 @@ def convert_command(
                 write_receipt(report, receipt_of(planned, written, verified=verify, **summing, **running))
             output.show(
                 lambda: written.to_json() | ({"verification": found.to_json()} if found else {}),
-                lambda: f"{written}{left}" + (f"\n{found.headline()}" if found else ""),
+                lambda: f"{written.text(**output.rows)}{left}" + (f"\n{found.headline()}" if found else ""),
             )
         except DcptoolsError as error:
             raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is missing.") from None
@@ -188,6 +196,7 @@ def convert_command(
 @click.option("--report", type=PATH, help="Compare with this file of convert --report, instead of a checkpoint.")
 @workers_option
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
+@all_option
 @output_options
 def verify_command(
     save_dir: Place,
@@ -210,8 +219,8 @@ def verify_command(
     if directory is not None or load_dir is not None:
         source = the_load_dir(directory, load_dir)
         with told_apart(save_dir, source):
-            expected, dtypes = expected_of(source, options)
-        found = verify(save_dir, expected, report=report, **dtypes, workers=workers, progress=not output.quiet)
+            expected, saying = expected_of(source, options)
+        found = verify(save_dir, expected, report=report, **saying, workers=workers, progress=not output.quiet)
     else:
         found = verify(save_dir, report=report, **given_of(options), workers=workers, progress=not output.quiet)
     tell_verified(found, output)
@@ -223,6 +232,7 @@ def verify_command(
 @diff_options
 @mapping_options
 @workers_option
+@all_option
 @output_options
 def diff_command(
     a: Place,
@@ -252,7 +262,7 @@ def diff_command(
     except DcptoolsError as error:
         error.exit_status = 2
         raise
-    output.show(found.to_json, found.__str__)
+    output.show(found.to_json, lambda: found.text(**output.rows))
     if not found.same:
         raise click.exceptions.Exit(1)
 

@@ -23,7 +23,7 @@ HEADINGS = {
     "What to write": ("--save-dir", "--shard-size", "--overwrite", "--resume", "--html", "--csv"),
     "Speed": ("--workers", "--no-fsync"),
     "Checks": ("--dry-run", "--strict", "--verify", "--report"),
-    "What is printed": ("--list-leftovers", "--json", "--quiet", "--help"),
+    "What is printed": ("--all", "--list-leftovers", "--json", "--quiet", "--help"),
 }
 
 

@@ -206,6 +206,7 @@ diff_options = _options(
     click.option("--cast", is_flag=True, help="Cast A to the dtypes of B first, to see whether B is an export of A."),
     click.option("--csv", type=PATH, help="Write the table to this file, one row per tensor."),
 )
+all_option = click.option("--all", "show_all", is_flag=True, help="Print every row of a table, not just the first 20.")
 leftover_option = click.option("--list-leftovers", is_flag=True, help="List every key that is left out, and why.")
 
 
@@ -220,11 +221,11 @@ def source_options(command: Command) -> Command:
 
 
 def output_options(command: Command) -> Command:
-    """``--json`` and ``--quiet``, which the command gets as ``output``."""
+    """``--json`` and ``--quiet``, and ``--all`` where there is one, which the command gets as ``output``."""
 
     @functools.wraps(command)
-    def with_output(*, as_json: bool, quiet: bool, **options: Any) -> Any:
-        return command(output=Output(as_json, quiet), **options)
+    def with_output(*, as_json: bool, quiet: bool, show_all: bool = False, **options: Any) -> Any:
+        return command(output=Output(as_json, quiet, show_all), **options)
 
     return cast(Command, _options(*_OUTPUT)(with_output))
 
@@ -242,10 +243,13 @@ def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:
 def preview_of(load_dir: Place, options: dict[str, Any]) -> Any:
     from dcptools.mapping import preview
 
+    return preview(load_dir, **_of_preview(options))
+
+
+def _of_preview(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``preview`` among them."""
     rules = [*options["rename"], *(_read_rules(options["rename_file"]) if options["rename_file"] else ())]
-    return preview(
-        load_dir, **{field.name: options[field.name] for field in fields(MappingOptions)} | {"rename": rules}
-    )
+    return {field.name: options[field.name] for field in fields(MappingOptions)} | {"rename": rules}
 
 
 def plan_of(load_dir: Place, options: dict[str, Any]) -> Any:
@@ -255,9 +259,9 @@ def plan_of(load_dir: Place, options: dict[str, Any]) -> Any:
 
 
 def expected_of(load_dir: Place, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a model is compared with, and the dtypes that it must have."""
+    """What a model is compared with, and the options of ``verify`` for it."""
     if options["shard_size"] is None:
-        return preview_of(load_dir, options), {name: options[name] for name in ("dtype", "dtype_for")}
+        return load_dir, {**_of_preview(options), **{name: options[name] for name in ("dtype", "dtype_for")}}
     return plan_of(load_dir, {**options, "dtype": options["dtype"] or "bfloat16", "strict": False}), {}
 
 

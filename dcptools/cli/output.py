@@ -44,6 +44,12 @@ class Output(NamedTuple):
 
     as_json: bool
     quiet: bool  # errors alone
+    show_all: bool = False  # every row of a table
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """How much of a table is shown, as ``Shown.table`` and ``text`` take it."""
+        return {"most": None} if self.show_all else {"rest": "--all prints every row"}
 
     @property
     def speaks(self) -> bool:
@@ -61,7 +67,7 @@ class Output(NamedTuple):
 def tell_verified(found: Any, output: Output) -> None:
     """What a verification found; without errors nothing is said if it is to be quiet."""
     tell_findings(found.findings if output.speaks else found.errors if output.quiet else ())
-    output.show(found.to_json, found.table)
+    output.show(found.to_json, lambda: found.table(**output.rows))
     if output.quiet and not found.ok:
         tell(f"Error: {found.headline()}")
 

@@ -107,11 +107,11 @@ class Comparison(Shown):
         hint = f" To compare after a cast: {option('cast', True)}." if states["dtype"] and not self.cast else ""
         return printable(f"A and B differ: of {count}, {parts}.{largest}{hint}")
 
-    def _tables(self) -> list[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
         sides = Table(("", "path"), [("A", self.a), ("B", self.b)])
         worst = self.worst_first()
         header = ("tensor", "what differs", "A", "B", "equal", "largest", "relative", "cosine")
-        return [sides, Table(header, [_row(t) for t in worst[:SHOWN_ROWS]], total=len(worst))] if worst else [sides]
+        return [sides, Table(header, [_row(t) for t in worst[:most]], total=len(worst))] if worst else [sides]
 
 
 def _row(tensor: ComparedTensor) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from dcptools._option import option
+from dcptools._paths import from_hub
 from dcptools._text import some
-from dcptools.errors import UsageError
+from dcptools.errors import NotAModel, UsageError
 from dcptools.expected.values import Expected, Naming, Shape
 from dcptools.hf import read_model
 
@@ -22,17 +24,23 @@ def expect_reference(path: str | os.PathLike[str]) -> Expected:
     UsageError
         Some of its files are missing or damaged.
     """
-    model = read_model(path)
+    try:
+        model = read_model(path)
+    except NotAModel as error:
+        what = f"The reference ({option('reference')}) cannot be used: {error}"
+        raise NotAModel(what if os.path.exists(path) else what + from_hub(path)) from None
     found: dict[str, Shape | None] = {name: weight.shape for name, weight in model.weights.items()}
     missing = [file.name for file in model.files if file.nbytes is None]
     if model.weight_map and len(missing) == len(model.files):
         found = dict.fromkeys(model.weight_map)
     elif missing:
         raise UsageError(
-            f"Files of the reference {path} are missing: {some(missing)}.\nGive a whole model, or an index alone."
+            f"Files of the reference {path} ({option('reference')}) are missing: {some(missing)}.\n"
+            "Give a whole model, or an index alone."
         )
     elif model.errors or not found:
-        raise UsageError("\n".join([f"The reference {path} cannot be used:", *map(str, model.errors[:3])]))
+        what = f"The reference {path} ({option('reference')}) cannot be used:"
+        raise UsageError("\n".join([what, *map(str, model.errors[:3])]))
     naming = Naming(found)
     dtypes = {name: weight.dtype for name, weight in model.weights.items()}
     numbers = frozenset(name for name, dtype in dtypes.items() if dtype.kind not in ("float", "float8"))

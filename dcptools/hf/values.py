@@ -102,7 +102,7 @@ class Model(Shown, HasFindings):
         weights = f"{counted(len(self.weights), 'weight')} with {elements} elements in {format_bytes(self.nbytes)}"
         return f"{self.path}: {weights}, {counted(len(self.files), 'file')}"
 
-    def _tables(self) -> list[Table]:
-        shown = list(self.weights.values())[:SHOWN_ROWS]
+    def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
+        shown = list(self.weights.values())[:most]
         rows = [(w.name, format_shape(w.shape), w.dtype.name, format_bytes(w.nbytes), w.file) for w in shown]
         return [Table(("name", "shape", "dtype", "bytes", "file"), rows, total=len(self.weights))]

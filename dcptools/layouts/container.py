@@ -39,7 +39,8 @@ class Container:
             key = keys[stored]
             name = self.name_of(key)
             if name is None:
-                part, reason = self.beside(key), f"not under {self.root + '.'!r} ({key.first})"
+                part = self.beside(key)
+                reason = f"not under {self.root + '.'!r} ({part})"
                 leftovers.append(beside_model(tensor, reason, part, training=is_training_state(key, part)))
                 continue
             if is_extra_state(stored):

@@ -187,18 +187,18 @@ class KeyMapping(Shown, HasFindings):
         outputs = f"{counted(len(self.outputs), 'output')} with {format_count(parameters)} elements"
         return f"{outputs}; {counted(len(self.leftovers), 'key')} left out"
 
-    def _tables(self) -> Iterator[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> Iterator[Table]:
         title = self.counts() if self.fit else ""
         if self.fit and self.readings:
             tried = [
                 (fit.reading, f"{fit.fitting:,} of {fit.weights:,}", f"{len(fit.missing):,}", f"{len(fit.misshapen):,}")
-                for fit in self.readings[:SHOWN_READINGS]
+                for fit in self.readings[: most and SHOWN_READINGS]
             ]
             yield Table(("reading", "weights that fit", "missing", "other shapes"), tried, total=len(self.readings))
         if self.outputs:
             rows = [
                 (", ".join(v.key for v in o.sources), o.name, format_shape(o.shape), o.dtype.name, o.rule)
-                for o in self.outputs[:SHOWN_ROWS]
+                for o in self.outputs[:most]
             ]
             yield Table(("key", "name", "shape", "dtype", "rule"), rows, total=len(self.outputs), title=title)
         if self.leftovers:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
 from dcptools._parallel import default_workers
-from dcptools._table import frame
+from dcptools._table import SHOWN_ROWS, frame
 from dcptools._text import counted, format_bytes, format_count, some
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint
@@ -203,7 +203,7 @@ class ShardPlan(Shown, HasFindings):
             f"about {format_bytes(self.peak_bytes)} of memory"
         )
 
-    def _tables(self) -> list[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
         rows = map(_file_row, self.files)
         shown = [(name, f"{count:,}", format_bytes(nbytes), *names) for name, count, nbytes, *names in rows]
         return [Table(("file", "tensors", "bytes", "first", "last"), shown)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
-from dcptools.checkpoint import Checkpoint
+from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.comparing import checked_workers
 from dcptools.errors import NotVerified, UsageError
 from dcptools.findings import Finding, summary_lines
@@ -65,7 +65,8 @@ def verify(
     workers, progress, cancel
         As in :func:`dcptools.write`; bytes are those of both sides.
     options
-        Options of :func:`dcptools.preview`, for a checkpoint.
+        Options of :func:`dcptools.preview`, for a checkpoint. Without ``model_assets_dir`` and ``reference``, the
+        model's own ``config.json`` says what it is tied to and how the checkpoint is read, where names differ.
 
     Raises
     ------
@@ -98,8 +99,9 @@ def verify(
         raise UsageError("Names and dtypes are in the report.\nGive options only with a checkpoint.")
     receipt = read_receipt(report) if report is not None else None
     with told_apart(save_dir, load_dir):
-        expected = _expected(load_dir, dtype, dtype_for, options) if load_dir is not None else None
+        source = as_checkpoint(load_dir) if isinstance(load_dir, (str, os.PathLike)) else load_dir
         model = as_model(save_dir)
+        expected = _expected(source, model, dtype, dtype_for, options) if source is not None else None
     compared = []
     if expected is not None:
         compared.append(_with_checkpoint(model, *expected, running))
@@ -196,25 +198,26 @@ def refuse_differences(found: Verification) -> None:
 
 
 def _expected(
-    load_dir: ShardPlan | KeyMapping | Checkpoint | str | os.PathLike[str],
+    source: ShardPlan | KeyMapping | Checkpoint,
+    model: Model,
     dtype: str | torch.dtype | None,
     dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
     options: dict[str, Any],
 ) -> tuple[KeyMapping, ShardPlan | None, dict[str, Expected]]:
     """What the weights of the model must be, by name."""
     exceptions = parse_exceptions(dtype_for)
-    if isinstance(load_dir, ShardPlan):
+    if isinstance(source, ShardPlan):
         if dtype is not None or exceptions or options:
             raise UsageError("Names and dtypes are in the plan.\nGive the options to plan and preview instead.")
-        return load_dir.mapping, load_dir, _planned(load_dir)
-    if isinstance(load_dir, KeyMapping) and options:
+        return source.mapping, source, _planned(source)
+    if isinstance(source, KeyMapping) and options:
         raise UsageError("Names are in the mapping.\nGive the options to preview instead.")
     if dtype is None and exceptions:
         raise UsageError(
             f"{option('dtype_for')} was given without {option('dtype')}.\n"
             "Give both, or neither to take the dtypes of the files."
         )
-    mapping = load_dir if isinstance(load_dir, KeyMapping) else preview(load_dir, **options)
+    mapping = source if isinstance(source, KeyMapping) else _mapping(source, model, options)
     refuse_errors(mapping.findings, strict=False)
     if dtype is None:
         return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}
@@ -222,6 +225,16 @@ def _expected(
     if unused:
         raise UsageError(f"{unused[0]!r} of {option('dtype_for')} matched no name.\nGive a glob on names of the model.")
     return mapping, None, {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
+
+
+def _mapping(checkpoint: Checkpoint, model: Model, options: dict[str, Any]) -> KeyMapping:
+    """What it gives; as the model's own config says, if the options name no model and other names come out."""
+    mapping = preview(checkpoint, **options)
+    alike = not mapping.errors and {output.name for output in mapping.outputs} == model.weights.keys()
+    if alike or options.get("model_assets_dir") or options.get("reference"):
+        return mapping
+    own = preview(checkpoint, **{**options, "model_assets_dir": model.source.location})
+    return mapping if own.errors else replace(own, assets=None)  # its files need not be compared with themselves
 
 
 def _by_headers(model: Model, expected: Mapping[str, Expected]) -> tuple[dict[str, VerifiedWeight], list[Finding]]:

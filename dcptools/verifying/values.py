@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcptools._display import Shown, Table
-from dcptools._table import frame
+from dcptools._table import SHOWN_ROWS, frame
 from dcptools._text import counted, format_bytes
 from dcptools.findings import Finding, HasFindings
 
@@ -105,7 +105,7 @@ class Verification(Shown, HasFindings):
         parts = [f"{count:,} cast to {dtype}" for dtype, count in sorted(casts.items())]
         return f", {', '.join(parts)}" + (f" and {kept:,} uncast" if kept else "")
 
-    def _tables(self) -> list[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
         wrong = [w for w in self.weights if w.state != "same"]
         rows = [(w.name, w.state, w.stored, w.written, f"{w.differing:,}" if w.differing else "") for w in wrong]
         return [Table(("weight", "what differs", "stored", "written", "values"), rows)] if rows else []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import frame
+from dcptools._table import SHOWN_ROWS, frame
 from dcptools._text import counted, format_bytes
 from dcptools.assets import CONFIG
 from dcptools.findings import Finding, HasFindings
@@ -73,7 +73,7 @@ class Report(Shown, HasFindings):
             f"({format_bytes(self.bytes_per_second)}/s)"
         )
 
-    def _tables(self) -> list[Table]:
+    def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
         return [Table(("file", "bytes"), [(name, format_bytes(nbytes)) for name, nbytes in self.files + self.others])]
 
     def _footer(self) -> str:

@@ -16,6 +16,7 @@ from dcptools.storage import TEMPORARY, is_url, join, open_source, takes_no_file
 from dcptools.writer.swap import Swap, is_file, is_shard
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 URL_JOURNAL = f"{TEMPORARY}journal"  # beside shards at a URL that a run with resume has finished
 SPARE_BYTES = 64 << 10  # for directory entries, and what is left of the last blocks
 
@@ -43,6 +44,8 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resu
         return
     save_dir, checkpoint = Path(save_dir), Path(plan.checkpoint.path)
     there = _existing(save_dir)
+    if there != save_dir:
+        _refuse_name_of_a_file(save_dir)
     if not there.is_dir():
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
         raise TargetError(f"The output {save_dir} {what}.\nGive a new directory, or one without a model.")
@@ -90,6 +93,8 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
         names = source.entries() if kind == "directory" else []
     if kind == "file":
         raise TargetError(f"The output {url} is a file.\nGive a new URL, or one without a model.")
+    if kind is None:
+        _refuse_name_of_a_file(url)
     if resume and URL_JOURNAL in names and plan.index is not None:
         names = [name for name in names if not is_shard(name)]  # whose they are is looked at when they are taken over
     if resume and overwrite and plan.index is not None and (existing := _weights(names)):
@@ -100,6 +105,16 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
         )
     if not overwrite:
         _refuse_existing(plan, url, names)
+
+
+def _refuse_name_of_a_file(save_dir: Path | str) -> None:
+    """Refuse to make a directory that somebody takes for the file of weights."""
+    stem, suffix = os.path.splitext(save_dir)
+    if suffix in _WEIGHT_SUFFIXES:
+        raise TargetError(
+            f"The output {save_dir} has the name of a file, and a model is written into a directory.\n"
+            f"Give a directory, for example {stem}: the files in it are named by their number."
+        )
 
 
 def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[str]) -> None:
