@@ -68,7 +68,7 @@ def _where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
     if places := containers(keys):
         ways = " or ".join(option("root", place) for place in [*places][:2])
         where = some([f"{place} ({count:,})" for place, count in places.items()], 10)
-        return f"it is not clear which model is meant; containers that have weights of one: {where}; choose with {ways}"
+        return f"it is not clear which model is meant; containers with weights of one: {where}; choose with {ways}"
     return (
         f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
         f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
@@ -128,7 +128,7 @@ def _about_kind(key: str, name: str) -> Finding | None:
         )  # fmt: skip
     if _PEFT.search(name):
         return Finding(
-            "peft", key, "a key of peft, and not of a LoRA adapter; transformers does not load it as part of a model",
+            "peft", key, "a key of peft, but not of a LoRA adapter; transformers does not load it as part of a model",
             "save with peft's save_pretrained, or merge in the training script (merge_and_unload) and save again",
         )  # fmt: skip
     return None
@@ -148,7 +148,7 @@ def about_published(given: Given, taken: Taken) -> Iterator[Finding]:
     expected = given.expected
     named = taken.kind == "adapter" or isinstance(taken.layout, FamilyLayout)
     if given.options.names == "published" and not named and (expected is None or expected.unpublished):
-        why = expected.unpublished if expected else "nothing is known of the model"
+        why = expected.unpublished if expected else "nothing is known about the model"
         what = f"the names of the checkpoint are written, because the published ones are not known: {why}"
         yield Finding("names-unknown", "", what, f"{option('rename')} gives others, but splits and joins no tensors")
 

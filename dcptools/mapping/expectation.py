@@ -30,7 +30,7 @@ class Given:
 
 
 def _expectation(assets: Assets | None, reference: str | None) -> tuple[Expected | None, tuple[Finding, ...]]:
-    """The model, or None and the finding that says why nothing is known of it."""
+    """The model, or None and the finding that says why nothing is known about it."""
     if reference is not None:
         expected = expect_reference(reference)
         return expected, _about_config(expected, assets)
