@@ -56,7 +56,7 @@ def starting_threads() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise NotEnoughMemory(
-            "No more threads can be started: there is too little memory, or a limit of processes is reached.\n"
+            "No more threads can be started: there is too little memory, or a limit on processes is reached.\n"
             f"{fewer_workers()}"
         ) from error
 

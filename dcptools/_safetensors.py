@@ -89,7 +89,7 @@ def parse_header(data: bytes, start: int = 0) -> Header:
 def _json(text: bytes, field: str) -> dict[str, Any]:
     """A JSON object in which no name stands twice."""
     if text.count(b"{") + text.count(b"[") > 100 + len(text) // BYTES_PER_BRACKET:
-        raise Wrong(field, "it nests more than any tensors need")
+        raise Wrong(field, "it nests more deeply than any tensors need")
     try:
         value = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_integer if b"-0" in text else int)
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
@@ -102,13 +102,13 @@ def _json(text: bytes, field: str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs in it twice")
     return found
 
 
 def _integer(digits: str) -> int:
     if digits == "-0":  # an integer to Python alone
-        raise ValueError("-0 stands in it")
+        raise ValueError("it contains -0")
     return int(digits)
 
 

@@ -179,7 +179,7 @@ def _check_config(config: dict[str, Any]) -> Iterator[Finding]:
     if not config.get("architectures"):
         yield Finding(
             "config-no-architectures", CONFIG, "it names no architectures",
-            "AutoModelForCausalLM works by model_type; serving programs often need architectures",
+            "AutoModelForCausalLM goes by model_type; serving programs often need architectures",
         )  # fmt: skip
     model_type = config.get("model_type")
     if not isinstance(model_type, str):

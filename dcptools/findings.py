@@ -40,7 +40,7 @@ CODES: dict[str, Code] = {
     "hole": Code(
         "error", "The stored chunks do not cover the whole tensor; torch would leave the hole unfilled, silently."
     ),
-    "overlap": Code("error", "Stored chunks overlap without being exact replicas, or reach outside of the tensor."),
+    "overlap": Code("error", "Stored chunks overlap without being exact replicas, or reach outside the tensor."),
     "no-storage": Code("error", "The metadata lists a chunk but not where its bytes are."),
     "unsupported-encoding": Code(
         "error", "The bytes are stored with a transform or in a format that dcptools does not read."
@@ -73,7 +73,7 @@ CODES: dict[str, Code] = {
     "left-out": Code("info", "Keys that are not converted, counted by reason."),
     # the assets
     "assets-missing": Code(
-        "warning", "An expected file (config.json, tokenizer) is not among the assets, or is no ordinary file."
+        "warning", "An expected file (config.json, tokenizer) is not among the assets, or is not an ordinary file."
     ),
     "assets-none": Code("warning", "No assets directory was given; the output has weights only."),
     "config-unreadable": Code("warning", "config.json is not a JSON object in UTF-8."),
@@ -83,39 +83,39 @@ CODES: dict[str, Code] = {
     "config-unknown-model-type": Code(
         "warning", "config.json has no `model_type`, or one that the installed transformers lacks."
     ),
-    "config-quantized": Code("warning", "config.json describes quantized weights, and those that are written are not."),
-    "config-dtype": Code("info", "config.json says another dtype than is written; the copy gets the written one."),
-    "foreign-names": Code("error", "A trainer's own names, whose values lie otherwise than in the HuggingFace model."),
+    "config-quantized": Code("warning", "config.json describes quantized weights, but those that are written are not."),
+    "config-dtype": Code("info", "config.json names another dtype than is written; the copy gets the written one."),
+    "foreign-names": Code("error", "A trainer's own names; their values are not laid out as in the HuggingFace model."),
     # the model that config.json or a reference names
     "model-fits": Code("info", "Every weight of the model is there, in the shape that it expects."),
     "model-mismatch": Code("error", "The result is not the model that config.json or the reference names."),
     "model-unknown": Code("info", "Nothing is known about the model of config.json, so names are found by rules."),
     "model-not-built": Code("warning", "transformers cannot build the model that config.json describes."),
     "config-differs": Code("warning", "The config.json that is copied is not that of the reference."),
-    "family-differs": Code("warning", "The family that is given makes another architecture than config.json names."),
-    "shapes-unknown": Code("warning", "The reference is an index without its files: names were compared, shapes not."),
-    "weight-kind": Code("warning", "Integers, booleans or complex numbers stand where models have floating values."),
+    "family-differs": Code("warning", "The given family makes another architecture than config.json names."),
+    "shapes-unknown": Code("warning", "The reference is an index without its files: shapes were not compared."),
+    "weight-kind": Code("warning", "Integers, booleans or complex numbers are stored where models have floats."),
     "weight-missing": Code("error", "A weight that the model or the adapter needs is not there, or was left out."),
     "weight-shape": Code("error", "A weight has another shape than the model expects."),
     "weight-unexpected": Code("warning", "A tensor that the model has no weight for is written."),
     "names": Code("info", "The live model and its published files name weights differently; which names are written."),
-    "names-unknown": Code("warning", "Published names are asked for, and nobody knows which they are."),
+    "names-unknown": Code("warning", "Published names were requested, but it is not known what they are."),
     "tied-weights": Code("info", "Weights that the model ties have the same values; one is written."),
     "tied-kept": Code("warning", "Weights that the model ties are all written; their values were not compared."),
     "tied-dropped": Code("warning", "One of several weights that the model ties is written; values were not compared."),
     "tied-differ": Code("warning", "Weights that the model ties have different values; all are written."),
     # an adapter
-    "adapter": Code("info", "The checkpoint has a LoRA adapter of peft, and that is written."),
+    "adapter": Code("info", "The checkpoint has a LoRA adapter of peft, and the adapter is written."),
     "base-left-out": Code("warning", "The adapter is written, and the base model in the checkpoint is not."),
     "adapter-left-out": Code("warning", "The base model is written, and the adapter in the checkpoint is not."),
-    "trained-copy": Code("warning", "Of a module that was trained whole, the copy that was trained is written."),
-    "adapter-config": Code("warning", "The adapter's config was not given and is made, or was given and is not used."),
-    "adapter-config-differs": Code("error", "The config that is given is not that of the adapter in the checkpoint."),
-    "adapter-mismatch": Code("error", "The adapter is not one of the model that config.json or the reference names."),
-    "adapter-unchecked": Code("warning", "What is there was not held against a field of the adapter's config."),
+    "trained-copy": Code("warning", "For a module that was trained whole, the trained copy is written."),
+    "adapter-config": Code("warning", "No adapter config was given, so one is made; or it was given, but is not used."),
+    "adapter-config-differs": Code("error", "The given config is not that of the adapter in the checkpoint."),
+    "adapter-mismatch": Code("error", "The adapter is not for the model that config.json or the reference names."),
+    "adapter-unchecked": Code("warning", "The checkpoint was not compared with a field of the adapter's config."),
     # the plan
     "kept-float32": Code(
-        "info", "Parts that the model keeps in float32 when it is loaded in a narrower dtype stay so."
+        "info", "Parts that the model keeps in float32 when it is loaded in a narrower dtype stay float32."
     ),
     "float8": Code("warning", "fp8 tensors are passed through uncast: without their scales the numbers mean nothing."),
     "dtype-unsupported": Code("error", "safetensors has no type for this tensor's dtype."),
@@ -131,15 +131,15 @@ CODES: dict[str, Code] = {
         "error", "A file of the model is missing, is damaged or contradicts itself, or is not the one that was written."
     ),
     "model-index": Code("error", "The index of the model and its files say different things, or it is damaged."),
-    "model-form": Code("warning", "A header or the index says what it should in a form that is not the usual one."),
-    "model-extra": Code("warning", "A file with weights lies beside the model's and is no part of it."),
+    "model-form": Code("warning", "A header or the index says what it should, but not in the usual form."),
+    "model-extra": Code("warning", "A file with weights is beside the model's files, but is not part of the model."),
     "model-config": Code("error", "config.json is not JSON, or names another dtype than the weights have."),
-    "model-asset": Code("error", "A file beside the weights is missing, or is not the one of the assets."),
+    "model-asset": Code("error", "A file beside the weights is missing, or is not the one from the assets."),
     "disk-missing": Code("error", "The checkpoint gives a weight that the model does not have."),
     "disk-unexpected": Code("error", "The model has a weight that the checkpoint does not give."),
     "disk-shape": Code("error", "A weight has another shape in the model than in the checkpoint."),
     "disk-dtype": Code(
-        "error", "A weight has a dtype that no cast of the checkpoint's gives, or not the one asked for."
+        "error", "A weight has a dtype that no cast from the checkpoint's gives, or not the requested one."
     ),
     "disk-values": Code("error", "Values of a weight are not those of the checkpoint, or not those that were written."),
 }

@@ -241,7 +241,7 @@ class TestMissing:
         mapping = dcptools.preview(checkpoint, adapter_config_path=tmp_path, **model)
         (error,) = mapping.errors
         assert (error.code, error.key) == ("weight-missing", self.ONE)
-        assert error.message == "target_modules of the adapter's config names it, and the checkpoint has nothing of it"
+        assert error.message == "target_modules of the adapter's config names it, but the checkpoint has nothing of it"
         assert "allow_mismatch=True" in error.hint
         allowed = dcptools.preview(checkpoint, adapter_config_path=tmp_path, allow_mismatch=True, **model)
         assert not allowed.errors and self.ONE in {warning.key for warning in allowed.warnings}
@@ -266,7 +266,7 @@ class TestMissing:
         checkpoint = saved.save(tmp_path / "c", {"model": state})
         (error,) = dcptools.preview(checkpoint, model_assets_dir=tmp_path / "a").errors
         assert (error.code, error.key) == ("weight-missing", f"classifier.{lost}")
-        assert error.message == "modules_to_save of the adapter's config names it, and the checkpoint has nothing of it"
+        assert error.message == "modules_to_save of the adapter's config names it, but the checkpoint has nothing of it"
 
     def test_what_the_user_leaves_out_is_a_warning(self, tmp_path: Path) -> None:
         mapping = dcptools.preview(
@@ -298,8 +298,8 @@ class TestMissing:
         mapping = dcptools.preview(saved.save(tmp_path / "c", {"model": state}), adapter_config_path=tmp_path)
         assert not mapping.errors
         assert [finding.message for finding in found(mapping, "weight-missing")] == [
-            "target_modules of its config names k_proj, v_proj, and the checkpoint has nothing of such a module",
-            "modules_to_save of its config names lm_head, and the checkpoint has nothing of such a module",
+            "target_modules in its config names k_proj, v_proj, but the checkpoint has nothing of such a module",
+            "modules_to_save in its config names lm_head, but the checkpoint has nothing of such a module",
         ]
 
     def test_the_head_of_a_classifier_is_not_among_all_linear_modules(self, tmp_path: Path) -> None:
@@ -319,15 +319,15 @@ class TestMissing:
                 {"target_modules": "(aa|a)" * 30},
                 "target_modules of the adapter's config: its patterns take more than 2 seconds",
             ),
-            ({"target_modules": "a{9999999}"}, "'a{9999999}' is no pattern that is tried"),
-            ({"target_modules": "(((q{99}){99}){99})?"}, "'(((q{99}){99}){99})?' is no pattern that is tried"),
-            ({"target_modules": "x|" * 40_000}, "is no pattern that is tried"),
-            ({"exclude_modules": "(" * 9}, "'(((((((((' is no pattern that is tried"),
-            ({"exclude_modules": "(?:" * 9999 + ")" * 9999}, "is no pattern that is tried"),
-            ({"exclude_modules": "[[a]&&[b]]"}, "is no pattern that is tried"),
-            ({"exclude_modules": "(q){e<=1}"}, "is no pattern that is tried"),
+            ({"target_modules": "a{9999999}"}, "'a{9999999}' is not a pattern that is tried"),
+            ({"target_modules": "(((q{99}){99}){99})?"}, "'(((q{99}){99}){99})?' is not a pattern that is tried"),
+            ({"target_modules": "x|" * 40_000}, "is not a pattern that is tried"),
+            ({"exclude_modules": "(" * 9}, "'(((((((((' is not a pattern that is tried"),
+            ({"exclude_modules": "(?:" * 9999 + ")" * 9999}, "is not a pattern that is tried"),
+            ({"exclude_modules": "[[a]&&[b]]"}, "is not a pattern that is tried"),
+            ({"exclude_modules": "(q){e<=1}"}, "is not a pattern that is tried"),
             ({"layer_replication": [[0, 1]]}, "layer_replication makes layers that the model does not have"),
-            ({"layers_to_transform": [0, 1], "layers_pattern": "("}, "is no pattern that is tried"),
+            ({"layers_to_transform": [0, 1], "layers_pattern": "("}, "is not a pattern that is tried"),
             ({"rank_pattern": {"(aa|a)" * 30: 4}}, "rank_pattern of the adapter's config: its patterns take"),
         ],
     )
@@ -385,12 +385,12 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"bias": {}}, "bias: expected a text, found a dict"),
+            ({"bias": {}}, "bias: expected a string, found a dict"),
             (
                 {"target_modules": [["q_proj"]]},
-                "target_modules: expected a text or a list of texts, found [['q_proj']]",
+                "target_modules: expected a string or a list of strings, found [['q_proj']]",
             ),
-            ({"modules_to_save": 3}, "modules_to_save: expected a list of texts, found 3"),
+            ({"modules_to_save": 3}, "modules_to_save: expected a list of strings, found 3"),
             ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern: expected numbers by pattern, found a dict"),
             ({"lora_bias": "x" * 9000}, f"lora_bias: expected true or false, found '{'x' * 97}...{'x' * 98}'"),
         ],
@@ -412,7 +412,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"peft_type": "LOHA"}, "peft_type is 'LOHA', and the keys are those of 'LORA'"),
+            ({"peft_type": "LOHA"}, "peft_type is 'LOHA', but the keys are those of 'LORA'"),
             (
                 {"r": 8},
                 "r is 8 for model.layers.0.self_attn.q_proj, and its tensors have 2; so it is for 2 modules",

@@ -186,7 +186,7 @@ def test_a_stored_tensor(whole: Checkpoint) -> None:
     assert (tensor.path, tensor.root) == (("model", "model.w"), "model")
     assert tensor.files == ("__0_0.distcp", "__1_0.distcp", "__2_0.distcp")
     for number in (-1, len(tensor.offsets)):
-        with pytest.raises(IndexError, match="none of number"):
+        with pytest.raises(IndexError, match="none has the number"):
             tensor.chunk(number)
     assert tensor.chunks[1] == Chunk((2, 0), (2, 4), "__1_0.distcp", 0, tensor.chunk(1).nbytes, "torch")
 
@@ -278,8 +278,8 @@ FINDINGS = {
     "tail_hole": [f"error[hole] {W}: nothing is stored for [6:7] of 7 along dimension 0 {AGAIN}"],
     "no_chunks": [f"error[hole] {W}: no chunk of it is stored {AGAIN}"],
     "overlap": [f"error[overlap] {W}: chunks overlap along dimension 0, at index 1 of 6 {AGAIN}"],
-    "out_of_bounds": [f"error[overlap] {W}: a chunk at (5, 0) of size (2, 4) reaches outside of (6, 4) {AGAIN}"],
-    "negative_offset": [f"error[overlap] {W}: a chunk at (-1, 0) of size (2, 4) reaches outside of (6, 4) {AGAIN}"],
+    "out_of_bounds": [f"error[overlap] {W}: a chunk at (5, 0) of size (2, 4) reaches outside (6, 4) {AGAIN}"],
+    "negative_offset": [f"error[overlap] {W}: a chunk at (-1, 0) of size (2, 4) reaches outside (6, 4) {AGAIN}"],
     "no_storage": [f"error[no-storage] {W}: storage_data does not say where 1 of its 3 chunks are stored {AGAIN}"],
     "unknown_transform": [
         f"error[unsupported-encoding] {B}: dcptools cannot undo the transform stream.rot13/1 (save again without it)"
@@ -332,8 +332,8 @@ def test_a_trainers_own_storage_info_is_read_as_torchs(tmp_path: Path) -> None:
         Finding(
             "foreign-class",
             "",
-            ".metadata has trainer.filesystem._StorageInfo in the place of torch's class; it was read by its fields, "
-            "which are checked as torch's are, and nothing of it was imported",
+            ".metadata has trainer.filesystem._StorageInfo in place of torch's class; it was read by its fields, "
+            "which are checked like torch's, and nothing of it was imported",
             severity="info",
         ),
     )
@@ -831,7 +831,7 @@ def test_metadata_that_does_not_fit_into_memory_says_so(
         monkeypatch.setattr(LocalSource, "content", too_much)
     else:
         monkeypatch.setitem(machine_module._HANDLERS, ord("]"), too_much)
-    expected = r"\.metadata has .* kB, and what it says does not fit into memory\.\nRead it on a machine with more"
+    expected = r"\.metadata has .* kB, and its contents do not fit into memory\.\nRead it on a machine with more"
     with pytest.raises(BrokenCheckpoint, match=expected):
         dcptools.read(tmp_path)
 

@@ -156,9 +156,9 @@ def test_the_answer_is_that_of_counting_every_element(case: tuple[Shape, list[Bo
         ((), [], ("hole", "no chunk of it is stored")),
         ((2, 2), [((0, 0), (1, 1)), ((1, 1), (1, 1))], ("hole", "its 2 chunks hold 50% of (2, 2)")),
         ((2, 2), [((0, 0), (2, 1)), ((0, 0), (1, 2))], ("overlap", "its 2 chunks overlap")),
-        ((4,), [((2,), (3,))], ("overlap", "a chunk at (2,) of size (3,) reaches outside of (4,)")),
-        ((4,), [((-1,), (5,))], ("overlap", "a chunk at (-1,) of size (5,) reaches outside of (4,)")),
-        ((4,), [((0,), (-4,))], ("overlap", "a chunk at (0,) of size (-4,) reaches outside of (4,)")),
+        ((4,), [((2,), (3,))], ("overlap", "a chunk at (2,) of size (3,) reaches outside (4,)")),
+        ((4,), [((-1,), (5,))], ("overlap", "a chunk at (-1,) of size (5,) reaches outside (4,)")),
+        ((4,), [((0,), (-4,))], ("overlap", "a chunk at (0,) of size (-4,) reaches outside (4,)")),
     ],
 )
 def test_what_is_wrong_is_said_in_words(shape: Shape, boxes: list[Box], expected: tuple[str, str]) -> None:
@@ -180,4 +180,4 @@ def test_cuts_along_too_many_dimensions_are_refused_rather_than_expanded() -> No
     assert code((2,) * 6, halves(6)) == "fine"
     assert code((2,) * 16, halves(16)) == "fine"
     shifted = [((1, *[0] * 12), (1,) * 13), *halves(13)[1:]]
-    assert check((2,) * 13, shifted) == ("overlap", "its 8,191 chunks are cut along 13 dimensions, and not as a grid")
+    assert check((2,) * 13, shifted) == ("overlap", "its 8,191 chunks are cut along 13 dimensions, but not as a grid")

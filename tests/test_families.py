@@ -94,7 +94,7 @@ def test_what_cannot_be_rearranged_is_left_out_with_a_warning(tmp_path: Path) ->
     mapping = with_family(tmp_path, OWN, {**STATE, "blocks.7.q": torch.zeros(6, 3), "blocks.8.q": torch.zeros(6, 3)})
     (found,) = [each for each in mapping.warnings if each.code == "left-out-tensor"]
     assert found.message == (
-        "2 tensors of ours, Tiny cannot be rearranged: a dimension of 6 is not (heads half two), of which is known: "
+        "2 tensors of ours, Tiny cannot be rearranged: a dimension of 6 is not (heads half two); known sizes: "
         "heads 2, two 2: blocks.7.q, blocks.8.q"
     )
     assert not any("q.weight" in output.name for output in mapping.outputs)
@@ -103,7 +103,7 @@ def test_what_cannot_be_rearranged_is_left_out_with_a_warning(tmp_path: Path) ->
 def test_a_size_that_nobody_told_is_named(tmp_path: Path) -> None:
     mapping = with_family(tmp_path, OWN.replace("heads = 2\n", 'heads = "num_heads"\n'))
     (found,) = [each for each in mapping.warnings if each.code == "left-out-tensor"]
-    assert "a dimension of 8 is not (heads half two), of which is known: two 2: blocks.7.q" in found.message
+    assert "a dimension of 8 is not (heads half two); known sizes: two 2: blocks.7.q" in found.message
 
 
 def test_a_checkpoint_without_its_names_says_so(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ FIELDS = "Expected trainer, model and weights; also architectures, sizes, left_o
 WRONG: dict[str, tuple[str, str, str]] = {
     'trainer = "t"\n': ("", "model: the field is missing.", FIELDS),
     'trainer = "t"\nmodel = "m"\nweight = {}\n': (", line 3", "weight: there is no field of that name.", FIELDS),
-    'trainer = 1\nmodel = "m"\n': (", line 1", "trainer is int.", "Expected a text."),
+    'trainer = 1\nmodel = "m"\n': (", line 1", "trainer is int.", "Expected a string."),
     'trainer = "t"\nmodel = "m"\narchitectures = "A"\n': (
-        *(", line 3", "architectures is no list of texts.", 'Expected architectures = ["...", "..."].'),
+        *(", line 3", "architectures is not a list of strings.", 'Expected architectures = ["...", "..."].'),
     ),
     'trainer = "t"\nmodel = "m"\nweights = ["a"]\n': (
         *(", line 3", "weights is list.", "Expected a table: [weights]."),
@@ -140,12 +140,14 @@ WRONG: dict[str, tuple[str, str, str]] = {
     'trainer = "t"\nmodel = "m"\n[weights]\n"a.{n}" = "b.{m}"\n': (
         *(", line 4", "nothing says what {m} of the name is.", WEIGHT),
     ),
-    'trainer = "t"\nmodel = "m"\n[weights]\n"a.0.b" = "b"\n': (", line 4", "'a.0.b' is no template of keys.", PLACES),
+    'trainer = "t"\nmodel = "m"\n[weights]\n"a.0.b" = "b"\n': (
+        *(", line 4", "'a.0.b' is not a template of keys.", PLACES),
+    ),
     'trainer = "t"\nmodel = "m"\n[weights]\n"a.{n}.{n}" = "b.{n}"\n': (
-        *(", line 4", "'a.{n}.{n}' is no template of keys.", PLACES),
+        *(", line 4", "'a.{n}.{n}' is not a template of keys.", PLACES),
     ),
     'trainer = "t"\nmodel = "m"\n[weights]\n"a" = { name = "b", rearrange = "x y -> y" }\n': (
-        *(", line 4", "'x y -> y' is no rearrangement.", NOTATION),
+        *(", line 4", "'x y -> y' is not a rearrangement.", NOTATION),
     ),
     'trainer = "t"\nmodel = "m"\n[weights]\n"a" = { name = "b", rearrange = "x y -> y x", differ = ["z"] }\n': (
         *(", line 4", "differ names z, and the axes are x, y.", "Expected some of the axes."),
@@ -177,7 +179,7 @@ def test_a_file_that_is_not_toml_or_not_there(tmp_path: Path) -> None:
     "text", ["a b", "a -> b", "a a -> a a", "(a b -> a b", "a) b -> a b", "{a} b -> a b", "a b -> (a {b})", "a-b -> a"]
 )
 def test_what_is_no_notation(text: str) -> None:
-    with pytest.raises(UsageError, match="is no rearrangement"):
+    with pytest.raises(UsageError, match="is not a rearrangement"):
         Rearrangement.parse(text)
 
 

@@ -177,8 +177,8 @@ class TestHeader:
             (b"[]", b"", "the header: expected an object, found []"),
             (b" {}", b"", "the header: expected an object"),  # the safetensors library wants the brace first
             ("{}".encode("utf-16-le"), b"", "the header: it is not JSON"),
-            (b"[" * 100_000, b"", "the header: it nests more than any tensors need"),
-            (b'{"a": {}, "a": {}}', b"", "a name stands in it twice"),
+            (b"[" * 100_000, b"", "the header: it nests more deeply than any tensors need"),
+            (b'{"a": {}, "a": {}}', b"", "a name occurs in it twice"),
             ({"a": 3}, b"", "['a']: expected an object, found 3"),
             ({"a": {**ONE, "dtype": "X9"}}, b"12", "['a'].dtype: expected a dtype of safetensors that dcptools knows"),
             ({"a": {**ONE, "dtype": ["U8"]}}, b"12", "['a'].dtype: expected a dtype of safetensors"),

@@ -198,8 +198,8 @@ def test_metadata_of_each_rank(tmp_path: Path) -> None:
         tmp_path,
         UnsupportedCheckpoint,
         f"HERE has a metadata file for each rank ({files}) and no .metadata.",
-        "It was saved with dcp.save(..., use_collectives=False), so nothing in it knows the whole tensors.",
-        "Load it in the training script, with as many ranks, and save it again with use_collectives=True.",
+        "It was saved with dcp.save(..., use_collectives=False), so nothing in it describes the whole tensors.",
+        "Load it in the training script, with as many ranks as saved it, and save it again with use_collectives=True.",
     )
 
 

@@ -297,7 +297,7 @@ def test_several_models_are_named_with_how_to_choose(first: str, second: str, fl
     (error,) = preview(path).errors
     assert (error.code, error.message) == ("no-model-weights", "No model weights found!")
     assert error.hint == (
-        f"it is not clear which model is meant; containers that have weights of one: {first} ({len(state)}), "
+        f"it is not clear which model is meant; containers with weights of one: {first} ({len(state)}), "
         f"{second} ({len(state) + 1}); choose with root={first!r} or root={second!r}"
     )
     assert names(preview(path, root=first)) == {f"{first}.{name}": name for name in state}

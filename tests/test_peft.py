@@ -161,7 +161,7 @@ def test_every_bias_that_peft_trains_is_missed(case: str, tmp_path: Path) -> Non
     assert {(each.severity, each.key) for each in found} == {("error", name) for name in named}
     (unknown,) = missed(without, "unknown")
     assert unknown.severity == "warning"
-    assert unknown.message == f"bias of its config is {CASES[case][1]['bias']!r}, and the checkpoint has no bias"
+    assert unknown.message == f"bias in its config is {CASES[case][1]['bias']!r}, but the checkpoint has no bias"
 
 
 @pytest.mark.parametrize("case", ["plain", "dora", "trained whole", "some ranks", "some layers", "embeddings"])

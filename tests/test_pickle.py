@@ -270,7 +270,7 @@ AROUND = {
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_tuples_nested_deeper_than_any_checkpoint_does_are_refused(name: str, protocol: int) -> None:
     assert load(pickle.dumps(_nested(4, AROUND[name]), protocol=protocol)) == _nested(4, AROUND[name])
-    with pytest.raises(UnsafeMetadata, match="nests tuples deeper than any checkpoint does"):
+    with pytest.raises(UnsafeMetadata, match="nests tuples more deeply than any checkpoint does"):
         load(pickle.dumps(_nested(40, AROUND[name]), protocol=protocol))
 
 
@@ -283,7 +283,7 @@ def test_messages() -> None:
     nothing_run = "\nIt was not loaded, and nothing of it was run."
     refused = "The pickle is refused: at byte 3 is b'r', an instruction that no checkpoint needs." + nothing_run
     assert message(hostile.long_binput()) == refused
-    nested = "The pickle is refused: at byte 11 it nests tuples deeper than any checkpoint does." + nothing_run
+    nested = "The pickle is refused: at byte 11 it nests tuples more deeply than any checkpoint does." + nothing_run
     assert message(hostile.nested_value(20)) == nested
     key = "The pickle is refused: at byte 107 a key is a larger tuple than any checkpoint has there." + nothing_run
     assert message(b"\x80\x04}(" + 101 * b"N" + b"tNs") == key

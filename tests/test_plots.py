@@ -169,7 +169,7 @@ def test_layers_have_a_colour_each_and_what_is_outside_of_them_one() -> None:
 
 def test_the_legend_lists_layers_by_number() -> None:
     names = [f"model.layers.{n}.w" for n in (10, 2, 1)] + ["model.norm.weight"]
-    assert legend(plots.shards(plan_of([(name, 10) for name in names]))) == ["1", "2", "10", "outside of layers"]
+    assert legend(plots.shards(plan_of([(name, 10) for name in names]))) == ["1", "2", "10", "outside the layers"]
 
 
 def test_the_legend_shows_a_choice_of_many_layers_and_says_so() -> None:
@@ -755,7 +755,7 @@ def styles(shown: Element) -> dict[str, list[str]]:
 
 def test_segments_say_which_tensors_they_are() -> None:
     figure = plots.shards(plan_of([("model.layers.3.b", 1500), ("lm_head.weight", 20)]))
-    assert tips(figure) == ["model.layers.3.b\n1.50 kB, layer 3", "lm_head.weight\n20 B, outside of layers"]
+    assert tips(figure) == ["model.layers.3.b\n1.50 kB, layer 3", "lm_head.weight\n20 B, outside the layers"]
     assert tips(plots.shards(plan_of([("x.norm", 9)]), color_by="module")) == ["x.norm\n9 B, module norm"]
 
 

@@ -54,7 +54,7 @@ def test_a_pair_in_one_tensor_is_cut() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_notation_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UsageError, match="is no rearrangement") as caught:
+    with pytest.raises(UsageError, match="is not a rearrangement") as caught:
         Rearrangement.parse(text)
     assert len(str(caught.value).splitlines()) == 2
 

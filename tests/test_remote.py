@@ -494,7 +494,7 @@ class TestResume:
         assert same_as(store, local)
 
     def test_it_is_no_model_for_others(self, store: Store, stopped: None, local: Path) -> None:
-        with pytest.raises(OutputExists, match="of a run that was stopped.\nNothing was written. Go on with it"):
+        with pytest.raises(OutputExists, match="of a run that was stopped.\nNothing was written. Continue it"):
             convert()
         with pytest.raises(TargetError, match="belong to another conversion:\n  dtype: the default before, keep"):
             convert(resume=True, dtype="keep")

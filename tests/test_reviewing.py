@@ -47,7 +47,7 @@ def test_the_page_has_every_output_and_every_leftover(demo: Demo, tmp_path: Path
 
 def test_what_cannot_be_converted_is_reviewed_too(tmp_path: Path) -> None:
     page = dcptools.review(saved.colliding(tmp_path / "c"), tmp_path / "r.html").read_text()
-    assert "error[collision]" in page and "There is no plan: the errors above must go first." in page
+    assert "error[collision]" in page and "There is no plan: the errors above must be fixed first." in page
     assert rows(page, "outputs")
 
 

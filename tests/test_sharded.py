@@ -28,8 +28,8 @@ from dcptools.tensors import read_region
 
 AGAIN = "Copy the checkpoint again, use another one, or save again."
 INFO = (
-    "info[no-metadata]: the headers of {} say what is there: a tensor ends where its last part does, so shards of the "
-    "last ranks that are missing do not show (model_assets_dir= or reference= holds it against the model)"
+    "info[no-metadata]: the headers of {} say what is there: a tensor ends where its last part does, so missing "
+    "shards of the last ranks go unnoticed (model_assets_dir= or reference= compares it with the model)"
 )
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_header_costs_its_own_file_alone(tmp_path: Path) -> None:
     assert {finding.code for finding in checkpoint.errors} == {"no-storage"}
     assert {finding.key for finding in checkpoint.errors} == set(checkpoint.tensors)
     assert [str(finding) for finding in checkpoint.warnings] == [
-        f"warning[no-storage]: {tmp_path}/__0_0.distcp is not a sound safetensors file: the header: "
+        f"warning[no-storage]: {tmp_path}/__0_0.distcp is not a valid safetensors file: the header: "
         "expected 2 to 100,000,000 bytes, found 1099511627776. (copy the file again)"
     ]
 
@@ -255,15 +255,17 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "metadata that is a list": ({"content": b'{"__metadata__": []}'}, "__metadata__: expected an object, found []"),
     "a list": ({"content": b"[1]"}, "the header: expected an object, found [1]"),
     "a name that stands twice": (
-        {"content": b'{"w": 1, "w": 2}'}, "the header: it is not JSON: a name stands in it twice"
+        {"content": b'{"w": 1, "w": 2}'}, "the header: it is not JSON: a name occurs in it twice"
     ),
     "half a surrogate": (
         {"content": b'{"\\ud800": {}}'}, "['\\ud800'], a key: expected a string of Unicode, found '\\ud800'"
     ),
     "millions of lists": (
-        {"content": b'{"w": [' + b"[]," * 100_000 + b"1]}"}, "the header: it nests more than any tensors need"
+        {"content": b'{"w": [' + b"[]," * 100_000 + b"1]}"}, "the header: it nests more deeply than any tensors need"
     ),
-    "a tower of lists": ({"content": b'{"w": ' + b"[" * 50_000}, "the header: it nests more than any tensors need"),
+    "a tower of lists": (
+        {"content": b'{"w": ' + b"[" * 50_000}, "the header: it nests more deeply than any tensors need"
+    ),
 }  # fmt: skip
 
 
@@ -273,7 +275,7 @@ def test_a_hostile_header_is_refused_and_the_field_is_named(what: str, tmp_path:
     header(tmp_path, **arguments)
     with pytest.raises(BrokenCheckpoint) as caught:
         dcptools.read(tmp_path)
-    assert str(caught.value).splitlines() == [f"{tmp_path}/{SHARD} is not a sound safetensors file: {problem}.", AGAIN]
+    assert str(caught.value).splitlines() == [f"{tmp_path}/{SHARD} is not a valid safetensors file: {problem}.", AGAIN]
 
 
 @pytest.mark.parametrize("length", [0, 1, MAX_HEADER_BYTES + 1, (1 << 64) - 1])

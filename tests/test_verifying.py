@@ -414,7 +414,7 @@ class TestFiles:
         (tmp_path / "m").mkdir()
         save_file({"model.w": torch.ones(2)}, tmp_path / "m" / "model.safetensors")
         (finding,) = dcptools.verify(tmp_path / "m", checkpoint).findings
-        assert finding.message == "its header does not say the format, and transformers wants pt"
+        assert finding.message == "its header does not say the format, but transformers expects pt"
 
 
 def test_a_file_is_mapped_anew_after_some_bytes_so_that_memory_is_let_go(

@@ -60,7 +60,7 @@ class ClassOpcodes(Stack):
     def stack_global(self, at: int) -> int:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise ValueError("the name of a class is not a text")
+            raise ValueError("the name of a class is not a string")
         self.stack.append(self._find(module, name))
         return at
 
@@ -78,7 +78,7 @@ class ClassOpcodes(Stack):
                 "It was not imported, and nothing was run. Do not load this file with torch either."
             )
         if len(self.foreign) >= MAX_FOREIGN and full not in self.foreign:
-            raise self.refused(f"names more than {MAX_FOREIGN:,} classes that nobody knows")
+            raise self.refused(f"names more than {MAX_FOREIGN:,} unknown classes")
         return self.foreign.setdefault(full, self._alike.get(name) or Class(full))
 
     def reduce(self, at: int) -> int:
@@ -96,7 +96,7 @@ class ClassOpcodes(Stack):
     def newobj(self, at: int) -> int:
         _arguments, made = self.stack.pop(), self.stack.pop()
         if type(made) is not Class:
-            raise ValueError(f"{type_name(made)} is no class")
+            raise ValueError(f"{type_name(made)} is not a class")
         shortcut = self.shortcuts.get(made)
         if shortcut is not None and (taken := shortcut(self.data, at)) is not None:
             if isinstance(taken[0][-1], Placeholder) and self.data[taken[1] : taken[1] + 1] in (b"\x94", b"q", b"r"):

@@ -33,7 +33,7 @@ class ContainerOpcodes(Stack):
         if not _PLAIN.issuperset(map(type, values)):
             depth = 1 + max(self._deep.get(id(value), _FLAT)[0] for value in values)
             if depth > MAX_DEPTH:
-                raise self.unsafe(at - 1, "it nests tuples deeper than any checkpoint does")
+                raise self.unsafe(at - 1, "it nests tuples more deeply than any checkpoint does")
             if any(isinstance(value, Placeholder) for value in values):
                 raise ValueError("a tuple has a record that was read in one step with others")
             if any(type(value) is tuple for value in values):
@@ -121,7 +121,7 @@ class ContainerOpcodes(Stack):
                 if len(key) > MAX_KEY_TEXT:
                     raise self.unsafe(at - 1, "a key is longer than in any checkpoint")
             elif kind is frozenset:
-                raise self.unsafe(at - 1, "a set is a key, or in another set, as in no checkpoint")
+                raise self.unsafe(at - 1, "a set is a key, or is in another set, as in no checkpoint")
             elif kind is int and not -MAX_INTEGER_KEY < key < MAX_INTEGER_KEY:
                 raise self.unsafe(at - 1, "a key is a larger integer than in any checkpoint")
         return keys

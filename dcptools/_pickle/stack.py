@@ -38,7 +38,7 @@ class Stack:
         """Count what is copied: in a pickle that was written by pickle, each of it has bytes of its own."""
         self._work += count
         if self._work > len(self.data):
-            raise self.unsafe(at - 1, "it has the same things copied again and again")
+            raise self.unsafe(at - 1, "it copies the same things again and again")
 
     def refused(self, why: str) -> UnsafeMetadata:
         return UnsafeMetadata(

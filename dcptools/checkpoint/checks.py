@@ -22,8 +22,8 @@ def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
     alike = [name for name in names if name.rpartition(".")[2] in ALIKE]
     if alike:
         yield Finding(
-            "foreign-class", "", f".metadata has {some(alike)} in the place of torch's class; it was read by its "
-            "fields, which are checked as torch's are, and nothing of it was imported", severity="info",
+            "foreign-class", "", f".metadata has {some(alike)} in place of torch's class; it was read by its "
+            "fields, which are checked like torch's, and nothing of it was imported", severity="info",
         )  # fmt: skip
     names = [name for name in names if name not in alike]
     if names:

@@ -30,7 +30,7 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     if outside.any():
         at = int(np.argmax(outside))
         return "overlap", (
-            f"a chunk at {tuple(offsets[at].tolist())} of size {tuple(sizes[at].tolist())} reaches outside of {shape}"
+            f"a chunk at {tuple(offsets[at].tolist())} of size {tuple(sizes[at].tolist())} reaches outside {shape}"
         )
     if _is_sequence(full, offsets, sizes):
         return None
@@ -48,7 +48,7 @@ def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Lit
     if _is_grid(offsets, sizes, full):
         return None
     if len(full) > MOST_CUTS or len(boxes) * 2 ** len(full) * len(full) > MAX_CORNERS:
-        return "overlap", f"its {len(boxes):,} chunks are cut along {len(full)} dimensions, and not as a grid"
+        return "overlap", f"its {len(boxes):,} chunks are cut along {len(full)} dimensions, but not as a grid"
     return _check_boxes(shape, offsets, sizes, full)
 
 

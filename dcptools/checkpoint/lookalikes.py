@@ -30,8 +30,9 @@ def explain(source: Source) -> DcptoolsError:
     if ranks := _matching(names, r"__\d+\.metadata"):
         return UnsupportedCheckpoint(
             f"{place} has a metadata file for each rank ({some(ranks, 3)}) and no {METADATA}.\n"
-            "It was saved with dcp.save(..., use_collectives=False), so nothing in it knows the whole tensors.\n"
-            "Load it in the training script, with as many ranks, and save it again with use_collectives=True."
+            "It was saved with dcp.save(..., use_collectives=False), so nothing in it describes the whole tensors.\n"
+            "Load it in the training script, with as many ranks as saved it, and save it again with "
+            "use_collectives=True."
         )
     return NotACheckpoint(_describe(source, names))
 

@@ -76,7 +76,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
         return _build(source, raw, len(data), hashlib.sha256(data).hexdigest(), state, about)
     except MemoryError:
         raise BrokenCheckpoint(
-            f"{metadata} has {format_bytes(state.nbytes)}, and what it says does not fit into memory.\n"
+            f"{metadata} has {format_bytes(state.nbytes)}, and its contents do not fit into memory.\n"
             "Read it on a machine with more memory, if it is not damaged."
         ) from None
 

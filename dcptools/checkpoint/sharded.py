@@ -70,7 +70,7 @@ def _header(source: Source, name: str, start: int = 0) -> tuple[bytes, Header]:
         return data, parse_header(data, start)
     except Wrong as wrong:
         raise BrokenCheckpoint(
-            f"{source.path(name)} is not a sound safetensors file: {wrong}.\n"
+            f"{source.path(name)} is not a valid safetensors file: {wrong}.\n"
             "Copy the checkpoint again, use another one, or save again."
         ) from None
 
@@ -120,8 +120,8 @@ def _tensor(source: Source, names: Sequence[str], key: str, parts: list[tuple[in
 def about_shards(names: Sequence[str]) -> Finding:
     return Finding(
         "no-metadata", "", f"the headers of {counted(len(names), 'shard')} say what is there: a tensor ends where its "
-        "last part does, so shards of the last ranks that are missing do not show",
-        f"{option('model_assets_dir')} or {option('reference')} holds it against the model",
+        "last part does, so missing shards of the last ranks go unnoticed",
+        f"{option('model_assets_dir')} or {option('reference')} compares it with the model",
     )  # fmt: skip
 
 

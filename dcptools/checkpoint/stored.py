@@ -133,7 +133,7 @@ class StoredTensor(_MadeAgain):
     def chunk(self, index: int) -> Chunk:
         """The chunk of that number, from 0 on; raises IndexError if there is none."""
         if not 0 <= index < len(self.offsets):
-            raise IndexError(f"{self.key!r} has {len(self.offsets)} chunks and none of number {index}.")
+            raise IndexError(f"{self.key!r} has {len(self.offsets)} chunks, and none has the number {index}.")
         return next(self._chunks(index, index + 1))
 
     def _chunks(self, first: int, last: int) -> Iterator[Chunk]:

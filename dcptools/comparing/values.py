@@ -26,7 +26,7 @@ STATES = {
 }
 # How far tensors are apart, as a picture can show it; `unequal` is one less `equal`
 STATISTICS = {
-    "relative": "norm of the difference, in relation to that of A",
+    "relative": "norm of the difference, relative to that of A",
     "max_abs": "largest absolute difference",
     "max_rel": "largest relative difference of two values",
     "norm": "norm of the difference",

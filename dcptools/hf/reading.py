@@ -220,7 +220,7 @@ def _broken_model() -> Iterator[None]:
     try:
         yield
     except Wrong as wrong:
-        raise BrokenModel(f"it is not a sound safetensors file: {wrong}") from None
+        raise BrokenModel(f"it is not a valid safetensors file: {wrong}") from None
     except BrokenCheckpoint as error:  # of a source
         raise BrokenModel(str(error).partition("\n")[0].removesuffix(".")) from None
 

@@ -108,7 +108,8 @@ def _template(template: str) -> tuple[str, tuple[str, ...]]:
     """The pattern of its keys, and what their numbers are called."""
     pattern, places = PLACE.sub("#", template), tuple(PLACE.findall(template))
     if NUMBER.search(template) or len(set(places)) < len(places) or pattern.count("#") != len(places):
-        raise _Wrong(template, f"{template!r} is no template of keys.", "Expected a place in braces for each number.")
+        what = f"{template!r} is not a template of keys."
+        raise _Wrong(template, what, "Expected a place in braces for each number.")
     return pattern, places
 
 
@@ -125,7 +126,7 @@ def _table(table: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(table: dict[str, Any], name: str) -> str:
-    return _field(table, name, "", "a text")
+    return _field(table, name, "", "a string")
 
 
 def _field(table: dict[str, Any], name: str, default: Value, expected: str) -> Value:
@@ -139,5 +140,5 @@ def _field(table: dict[str, Any], name: str, default: Value, expected: str) -> V
 def _texts(table: dict[str, Any], name: str, entry: str = "") -> tuple[str, ...]:
     value = table.get(name, [])
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise _Wrong(entry or name, f"{name} is no list of texts.", f'Expected {name} = ["...", "..."].')
+        raise _Wrong(entry or name, f"{name} is not a list of strings.", f'Expected {name} = ["...", "..."].')
     return tuple(value)

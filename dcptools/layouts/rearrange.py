@@ -81,7 +81,7 @@ class Rearrangement:
             rest, odd = divmod(whole, math.prod(told.values()) or 1)
             if odd or len(open_axes) > 1 or (not open_axes and rest != 1):
                 sized = ", ".join(f"{axis} {size}" for axis, size in told.items()) or "no size"
-                raise ValueError(f"a dimension of {whole} is not ({' '.join(dimension)}), of which is known: {sized}")
+                raise ValueError(f"a dimension of {whole} is not ({' '.join(dimension)}); known sizes: {sized}")
             found |= told | dict.fromkeys(open_axes, rest)
         return found
 
@@ -96,4 +96,6 @@ def _side(text: str, whole: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str
 
 
 def _not_one(text: str) -> UsageError:
-    return UsageError(f"{text!r} is no rearrangement.\nExpected one like '(heads half two) in -> (heads two half) in'.")
+    return UsageError(
+        f"{text!r} is not a rearrangement.\nExpected one like '(heads half two) in -> (heads two half) in'."
+    )

@@ -131,7 +131,7 @@ def _architecture(planned: ShardPlan) -> tuple[Any, Any]:
     """The class of the model, and its config with the dtype that would be written."""
     if planned.kind == "adapter":
         raise UsageError(
-            "This is an adapter, not a model.\nPreview with mode='full' for its base model, or use load_state_dict."
+            "This is an adapter, not a model.\nPreview its base model with mode='full', or use load_state_dict."
         )
     text = planned.assets.config_for(planned.written_dtype) if planned.assets else None
     if text is None:

@@ -107,7 +107,7 @@ def chosen(planned: ShardPlan, keys: Sequence[str] | str | None) -> list[Planned
     """The tensors whose names match, sorted by name; raises UsageError if there are none."""
     tensors = {tensor.output.name: tensor for file in planned.files for tensor in file.tensors}
     names = sorted(tensors)
-    found = matching(names, keys, "No name matches", f"Names of the result are meant, such as {names[0]!r}.")
+    found = matching(names, keys, "No name matches", f"Give names of the result, such as {names[0]!r}.")
     return [tensors[name] for name in found]
 
 

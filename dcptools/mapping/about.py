@@ -23,11 +23,9 @@ from dcptools.layouts import (
     Output,
     Reading,
     Role,
-    containers,
     foreign_families,
     is_body_name,
     is_huggingface_name,
-    top_level,
 )
 from dcptools.mapping.about_model import left_out
 from dcptools.mapping.about_nothing import where_to_look
@@ -101,7 +99,7 @@ def _about_kind(key: str, name: str) -> Finding | None:
         )  # fmt: skip
     if _PEFT.search(name):
         return Finding(
-            "peft", key, "a key of peft, and not of a LoRA adapter; transformers does not load it as part of a model",
+            "peft", key, "a key of peft, but not of a LoRA adapter; transformers does not load it as part of a model",
             "save with peft's save_pretrained, or merge in the training script (merge_and_unload) and save again",
         )  # fmt: skip
     return None
@@ -121,7 +119,7 @@ def about_published(given: Given, taken: Taken) -> Iterator[Finding]:
     expected = given.expected
     named = taken.kind == "adapter" or isinstance(taken.layout, FamilyLayout)
     if given.options.names == "published" and not named and (expected is None or expected.unpublished):
-        why = expected.unpublished if expected else "nothing is known of the model"
+        why = expected.unpublished if expected else "nothing is known about the model"
         what = f"the names of the checkpoint are written, because the published ones are not known: {why}"
         yield Finding("names-unknown", "", what, f"{option('rename')} gives others, but splits and joins no tensors")
 

@@ -21,7 +21,7 @@ from dcptools.mapping.values import MappingOptions
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 _IF_ANY = (("lora_A", "lora_magnitude_vector"), ("lora_B", "lora_B.bias"))  # all have the second, or none
-_WHOLE = f"is the checkpoint whole, and the {ADAPTER_CONFIG} that of this training?"
+_WHOLE = f"is the checkpoint whole, and is the {ADAPTER_CONFIG} from this training?"
 
 
 def about_adapter(
@@ -69,7 +69,7 @@ def _about_config(
             f"give the one from the training: {option('adapter_config_path')}; or write lora_alpha into it",
         )  # fmt: skip
         return
-    said, hint = taken.config.said, f"give the {ADAPTER_CONFIG} of this training; {allow()}"
+    said, hint = taken.config.said, f"give the {ADAPTER_CONFIG} from this training; {allow()}"
     fields = {"target_modules": adapted.not_targeted, "rank_pattern": adapted.of_another_rank, "": adapted.differences}
     for field, differences in fields.items():
         try:
@@ -108,8 +108,8 @@ def _about_halves(adapted: Adapted) -> Iterator[Finding]:
     for module, found in parts.items():
         lacking = [other for one, other in pairs if one in found and other not in found]
         if lacking:
-            what = f"the checkpoint has no {some(sorted(lacking))} of it, and has the rest of its adapter"
-            yield Finding("adapter-mismatch", module, what, f"peft does not miss it, and makes a new one; {allow()}")
+            what = f"the checkpoint has no {some(sorted(lacking))} of it, but has the rest of its adapter"
+            yield Finding("adapter-mismatch", module, what, f"peft does not notice, and makes a new one; {allow()}")
 
 
 def _part(name: str) -> str:
@@ -146,9 +146,9 @@ def _about_missing(
         if name in excluded:
             yield left_out(name)
         elif name not in there and name not in tied:
-            what = f"{field} of the adapter's config names it, and the checkpoint has nothing of it"
+            what = f"{field} of the adapter's config names it, but the checkpoint has nothing of it"
             certain = linear is not None or not expected  # the files of another model may name modules otherwise
-            hint = f"peft does not miss it; {_WHOLE} {allow()}"
+            hint = f"peft does not notice; {_WHOLE} {allow()}"
             yield Finding("weight-missing", name, what, hint, "error" if certain else "warning")
 
 
@@ -156,18 +156,18 @@ def _about_unmatched(said: Mapping[str, Any], adapted: Adapted) -> Iterator[Find
     """What the config names and nothing there is called, where the model is not known."""
     hint = f"{_WHOLE} {option('model_assets_dir')} with the model's config.json tells which modules it has"
     lacking = {
-        field: f"{field} of its config names {some(n, 5)}" for field, n in unmatched(said, adapted.modules).items()
+        field: f"{field} in its config names {some(n, 5)}" for field, n in unmatched(said, adapted.modules).items()
     }
     if said.get("bias") not in (None, "none") and not adapted.has(".bias"):
-        lacking["bias"] = f"bias of its config is {said['bias'][:100]!r}"
+        lacking["bias"] = f"bias in its config is {said['bias'][:100]!r}"
     for field, what in lacking.items():
         things = "no bias" if field == "bias" else "nothing of such a module"
-        yield Finding("weight-missing", "", f"{what}, and the checkpoint has {things}", hint, "warning")
+        yield Finding("weight-missing", "", f"{what}, but the checkpoint has {things}", hint, "warning")
 
 
 def _unchecked(field: str, why: Unchecked) -> Finding:
-    what = f"what the checkpoint has was not held against {field} of the adapter's config: {why}"
-    return Finding("adapter-unchecked", "", what, "see that what is written is what was trained")
+    what = f"the checkpoint was not compared with {field} of the adapter's config: {why}"
+    return Finding("adapter-unchecked", "", what, "check that what is written is what was trained")
 
 
 def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:

@@ -63,7 +63,7 @@ def about_optional(names: Iterable[str], naming: Naming, excluded: Collection[st
     """Weights that ``save_pretrained`` writes, and that transformers does not miss when it loads a model."""
     made = {naming.written.get(name) for name in names}
     for name in sorted(naming.optional.intersection(naming.written.values()) - made):
-        what = "the checkpoint does not have it, and transformers makes a new one without a word"
+        what = "the checkpoint does not have it, and transformers silently makes a new one"
         yield left_out(name) if name in excluded else Finding("weight-missing", name, what, severity="warning")
 
 

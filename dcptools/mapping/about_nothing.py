@@ -37,12 +37,14 @@ def where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
     check = f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'"
     if _is_of_optimizer(keys, checkpoint.path):
         beside = some([f"{path} beside it" for path in _checkpoints_beside(checkpoint.path)])
-        check = f"{checkpoint.path} is what an optimizer keeps: give the checkpoint of the model, whose keys start with 'model.'"
-        check += f", such as {beside}" if beside else ""
+        check = (
+            f"{checkpoint.path} is what an optimizer keeps: "
+            f"give the checkpoint of the model, whose keys start with 'model.'{beside and f', such as {beside}'}"
+        )
     elif places := containers(keys):
         ways = " or ".join(option("root", place) for place in [*places][:2])
         where = some([f"{place} ({count:,})" for place, count in places.items()], 10)
-        return f"it is not clear which model is meant; containers that have weights of one: {where}; choose with {ways}"
+        return f"it is not clear which model is meant; containers with weights of one: {where}; choose with {ways}"
     return (
         f"{check}; top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
         f"say where with {option('layout')} or {option('root')}"

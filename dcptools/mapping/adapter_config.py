@@ -20,8 +20,8 @@ from dcptools.mapping.patterns import first_matches
 from dcptools.storage import Source, open_source
 
 MAX_BYTES = 16 << 20
-_TEXT, _TEXTS, _FLAG = (str, "a text"), (list, "a list of texts"), (bool, "true or false")
-_TEXT_OR_TEXTS = ((str, list), "a text or a list of texts")
+_TEXT, _TEXTS, _FLAG = (str, "a string"), (list, "a list of strings"), (bool, "true or false")
+_TEXT_OR_TEXTS = ((str, list), "a string or a list of strings")
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {  # what is looked at; null is always allowed
     "base_model_name_or_path": _TEXT, "bias": _TEXT, "peft_type": _TEXT, "lora_bias": _FLAG, "use_dora": _FLAG,
     "modules_to_save": _TEXTS, "target_modules": _TEXT_OR_TEXTS, "exclude_modules": _TEXT_OR_TEXTS,
@@ -164,7 +164,7 @@ class Adapted:
     def differences(self, said: Mapping[str, Any]) -> Iterator[str]:
         """Where a config is not that of this adapter, but for what ``not_targeted`` and ``of_another_rank`` tell."""
         if said.get("peft_type") != "LORA":
-            yield f"peft_type is {str(said.get('peft_type'))[:100]!r}, and the keys are those of 'LORA'"
+            yield f"peft_type is {str(said.get('peft_type'))[:100]!r}, but the keys are those of 'LORA'"
         others = [module for module in self.copies if not is_trained_whole(said, module)]
         yield from [f"modules_to_save does not name {some(others, 3)}"] if others else []
         for field, ending in _SHOWN.items():

@@ -63,7 +63,7 @@ def targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], linea
     modules = [m for m in modules if m not in excluded and not any(f".{part}." in f".{m}." for part in whole)]
     if is_all_linear(targets):
         if linear is None:
-            raise Unchecked("which modules are linear is known of the model of a config.json only")
+            raise Unchecked("which modules are linear is known only for the model of a config.json")
         heads = _HEADS if said.get("task_type") == "SEQ_CLS" else ()
         return set(modules).intersection(linear).difference(heads)
     found = matching(modules, targets)

@@ -31,7 +31,7 @@ class Given:
 
 
 def _expectation(assets: Assets | None, reference: str | None) -> tuple[Expected | None, tuple[Finding, ...]]:
-    """The model, or None and the finding that says why nothing is known of it."""
+    """The model, or None and the finding that says why nothing is known about it."""
     if reference is not None:
         return _of_reference(expect_reference(reference), assets or _beside(reference), is_copied=assets is not None)
     if assets is None or not _names_a_model(assets):

@@ -30,7 +30,7 @@ def first_matches(patterns: Iterable[str], names: Iterable[str]) -> dict[str, re
     Raises
     ------
     Unchecked
-        One is no pattern that is tried, or they take too long.
+        One is not a pattern that is tried, or they take too long.
     """
     end = time.monotonic() + SECONDS
     compiled = [_compiled(pattern, end) for pattern in patterns]
@@ -65,4 +65,4 @@ def _compiled(pattern: str, end: float) -> regex.Pattern[str]:
             return regex.compile(pattern)
     except (re.error, regex.error, OverflowError, RecursionError, MemoryError):
         pass
-    raise Unchecked(f"{pattern[:100]!r} is no pattern that is tried")
+    raise Unchecked(f"{pattern[:100]!r} is not a pattern that is tried")

@@ -121,7 +121,7 @@ def _tied(
         different = [other for other in others if not _same(first, other, checkpoint)]
     except DcptoolsError as error:
         found = " ".join(str(error).splitlines()[:2])  # where, and what
-        why = f"whether it is the same as {names} is not known: {found.rstrip('.')}"
+        why = f"it is not known whether it is the same as {names}: {found.rstrip('.')}"
         return [], Finding(
             "tied-differ", first.name, why, f"all are written; {option('tied', 'drop')} writes only this one"
         )

@@ -49,7 +49,7 @@ def take(given: Given, keys: Mapping[str, Key]) -> Taken:
     if not peft.adapters and (options.mode == "lora" or options.adapter is not None):
         raise UsageError(
             "This checkpoint has no LoRA adapter: no key like '....lora_A.default.weight'.\n"
-            f"Give the directory of one that has, or leave out {option('mode', 'lora')} and {option('adapter')}."
+            f"Give the directory of one that has one, or leave out {option('mode', 'lora')} and {option('adapter')}."
         )
     if peft.adapters and options.mode != "full":
         return _adapter(given, peft)

@@ -97,7 +97,7 @@ class KeyMapping(Shown, HasFindings):
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """The model beside the checkpoint, sorted by name; none if nothing is known of it."""
+        """The model beside the checkpoint, sorted by name; none if nothing is known about it."""
         return self.measured.weights if self.measured else ()
 
     def to_frame(self) -> pd.DataFrame:
@@ -178,7 +178,7 @@ class KeyMapping(Shown, HasFindings):
         return [(reason, keys, nbytes) for reason, (keys, nbytes) in sorted(counts.items())]
 
     def headline(self) -> str:
-        """The verdict on the model, or how much is written if nothing is known of it."""
+        """The verdict on the model, or how much is written if nothing is known about it."""
         return self.fit.sentence if self.fit else self.counts()
 
     def counts(self) -> str:

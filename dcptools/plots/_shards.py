@@ -26,7 +26,7 @@ MOST_SEPARATED = 300  # files that are told apart
 MOST_NAMES = 40  # files with their names beside the bars
 FAR_LIMIT = 2.5  # a limit so many times the longest bar would only make the bars short
 
-OUTSIDE = "outside of layers"
+OUTSIDE = "outside the layers"
 _LAYER = re.compile(r"\.(\d+)\.")
 _KINDS = (  # the first that matches; the order matters: q_norm is in self_attn, experts are in mlp
     ("norm", re.compile(r"norm|(^|\.)ln_\w+\."), page.RED),
@@ -66,7 +66,7 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
     plan
         What :func:`dcptools.plan` returned.
     color_by
-        ``layer`` (by number, and one colour for what is outside of layers) or ``module`` (attention, mlp, norm,
+        ``layer`` (by number, and one colour for what is outside the layers) or ``module`` (attention, mlp, norm,
         embedding with the output head, experts, other).
     limit
         Draw the shard size as a line; where it is far beyond the longest bar, it is only mentioned.

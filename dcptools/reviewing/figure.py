@@ -45,6 +45,6 @@ def _bar(row: int, file: ShardFile, scale: float) -> Iterator[str]:
 
 
 def _layer(tensor: PlannedTensor) -> str:
-    """The digits of its layer; empty outside of layers."""
+    """The digits of its layer; empty outside the layers."""
     found = _LAYER.search(tensor.output.name)
     return found[1] if found and found[1].isascii() else ""

@@ -62,7 +62,7 @@ def _findings(findings: tuple[Finding, ...]) -> str:
 
 def _plan(planned: ShardPlan | None) -> str:
     if planned is None:
-        return "<p>There is no plan: the errors above must go first.</p>"
+        return "<p>There is no plan: the errors above must be fixed first.</p>"
     return f"<p>{escape(planned.headline())}</p>{shards_svg(planned)}{files(planned)}"
 
 

@@ -100,7 +100,7 @@ def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Fin
     kept = {name for names in mapping.expected.float32.values() for name in names} if mapping.expected else set()
     in_float32 = [name for name in sorted(kept & written.keys()) if written[name].name == "float32"]
     if narrower and in_float32:
-        text = f"{counted(len(in_float32), 'tensor')} stay float32, because the model keeps them so: {some(in_float32)}"
+        text = f"{counted(len(in_float32), 'tensor')} stay float32, as the model keeps them: {some(in_float32)}"
         yield Finding("kept-float32", "", text, f"{option('dtype_for')} casts them")
     quantized = mapping.assets.says("quantization_config") if mapping.assets else None
     if quantized and not any(target.kind == "float8" for target in targets):

@@ -53,7 +53,7 @@ class Composed:
     def permute(self, *dims: int) -> Composed:
         """The dimensions in another order."""
         if sorted(dims) != list(range(len(self.shape))):
-            raise ValueError(f"{dims} is no order of the dimensions of {self.shape}")
+            raise ValueError(f"{dims} is not an order of the dimensions of {self.shape}")
         shape = tuple(self.shape[dim] for dim in dims)
         if list(dims) == sorted(dims) or not self.numel:
             return Composed(shape, self.views)
@@ -73,7 +73,7 @@ class Composed:
             return Composed(shape, tuple(_cut(self.views, start * row, (start + length) * row)))
         key, offset, factors = self._factors()
         if len(factors[dim]) != 1:
-            raise NotViews(f"A part of dimension {dim} of {self.shape} is no view of {key!r}.")
+            raise NotViews(f"A part of dimension {dim} of {self.shape} is not a view of {key!r}.")
         stride = factors[dim][0][1]
         factors[dim] = [(length, stride)]
         return Composed(shape, (_joined(key, offset + start * stride, [f for dim in factors for f in dim]),))
@@ -113,7 +113,7 @@ class Composed:
                 size, stride = have.pop()
                 taken = math.gcd(size, wanted)
                 if taken not in (size, wanted):
-                    raise NotViews(f"{view} as {self.shape} is no view.")
+                    raise NotViews(f"{view} as {self.shape} is not a view.")
                 if taken != size:
                     have.append((size // taken, stride * taken))
                 factors.insert(0, (taken, stride))
@@ -158,4 +158,4 @@ def _range(view: View, first: int, last: int) -> View:
         offset += first // row * strides[0]
         first, last = first % row, last - first // row * row
         shape, strides = shape[1:], strides[1:]
-    raise NotViews(f"The values {first} to {last} of {view} are no view.")
+    raise NotViews(f"The values {first} to {last} of {view} are not a view.")

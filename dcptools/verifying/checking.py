@@ -1,4 +1,4 @@
-"""``verify``: read a model again, and compare it with the checkpoint that it was made of."""
+"""``verify``: read a model again, and compare it with the checkpoint that it was made from."""
 
 from __future__ import annotations
 

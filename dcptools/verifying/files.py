@@ -86,11 +86,11 @@ def _about_library(model: Model, file: WeightFile, header: bytes) -> Iterator[Fi
         yield Finding("model-file", file.name, str(error).splitlines()[0], _AGAIN)
         return
     if not ours.items() <= theirs.items():  # a name that is in two files counts for the first
-        yield Finding("model-file", file.name, "the safetensors library reads its header in another way", _AGAIN)
+        yield Finding("model-file", file.name, "the safetensors library reads its header differently", _AGAIN)
     said = dict(file.metadata).get("format")
     if said not in _FORMATS:
         what = f"its header says the format {said!r}" if said else "its header does not say the format"
-        yield Finding("model-file", file.name, f"{what}, and transformers wants pt", _AGAIN)
+        yield Finding("model-file", file.name, f"{what}, but transformers expects pt", _AGAIN)
 
 
 def _about_form(file: WeightFile, header: bytes) -> Iterator[Finding]:

@@ -65,7 +65,7 @@ class Concerned:
             if len(globs) <= MOST_GLOBS and _matched(globs, converted) == keys:
                 return globs
         raise UsageError(
-            f"{len(keys):,} keys are concerned, and no few globs match just them.\n"
+            f"{len(keys):,} keys are concerned, and a few globs cannot match exactly these.\n"
             f"Write into “{LABELS['exclude']}” which of them to leave out; Show keys lists them."
         )
 

@@ -30,7 +30,7 @@ LEFTOVER_COLUMNS = (
     Column("kind"),
     Column("nbytes", format_bytes, "bytes", numeric=True),
 )
-BUSY = "Building the model of config.json, to know its weights. This takes some seconds, once."
+BUSY = "Building the model of config.json, to learn its weights. This takes a few seconds, once."
 ADAPTER = "This is a LoRA adapter, and is written as peft saves it. Mode “full” writes the base model, if it is there."
 UNKNOWN = (
     "Nothing is known about the model, so names are found by rules. A config.json or a reference would settle them."

@@ -167,7 +167,7 @@ class Wizard(Step):
         elsewhere = running not in (None, self.steps[self.step])
         self.under_way.layout.display = "" if elsewhere else "none"
         what = "written" if running is self.convert_step else "tried"
-        said = f"The model is being {what}. What it depends on can be changed when that is over."
+        said = f"The model is being {what}. What it depends on can be changed once that is done."
         self.running.value = alert("busy", said) if elsewhere else ""
 
     def summary(self) -> tuple[str, list[str], list[list[str]]]:

@@ -121,7 +121,7 @@ def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[st
     existing = [*_weights(names), *_replaced_assets(plan, names)]
     if existing and URL_JOURNAL in names:
         raise OutputExists(
-            f"{save_dir} holds {some(existing, 3)} of a run that was stopped.\nNothing was written. Go on with it "
+            f"{save_dir} holds {some(existing, 3)} of a run that was stopped.\nNothing was written. Continue it "
             f"({option('resume', True)}), or replace what is there ({option('overwrite', True)})."
         )
     if existing:

@@ -123,7 +123,7 @@ def test_figures_are_read_in_the_theme_of_the_page(lab: Server, pages: Callable[
     segment.scroll_into_view_if_needed()
     segment.hover()
     pointed = page.evaluate(POINTED, segment.bounding_box())
-    assert pointed == "lm_head.weight\n132 kB, outside of layers"
+    assert pointed == "lm_head.weight\n132 kB, outside the layers"
 
 
 def test_a_notebook_that_is_not_trusted_shows_the_picture_and_none_of_the_texts(
