@@ -230,11 +230,10 @@ def test_a_container_may_be_called_module(options: dict[str, Any], tmp_path: Pat
 @pytest.mark.parametrize(
     ("make", "tops"),
     [
-        (saved.no_model, "optimizer, step"),
         (saved.empty_state, "none"),
         (saved.megatron_like, "decoder, embedding"),
     ],
-    ids=["optimizer", "empty", "megatron"],
+    ids=["empty", "megatron"],
 )
 def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops: str, tmp_path: Path) -> None:
     mapping = preview(make(tmp_path / "c"))
@@ -248,6 +247,35 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
         ),
     ]
     assert (mapping.outputs, mapping.layout) == ((), "")
+
+
+OPTIMIZER = {"state": {name: {"exp_avg": torch.ones(2), "step": torch.tensor(1.0)} for name in NAMES}}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"optimizer": OPTIMIZER, "step": 3},
+        {**OPTIMIZER, "param_groups": [{"lr": torch.tensor(0.1)}]},
+        {f"optim.{name}.momentum_buffer": torch.ones(2) for name in NAMES} | {"lr_scheduler.last": torch.ones(1)},
+    ],
+    ids=["in a container", "at the top", "by names alone"],
+)
+def test_a_checkpoint_of_an_optimizer_is_told_with_what_is_beside_it(state: Any, tmp_path: Path) -> None:
+    path = saved.save(tmp_path / "step_10", state)
+    said = f"{path} is what an optimizer keeps: give the checkpoint of the model, whose keys start with 'model.'"
+    keys = "; top-level keys here: "
+    assert [error.hint.partition(keys)[0] for error in preview(path).errors] == [said]
+    saved.trained(tmp_path / "weights")
+    saved.save(tmp_path / "optimizer_1", state)
+    (tmp_path / "logs").mkdir()
+    said += f", such as {tmp_path / 'weights'} beside it"
+    assert [error.hint.partition(keys)[0] for error in preview(path).errors] == [said]
+
+
+def test_a_directory_called_after_an_optimizer_is_told_whatever_its_keys_are(tmp_path: Path) -> None:
+    path = saved.save(tmp_path / "optimizer", {"a": {"b.row": torch.ones(2)}, "c": torch.ones(1)})
+    assert [error.hint.partition(":")[0] for error in preview(path).errors] == [f"{path} is what an optimizer keeps"]
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["with paths", "by names alone"])

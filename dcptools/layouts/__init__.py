@@ -14,7 +14,7 @@ from dcptools.layouts.huggingface import is_body_name, is_huggingface_name
 from dcptools.layouts.keys import Key, keys_of, strip_wrappers, top_level
 from dcptools.layouts.peft import FROZEN, Peft, Role
 from dcptools.layouts.readings import Candidate, candidates, foreign_families, layout_of
-from dcptools.layouts.training import MOMENT, TRAINING_STATE
+from dcptools.layouts.training import MOMENT, TRAINING_STATE, is_of_optimizer
 from dcptools.layouts.values import Layout, Leftover, Output, Reading
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "foreign_families",
     "is_body_name",
     "is_huggingface_name",
+    "is_of_optimizer",
     "keys_of",
     "layout_of",
     "read_family",

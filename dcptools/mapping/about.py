@@ -23,13 +23,12 @@ from dcptools.layouts import (
     Output,
     Reading,
     Role,
-    containers,
     foreign_families,
     is_body_name,
     is_huggingface_name,
-    top_level,
 )
 from dcptools.mapping.about_model import left_out
+from dcptools.mapping.about_nothing import where_to_look
 from dcptools.mapping.expectation import Given
 from dcptools.mapping.rename import Rename
 from dcptools.mapping.taking import Taken
@@ -45,35 +44,7 @@ def about_reading(checkpoint: Checkpoint, taken: Taken, outputs: Sequence[Output
     if outputs:
         yield from (finding for finding in taken.reading.findings if not finding.key)
     else:
-        yield Finding("no-model-weights", "", "No model weights found!", _where_to_look(checkpoint, taken))
-
-
-def _where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
-    chosen, found = taken.layout, len(taken.reading.outputs)
-    if found:
-        every = f"{counted(found, 'key')} of the model, but all are left out"
-        return f"{every}: check {option('include')} and {option('exclude')}"
-    if taken.peft.adapters and chosen.name:
-        return (
-            "this checkpoint has only adapters, not their base model: "
-            f"leave out {option('mode', 'full')}, or give {option('root')}"
-        )
-    keys = taken.peft.base().values()
-    tops = sorted({*top_level(keys), *(key.partition(".")[0] for key in checkpoint.objects)})
-    if isinstance(chosen, FamilyLayout):
-        return (
-            f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where "
-            f"such keys are; top-level keys here: {some(tops, 10) or 'none'}"
-        )
-    if places := containers(keys):
-        ways = " or ".join(option("root", place) for place in [*places][:2])
-        where = some([f"{place} ({count:,})" for place, count in places.items()], 10)
-        return f"it is not clear which model is meant; containers that have weights of one: {where}; choose with {ways}"
-    return (
-        f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'; "
-        f"top-level keys here: {some(tops, 10) or 'none'}; if the model is there, "
-        f"say where with {option('layout')} or {option('root')}"
-    )
+        yield Finding("no-model-weights", "", "No model weights found!", where_to_look(checkpoint, taken))
 
 
 def about_checkpoint(checkpoint: Checkpoint, used: Collection[str]) -> Iterator[Finding]:
