@@ -8,7 +8,6 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from dcptools._collector import no_collections
-from dcptools._option import option
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
@@ -74,7 +73,7 @@ def plan(
     outputs = sized(mapping.outputs, written)
     found = [
         *mapping.findings,
-        *(Finding("pattern-unused", "", f"{glob!r} of {option('dtype_for')} matched no name") for glob in unused),
+        *unused,
         *about_dtypes(mapping, written),
         *about_sizes(outputs, size, mapping.kind),
     ]
