@@ -11,7 +11,7 @@ from dcptools._collector import no_collections
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import FindingsError, NoModelWeights
+from dcptools.errors import FindingsError, NoModelWeights, check_stage
 from dcptools.findings import Finding, of_severity, summary_lines
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions, written_dtypes
@@ -66,6 +66,7 @@ def plan(
     >>> [file.filename for file in plan(demo.checkpoint, shard_size="1MB").files]
     ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
+    check_stage(mapping, "KeyMapping", "Checkpoint", "path")
     mapping = mapping if isinstance(mapping, KeyMapping) else preview(mapping)
     size, exceptions = parse_bytes(shard_size), parse_exceptions(dtype_for)
     options = PlanOptions(size, checked_dtype(dtype), exceptions, strict)
