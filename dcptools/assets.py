@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcptools._option import option
 from dcptools._paths import expanded, from_hub
 from dcptools._text import some
 from dcptools.errors import UsageError, system_errors
@@ -165,7 +166,10 @@ def _check(path: str, names: set[str], config: str) -> Iterator[Finding]:
             "transformers cannot load the result without it",
         )
     elif (parsed := _parse(config)) is None:
-        yield Finding("config-unreadable", CONFIG, "it is not a JSON object in UTF-8; it is copied as it is")
+        yield Finding(
+            "config-unreadable", CONFIG, "it is not a JSON object in UTF-8, and transformers loads no model with it",
+            f"repair it; or leave out {option('model_assets_dir')} to write the weights alone",
+        )  # fmt: skip
     else:
         yield from _check_config(parsed)
     if not names.intersection(TOKENIZER_FILES):

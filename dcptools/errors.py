@@ -7,6 +7,7 @@ builtin parent derive from it too, so ``except FileNotFoundError`` works as a ca
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -101,6 +102,34 @@ class NotEnoughMemory(DcptoolsError, MemoryError):
 
 class Cancelled(DcptoolsError):
     """The caller's cancel event was set; everything half-written was removed."""
+
+
+_MADE_BY = {"Checkpoint": "read(load_dir)", "KeyMapping": "preview(checkpoint)", "ShardPlan": "plan(mapping)"}
+_GOES_ON = {
+    "Checkpoint": "preview(checkpoint).",
+    "KeyMapping": "plan(mapping). What it was made of is mapping.checkpoint.",
+    "ShardPlan": "write(plan, save_dir). What it was made of is plan.mapping.",
+}
+
+
+def check_stage(given: object, *expected: str) -> None:
+    """Refuse what a step does not begin with; ``expected`` are the classes of stages' values, or "path".
+
+    >>> check_stage("step-100", "ShardPlan")
+    Traceback (most recent call last):
+        ...
+    dcptools.errors.UsageError: A ShardPlan is expected here, and a str was given.
+    Make one: plan(mapping).
+    """
+    found = type(given).__name__
+    if found in expected or ("path" in expected and isinstance(given, (str, os.PathLike))):
+        return
+    what = f"A {' or a '.join(expected)} is expected here, and {'None' if given is None else f'a {found}'} was given."
+    if found in _GOES_ON:
+        advice = f"Go on with the {found}: {_GOES_ON[found]}"
+    else:
+        advice = f"Make one: {_MADE_BY[expected[0]]}." if expected[0] in _MADE_BY else f"Give a {expected[0]}."
+    raise UsageError(f"{what}\n{advice}")
 
 
 MORE_MEMORY = "give the process more memory (ulimit -a shows the limits of a shell)."

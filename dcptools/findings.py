@@ -76,7 +76,7 @@ CODES: dict[str, Code] = {
         "warning", "An expected file (config.json, tokenizer) is not among the assets, or is not an ordinary file."
     ),
     "assets-none": Code("warning", "No assets directory was given; the output has weights only."),
-    "config-unreadable": Code("warning", "config.json is not a JSON object in UTF-8."),
+    "config-unreadable": Code("error", "config.json is not a JSON object in UTF-8."),
     "config-no-architectures": Code(
         "warning", "config.json names no `architectures`; AutoModel classes cannot choose a class."
     ),

@@ -13,7 +13,7 @@ from checkpoints import models, saved
 
 from dcptools.assets import find_assets
 from dcptools.convert import convert
-from dcptools.errors import UsageError
+from dcptools.errors import FindingsError, UsageError
 from dcptools.mapping import preview
 from dcptools.shards import plan
 
@@ -154,31 +154,27 @@ def test_what_is_expected_and_missing_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["", "{", "[1]", "null", "\x00"], ids=repr)
-def test_a_config_that_is_no_json_object_is_a_warning(config: str, tmp_path: Path) -> None:
+def test_a_config_that_is_no_json_object_is_an_error(config: str, tmp_path: Path) -> None:
     assert lines(make(tmp_path / "a", config)) == [
-        "warning[config-unreadable] config.json: it is not a JSON object in UTF-8; it is copied as it is"
+        "error[config-unreadable] config.json: it is not a JSON object in UTF-8, and transformers loads no model with "
+        "it (repair it; or leave out model_assets_dir= to write the weights alone)"
     ]
 
 
-def test_a_config_that_nests_deeply_is_a_warning(tmp_path: Path) -> None:
+def test_a_config_that_nests_deeply_is_an_error(tmp_path: Path) -> None:
     assert [f.code for f in find_assets(make(tmp_path / "a", "[" * 100_000)).findings] == ["config-unreadable"]
 
 
-def test_a_config_that_is_no_json_object_is_copied_byte_for_byte(tmp_path: Path) -> None:
-    directory = make(tmp_path / "a")
-    (directory / "config.json").write_bytes(b"\xff {\r\n")
-    convert(saved.trained(tmp_path / "c", optimizer=False), tmp_path / "out", model_assets_dir=directory)
-    assert (tmp_path / "out" / "config.json").read_bytes() == b"\xff {\r\n"
-
-
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
-def test_a_config_in_another_encoding_is_a_warning_and_copied_byte_for_byte(encoding: str, tmp_path: Path) -> None:
+def test_a_config_in_another_encoding_is_refused_before_anything_is_written(encoding: str, tmp_path: Path) -> None:
+    """transformers reads UTF-8 without a mark in front, and nothing else."""
     directory = make(tmp_path / "a")
     (directory / "config.json").write_bytes('{"architectures": ["Größe"], "model_type": "qwen3"}'.encode(encoding))
     checkpoint = saved.trained(tmp_path / "c", optimizer=False)
-    report = convert(checkpoint, tmp_path / "out", model_assets_dir=directory, dtype="keep")
-    assert [finding.code for finding in report.warnings] == ["config-unreadable"]
-    assert (tmp_path / "out" / "config.json").read_bytes() == (directory / "config.json").read_bytes()
+    with pytest.raises(FindingsError) as caught:
+        convert(checkpoint, tmp_path / "out", model_assets_dir=directory, dtype="keep")
+    assert [finding.code for finding in caught.value.findings if finding.severity == "error"] == ["config-unreadable"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_config_that_is_a_directory_is_none(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,3 +158,58 @@ def test_a_short_run_leaves_nothing_of_its_progress_in_a_log(demo: Demo, tmp_pat
     words = [sys.executable, "-m", "dcptools", "convert", demo.checkpoint, "--save-dir", tmp_path / "out"]
     done = subprocess.run([*words, "--no-fsync"], capture_output=True, text=True)
     assert done.returncode == 0 and "\r" not in done.stderr and "writing" not in done.stderr
+
+
+WRONG_STAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "write a path": (
+        lambda at: dcptools.write(at.checkpoint, at.out),
+        "A ShardPlan is expected here, and a PosixPath was given.\nMake one: plan(mapping).",
+    ),
+    "write a mapping": (
+        lambda at: dcptools.write(dcptools.preview(at.checkpoint), at.out),
+        "A ShardPlan is expected here, and a KeyMapping was given.\n"
+        "Go on with the KeyMapping: plan(mapping). What it was made of is mapping.checkpoint.",
+    ),
+    "convert a mapping": (
+        lambda at: dcptools.convert(dcptools.preview(at.checkpoint), at.out),
+        "A Checkpoint or a path is expected here, and a KeyMapping was given.\n"
+        "Go on with the KeyMapping: plan(mapping). What it was made of is mapping.checkpoint.",
+    ),
+    "plan a plan": (
+        lambda at: dcptools.plan(dcptools.plan(at.checkpoint)),
+        "A KeyMapping or a Checkpoint or a path is expected here, and a ShardPlan was given.\n"
+        "Go on with the ShardPlan: write(plan, save_dir). What it was made of is plan.mapping.",
+    ),
+    "read a checkpoint": (
+        lambda at: dcptools.read(dcptools.read(at.checkpoint)),
+        "A path is expected here, and a Checkpoint was given.\nGo on with the Checkpoint: preview(checkpoint).",
+    ),
+    "read nothing": (
+        lambda at: dcptools.convert(None, at.out),
+        "A Checkpoint or a path is expected here, and None was given.\nMake one: read(load_dir).",
+    ),
+    "load a plan": (
+        lambda at: dcptools.load_state_dict(dcptools.plan(at.checkpoint)),
+        "A KeyMapping or a Checkpoint or a path is expected here, and a ShardPlan was given.\n"
+        "Go on with the ShardPlan: write(plan, save_dir). What it was made of is plan.mapping.",
+    ),
+    "verify a mapping": (
+        lambda at: dcptools.verify(dcptools.preview(at.checkpoint), at.checkpoint),
+        "A Model or a path is expected here, and a KeyMapping was given.\n"
+        "Go on with the KeyMapping: plan(mapping). What it was made of is mapping.checkpoint.",
+    ),
+    "diff a plan": (
+        lambda at: dcptools.diff(at.checkpoint, dcptools.plan(at.checkpoint)),
+        "A KeyMapping or a Checkpoint or a Model or a path is expected here, and a ShardPlan was given.\n"
+        "Go on with the ShardPlan: write(plan, save_dir). What it was made of is plan.mapping.",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_STAGES)
+def test_a_value_of_another_stage_is_told_with_what_takes_it(what: str, demo: Demo, tmp_path: Path) -> None:
+    call, message = WRONG_STAGES[what]
+    with pytest.raises(UsageError) as caught:
+        call(SimpleNamespace(checkpoint=demo.checkpoint, out=tmp_path / "out"))
+    assert str(caught.value) == message
+    assert not (tmp_path / "out").exists()

@@ -434,6 +434,17 @@ def test_a_file_is_mapped_anew_after_some_bytes_so_that_memory_is_let_go(
 
 
 class TestUsage:
+    def test_an_exception_of_the_dtype_that_matches_nothing_is_the_warning_that_convert_has(
+        self, tmp_path: Path
+    ) -> None:
+        options: Any = {"dtype": "bfloat16", "dtype_for": ["nothing=keep"]}
+        checkpoint = saved.trained(tmp_path / "c")
+        report = dcptools.convert(checkpoint, tmp_path / "m", **options, fsync=False)
+        found = dcptools.verify(tmp_path / "m", checkpoint, **options)
+        (warning,) = found.warnings
+        assert found.ok and warning in report.warnings
+        assert str(warning) == "warning[pattern-unused]: 'nothing' of dtype_for= matched no name"
+
     def test_what_cannot_be_used(self, tmp_path: Path) -> None:
         checkpoint = saved.trained(tmp_path / "c")
         plan = dcptools.plan(dcptools.preview(checkpoint))
@@ -444,8 +455,6 @@ class TestUsage:
             dcptools.verify(model, plan.mapping, root="ema")
         with pytest.raises(UsageError, match="dtype_for= was given without dtype="):
             dcptools.verify(model, checkpoint, dtype_for=["a=keep"])
-        with pytest.raises(UsageError, match="'nothing' of dtype_for= matched no name"):
-            dcptools.verify(model, checkpoint, dtype="bfloat16", dtype_for=["nothing=keep"])
         with pytest.raises(UsageError, match="0 workers"):
             dcptools.verify(model, checkpoint, workers=0)
         with pytest.raises(NotAModel):

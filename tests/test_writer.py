@@ -488,13 +488,6 @@ def test_config_gets_the_dtype_and_keeps_its_fields(tmp_path: Path, assets: Path
     assert list(written) == list(config)
 
 
-@pytest.mark.parametrize("content", [b"[1, 2]\n", b"{not json", b"\xff\xfe\x00", b""])
-def test_a_config_that_is_no_object_is_copied_as_it_is(content: bytes, tmp_path: Path, assets: Path) -> None:
-    (assets / "config.json").write_bytes(content)
-    dcptools.write(planned(saved.trained(tmp_path / "a"), assets), tmp_path / "out")
-    assert (tmp_path / "out" / "config.json").read_bytes() == content
-
-
 # Progress
 
 

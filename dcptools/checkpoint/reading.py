@@ -17,7 +17,7 @@ from dcptools.checkpoint.sharded import about_shards, lies_in_safetensors, place
 from dcptools.checkpoint.stored import Columns, StoredFile, StoredObject, StoredTensor
 from dcptools.checkpoint.times import about_times
 from dcptools.checkpoint.values import Checkpoint
-from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, system_errors
+from dcptools.errors import BrokenCheckpoint, NotACheckpoint, UnsafeMetadata, check_stage, system_errors
 from dcptools.findings import Finding
 from dcptools.storage import FileState, Source, open_source
 
@@ -54,6 +54,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     >>> checkpoint["model.lm_head.weight"].dtype.name
     'float32'
     """
+    check_stage(load_dir, "path")
     source = open_source(load_dir)
     metadata = source.path(METADATA)
     with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
@@ -110,6 +111,7 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 def as_checkpoint(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint itself, or the one at that path."""
+    check_stage(checkpoint, "Checkpoint", "path")
     return checkpoint if isinstance(checkpoint, Checkpoint) else read(checkpoint)
 
 

@@ -19,7 +19,7 @@ from dcptools.comparing.sides import CutSide, Readers, StoredSide, WeightSide
 from dcptools.comparing.streaming import Pair, Streaming
 from dcptools.comparing.values import ComparedTensor, Comparison
 from dcptools.dtypes import DType
-from dcptools.errors import FindingsError, NotACheckpoint, UsageError
+from dcptools.errors import FindingsError, NotACheckpoint, UsageError, check_stage
 from dcptools.findings import summary_lines
 from dcptools.hf import Model, is_model, read_model
 from dcptools.mapping import KeyMapping, preview
@@ -127,6 +127,7 @@ def _opened(given: Given) -> KeyMapping | Checkpoint | Model:
     """What is at a path: a checkpoint, or else a model; the value itself if it is one."""
     if isinstance(given, (KeyMapping, Checkpoint, Model)):
         return given
+    check_stage(given, "KeyMapping", "Checkpoint", "Model", "path")
     if not is_checkpoint(given) and is_model(given):
         return read_model(given)
     try:

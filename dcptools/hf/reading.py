@@ -13,7 +13,7 @@ from dcptools._fields import Wrong
 from dcptools._safetensors import MAX_HEADER_BYTES, SHARDING, Header, Part, parse_header
 from dcptools._safetensors import header_bytes as unchecked
 from dcptools._text import format_bytes, some
-from dcptools.errors import BrokenCheckpoint, BrokenModel, NotAModel, system_errors
+from dcptools.errors import BrokenCheckpoint, BrokenModel, NotAModel, check_stage, system_errors
 from dcptools.findings import Finding
 from dcptools.hf.values import Model, Weight, WeightFile
 from dcptools.storage import FileState, Source, open_source
@@ -74,6 +74,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
 
 def as_model(model: Model | str | os.PathLike[str]) -> Model:
     """The model itself, or the one at that path."""
+    check_stage(model, "Model", "path")
     return model if isinstance(model, Model) else read_model(model)
 
 

@@ -58,8 +58,8 @@ def _parse_exception(exception: str | tuple[str, str | torch.dtype]) -> tuple[st
 
 def written_dtypes(
     mapping: KeyMapping, dtype: str | torch.dtype, exceptions: Sequence[tuple[str, str]] = ()
-) -> tuple[dict[str, DType], list[str]]:
-    """The dtype that each output is written in, by name, and the globs of the exceptions that matched nothing.
+) -> tuple[dict[str, DType], list[Finding]]:
+    """The dtype that each output is written in, by name, and a finding for each exception that matched nothing.
 
     What the model keeps in float32 when it is loaded in a narrower dtype stays float32, if it is stored so.
 
@@ -78,7 +78,8 @@ def written_dtypes(
         castable = output.dtype.kind == "float" or (output.dtype.kind == "float8" and asked is not None)
         name = asked or ("float32" if output.name in kept and output.dtype.name == "float32" else default)
         written[output.name] = TABLE[name] if castable and name != "keep" else output.dtype
-    return written, list(unused)
+    what = f"of {option('dtype_for')} matched no name"
+    return written, [Finding("pattern-unused", "", f"{glob!r} {what}") for glob in unused]
 
 
 def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Finding]:

@@ -8,11 +8,10 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from dcptools._collector import no_collections
-from dcptools._option import option
 from dcptools._sizes import parse_bytes
 from dcptools._text import counted
 from dcptools.checkpoint import Checkpoint
-from dcptools.errors import FindingsError, NoModelWeights
+from dcptools.errors import FindingsError, NoModelWeights, check_stage
 from dcptools.findings import Finding, of_severity, summary_lines
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards.casts import about_dtypes, checked_dtype, parse_exceptions, written_dtypes
@@ -67,6 +66,7 @@ def plan(
     >>> [file.filename for file in plan(demo.checkpoint, shard_size="1MB").files]
     ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
+    check_stage(mapping, "KeyMapping", "Checkpoint", "path")
     mapping = mapping if isinstance(mapping, KeyMapping) else preview(mapping)
     size, exceptions = parse_bytes(shard_size), parse_exceptions(dtype_for)
     options = PlanOptions(size, checked_dtype(dtype), exceptions, strict)
@@ -74,7 +74,7 @@ def plan(
     outputs = sized(mapping.outputs, written)
     found = [
         *mapping.findings,
-        *(Finding("pattern-unused", "", f"{glob!r} of {option('dtype_for')} matched no name") for glob in unused),
+        *unused,
         *about_dtypes(mapping, written),
         *about_sizes(outputs, size, mapping.kind),
     ]

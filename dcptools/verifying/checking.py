@@ -104,7 +104,9 @@ def verify(
         expected = _expected(source, model, dtype, dtype_for, options) if source is not None else None
     compared = []
     if expected is not None:
-        compared.append(_with_checkpoint(model, *expected, running))
+        mapping, plan, wanted, unused = expected
+        found = _with_checkpoint(model, mapping, plan, wanted, running)
+        compared.append(found._replace(findings=(*found.findings, *unused)))
     if receipt is not None:
         compared.append(with_receipt(model, receipt, **running))
     return _verification(model, compared, start)
@@ -203,13 +205,13 @@ def _expected(
     dtype: str | torch.dtype | None,
     dtype_for: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
     options: dict[str, Any],
-) -> tuple[KeyMapping, ShardPlan | None, dict[str, Expected]]:
-    """What the weights of the model must be, by name."""
+) -> tuple[KeyMapping, ShardPlan | None, dict[str, Expected], list[Finding]]:
+    """What the weights of the model must be, by name; and what is odd about what was asked."""
     exceptions = parse_exceptions(dtype_for)
     if isinstance(source, ShardPlan):
         if dtype is not None or exceptions or options:
             raise UsageError("Names and dtypes are in the plan.\nGive the options to plan and preview instead.")
-        return source.mapping, source, _planned(source)
+        return source.mapping, source, _planned(source), []
     if isinstance(source, KeyMapping) and options:
         raise UsageError("Names are in the mapping.\nGive the options to preview instead.")
     if dtype is None and exceptions:
@@ -220,11 +222,10 @@ def _expected(
     mapping = source if isinstance(source, KeyMapping) else _mapping(source, model, options)
     refuse_errors(mapping.findings, strict=False)
     if dtype is None:
-        return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}
+        return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}, []
     written, unused = written_dtypes(mapping, dtype, exceptions)
-    if unused:
-        raise UsageError(f"{unused[0]!r} of {option('dtype_for')} matched no name.\nGive a glob on names of the model.")
-    return mapping, None, {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
+    wanted = {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
+    return mapping, None, wanted, unused
 
 
 def _mapping(checkpoint: Checkpoint, model: Model, options: dict[str, Any]) -> KeyMapping:

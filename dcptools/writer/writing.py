@@ -24,6 +24,7 @@ from dcptools.errors import (
     TargetError,
     UnsupportedCheckpoint,
     UsageError,
+    check_stage,
     notes_of,
     too_little_memory,
 )
@@ -110,6 +111,7 @@ def write(
     >>> report.files[0][0]
     'model.safetensors'
     """
+    check_stage(plan, "ShardPlan")
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
     if is_url(save_dir):
