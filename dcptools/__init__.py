@@ -1,6 +1,6 @@
 """dcptools: PyTorch distributed checkpoints (DCP) to HuggingFace models.
 
-One straight line of values, each the only argument that the next step needs::
+One straight line of values, each of which is the only argument that the next step needs::
 
     checkpoint = dcptools.read(load_dir)                 # what is in it, from the metadata alone
     mapping    = dcptools.preview(checkpoint)            # every output, every leftover, every finding

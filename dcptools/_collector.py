@@ -1,7 +1,7 @@
 """Python's garbage collector, kept from looking through many objects of which none is garbage.
 
-It looks for cycles through all objects each time that there are a quarter more of them. Where a million values are
-made that stay, and have no cycles, that takes as long as making them, and longer the more there are.
+It searches all objects for cycles each time that there are a quarter more of them. Where a million values are
+made that stay, and have no cycles, that takes as long as making them, and the longer the more there are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Let it rest: for a few seconds in which many values are made, and no cycles."""
+    """Let it rest: for a few seconds in which many values are made, but no cycles."""
     resting = not gc.isenabled()
     gc.disable()
     try:
@@ -25,8 +25,8 @@ def no_collections() -> Iterator[None]:
 
 @contextmanager
 def what_is_there_stays() -> Iterator[None]:
-    """Let it look only at what is made from now on: for work that takes long."""
-    if gc.get_freeze_count():  # somebody else's, who decides when it ends
+    """Let it look only at what is made from now on: for work that takes a long time."""
+    if gc.get_freeze_count():  # somebody else froze it, and decides when that ends
         yield
         return
     gc.freeze()

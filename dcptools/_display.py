@@ -10,7 +10,7 @@ from dcptools.findings import Finding, summary_lines
 
 
 class Table(NamedTuple):
-    """Some rows of a value, the first ones where there are many."""
+    """Some rows of a value, or the first ones if there are many."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -22,7 +22,7 @@ class Shown:
     """A value that says what it is in a headline, tables, and a footer; a frozen dataclass derives from it."""
 
     def headline(self) -> str:
-        """What it is, in a line."""
+        """What it is, in one line."""
         raise NotImplementedError
 
     def _tables(self, most: int | None = SHOWN_ROWS) -> Iterable[Table]:

@@ -1,4 +1,4 @@
-"""Checks of single fields of untrusted values, as of ``.metadata``; each says the path to the field that is wrong."""
+"""Checks of single fields of untrusted values, as those of ``.metadata``; each gives the path to the wrong field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_DIMS = 64  # of a tensor; torch has no larger ones
 
 
 class Wrong(Exception):
-    """A field that is not as it must be. Each layer puts its own part before the field's name."""
+    """A field that is not as it must be. Each layer puts its own part in front of the field's name."""
 
     def __init__(self, field: str, problem: str) -> None:
         self.field, self.problem = field, problem
@@ -26,7 +26,7 @@ class Wrong(Exception):
 
 
 def expected(field: str, expected: str, found: Any) -> Wrong:
-    """``found`` is untrusted: it is shown only where that is short."""
+    """``found`` is untrusted: it is shown only if it is short."""
     shown = REPR.repr(found) if type(found) in _SHOWN else f"a {type_name(found)}"
     return Wrong(field, f"expected {expected}, found {shown}")
 
@@ -46,7 +46,7 @@ def is_record(value: Any, kind: Class) -> bool:
 
 
 def fields_of(record: Any) -> dict[str, Any]:
-    """The fields of a record; none of anything else."""
+    """The fields of a record; none for anything else."""
     return record.state if type(record) is Record and type(record.state) is dict else {}
 
 

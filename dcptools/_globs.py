@@ -22,7 +22,7 @@ def matching(names: Iterable[str], globs: Sequence[str] | str | None, nothing: s
     if globs is None:
         return list(names)
     listed = [globs] if isinstance(globs, str) else globs
-    plain = {glob for glob in listed if not _WILD.search(glob)}  # a hundred thousand of them make no regular expression
+    plain = {glob for glob in listed if not _WILD.search(glob)}  # a hundred thousand cannot be one regular expression
     regex = re.compile("|".join(fnmatch.translate(glob) for glob in listed if glob not in plain) or r"(?!)")
     found = [name for name in names if name in plain or regex.match(name)]
     if not found:

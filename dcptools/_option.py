@@ -34,7 +34,7 @@ def option(name: str, value: Value = None) -> str:
 
 @contextmanager
 def speaking(speaker: Speaker) -> Iterator[None]:
-    """Within it, messages of this thread are read by somebody who knows options by these names."""
+    """Within this context, messages of this thread are read by somebody who knows options by these names."""
     token = _SPEAKER.set(speaker)
     try:
         yield

@@ -16,7 +16,7 @@ from dcptools.errors import MORE_MEMORY, Cancelled, NotEnoughMemory
 Work = TypeVar("Work")
 Progress = Callable[[int, int, str], None]  # done bytes, total bytes, current tensor
 MAX_WORKERS = 8
-TICK_SECONDS = 0.05  # how often progress is reported and a cancellation looked for
+TICK_SECONDS = 0.05  # how often progress is reported and cancellation is checked
 
 
 def default_workers() -> int:
@@ -39,18 +39,18 @@ def one_thread_each() -> Iterator[None]:
 
 
 def fewer_workers() -> str:
-    """What to do where threads do not get the memory that they need."""
+    """What to do if threads do not get the memory that they need."""
     return f"Take fewer workers ({option('workers')}), or {MORE_MEMORY}"
 
 
 @contextmanager
 def starting_threads() -> Iterator[None]:
-    """Within it, threads are started and nothing else is done.
+    """Within this context, threads are started and nothing else is done.
 
     Raises
     ------
     NotEnoughMemory
-        The system starts no more of them; Python has no kind of error for that.
+        The system starts no more threads; Python has no error type for that.
     """
     try:
         yield
@@ -69,7 +69,7 @@ _current = _Current()
 
 
 def check_stopped() -> None:
-    """To be called in work that takes long, by whoever does it, however far it is from the call of ``run``.
+    """To be called during long work, by whoever does it, however far it is from the call of ``run``.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def check_stopped() -> None:
 
 
 class _Stream(Generic[Work]):
-    """Pieces of work that are taken one after the other, by one thread at a time."""
+    """Pieces of work that are taken one after another, by one thread at a time."""
 
     def __init__(self, work: Iterator[Work]) -> None:
         self._work, self._lock = work, threading.Lock()
@@ -92,7 +92,7 @@ class _Stream(Generic[Work]):
 
 
 class _Streams(Generic[Work]):
-    """Each thread has a stream of its own while there are enough; then the threads help with those begun."""
+    """Each thread has a stream of its own while there are enough; then threads help with those that are begun."""
 
     def __init__(self, streams: Iterable[Iterator[Work]]) -> None:
         self._waiting = iter(streams)
@@ -106,7 +106,7 @@ class _Streams(Generic[Work]):
             if work is not None:
                 self._begun.append(_Stream(work))
                 return self._begun[-1]
-            self._begun.rotate()  # so that those who help spread
+            self._begun.rotate()  # so that the helpers spread out
             return self._begun[0] if self._begun else None
 
     def drop(self, stream: _Stream[Work]) -> None:
@@ -126,10 +126,10 @@ def run(
 ) -> None:
     """Do all the work; each of the threads makes a worker of its own and takes the next piece when it is free.
 
-    A thread keeps to one of the ``streams``, whose pieces lie close together, as long as it lasts.
+    A thread stays with one of the ``streams``, whose pieces lie close together, until it is used up.
 
     ``report`` is called in the calling thread, every ``TICK_SECONDS`` and at the end. After an error, a
-    cancellation or Ctrl-C no piece is begun any more; those under way are waited for, and may end early with
+    cancellation or Ctrl-C no further piece is begun; those under way are waited for, and may end early with
     ``check_stopped``.
 
     Raises
@@ -189,9 +189,9 @@ class _Inside:
 
 
 def _join(pool: ThreadPoolExecutor, inside: _Inside) -> None:
-    """Wait for the workers, also when Ctrl-C is pressed again: they must not write into what is being removed.
+    """Wait for the workers, even if Ctrl-C is pressed again: they must not write into what is being removed.
 
-    A signal that comes while a thread is being started leaves one that the pool does not know.
+    A signal that comes while a thread is being started leaves a thread that the pool does not know about.
     """
     try:
         pool.shutdown(wait=True, cancel_futures=True)

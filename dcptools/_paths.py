@@ -10,7 +10,7 @@ _FILE = re.compile(r".*\.(json|safetensors|model|txt|toml)")
 
 
 def expanded(path: str | os.PathLike[str]) -> str:
-    """The path with ``~`` as a shell reads it, which none does in ``--save-dir=~/out`` or in Python.
+    """The path with ``~`` expanded, which no shell does in ``--save-dir=~/out``, nor does Python.
 
     >>> os.environ["HOME"] = "/home/me"
     >>> expanded("~/out"), expanded("out~")

@@ -1,4 +1,4 @@
-"""Progress for people: a tqdm bar in a terminal or a notebook, and a line now and then in a log."""
+"""Progress for people: a tqdm bar in a terminal or a notebook, and an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG_SECONDS = 30.0  # between lines where stderr is a batch job's log
 
 @contextmanager
 def bar(progress: Progress | bool | None, doing: str) -> Iterator[Progress | None]:
-    """The caller's callable as it is; for True a bar, or lines in a log; else None."""
+    """The caller's callable as it is; for True a bar, or lines in a log; otherwise None."""
     if not isinstance(progress, bool) or not progress:
         yield progress or None
     elif sys.stderr.isatty() or "ipykernel" in sys.modules:

@@ -1,8 +1,8 @@
-"""The header of a safetensors file: which tensors it has, of what they are parts, and where their bytes are.
+"""The header of a safetensors file: which tensors it has, what they are parts of, and where their bytes are.
 
 The format is that of the safetensors project: 8 bytes of length (little-endian), a JSON object, values. torch's writers
 say in ``DCP_SHARDING_INFO`` of its ``__metadata__`` where in the whole tensor each part lies (``_hf_utils.py``). A
-header is untrusted: the rules that are checked are those of the safetensors library, that no name stands twice, and
+header is untrusted: the rules that are checked are those of the safetensors library, that no name occurs twice, and
 that a tensor has no other fields, in which Python would take for JSON what that library refuses. How an error reads is
 for the caller to say, who knows what the file is for.
 """
@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 # takes far more memory than its two bytes.
 BYTES_PER_BRACKET = 8
 SHARDING = "DCP_SHARDING_INFO"
-_FIELDS = {"dtype", "shape", "data_offsets"}  # what is said of a tensor
+_FIELDS = {"dtype", "shape", "data_offsets"}  # what is said about a tensor
 _BY_CODE = {dtype.code: dtype for dtype in TABLE.values() if dtype.code}
 
 
@@ -66,12 +66,12 @@ def header_bytes(source: Source, file: str, start: int = 0) -> bytes:
 
 
 def parse_header(data: bytes, start: int = 0) -> Header:
-    """What those bytes say, which begin at that byte of their file. Whether the values are there is not looked at.
+    """What these bytes, which begin at that byte of their file, say. Whether the values are there is not checked.
 
     Raises
     ------
     Wrong
-        This is no header, or it contradicts itself.
+        This is not a header, or it contradicts itself.
     """
     found = _json(data[LENGTH_BYTES:], "the header")
     said = found.pop("__metadata__", None)
@@ -87,7 +87,7 @@ def parse_header(data: bytes, start: int = 0) -> Header:
 
 
 def _json(text: bytes, field: str) -> dict[str, Any]:
-    """A JSON object in which no name stands twice."""
+    """A JSON object in which no name occurs twice."""
     if text.count(b"{") + text.count(b"[") > 100 + len(text) // BYTES_PER_BRACKET:
         raise Wrong(field, "it nests more deeply than any tensors need")
     try:

@@ -1,7 +1,7 @@
-"""What goes wrong while the command line is still being imported: a line or two, as later, and no traceback.
+"""What goes wrong while the command line is still being imported: a line or two, as later on, and no traceback.
 
 Ctrl-C ends it with status 130; a library that cannot be loaded, for example in too little memory, with 1. The package
-imports this first. Whoever imports the package from Python keeps their own way with both.
+imports this first. Whoever imports the package from Python keeps their own way of handling both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 import sys  # nothing else: what takes time to import comes after the handler
 
-TYPE_CHECKING = False  # typing takes time, too
+TYPE_CHECKING = False  # typing takes time too
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -26,7 +26,7 @@ def is_command_line() -> bool:
 
 
 def leave(signum: int, frame: object) -> None:
-    """End at once: nothing was opened or written yet, and an exception could be lost somewhere in an import."""
+    """Exit at once: nothing has been opened or written yet, and an exception could be lost somewhere in an import."""
     try:
         os.write(2, b"Interrupted; nothing was written.\n")
         if "--json" in sys.argv:

@@ -16,14 +16,14 @@ SHOWN_ROWS = 20
 
 
 def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
-    """Rows as a DataFrame; pandas takes long to import, so it waits for who wants one."""
+    """Rows as a DataFrame; pandas takes long to import, so it is imported only here."""
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=list(columns))
 
 
 def clip(rows: Sequence[Sequence[Any]], most: int | None, total: int | None) -> tuple[list[Sequence[Any]], str]:
-    """The first rows, and a note on those left out (empty if none); ``total`` where ``rows`` are not all."""
+    """The first rows, and a note on those left out (empty if none); ``total`` if ``rows`` are not all."""
     total = len(rows) if total is None else total
     shown = list(rows[:most])
     return shown, f"... {total - len(shown):,} more of {total:,} rows" if total > len(shown) else ""
@@ -37,7 +37,7 @@ def text_table(
     total: int | None = None,
     rest: str = "",
 ) -> str:
-    """A plain table; control characters of untrusted names are escaped, so they cannot drive a terminal.
+    """A plain table; control characters of untrusted names are escaped, so they cannot control a terminal.
 
     ``rest`` says how to see the rows that are left out, if there are any.
     """
@@ -73,7 +73,7 @@ def html_table(
 
 
 def html_title(text: str) -> str:
-    """What stands above a table, escaped."""
+    """What is shown above a table, escaped."""
     return f"<p><strong>{html.escape(printable(text))}</strong></p>"
 
 

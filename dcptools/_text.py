@@ -57,7 +57,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for a text of several lines, whose line ends stay."""
+    """The same for a text of several lines, which keeps its line ends."""
     return "\n".join(map(printable, text.split("\n")))
 
 

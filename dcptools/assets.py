@@ -50,7 +50,7 @@ _NOT_ASSETS = re.compile(
 class Asset:
     name: str
     nbytes: int
-    content: bytes | None = None  # that is written; None: what the file of that name holds
+    content: bytes | None = None  # what is written; None: what the file of that name holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Assets:
     findings: tuple[Finding, ...]
 
     def config_for(self, dtype: str) -> bytes | None:
-        """config.json with every field kept and the dtype that is written; None where it is not a JSON object."""
+        """config.json with every field kept and the dtype that is written; None if it is not a JSON object."""
         config = _parse(self.config)
         if config is None:
             return None
@@ -78,7 +78,7 @@ class Assets:
         return (_parse(self.config) or {}).get(field)
 
     def for_adapter(self, config: bytes) -> Assets:
-        """What goes with an adapter: its own config, and not that of the model, which peft takes from the base."""
+        """What goes with an adapter: its own config, but not that of the model, which peft takes from the base."""
         own = Asset(ADAPTER_CONFIG, len(config), config)
         others = (file for file in self.files if file.name not in (CONFIG, "generation_config.json"))
         found = tuple(finding for finding in self.findings if finding.key != CONFIG)
@@ -117,7 +117,7 @@ def find_assets(directory: str | os.PathLike[str]) -> Assets:
 
 @contextmanager
 def on_disk(directory: str | os.PathLike[str]) -> Iterator[str]:
-    """An assets directory for a library that reads directories only; of a URL, a copy of its files for the time being.
+    """An assets directory for a library that reads only directories; for a URL, a temporary copy of its files.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def on_disk(directory: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _odd_files(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, Finding]]:
-    """What looks like a file and cannot be copied, by name, with a finding."""
+    """What looks like a file but cannot be copied, by name, with a finding."""
     kernel = {os.stat(mount).st_dev for mount in ("/proc", "/sys") if os.path.ismount(mount)}
     for name in names:
         if not (directory / name).exists():
@@ -144,7 +144,7 @@ def _odd_files(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, Fin
             continue
         found = (directory / name).stat()
         ordinary = stat.S_ISREG(found.st_mode) and found.st_dev not in kernel
-        if not ordinary and not stat.S_ISDIR(found.st_mode):  # a pipe, a device, or made up by the kernel: it may wait
+        if not ordinary and not stat.S_ISDIR(found.st_mode):  # a pipe, a device, or made up by the kernel: it may block
             what, advice = "is not an ordinary file, and is not copied", "put the file itself there"
             yield name, Finding("assets-missing", name, what, advice)
 
@@ -202,7 +202,7 @@ def _parse(config: str) -> dict[str, Any] | None:
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with its dtype fields set, those of its parts (text_config) too where they are there."""
+    """The config with its dtype fields set, and those of its parts (text_config) where they are there."""
     fields = [name for name in ("dtype", "torch_dtype") if name in config]
     changed = {**config, **dict.fromkeys(fields or ["dtype"], dtype)}
     for name, part in config.items():

@@ -1,6 +1,6 @@
 """The dtypes that a checkpoint can hold, and what each is called in a safetensors file.
 
-The order of ``TABLE`` is safetensors' own (its Rust enum): files list the last ones first. It was read off
+The order of ``TABLE`` is safetensors' own (its Rust enum): files list the last ones first. It was determined from
 ``safetensors.torch.save`` 0.8 by saving one tensor of each dtype; a test does that again.
 """
 
@@ -18,7 +18,7 @@ class DType:
     """A torch dtype by its plain name (``bfloat16``). There is one object of each, those of ``TABLE``."""
 
     name: str
-    itemsize: int  # bytes an element
+    itemsize: int  # bytes per element
     kind: Kind
     code: str | None  # safetensors' name, or None where it has none
     rank: int  # position in safetensors' order of types

@@ -89,7 +89,7 @@ class TargetError(DcptoolsError, OSError):
 
 
 class OutputExists(TargetError, FileExistsError):
-    """The output directory already holds a model, and ``overwrite`` was not asked for."""
+    """The output directory already holds a model, and ``overwrite`` was not given."""
 
 
 class NotEnoughMemory(DcptoolsError, MemoryError):
@@ -136,7 +136,7 @@ MORE_MEMORY = "give the process more memory (ulimit -a shows the limits of a she
 
 
 def too_little_memory(error: MemoryError, advice: str = MORE_MEMORY.capitalize()) -> str:
-    """What is said of one, which often says nothing itself."""
+    """What is said about a MemoryError, which often says nothing itself."""
     what = f": {error}" if str(error) else ""
     return str(error) if isinstance(error, NotEnoughMemory) else f"There is too little memory{what}.\n{advice}"
 
@@ -153,7 +153,7 @@ _ADVICE = {
 
 @contextmanager
 def system_errors(kind: type[DcptoolsError], what: str) -> Iterator[None]:
-    """Make one of our errors of what the operating system says about a path: ``what`` was not possible, and why.
+    """Make one of our errors from what the operating system says about a path: ``what`` was not possible, and why.
 
     >>> with system_errors(NotACheckpoint, "nowhere cannot be read"):
     ...     open("nowhere")

@@ -17,7 +17,7 @@ from dcptools._text import printable
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
-SHOWN_PER_CODE = 20  # lines; so many of one code are shown, and the rest is counted
+SHOWN_PER_CODE = 20  # lines; this many of one code are shown, and the rest is counted
 SHOWN_ALONE = 3  # findings of one code; if there are more, those of a prefix are one line
 
 
@@ -171,7 +171,7 @@ class Finding:
     def __str__(self) -> str:
         where = f" {self.key}:" if self.key else ":"
         text = f"{self.severity}[{self.code}]{where} {self.message}" + (f" ({self.hint})" if self.hint else "")
-        return printable(text)  # keys are untrusted: they must not drive a terminal
+        return printable(text)  # keys are untrusted: they must not control a terminal
 
     def as_error(self) -> Finding:
         """The same finding as an error (what ``strict`` does to warnings)."""
@@ -205,7 +205,7 @@ def advice(code: str) -> str:
     """What to do about findings of a code: Markdown, with links to pages of the docs.
 
     >>> advice("missing-file")
-    'Copy the file, or take another checkpoint.'
+    'Copy the file, or use another checkpoint.'
     """
     return _all_advice()[code]
 
@@ -217,7 +217,7 @@ def _all_advice() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Findings of one severity and code that are told together; shows itself as one line."""
+    """Findings of one severity and code that are reported together; shows itself as one line."""
 
     findings: tuple[Finding, ...]
 
@@ -251,7 +251,7 @@ class Group:
 
     @property
     def sentence(self) -> str:
-        """What is said of all of them, or of the first one."""
+        """What is said about all of them, or about the first one."""
         first = self.findings[0]
         return first.message + (f" ({first.hint})" if first.hint else "")
 

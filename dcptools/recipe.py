@@ -25,7 +25,7 @@ __all__ = [
 
 
 class Recipe(NamedTuple):
-    """The same, to be typed into a shell and in Python."""
+    """The same thing, as it is typed into a shell and in Python."""
 
     shell: str  # empty: there is no such command
     python: str
@@ -86,7 +86,7 @@ def to_review(mapping: KeyMapping, html: str, options: PlanOptions | None = None
 
 
 def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, resume: bool = False) -> str:
-    """The shell command that converts just so; options at their defaults are left out.
+    """The shell command that does this conversion; options at their defaults are left out.
 
     >>> print(command_line(plan(demo.checkpoint, "1GB"), "out"))  # doctest: +ELLIPSIS
     python -m dcptools.convert --load-dir ... --save-dir out --shard-size 1000000000
@@ -96,7 +96,7 @@ def command_line(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, res
 
 
 def python_call(plan: ShardPlan, save_dir: str, *, overwrite: bool = False, resume: bool = False) -> str:
-    """The call of ``dcptools.convert`` that converts just so.
+    """The call of ``dcptools.convert`` that does this conversion.
 
     >>> print(python_call(plan(demo.checkpoint, dtype="keep"), "out"))  # doctest: +ELLIPSIS
     dcptools.convert('...', 'out', dtype='keep')
@@ -126,7 +126,7 @@ def _arguments(*places: str, **named: Any) -> str:
 
 
 def _rule(pattern: str, replacement: str) -> str:
-    """One word that is split at its last ``=`` again; in a replacement ``=`` can be written as an octal escape."""
+    """One word that is split at its last ``=`` again; in a replacement, ``=`` can be written as an octal escape."""
     escaped = replacement.replace("=", r"\075")
     return f"{pattern}={escaped}"
 

@@ -17,7 +17,7 @@ from dcptools.checkpoint import Checkpoint, as_checkpoint
 
 __all__ = ["Node", "Tree", "tree"]
 
-MAX_DEPTH = 100  # dots of a key that make levels; whoever writes more of them only wants to see a stack overflow
+MAX_DEPTH = 100  # dots of a key that make levels; whoever writes more of them only wants to cause a stack overflow
 MAX_DIGITS = 9  # of a layer's number
 Leaf = tuple[tuple[int, ...], str, int, int]  # shape, dtype, numel, nbytes
 _Group: TypeAlias = "tuple[str, list[_Module]]"  # a label and the equal modules that it stands for
@@ -39,7 +39,7 @@ class Node:
     children: tuple[Node, ...]
 
     def describe(self) -> str:
-        """What stands behind the label."""
+        """What is shown after the label."""
         times = f"{self.count} x " if self.count > 1 else ""
         if self.dtype:
             shape = "" if self.dtype == "object" else f"{format_shape(self.shape)} "
@@ -99,13 +99,13 @@ class _Keys(NamedTuple):
 
 
 class _Module:
-    """What lies below a name: the tensor of just that name where there is one, and the keys that go on."""
+    """What lies below a name: the tensor of exactly that name if there is one, and the keys that continue."""
 
     __slots__ = ("first", "keys", "leaf", "level", "place", "prefix", "stop")
 
     def __init__(self, keys: _Keys, prefix: str, level: int, first: int = 0, stop: int = 0) -> None:
-        self.keys, self.prefix, self.level = keys, prefix, level  # the name with its dot; how many names that are
-        self.first, self.stop = first, stop  # the keys that go on
+        self.keys, self.prefix, self.level = keys, prefix, level  # the name with its dot; how many names that is
+        self.first, self.stop = first, stop  # the keys that continue
         self.leaf: Leaf | None = None
         self.place = len(keys.names)  # of the first key in it
 

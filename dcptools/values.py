@@ -49,7 +49,7 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
     UnknownKey
         There is no such tensor.
     UsageError
-        The index does not fit the shape, or is of another kind, or there is no memory for what it takes.
+        The index does not fit the shape, or is of another kind, or there is no memory for what it selects.
     BrokenCheckpoint
         What is stored is damaged.
 
@@ -73,15 +73,15 @@ def load_tensor(checkpoint: Checkpoint | str | os.PathLike[str], key: str, index
 
 
 def _memory() -> str:
-    """The memory of this machine, where that can be known."""
+    """The memory of this machine, if that is known."""
     try:
         return f" (this machine has {format_bytes(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))})"
-    except (AttributeError, OSError, ValueError):  # no POSIX system, or one without that number
+    except (AttributeError, OSError, ValueError):  # not a POSIX system, or one without that number
         return ""
 
 
 def region_of(shape: tuple[int, ...], index: Index) -> tuple[Region, list[Any]]:
-    """The box under an index, and what is left to pick inside of it: 0 drops a dimension, a slice steps."""
+    """The box under an index, and what is left to pick inside it: 0 drops a dimension, a slice steps."""
     parts = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, part in enumerate(parts) if part is ...]
     if len(dots) > 1 or len(parts) - len(dots) > len(shape):
@@ -128,7 +128,7 @@ def stats(
 
     ``min`` to ``norm`` are of the finite values, in float64 (of magnitudes, for complex dtypes); ``std`` divides by the
     number of values, not one less. ``zeros``, ``nan`` and ``inf`` are counts. Tensors are streamed: memory is a few MiB
-    a worker.
+    per worker.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from dcptools.errors import UnsafeMetadata
 MAX_NAME = 500  # characters of a module and a class
 MAX_FOREIGN = 1000  # names that are not known
 
-# Who names one of these modules wants to run something; Python 2 calls builtins __builtin__
+# Whoever names one of these modules wants to run something; Python 2 calls builtins __builtin__
 _NOT_DATA = sys.stdlib_module_names | {"__builtin__"}
 # ... or has plain values of the standard library in planner_data, which are foreign classes like others
 _PLAIN_VALUES = frozenset(
@@ -65,7 +65,7 @@ class ClassOpcodes(Stack):
         return at
 
     def _find(self, module: str, name: str) -> Any:
-        """What a name stands for: what is allowed, or a stand-in for what nobody knows."""
+        """What a name stands for: what is allowed, or a stand-in for what is not known."""
         if len(module) + len(name) > MAX_NAME:
             raise self.refused(f"names a class of {len(module) + len(name):,} characters")
         full = f"{module}.{name}"
@@ -110,7 +110,7 @@ class ClassOpcodes(Stack):
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is not Record:
             raise ValueError(f"{type_name(target)} is given a state")
-        if target.kind.name not in self.foreign:  # of which nobody looks at the state
+        if target.kind.name not in self.foreign:  # whose state nobody looks at
             if type(state) is dict:  # pickle copies it: what is set in it afterwards is not the instance's
                 self.charge(len(state), at)
                 state = state.copy()

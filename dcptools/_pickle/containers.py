@@ -1,6 +1,6 @@
 """Opcodes of tuples, lists, dicts and sets, and of the memo.
 
-What is put together here is bounded, for whoever compares, hashes or prints it later does so without end: tuples and
+What is put together here is bounded, because comparing, hashing or printing it later might never end: tuples and
 sets can have the same parts again and again, through the memo.
 """
 
@@ -13,7 +13,7 @@ from dcptools._pickle.stack import Stack
 from dcptools._pickle.values import Placeholder, Record, type_name
 
 MAX_DEPTH = 8  # of tuples in tuples; a checkpoint has two
-MAX_KEY = 100  # members of a tuple that is a key, those of tuples in it included; hashed each time it is looked up
+MAX_KEY = 100  # members of a tuple that is a key, including those of tuples in it; hashed each time it is looked up
 MAX_KEY_TEXT = 4096  # characters or bytes of a key; compared with an equal one each time it is looked up
 MAX_TUPLE_KEYS = 1000  # of all dicts and sets; others can be made to have the same hash, as large integers can
 MAX_INTEGER_KEY = 2**61 - 1  # CPython's hash of an integer is its remainder by that
@@ -29,7 +29,7 @@ class ContainerOpcodes(Stack):
         self._tuple_keys = 0
 
     def _push_tuple(self, values: tuple[Any, ...], at: int) -> int:
-        """Refuses nested ones: whoever prints, compares or hashes them would take for ever or exhaust the C stack."""
+        """Refuses nested ones: printing, comparing or hashing them would take forever or exhaust the C stack."""
         if not _PLAIN.issuperset(map(type, values)):
             depth = 1 + max(self._deep.get(id(value), _FLAT)[0] for value in values)
             if depth > MAX_DEPTH:
@@ -99,7 +99,7 @@ class ContainerOpcodes(Stack):
         return at
 
     def _set(self, values: list[Any], at: int) -> int:
-        """Set keys and values, one after the other, in the dict on top of the stack."""
+        """Set keys and values, one after another, in the dict on top of the stack."""
         target = self.stack[-1]
         if type(target) is dict:
             target.update(zip(self._keys(values[::2], at), values[1::2], strict=True))
@@ -108,7 +108,7 @@ class ContainerOpcodes(Stack):
         return at
 
     def _keys(self, keys: list[Any], at: int) -> list[Any]:
-        """Refuses what takes long to hash or to compare."""
+        """Refuses what takes a long time to hash or to compare."""
         for key in keys:
             kind = type(key)
             if kind is tuple:
@@ -151,7 +151,7 @@ _FLAT = 0, ()
 
 
 def _members(value: tuple[Any, ...], most: int) -> int:
-    """How many there are in a tuple and those in it; stops counting soon after ``most``. A set is more than any."""
+    """How many members a tuple and those in it have; stops counting soon after ``most``. A set has more than any."""
     count = len(value)
     for member in value:
         if count > most:

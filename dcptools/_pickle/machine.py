@@ -1,4 +1,4 @@
-"""The machine itself: one opcode after the other."""
+"""The machine itself: one opcode after another."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def loads(
     persistent: Callable[[Any], Any] | None = None,
     shortcuts: Callable[[list[Any]], Mapping[Class, Shortcut]] | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The value of a pickle, and the names in it that are not ``allowed``, which became a :class:`Class` each.
+    """The value of a pickle, and the names in it that are not ``allowed``, each of which became a :class:`Class`.
 
     ``allowed`` says what ``module.name`` stands for: a function, which may be called with whatever is in the pickle; a
-    :class:`Class`; or a constant. ``alike`` says for which class one stands that is not allowed, by its name without
-    the module. ``persistent`` gives the value of a persistent id. ``what`` is how errors call it.
+    :class:`Class`; or a constant. ``alike`` says which class one that is not allowed stands for, by its name without
+    the module. ``persistent`` gives the value of a persistent id. ``what`` is what errors call it.
     ``shortcuts`` gives, for the memo of the machine, what may take instances of a class in one step.
 
     Raises
     ------
     UnsafeMetadata
         The pickle has an opcode that no checkpoint needs, names what only one that runs something would name, or nests
-        tuples so that to look at them takes for ever.
+        tuples so that looking at them takes forever.
     BrokenCheckpoint
-        It is no pickle, ends too early, or does not make sense.
+        It is not a pickle, ends too early, or does not make sense.
 
     Examples
     --------
@@ -68,7 +68,7 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
         return value, tuple(sorted(self.foreign))
 
     def _steps(self) -> Any:
-        """One opcode after the other, up to STOP; ``_at`` says how far that got."""
+        """One opcode after another, up to STOP; ``_at`` says how far that got."""
         data, stack, memo, handlers = self.data, self.stack, self.memo, _HANDLERS
         push = stack.append
         at = 0
@@ -76,7 +76,7 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
             while True:
                 code = data[at]
                 at += 1
-                # the frequent ones first, and here: to call something takes longer than what they do
+                # the frequent ones first, and inline: a call takes longer than what they do
                 if code == 0x94:  # MEMOIZE
                     memo.append(stack[-1])
                 elif code == 0x68:  # BINGET
@@ -102,7 +102,7 @@ class _Machine(PlainOpcodes, ContainerOpcodes, ClassOpcodes):
             self._at = at
 
 
-# Nothing else of pickle is used than the names of its opcodes
+# Of pickle, nothing but the names of its opcodes is used
 _HANDLERS: Final[dict[int, Callable[[_Machine, int], int]]] = {
     pickle.PROTO[0]: _Machine.proto,
     pickle.FRAME[0]: _Machine.frame,

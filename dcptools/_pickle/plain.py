@@ -10,7 +10,7 @@ from dcptools._pickle.stack import Stack
 
 
 def pushing(make: Callable[[], Any]) -> Callable[[Stack, int], int]:
-    """The handler of an opcode without an operand, that puts a new value onto the stack."""
+    """The handler of an opcode without an operand that puts a new value onto the stack."""
 
     def handler(machine: Stack, at: int) -> int:
         machine.stack.append(make())
@@ -28,7 +28,7 @@ def _integer(width: int, *, signed: bool) -> Callable[[Stack, int], int]:
 
 
 def _counted(width: int, convert: Callable[[bytes], Any]) -> Callable[[Stack, int], int]:
-    """The handler of an opcode with a count of so many bytes, and then as many as it says."""
+    """The handler of an opcode with a count of that many bytes, followed by as many bytes as the count says."""
 
     def handler(machine: Stack, at: int) -> int:
         start = at + width

@@ -12,7 +12,7 @@ from dcptools.errors import UnsafeMetadata
 class Stack:
     """What all opcodes work on.
 
-    Each handler gets the place behind its opcode, and returns the one behind its operand.
+    Each handler gets the place after its opcode, and returns the one after its operand.
     """
 
     def __init__(self, data: bytes, what: str) -> None:
@@ -24,7 +24,7 @@ class Stack:
         self._work = 0
 
     def missing(self) -> int:
-        """A place behind the end: the operand is not there."""
+        """A place past the end: the operand is not there."""
         return len(self.data) + 1
 
     def popped(self) -> list[Any]:
@@ -35,7 +35,7 @@ class Stack:
         return values
 
     def charge(self, count: int, at: int) -> None:
-        """Count what is copied: in a pickle that was written by pickle, each of it has bytes of its own."""
+        """Count what is copied: in a pickle that was written by pickle, each part of it has bytes of its own."""
         self._work += count
         if self._work > len(self.data):
             raise self.unsafe(at - 1, "it copies the same things again and again")

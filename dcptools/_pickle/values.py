@@ -28,11 +28,11 @@ class Record:
 
 
 class Refused(Exception):
-    """Raised by a function that is handed over: what it is asked for is not what a checkpoint asks for."""
+    """Raised by a function that was handed over: what it is asked to do is not what a checkpoint asks for."""
 
 
 class Placeholder:
-    """Stands for what a shortcut took; it is no part of any value."""
+    """Stands for what a shortcut took; it is not part of any value."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""Batches: records of one class that follow each other in ``.metadata``, read in one step.
+"""Batches: consecutive records of one class in ``.metadata``, read in one step.
 
-A checkpoint has two records for each chunk: where it lies in the tensor, and where it is stored. In the pickle they are
-the same few opcodes again and again, but for some numbers and names. A regular expression finds one after the other,
-and cuts it into parts of which most occurred before: what a part means is worked out once (see ``records``).
+A checkpoint has two records per chunk: where it lies in the tensor, and where it is stored. In the pickle they are
+the same few opcodes again and again, except for some numbers and names. A regular expression finds one after another,
+and cuts it into parts, most of which occurred before: what a part means is worked out once (see ``records``).
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from dcptools.checkpoint.storage_data import READABLE
 from dcptools.checkpoint.stored import Columns, StoredFile
 from dcptools.findings import Finding
 
-MANY = 1000  # records; so many take no time to speak of
+MANY = 1000  # records; this many take no time to speak of
 _SAVE_AGAIN = "use another checkpoint, or save it again"
 
 
 def about_foreign(names: Sequence[str]) -> Iterator[Finding]:
-    """Classes that nobody here knows, and those that are read as torch's by their names and fields."""
+    """Classes that are not known, and those that are read as torch's by their names and fields."""
     alike = [name for name in names if name.rpartition(".")[2] in ALIKE]
     if alike:
         yield Finding(
@@ -55,7 +55,7 @@ def about_holes(tensors: Iterable[RawTensor]) -> Iterator[Finding]:
 def about_storage(
     rows: list[tuple[str, int, int]], columns: Columns, files: tuple[StoredFile, ...]
 ) -> Iterator[Finding]:
-    """Chunks whose bytes are not where the metadata says, one finding a key and kind of problem."""
+    """Chunks whose bytes are not where the metadata says; one finding per key and kind of problem."""
     length = np.array([-1 if file.nbytes is None else file.nbytes for file in files] + [0], dtype=np.int64)
     of_chunk = length[columns.file]  # index -1, no storage info, takes the last
     no_storage = columns.file < 0

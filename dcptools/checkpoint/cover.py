@@ -11,14 +11,14 @@ from dcptools._text import some
 
 Ints = npt.NDArray[np.int64]
 FEW_CHUNKS = 16
-MOST_CUTS = 4  # dimensions along which chunks are cut that are no grid; each doubles the corners of all of them
+MOST_CUTS = 4  # dimensions along which chunks that are not a grid are cut; each doubles the corners of all of them
 MAX_CORNERS = 1 << 21  # coordinates of the corners of all chunks of one tensor
 
 
 def check_cover(shape: tuple[int, ...], offsets: Ints, sizes: Ints) -> tuple[Literal["hole", "overlap"], str] | None:
-    """None if the boxes tile ``shape`` without a hole; else what is wrong, in words.
+    """None if the boxes tile ``shape`` without a hole; otherwise what is wrong, in words.
 
-    ``offsets`` and ``sizes`` have the shape (chunks, dimensions). Boxes that stand twice are replicas and count
+    ``offsets`` and ``sizes`` have the shape (chunks, dimensions). Boxes that occur twice are replicas and count
     once; empty boxes do not count.
     """
     if 0 in shape:
@@ -75,7 +75,7 @@ def _is_sequence(full: Ints, offsets: Ints, sizes: Ints) -> bool:
 
 
 def _is_grid(offsets: Ints, sizes: Ints, full: Ints) -> bool:
-    """Whether distinct boxes are all the cells of a grid, as whoever cuts along several dimensions mostly has them."""
+    """Whether distinct boxes are all the cells of a grid, as they usually are when cut along several dimensions."""
     cells = 1
     for dim, size in enumerate(full.tolist()):
         intervals = np.unique(np.stack([offsets[:, dim], sizes[:, dim]], axis=1), axis=0)

@@ -37,7 +37,7 @@ from dcptools.checkpoint.storage_data import MOST_UNSTORED, StorageData
 from dcptools.dtypes import ALIASES, TABLE, DType, by_name
 from dcptools.errors import BrokenCheckpoint
 
-LONGEST_PATH = 4096  # characters of a file's name; Linux has no longer ones
+LONGEST_PATH = 4096  # characters of a file's name; Linux allows no longer ones
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ _OBJECT = Class(f"{_METADATA}.BytesStorageMetadata")
 
 
 class _Paths:
-    """Stands for the classes of pathlib. Parts may occur again and again, so what is joined is counted."""
+    """Stands for the classes of pathlib. Parts may be repeated again and again, so what is joined is counted."""
 
     def __init__(self, most: int) -> None:
         self._left = most  # characters
@@ -132,18 +132,18 @@ _PATH_NAMES = tuple(
 def parse(data: bytes, what: str) -> RawMetadata:
     """Unpickle and check. A million chunks take some seconds and, while it runs, about 300 bytes per chunk.
 
-    ``what`` is how errors call it.
+    ``what`` is what errors call it.
 
     Raises
     ------
     BrokenCheckpoint
-        With the path of the field that is not as it must be.
+        With the path of the field that is wrong.
     UnsafeMetadata
         The pickle asks for what no checkpoint needs.
     """
     with contextlib.suppress(BrokenCheckpoint):
         return _checked(*_loads(data, what, in_steps=True), what, len(data))
-    # The fault may be in what was taken in one step, or something refers to a part of it: one by one, then
+    # The fault may be in what was taken in one step, or something may refer to a part of it: so read one by one
     return _checked(*_loads(data, what, in_steps=False), what, len(data))
 
 
@@ -152,7 +152,7 @@ def _loads(data: bytes, what: str, *, in_steps: bool) -> tuple[Any, tuple[str, .
 
 
 def _allowed(data: bytes) -> dict[str, Any]:
-    """What a pickle may name; its paths are counted for it alone."""
+    """What a pickle may name; the paths in it are counted for it alone."""
     return {**_NAMES, **dict.fromkeys(_PATH_NAMES, _Paths(len(data)))}
 
 
@@ -208,7 +208,7 @@ def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
 
 
 def _tensor(key: str, fields: dict[str, Any], path: tuple[str, ...], stored: StorageData) -> RawTensor:
-    """A tensor and its chunks, whose rows are the next ones that are picked."""
+    """A tensor and its chunks, whose rows are the next ones to be picked."""
     shape, dtype, chunks = fields["size"], _dtype(fields["properties"]), fields["chunks"]
     known = by_name(dtype) if type(dtype) is str else None
     if not is_integers(shape) or not all(0 <= n < TOO_LARGE for n in shape):
@@ -261,14 +261,15 @@ def _columns(rows: list[Any], dims: int) -> Ints:
 
 
 def _is_box(row: Any, dims: int) -> bool:
-    """Whether it is the offsets or the sizes of a chunk with so many dimensions."""
+    """Whether it is the offsets or the sizes of a chunk with that many dimensions."""
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
 
 
 def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     """Flat key -> path in the nested state dict, for the entries that are as torch's default planner writes them.
 
-    It makes the key of the path's parts. A path of more than its key has is none: a long one could be that of all keys.
+    The planner makes the key of the path's parts. A path with more parts than its key does not count: a long one could
+    be that of all keys.
     """
     if not isinstance(planner_data, dict):
         return {}

@@ -34,7 +34,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     load_dir
-        The directory that holds ``.metadata``, or shards of safetensors files that say themselves what they have; a
+        The directory that holds ``.metadata``, or safetensors shards that say themselves what they contain; a
         path, or a URL that fsspec knows.
 
     Raises
@@ -58,7 +58,7 @@ def read(load_dir: str | os.PathLike[str]) -> Checkpoint:
     source = open_source(load_dir)
     metadata = source.path(METADATA)
     with system_errors(NotACheckpoint, f"{metadata} cannot be read"):
-        state = source.state(METADATA)  # before it is read: what is written to meanwhile counts as changed
+        state = source.state(METADATA)  # before it is read: what is written to while it is read counts as changed
         if state is None:
             return _read_shards(source)
         if state.nbytes > MOST_BYTES:
@@ -94,7 +94,7 @@ def _parse(data: bytes, metadata: str) -> RawMetadata:
 
 
 def _read_shards(source: Source) -> Checkpoint:
-    """A checkpoint without ``.metadata``: its shards say all themselves. Raises what says why it is none."""
+    """A checkpoint without ``.metadata``: its shards say everything. Raises an error that says why, if it is none."""
     names = shard_files(source.entries()) if source.kind() == "directory" else []
     if not names:
         raise explain(source)
@@ -103,7 +103,7 @@ def _read_shards(source: Source) -> Checkpoint:
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file ``.metadata`` at the path or URL; False also where nobody can look."""
+    """Whether there is a file ``.metadata`` at the path or URL; also False if that cannot be looked up."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: a zero byte in a path
         return open_source(path).kind(METADATA) == "file"
     return False

@@ -1,7 +1,7 @@
 """Records of ``.metadata`` as bytes of its pickle: the patterns that find them, and what their parts mean.
 
 The opcodes are those of CPython's pickletools.py. What a pattern does not match, or has other fields, is left to the
-machine of :mod:`dcptools._pickle`, which is slower, and reads the same.
+machine of :mod:`dcptools._pickle`, which is slower, but reads the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CHUNK_PARTS = _pattern(
     _part("sizes_key", _REF), _part("sizes", _SIZE), _BUILT,
 )  # fmt: skip
 # {"properties": its state a tuple of dtype, layout, requires_grad, memory format, pin_memory; "size": size,
-# "chunks": list}. This is all up to the list, which is empty yet.
+# "chunks": list}. This is everything up to the list, which is still empty.
 TENSOR_HEAD = _pattern(
     _part("kind", _REF), _BEGUN, _part("properties_key", _REF), _part("properties", _REF), rb"\)\x81\x94\(",
     _part("dtype", _REF), _part("layout", _REF), rb"[\x88\x89]", _part("memory_format", _REF), rb"[\x88\x89]t\x94b",
@@ -53,7 +53,7 @@ TENSOR_HEAD = _pattern(
 )  # fmt: skip
 # An index: {"fqn": name, "index": number or None, "offset": size}; and what is stored: {"relative_path": name,
 # "offset": number, "length": number, "transform_descriptors": a list of one name, or nothing}. It is cut where what
-# comes again and again ends: behind the name, behind the last "offset", and behind its number.
+# comes again and again ends: after the name, after the last "offset", and after its number.
 _NAMED = (_REF, _BEGUN, _REF, _NAME)
 _PLACED = (_REF, rb"(?:N|", _INT, rb")(?:", _REF, _SIZE, rb")?+", _BUILT, _REF, _BEGUN, _REF, _NAME, _REF)
 _SIZED = (_REF, _INT, rb"(?:", _REF, _LIST, _NAME, rb"a)?+", _BUILT)
@@ -77,10 +77,10 @@ class Other(Exception):
 
 
 class Meanings(dict[bytes, Any]):
-    """What parts of the pickle mean, worked out when they occur first. The memo only grows, so that stays so."""
+    """What parts of the pickle mean, worked out when they first occur. The memo only grows, so that stays true."""
 
     def __init__(self, meaning: Callable[[bytes], Any]) -> None:
-        # a method of who has these: weak, or all this and the memo would stay until the next collection
+        # a method of the owner of these: weak, or all this and the memo would stay until the next collection
         self._meaning = weakref.WeakMethod(meaning)
 
     def __missing__(self, part: bytes) -> Any:
@@ -105,7 +105,7 @@ class RecordReader:
         return at - 4 if short else at - 7
 
     def parts(self, pattern: re.Pattern[bytes], record: bytes, **expected: Class | str) -> dict[str, Any]:
-        """The named parts of a record, of which some, where they are there, refer to what is expected."""
+        """The named parts of a record; some of them, if present, refer to what is expected."""
         found = pattern.fullmatch(record)
         if found is None:
             raise Other

@@ -1,7 +1,7 @@
-"""Checkpoints whose values lie in safetensors files: shards without ``.metadata``, or with one that points into them.
+"""Checkpoints whose values are in safetensors files: shards without ``.metadata``, or with one that points into them.
 
 Shards are what torch's ``HuggingFaceStorageWriter`` leaves (``hf_storage.py``), and transformers' distributed save: the
-headers say which part of which tensor a file has, and nothing says how large the whole is. With
+headers say which part of which tensor a file has, but nothing says how large the whole is. With
 ``SerializationFormat.SAFETENSORS`` each ``.distcp`` file is, or ends with, a safetensors file, and ``.metadata`` gives
 for all its items the place at which that begins (``filesystem.py``).
 """
@@ -31,7 +31,7 @@ MOST_BYTES = 4_000_000_000  # of all headers
 
 
 def shard_files(names: Sequence[str]) -> list[str]:
-    """Those of the names that are shards."""
+    """The names that are those of shards."""
     return [name for name in names if SHARD.fullmatch(name)]
 
 
@@ -140,7 +140,7 @@ def _is_bare(raw: RawMetadata, tensor: RawTensor, chunk: int) -> bool:
 
 
 def place_items(source: Source, raw: RawMetadata) -> tuple[RawMetadata, tuple[Finding, ...]]:
-    """Look in the headers where the values of such items are. What a header does not have is stored nowhere."""
+    """Look up in the headers where the values of such items are. What a header does not have is stored nowhere."""
     headers = _Headers(source, raw.file_names)
     file, start, encoding = raw.file.copy(), raw.start.copy(), raw.encoding.copy()
     for tensor in raw.tensors:
@@ -151,7 +151,7 @@ def place_items(source: Source, raw: RawMetadata) -> tuple[RawMetadata, tuple[Fi
             encoding[row] = len(raw.encodings)
             parts = headers.of(int(file[row]), int(start[row]))
             if parts is None:
-                continue  # that the file is missing is told of every key
+                continue  # that the file is missing is reported for every key
             part = parts.get(tensor.key)
             if part and (part.dtype, part.shape, part.offsets) == (tensor.dtype, tuple(sizes), tuple(offsets)):
                 start[row] = part.start

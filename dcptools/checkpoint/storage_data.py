@@ -1,4 +1,4 @@
-"""``storage_data`` of ``.metadata``: which item of which file has the bytes of a chunk, a row for each, in columns."""
+"""``storage_data`` of ``.metadata``: which item of which file has the bytes of a chunk, one row each, in columns."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from dcptools.checkpoint.records import INDEX, STORED
 
 LONGEST_TRANSFORMS = 1000  # characters
 MANY_HASHES = 1024
-FEW_COLLISIONS = 2  # among so many; by chance there is none
-MOST_UNSTORED = 1 << 16  # chunks of which the metadata does not say where they are stored
+FEW_COLLISIONS = 2  # among so many; by chance there would be none
+MOST_UNSTORED = 1 << 16  # chunks for which the metadata does not say where they are stored
 ENCODINGS = {(): "torch", ("stream.zstd/1",): "zstd"}  # transform descriptors -> our name of the encoding
-VALUES = "values"  # the values themselves in row-major order, inside of a safetensors file
+VALUES = "values"  # the values themselves in row-major order, inside a safetensors file
 READABLE = frozenset((*ENCODINGS.values(), VALUES))
 
 
 class StorageData:
-    """The checked ``storage_data``, one row an item; read in the order of the pickle, in which it lies in memory."""
+    """The checked ``storage_data``, one row per item; read in the order of the pickle, in which it lies in memory."""
 
     def __init__(self, storage: dict[Any, Any], most_numbers: int) -> None:
         self._numbers_left = most_numbers  # of offsets and sizes; one chunk may occur again and again
@@ -88,7 +88,7 @@ class StorageData:
     ) -> None:
         """A row for each of many items, column by column: their types are known.
 
-        What is wrong with one of a batch is said when it is read again, one by one.
+        What is wrong with one of a batch is reported when it is read again, one by one.
         """
         self._watch(keys, offsets)
         if not 0 <= min(starts) <= max(starts) < TOO_LARGE or not 0 <= min(nbytes) <= max(nbytes) < TOO_LARGE:
@@ -106,7 +106,7 @@ class StorageData:
         self.encoding.extend(map(self.encoding_ids.__getitem__, transforms))
 
     def _watch(self, keys: list[str], offsets: list[tuple[int, ...] | None]) -> None:
-        """Tuples of integers can be made to have the same hash, and then looking one up is comparing it with all."""
+        """Tuples of integers can be made to have the same hash, and then looking one up means comparing it with all."""
         for first in range(0, len(keys), MANY_HASHES):
             last = first + MANY_HASHES
             self._hashes += map(hash, zip(keys[first:last], offsets[first:last], strict=True))
@@ -119,7 +119,7 @@ class StorageData:
         self._hashes.clear()
 
     def count(self, numbers: int) -> None:
-        """Refuse offsets and sizes that are far more than the pickle has bytes for."""
+        """Refuse far more offsets and sizes than the pickle has bytes for."""
         self._numbers_left -= numbers
         if self._numbers_left < 0:
             raise Wrong(".chunks", "the same chunks occur again and again")
@@ -129,7 +129,7 @@ class StorageData:
         rows, first = self._rows.get(key, {}), len(self.picked)
         if first + len(offsets) > MOST_UNSTORED + 2 * len(self.file):  # one list of a million chunks for all tensors
             raise Wrong(".chunks", f"there are far more chunks than the {len(self.file) - 1:,} that are stored")
-        # mostly in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
+        # usually in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
         self.picked.extend(rows.values() if list(rows) == offsets else map(rows.get, offsets, repeat(-1)))
         return first
 

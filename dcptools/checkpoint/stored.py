@@ -21,7 +21,7 @@ def _read_only(*arrays: npt.NDArray[Any]) -> None:
 
 
 class _MadeAgain:
-    """A copy, also in another process, is made as the first one was: so its arrays are read-only as well."""
+    """A copy, even in another process, is made as the first one was: so its arrays are read-only as well."""
 
     __slots__: tuple[str, ...] = ()
 
@@ -66,7 +66,7 @@ class Columns(_MadeAgain):
 class StoredTensor(_MadeAgain):
     """A tensor of the checkpoint as the metadata describes it.
 
-    ``path`` is the tensor's path in the state dict that was saved (``("model", "model.norm.weight")``), ``()`` where
+    ``path`` is the tensor's path in the state dict that was saved (``("model", "model.norm.weight")``), ``()`` if
     the metadata does not say. Chunks are kept as columns: ``offsets`` and ``sizes`` have the shape (chunks,
     dimensions), and :attr:`chunks` makes objects of them.
     """
@@ -116,7 +116,7 @@ class StoredTensor(_MadeAgain):
 
     @property
     def file_count(self) -> int:
-        """How many files hold its chunks; quicker than to name them."""
+        """How many files hold its chunks; quicker than naming them."""
         if len(self.offsets) == 1:
             return int(self.columns.file.item(self.first) >= 0)
         return len(self.files)
@@ -131,13 +131,13 @@ class StoredTensor(_MadeAgain):
         return tuple(self._chunks(0, len(self.offsets)))
 
     def chunk(self, index: int) -> Chunk:
-        """The chunk of that number, from 0 on; raises IndexError if there is none."""
+        """The chunk with that number, from 0 on; raises IndexError if there is none."""
         if not 0 <= index < len(self.offsets):
             raise IndexError(f"{self.key!r} has {len(self.offsets)} chunks, and none has the number {index}.")
         return next(self._chunks(index, index + 1))
 
     def _chunks(self, first: int, last: int) -> Iterator[Chunk]:
-        """The chunks of these numbers, made of the columns."""
+        """The chunks with these numbers, made from the columns."""
         columns, rows = self.columns, slice(self.first + first, self.first + last)
         for offsets, sizes, file, start, nbytes, encoding in zip(
             self.offsets[first:last].tolist(),
@@ -154,7 +154,7 @@ class StoredTensor(_MadeAgain):
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """A pickled Python object of the checkpoint. It is listed, and never unpickled."""
+    """A pickled Python object of the checkpoint. It is listed, but never unpickled."""
 
     key: str
     path: tuple[str, ...]

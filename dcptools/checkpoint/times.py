@@ -1,8 +1,8 @@
-"""Whether files of another save lie beside ``.metadata``, by the times at which they were written.
+"""Whether files of another save are beside ``.metadata``, by the times at which they were written.
 
-A save writes ``.metadata`` last, so what is newer by more than the save took does not belong to it, or a save is going
-on. But a copy (``cp -r``, a download) gives all files new times, in any order: there each comes after the one before it
-by what it takes to copy, and no gap stands out.
+A save writes ``.metadata`` last, so what is newer by more than the save took does not belong to it, or a save is still
+running. But a copy (``cp -r``, a download) gives all files new times, in any order: there each follows the one before
+it by the time that copying takes, and no gap stands out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.findings import Finding
 from dcptools.storage import FileState
 
-MIN_SECONDS = 60  # clocks that differ, a copy that waits for a while
-SLOW = 10_000_000  # bytes per second: a file may come later than the one before by what copying it takes at this rate
+MIN_SECONDS = 60  # clocks that differ, a copy that pauses for a while
+SLOW = 10_000_000  # bytes per second: a file may be later than the one before by what copying it takes at this rate
 
 
 def about_times(metadata: FileState | None, files: Mapping[str, FileState | None]) -> Iterator[Finding]:
-    """A warning if the files newer than ``.metadata`` begin with a gap in which each of the two saves would fit."""
+    """A warning if the files newer than ``.metadata`` begin after a gap in which each of the two saves would fit."""
     if metadata is None:
         return
     found = [(state.modified_ns / 1e9, state.nbytes, name) for name, state in files.items() if state is not None]

@@ -27,7 +27,7 @@ _RANKED = re.compile(r"__(\d+)_\d+\.distcp|shard-(\d+)-model-.*")
 
 
 def rank_of(file: str) -> int | None:
-    """The rank that wrote a file, by its name; None if that does not say.
+    """The rank that wrote a file, by the file's name; None if the name does not say.
 
     >>> rank_of("__3_0.distcp"), rank_of("other")
     (3, None)
@@ -176,11 +176,11 @@ class Checkpoint(Shown, HasFindings):
 
 
 def _identities(source: Source, names: list[str]) -> dict[str, str | None]:
-    """The identities of files now; None for one that is not there, or cannot be read."""
+    """The current identities of files; None for one that is not there, or cannot be read."""
     try:
         states = source.states(names)
     except OSError as error:
-        if error.errno == errno.ENETUNREACH:  # that nobody answers says nothing of the files
+        if error.errno == errno.ENETUNREACH:  # that nobody answers says nothing about the files
             raise
         states = {}
         for name in names:
@@ -191,7 +191,7 @@ def _identities(source: Source, names: list[str]) -> dict[str, str | None]:
 
 
 def _unknown_key(checkpoint: Checkpoint, key: str) -> str:
-    """What to say of a key that is not a tensor's."""
+    """What to say about a key that is not a tensor's."""
     import difflib
 
     if key in checkpoint.objects:

@@ -1,4 +1,4 @@
-"""The command line: ``commands`` with their ``options``, what they say (``output``), and how they end (``running``)."""
+"""The command line: ``commands`` with ``options``, what they print (``output``), and how they end (``running``)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ from dcptools.storage import check_document, is_url, write_document
 @all_option
 @output_options
 def inspect_command(load_dir: Place, show_tree: bool, output: Output) -> None:
-    """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads metadata only."""
+    """Show what is in a checkpoint: keys, shapes, dtypes, files. Reads only metadata."""
     from dcptools.checkpoint import read
     from dcptools.tree import tree
 
@@ -144,7 +144,7 @@ def convert_command(
 ) -> None:
     """Convert a PyTorch distributed checkpoint to a HuggingFace model.
 
-    Floating tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
+    Floating-point tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
     from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
@@ -247,8 +247,8 @@ def diff_command(
 ) -> None:
     """Compare A and B, each a distributed checkpoint or a HuggingFace model, tensor by tensor.
 
-    Shows tensors that only one of them has, other shapes and dtypes, and how far the values are apart. The exit status
-    is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
+    Shows tensors that only one of them has, different shapes and dtypes, and how far apart the values are. The exit
+    status is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
     """
     from dcptools.comparing import diff
 
@@ -286,5 +286,5 @@ for _command in (
 
 
 def _leftovers(mapping: Any, wanted: bool) -> str:
-    """A line for each key that is left out, where that was asked for."""
+    """A line for each key that is left out, if that was requested."""
     return "".join(f"\nleft out: {left.key} ({left.reason})" for left in mapping.leftovers) if wanted else ""

@@ -1,4 +1,4 @@
-"""A command: its help, with options under headings where they are many; and it tells which words are too many."""
+"""A command: its help, with options under headings if there are many; it also says which arguments are too many."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Grouped(click.Command):
     """A command whose help lists the options under `HEADINGS`, unless they are few."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The words of the command line; those that it does not take are told in our words."""
+        """The arguments on the command line; those that it does not take are reported in our own words."""
         words, ctx.allow_extra_args = list(args), True
         if surplus := super().parse_args(ctx, args):
             raise click.UsageError(told(ctx, words, surplus), ctx)
@@ -48,5 +48,5 @@ class Grouped(click.Command):
 
 
 def command(name: str, short_help: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
-    """The decorator that makes a command of a function."""
+    """The decorator that makes a command from a function."""
     return click.command(name, cls=Grouped, short_help=short_help, context_settings=HELP)

@@ -37,7 +37,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 class _Path(click.Path):
-    """A path; an empty word, which a shell makes of a variable that is not set, does not mean the current directory."""
+    """A path; an empty argument, which a shell makes from an unset variable, does not mean the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if is_url(value):
@@ -58,7 +58,7 @@ class _Text(click.types.StringParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             value.encode()
-        except UnicodeEncodeError:  # bytes that are no text in this locale
+        except UnicodeEncodeError:  # bytes that are not text in this locale
             try:
                 return os.fsencode(value).decode()
             except UnicodeError:
@@ -272,7 +272,7 @@ def given_of(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """What is compared: paths, or what the options say of the checkpoints among them."""
+    """What is compared: paths, or what the options say about the checkpoints among them."""
     given = given_of(options)
     if not given:
         return a, b
@@ -289,5 +289,5 @@ def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any,
 def _read_rules(path: Path) -> list[str]:
     """The rename rules of a file."""
     with system_errors(UsageError, f"The file of rename rules {path} cannot be read"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # an editor may have put a mark in front
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # an editor may have put a byte order mark in front
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

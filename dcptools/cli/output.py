@@ -1,6 +1,6 @@
 """What the command line says: results on stdout, all else on stderr.
 
-Everything goes through ``print_lines`` and ``tell``: what files are called must not drive a terminal, and a stream that
+Everything goes through ``print_lines`` and ``tell``: names of files must not control a terminal, and a stream that
 cannot be written to must not stop a conversion.
 """
 
@@ -40,7 +40,7 @@ def print_lines(text: str) -> None:
 
 
 class Output(NamedTuple):
-    """What of a result a person or a program wants to have."""
+    """Which parts of a result a person or a program wants."""
 
     as_json: bool
     quiet: bool  # errors alone
@@ -65,7 +65,7 @@ class Output(NamedTuple):
 
 
 def tell_verified(found: Any, output: Output) -> None:
-    """What a verification found; without errors nothing is said if it is to be quiet."""
+    """What a verification found; without errors, nothing is said if it is to be quiet."""
     tell_findings(found.findings if output.speaks else found.errors if output.quiet else ())
     output.show(found.to_json, lambda: found.table(**output.rows))
     if output.quiet and not found.ok:
@@ -73,7 +73,7 @@ def tell_verified(found: Any, output: Output) -> None:
 
 
 def _encodable(text: str, stream: TextIO) -> str:
-    """With escapes for what the stream's encoding lacks: a name must not look like another one."""
+    """With escapes for what the stream's encoding lacks: one name must not look like another."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -92,7 +92,7 @@ def print_error(error: Exception | str, message: str, findings: Iterable[Finding
 
 
 class Stderr:
-    """Stderr that takes everything: a log on a full disk, or a reader who is gone, is no reason to stop."""
+    """Stderr that accepts everything: a log on a full disk, or a reader that is gone, is no reason to stop."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -113,15 +113,15 @@ class Stderr:
 
 
 def open_closed_streams() -> None:
-    """Let nothing else take the descriptors of streams that were closed (``>&-``), or messages get into its file."""
+    """Let nothing else take the descriptors of closed streams (``>&-``), or messages would get into its file."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # the file that is opened gets the lowest free number, and that is its
+        if getattr(sys, name) is None:  # the file that is opened gets the lowest free number, which is the stream's
             nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, nowhere)
 
 
 def let_go(stream: Any) -> None:
-    """Send what is still in the buffer of a broken stream nowhere, so that Python does not fail with it at its end."""
+    """Send what is still in the buffer of a broken stream nowhere, so that Python does not fail with it on exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

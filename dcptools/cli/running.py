@@ -43,14 +43,14 @@ def _is_one_of_many() -> bool:
 
 
 def _status_of_ranks(command: click.Command, name: str | None) -> int:
-    """Run a command on rank 0, which has the others at its service; the exit status."""
+    """Run a command on rank 0, with the others at its service; returns the exit status."""
     from dcptools.ranks import together
 
     return together(lambda team: _status(command, name, team), tell)
 
 
 def _status(command: click.Command, name: str | None, team: Any = None) -> int:
-    """Run a command to its end; the exit status."""
+    """Run a command to its end; returns the exit status."""
     try:
         status: int | None = command.main(prog_name=name, standalone_mode=False, obj=team)
         sys.stdout.flush()
@@ -74,7 +74,7 @@ def _status(command: click.Command, name: str | None, team: Any = None) -> int:
     except SystemExit as stop:
         if stop.code != 1:
             raise
-        return 0  # of its own accord click exits in this mode for a closed pipe only
+        return 0  # in this mode click exits of its own accord only for a closed pipe
     except DcptoolsError as error:
         if isinstance(error, FindingsError) and "--quiet" not in sys.argv:  # a pattern that matched nothing says why
             tell_findings(finding for finding in error.findings if finding.severity == "warning")
@@ -91,7 +91,7 @@ def _status(command: click.Command, name: str | None, team: Any = None) -> int:
 
 
 def _text_of(error: Exception) -> str:
-    """What to say of an error that is none of ours."""
+    """What to say about an error that is not ours."""
     if isinstance(error, MemoryError):
         return too_little_memory(error)
     if isinstance(error, ImportError):

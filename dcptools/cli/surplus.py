@@ -1,4 +1,4 @@
-"""What to say of words that a command does not take."""
+"""What to say about arguments that a command does not take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dcptools.storage import without_password
 
 
 def told(ctx: click.Context, words: Sequence[str], surplus: Sequence[str]) -> str:
-    """That there are too many ``words`` after a command, and how it is typed.
+    """That there are too many ``words`` after a command, and how to type it.
 
     Two mistakes are recognized: a second directory for ``convert``, and a file for ``--json``.
     """

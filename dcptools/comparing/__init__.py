@@ -1,8 +1,8 @@
 """Tensors side by side: read a piece at a time from wherever they are, and compared; and ``diff``, which compares all.
 
-``pieces`` knows what is compared at once; ``sides`` read it, from a checkpoint or from a model; ``streaming`` does the
-work with several threads. ``diffing`` pairs the tensors of two models or checkpoints, ``measures`` says how far their
-values are apart, and ``values`` is what came out.
+``pieces`` knows what is compared at once; ``sides`` reads it, from a checkpoint or from a model; ``streaming`` does the
+work with several threads. ``diffing`` pairs the tensors of two models or checkpoints, ``measures`` says how far apart
+their values are, and ``values`` is what came out.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ Given = KeyMapping | Checkpoint | Model | str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tensor:
-    """A tensor of one of both sides."""
+    """A tensor of one of the two sides."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -43,7 +43,7 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Side:
-    """All tensors of one of both sides."""
+    """All tensors of one of the two sides."""
 
     path: str
     tensors: Mapping[str, _Tensor]
@@ -64,8 +64,8 @@ def diff(
 ) -> Comparison:
     """Compare two models or checkpoints, tensor by tensor, in little memory.
 
-    Values are equal if they are the same bit for bit, and, where dtypes differ, as numbers. All else is computed in
-    float64, of the values that are finite on both sides; of complex values from their parts.
+    Values are equal if they are the same bit for bit or, where dtypes differ, as numbers. Everything else is computed
+    in float64, from the values that are finite on both sides; for complex values, from their parts.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def diff(
     keys
         Globs; only tensors whose key or name matches one are compared.
     cast
-        Cast floating values of A to the dtype of B first, as a conversion does: is B the export of A?
+        Cast floating-point values of A to the dtype of B first, as a conversion does: is B the export of A?
     workers, progress, cancel
         As in :func:`dcptools.write`; bytes are those of both sides.
     options
@@ -87,7 +87,7 @@ def diff(
     Raises
     ------
     NotACheckpoint, NotAModel
-        A path is that of neither.
+        A path is neither.
     FindingsError
         A mapping has errors, or a file of a model cannot be read.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
@@ -124,7 +124,7 @@ def diff(
 
 
 def _opened(given: Given) -> KeyMapping | Checkpoint | Model:
-    """What is at a path: a checkpoint, or else a model; the value itself if it is one."""
+    """What is at a path: a checkpoint, or otherwise a model; the value itself if it is one."""
     if isinstance(given, (KeyMapping, Checkpoint, Model)):
         return given
     check_stage(given, "KeyMapping", "Checkpoint", "Model", "path")

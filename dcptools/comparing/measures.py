@@ -1,4 +1,4 @@
-"""How far the values of two tensors are apart: sums of a piece, which add up to the statistics of a tensor."""
+"""How far apart the values of two tensors are: sums over a piece, which add up to the statistics of a tensor."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dcptools.values import as_torch
 if TYPE_CHECKING:
     import torch
 
-# Values that are looked at together: what is computed of them in float64 stays in the cache, and is no memory that the
-# system has to give anew each time
+# Values that are looked at together: what is computed from them in float64 stays in the cache, and is not memory that
+# the system has to provide anew each time
 AT_ONCE = 1 << 15
 _HALF = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 
 
 class Sums(NamedTuple):
-    """Of some pairs of values; all but ``equal`` of the pairs in which both are finite."""
+    """Sums over some pairs of values; all but ``equal`` over the pairs in which both are finite."""
 
     equal: int  # pairs that are the same
-    max_abs: float  # inf where just one of both is NaN, or they are infinite in another way
+    max_abs: float  # inf if only one of the two is NaN, or they are infinite in different ways
     max_rel: float
     difference: float  # sum of squares of the differences
     dot: float  # sum of products
@@ -36,18 +36,18 @@ class Sums(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """How far two tensors are apart."""
+    """How far apart two tensors are."""
 
     equal: float  # share of the values, from 0 to 1
     max_abs: float  # largest absolute difference of two values
-    max_rel: float  # the largest in relation to the larger of both values, from 0 to 2
+    max_rel: float  # the largest relative to the larger of both values, from 0 to 2
     norm: float  # Euclidean norm of the difference
-    relative: float  # that norm in relation to the norm of A
+    relative: float  # that norm relative to the norm of A
     cosine: float  # of the angle between both; NaN if one has no length
 
 
 def castable(left: DType, right: DType) -> bool:
-    """Whether values of the one dtype are cast to the other one, as a conversion does."""
+    """Whether values of one dtype are cast to the other, as a conversion does."""
     return left.kind in ("float", "float8") and right.kind in ("float", "float8")
 
 
@@ -61,12 +61,12 @@ def cast_to_right(pair: Pair, left: Bits, buffers: Buffers) -> Bits:
 
 
 def sums(pair: Pair, piece: Piece, left: Bits, right: Bits, buffers: Buffers) -> Sums:
-    """Of the values as they are."""
+    """Sums over the values as they are."""
     return _sums(pair.left, pair.right, left, right)
 
 
 def sums_after_cast(pair: Pair, piece: Piece, left: Bits, right: Bits, buffers: Buffers) -> Sums:
-    """Of the values after the left ones were cast to the right dtype, where that can be done."""
+    """Sums over the values after the left ones were cast to the right dtype, where that can be done."""
     if not castable(pair.left, pair.right):
         return _sums(pair.left, pair.right, left, right)
     return _sums(pair.right, pair.right, cast_to_right(pair, left, buffers), right)
@@ -110,7 +110,7 @@ def _squares_of_finite(a: torch.Tensor) -> float:
 
 
 def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
-    """Both with zeros where one is not finite, which are alike, and whether others than those are not finite."""
+    """Both with zeros where one is not finite, which pairs are alike, and whether any others are not finite."""
     import torch
 
     alike = (a == b) | (torch.isnan(a) & torch.isnan(b))
@@ -120,7 +120,7 @@ def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor, beyond: bool) -> tuple[float, ...]:
-    """The sums of finite pairs, but for ``equal``."""
+    """The sums over finite pairs, except for ``equal``."""
     import torch
 
     delta = (a - b).abs_()
@@ -131,7 +131,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor, beyond: bool) -> tuple[float, ...]:
 
 
 def _same_bits(left: Bits, right: Bits) -> int:
-    if left.itemsize == 16:  # as parts, for as numbers a NaN would not be the same as itself
+    if left.itemsize == 16:  # as parts, because as a number a NaN would not equal itself
         parts = (np.ascontiguousarray(bits).reshape(-1).view(BITS[8]).reshape(-1, 2) for bits in (left, right))
         one, other = parts
         return int(np.count_nonzero((one == other).all(axis=1)))
@@ -139,12 +139,12 @@ def _same_bits(left: Bits, right: Bits) -> int:
 
 
 def _count(alike: torch.Tensor, parts: int) -> int:
-    """How many values are alike in all of their parts."""
+    """How many values are alike in all their parts."""
     return int(alike.reshape(-1, parts).all(dim=1).sum())
 
 
 def _as_float64(bits: Bits, dtype: DType) -> torch.Tensor:
-    """The values in one dimension; of complex ones the real and the imaginary parts."""
+    """The values in one dimension; for complex ones, the real and the imaginary parts."""
     flat = np.ascontiguousarray(bits).reshape(-1)
     if dtype.name in _HALF:
         dtype = TABLE[_HALF[dtype.name]]
@@ -153,7 +153,7 @@ def _as_float64(bits: Bits, dtype: DType) -> torch.Tensor:
 
 
 def statistics(parts: Sequence[Sums], numel: int) -> Statistics:
-    """Of a whole tensor, from the sums of its pieces."""
+    """The statistics of a whole tensor, from the sums over its pieces."""
     if not parts:
         return Statistics(1.0, 0.0, 0.0, 0.0, 0.0, math.nan)
     difference, dot, left, right = (math.fsum(part[at] for part in parts) for at in range(3, 7))

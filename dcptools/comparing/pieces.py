@@ -31,7 +31,7 @@ class Piece:
 
     @classmethod
     def box(cls, shape: Sequence[int], region: Sequence[tuple[int, int]], base: int = 0) -> Piece:
-        """A region of what has that shape and begins at element ``base`` of the tensor."""
+        """A region of something that has that shape and begins at element ``base`` of the tensor."""
         strides = row_major(shape)
         corner = sum(start * stride for (start, _), stride in zip(region, strides, strict=True))
         return cls(base + corner, tuple(stop - start for start, stop in region), strides)
@@ -45,12 +45,12 @@ class Piece:
         return self.strides == (1,)
 
     def stretches(self, least: int) -> Iterator[tuple[int, int]]:
-        """Elements that follow each other in the tensor: a start and a count; nothing where fewer than ``least`` do."""
+        """Elements that follow each other in the tensor: a start and a count; nothing if fewer than ``least`` do."""
         if self.numel and run_elements(self.shape, self.strides) >= min(least, self.numel):
             yield from ((self.offset + start, count) for start, _, count in runs(self.shape, self.strides))
 
     def elements(self, numbers: Ints) -> Ints:
-        """Which elements of the tensor those with these numbers in the piece are."""
+        """Which elements of the tensor have these numbers in the piece."""
         indices = np.unravel_index(numbers, self.shape) if self.shape else ()
         at = np.full(len(numbers), self.offset, np.int64)
         for index, stride in zip(indices, self.strides, strict=True):

@@ -1,6 +1,6 @@
 """What is compared: a weight of a model, or what a checkpoint has for it, read a piece at a time.
 
-This is not the way on which the writer reads. Of a checkpoint only ``read_region`` is used, which takes a box of one
+This is not the way in which the writer reads. From a checkpoint only ``read_region`` is used, which takes a box of one
 stored tensor; which boxes a view of any strides needs is worked out here again, from the numbers of its elements.
 """
 
@@ -22,7 +22,7 @@ from dcptools.storage import Range, Source
 from dcptools.tensors import BITS, Bits, Checksums, TensorReader, View, boxes, gather, ranges, run_elements, tiles
 
 SHORT_RUN_BYTES = 4096  # a view whose runs are shorter is read in tiles
-WIDEST_GAP = 16  # runs that lie so many times their length apart are read at once
+WIDEST_GAP = 16  # runs that are this many times their length apart are read at once
 Read = Callable[[Bits], Bits]  # gives the values of a piece; may put them into the array that it gets
 
 
@@ -45,7 +45,7 @@ class CutSide(Side, Protocol):
     """A tensor that says how it is cut."""
 
     def cut(self, most: int) -> Iterator[tuple[Piece, Read]]:
-        """The tensor in pieces of about ``most`` elements, as it is read best."""
+        """The tensor in pieces of about ``most`` elements, cut as they are read best."""
 
 
 class WeightSide:
@@ -145,7 +145,7 @@ class Readers:
     """One reader per key, so that the chunks of a tensor that many outputs are made of are opened once."""
 
     def __init__(self, checkpoint: Checkpoint, keys: Iterable[str], *, check: bool = True) -> None:
-        """``keys`` has each key as often as it will be asked for; ``check`` compares the stored checksums."""
+        """``keys`` has each key as often as it will be requested; ``check`` compares the stored checksums."""
         self._checkpoint, self._checksums = checkpoint, Checksums() if check else None
         self.source = checkpoint.source
         self._uses, self._open = Counter(list(keys)), dict[str, TensorReader]()

@@ -1,6 +1,6 @@
 """Compares pairs of tensors a piece at a time, with several threads, in bounded memory.
 
-What is looked for in a piece is the caller's: any one bit that differs, or sums for statistics.
+What is looked for in a piece is up to the caller: any bit that differs, or sums for statistics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dcptools.errors import UsageError
 from dcptools.storage import REQUEST_BYTES, Range, Source, announced, share_of_reads
 from dcptools.tensors import BITS, Bits
 
-# Of the wider of both sides, at once. Smaller pieces cost more in Python than they save in the cache.
+# Of the wider of the two sides, at once. Smaller pieces cost more in Python than they save in the cache.
 PIECE_BYTES = 4 << 20
 Found = TypeVar("Found")
 
@@ -34,7 +34,7 @@ class Pair:
     numel: int
     left: DType
     right: DType
-    open: Callable[[], tuple[CutSide, Side]]  # left and right; the left one says how both are cut
+    open: Callable[[], tuple[CutSide, Side]]  # left and right; the left one decides how both are cut
 
     @property
     def itemsize(self) -> int:
@@ -49,7 +49,7 @@ class Buffers:
         self._bytes: dict[str, Bits] = {}
 
     def bits(self, use: str, count: int, itemsize: int) -> Bits:
-        """Room for so many values, as unsigned integers; the same memory for the same use."""
+        """Room for that many values, as unsigned integers; the same memory for the same use."""
         wanted = count * itemsize
         if use not in self._bytes or len(self._bytes[use]) < wanted:
             self._bytes[use] = np.empty(max(wanted, PIECE_BYTES), np.uint8)
@@ -71,7 +71,7 @@ class Streaming(Generic[Found]):
     def run(
         self, doing: str, *, workers: int | None, progress: Progress | bool | None, cancel: threading.Event | None
     ) -> None:
-        """Compare everything; a thread keeps to one stream of pairs as long as it lasts.
+        """Compare everything; a thread stays with one stream of pairs until it is used up.
 
         Raises
         ------
@@ -144,7 +144,7 @@ def checked_workers(workers: int | None) -> int:
 
 
 def _work(pairs: Iterable[Pair], most: int) -> Iterator[_Work]:
-    """The pieces of all pairs; where reads take long, about ``most`` bytes are on their way before they are used."""
+    """The pieces of all pairs; if reads take long, about ``most`` bytes are on their way before they are used."""
     opened = announced((_Opened(pair, *pair.open()) for pair in pairs), _frames, REQUEST_BYTES)
     return announced((piece for pair in opened for piece in _pieces(pair)), _places, most)
 

@@ -24,7 +24,7 @@ STATES = {
     "only a": "only in A",
     "only b": "only in B",
 }
-# How far tensors are apart, as a picture can show it; `unequal` is one less `equal`
+# How far apart tensors are, as a picture can show it; `unequal` is one minus `equal`
 STATISTICS = {
     "relative": "norm of the difference, relative to that of A",
     "max_abs": "largest absolute difference",
@@ -51,9 +51,9 @@ class ComparedTensor:
     numel: int
     equal: float = math.nan  # share of the values that are equal, from 0 to 1
     max_abs: float = math.nan  # largest absolute difference of two values
-    max_rel: float = math.nan  # the largest in relation to the larger of both values, from 0 to 2
+    max_rel: float = math.nan  # the largest relative to the larger of both values, from 0 to 2
     norm: float = math.nan  # Euclidean norm of the difference
-    relative: float = math.nan  # that norm in relation to the norm of A
+    relative: float = math.nan  # that norm relative to the norm of A
     cosine: float = math.nan  # of the angle between both
 
 
@@ -89,7 +89,7 @@ class Comparison(Shown):
         }
 
     def worst_first(self) -> list[ComparedTensor]:
-        """The tensors that are not equal, those whose difference is largest in relation to A first."""
+        """The tensors that are not equal, those whose difference is largest relative to A first."""
         return sorted(
             (tensor for tensor in self.tensors if tensor.state != "equal"),
             key=lambda tensor: (math.isnan(tensor.relative), -tensor.relative, tensor.name),
@@ -124,7 +124,7 @@ def _row(tensor: ComparedTensor) -> tuple[str, ...]:
 
 
 def _share(share: float) -> str:
-    """A share as a percentage, which says 100 % only of all values and 0 % only of none."""
+    """A share as a percentage, which says 100 % only for all values and 0 % only for none."""
     if share in (0, 1):
         return f"{share:.0%}"
     return "<0.1%" if share < 0.001 else f"{min(100 * share, 99.9):.1f}%"

@@ -74,9 +74,9 @@ def convert(
     Raises
     ------
     NotVerified
-        What was written is not what it should be; it is there, to be looked at.
+        What was written is not what it should be; it stays, so that you can look at it.
     DcptoolsError
-        Whatever the four steps raise; nothing that looks like a model is left then.
+        Whatever the four steps raise; then nothing that looks like a model is left.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """A real checkpoint to try things on: a tiny Qwen3, trained for a few steps under FSDP2 in several processes.
 
-``python -m dcptools.demo DIR`` makes one; the notebooks take :func:`default_demo`. Nothing is downloaded.
+``python -m dcptools.demo DIR`` makes one; the notebooks use :func:`default_demo`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Demo:
 def make_demo(directory: str | os.PathLike[str], *, processes: int = 4, steps: int = 3, force: bool = False) -> Demo:
     """Train the tiny model and save its checkpoint, its assets and its live state into ``directory``.
 
-    It is written beside ``directory`` and moved there when whole, so half a demo is never found. A demo of the
-    same settings that is there already is reused; one that lost files is made again.
+    It is written beside ``directory`` and moved there when it is complete, so half a demo is never found. A demo with
+    the same settings that is already there is reused; one that lost files is made again.
 
     Parameters
     ----------
@@ -86,9 +86,9 @@ def make_demo(directory: str | os.PathLike[str], *, processes: int = 4, steps: i
     UsageError
         ``processes`` or ``steps`` is less than 1.
     OutputExists
-        ``directory`` holds something else, or a demo of other settings and ``force`` was not given.
+        ``directory`` holds something else, or a demo with other settings and ``force`` was not given.
     TargetError
-        Something else changed ``directory`` meanwhile.
+        Something else changed ``directory`` in the meantime.
     DcptoolsError
         The training failed; the message ends with what the processes said.
     """
@@ -108,7 +108,7 @@ def make_demo(directory: str | os.PathLike[str], *, processes: int = 4, steps: i
 def default_demo() -> Demo:
     """The demo of the notebooks: made on first use, in the user's cache directory, and reused from then on.
 
-    The environment variable ``DCPTOOLS_DEMO_DIR`` names another directory; a demo there is taken whatever its
+    The environment variable ``DCPTOOLS_DEMO_DIR`` names another directory; a demo there is used whatever its
     number of processes and steps.
 
     Raises
@@ -165,7 +165,7 @@ def _refuse_other_settings(found: Stamp, wanted: Demo) -> None:
 
 
 def _cache_directory() -> Path:
-    """Where this system keeps a user's caches; ``XDG_CACHE_HOME`` counts on all of them."""
+    """Where this system keeps a user's caches; ``XDG_CACHE_HOME`` counts on every system."""
     chosen = os.environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen)

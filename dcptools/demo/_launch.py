@@ -59,7 +59,7 @@ def _run(command: list[str], log: Path) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """One thread a process, since the processes share the cores; no GPU and no network: neither is needed."""
+    """One thread per process, since the processes share the cores; no GPU and no network: neither is needed."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return (
         os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"} | offline
@@ -67,7 +67,7 @@ def _environment() -> dict[str, str]:
 
 
 def _tails(logs: Path) -> Iterator[str]:
-    """The last lines of each process, or of the launcher where no process got so far as to say something."""
+    """The last lines of each process, or of the launcher if no process got far enough to say something."""
     said = {path: path.read_text(errors="replace").rstrip() for path in sorted(logs.rglob("stderr.log"))}
     spoken = {path: text for path, text in said.items() if text}
     if not spoken:

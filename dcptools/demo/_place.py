@@ -50,9 +50,9 @@ class Stamp:
 
 
 def put(new: Path, target: Path, old: Path) -> None:
-    """Move the demo in ``new`` to ``target``; what was there goes to ``old``, except files that are no part of it.
+    """Move the demo in ``new`` to ``target``; what was there goes to ``old``, except files that are not part of it.
 
-    Where there was no demo this is one rename. Elsewhere the new stamp comes before the new parts: whatever
+    If there was no demo, this is one rename. Otherwise the new stamp comes before the new parts: whatever
     interrupts this, ``target`` is a demo with missing files, never a mixture that looks whole.
     """
     if Stamp.read(target) is None:

@@ -115,7 +115,7 @@ def make_model(config: Qwen3Config, mesh: DeviceMesh) -> Any:
 
 
 def batches(tokenizer: Any, rank: int) -> torch.Tensor:
-    """Windows of the text, other ones on each rank; the shape is (number of windows, WINDOW)."""
+    """Windows of the text, different ones on each rank; the shape is (number of windows, WINDOW)."""
     tokens: torch.Tensor = tokenizer("\n".join(SENTENCES), return_tensors="pt")["input_ids"][0]
     windows: torch.Tensor = tokens.unfold(0, WINDOW, WINDOW // 2)
     generator = torch.Generator().manual_seed(SEED + rank)

@@ -34,7 +34,7 @@ def architecture_of(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def with_numbers(config: Mapping[str, Any]) -> Any:
-    """The config with what JSON has no number for; ``save_pretrained`` writes ``{"__float__": "Infinity"}``."""
+    """The config with the numbers that JSON does not have; ``save_pretrained`` writes ``{"__float__": "Infinity"}``."""
     return json.loads(json.dumps(config), object_hook=_number)
 
 

@@ -30,8 +30,8 @@ _asking = threading.Lock()
 def expect(config: str) -> Expected:
     """What the model of a ``config.json`` expects; ``config`` is its text.
 
-    transformers takes some seconds to build it; the answer is kept for the next time, and threads that ask for the same
-    model get one answer.
+    transformers takes a few seconds to build it; the answer is kept for the next time, and threads that ask for the
+    same model get the same answer.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def is_answered(config: str) -> bool:
 
 
 def _refusal(config: str) -> NotExpected | None:
-    """What is known without building it: that nothing will be."""
+    """What is known without building it: that nothing will be known."""
     try:
         said = json.loads(config)
         named = said.get("architectures")
@@ -78,7 +78,7 @@ def _refusal(config: str) -> NotExpected | None:
 
 
 def _built(config: str) -> Expected | NotExpected:
-    """The answer of a process that builds the model; raises NotExpected where another try may give another one."""
+    """The answer of a process that builds the model; raises NotExpected if another try may give another answer."""
     # -P: no module of the current directory is imported in place of an installed one
     command = [sys.executable, "-P", "-m", "dcptools.expected.building"]
     found_at = str(Path(__file__).parents[2])
@@ -105,7 +105,7 @@ def _built(config: str) -> Expected | NotExpected:
 def is_known(model_type: object) -> bool | None:
     """Whether the installed transformers has that model_type, without importing it; None if it is not installed.
 
-    The names stand as quoted strings in ``transformers/models/auto``.
+    The names are quoted strings in ``transformers/models/auto``.
     """
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:

@@ -1,7 +1,7 @@
 """The architecture of a ``config.json``, built by ``transformers`` on the meta device: names and shapes, no weights.
 
 Run as a process of its own, ``python -m dcptools.expected.building``: the config comes on stdin as JSON, the answer
-goes to stdout as JSON. So neither the memory that the libraries take nor what a strange config makes them do stays with
+goes to stdout as JSON. So neither the memory that the libraries take nor what a strange config makes them do affects
 whoever asks. No remote code is run and nothing is downloaded.
 """
 
@@ -22,12 +22,12 @@ from dcptools.expected.architecture import Unknown, architecture_of, with_number
 from dcptools.expected.tracing import Traced
 from dcptools.tensors import Composed, NotViews
 
-# What building may take beside its libraries. Of the models that are known, that of 61 layers with 384 experts takes
+# What building may take beside its libraries. Of the known models, the one with 61 layers of 384 experts takes
 # most: 6 seconds of processor time and 250 MB.
 SECONDS, MAX_BYTES = 30, 640 << 20
 
 
-class _TooLong(BaseException):  # no code that catches any Exception may go on
+class _TooLong(BaseException):  # code that catches any Exception must not go on
     pass
 
 
@@ -37,12 +37,12 @@ def main() -> None:
 
 
 def answer(config: dict[str, Any]) -> dict[str, Any]:
-    """What is asked about the model of a config, or why it is not known; sets bounds to this process."""
+    """What is asked about the model of a config, or why it is not known; limits this process."""
     try:
         _bound()
         return describe(build(config))
     except (Exception, _TooLong) as error:
-        _unbound()  # else there may be no memory to say it
+        _unbound()  # otherwise there may be no memory to say it
         return _why(error)
 
 
@@ -51,7 +51,7 @@ def _why(error: BaseException) -> dict[str, Any]:
         return {"unknown": str(error)}
     if isinstance(error, _TooLong):
         return {"broken": f"building it takes more than {SECONDS} seconds"}
-    if isinstance(error, MemoryError | SystemError):  # SystemError: of what Python says when it has no memory to say it
+    if isinstance(error, MemoryError | SystemError):  # SystemError: from a Python without memory
         return {"broken": f"building it takes more than {MAX_BYTES >> 20} MB of memory"}
     # whatever a model's own code raises for sizes that make no sense
     return {"broken": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
@@ -63,7 +63,7 @@ def _bound() -> None:
         import resource
 
         import transformers  # noqa: F401  (what the libraries take does not count)
-    except ImportError:  # not POSIX; what else is missing will be said
+    except ImportError:  # not POSIX; what else is missing will be reported
         return
     signal.signal(signal.SIGXCPU, _stop)
     _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + SECONDS)
@@ -83,7 +83,7 @@ def _limit(kind: int, most: int) -> None:
 
 
 def _unbound() -> None:
-    """What is said of a config takes little; of one that took too much, it may be more than there is left."""
+    """The answer for a config takes little memory; for one that took too much, it may be more than is left."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -151,7 +151,7 @@ def _published(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
         converted = _converted(model, shapes)
     except NotViews as error:
         return {"unknown": str(error)}
-    except Exception as error:  # what an operation of theirs raises of its own
+    except Exception as error:  # what an operation of theirs raises itself
         return {"unknown": f"{type(error).__name__}: {error}"}
     return {
         "weights": {
@@ -165,7 +165,7 @@ def _converted(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
     """What transformers makes of the weights when it saves the model."""
     import torch
 
-    with torch.inference_mode():  # else torch would keep, for each of very many parts, what it was made of
+    with torch.inference_mode():  # otherwise torch would keep, for each of very many parts, what it was made of
         traced: dict[str, Any] = {name: Traced(Composed.whole(name, tuple(shape))) for name, shape in shapes.items()}
         try:
             from transformers.core_model_loading import revert_weight_conversion
@@ -175,7 +175,7 @@ def _converted(model: Any, shapes: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def _linear(model: Any) -> list[str] | None:
-    """The modules that peft means by all linear ones: those of its classes but the head of a language model."""
+    """The modules that peft means by all linear ones: those of its classes except the head of a language model."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -206,7 +206,7 @@ def _patterns(patterns: Iterable[str] | None) -> list[str]:
 
 
 def _matching(patterns: Iterable[str] | None, names: Iterable[str]) -> list[str]:
-    """The names that a pattern of transformers finds something in."""
+    """The names in which a pattern of transformers finds something."""
     regexes = [re.compile(pattern) for pattern in _patterns(patterns)]
     return [name for name in names if any(regex.search(name) for regex in regexes)]
 

@@ -1,6 +1,7 @@
-"""How many layers and the like a config asks for: each is a module or an entry that building takes time and memory for.
+"""How many layers and the like a config asks for: each is a module or an entry that takes time and memory to build.
 
-Sizes cost nothing, for weights have no values here. transformers would build a billion layers for as long as it may.
+Sizes cost nothing, because weights have no values here. transformers would go on building a billion layers for as long
+as it may.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# By a field's name; one with "per_" is a size, and the names in some tables are their owner's. The most that is known:
+# By a field's name; one with "per_" is a size, and the names in some tables are their owner's. The largest known ones:
 # 126 layers, 2,048 experts, 21,843 labels.
 _MOST = {
     re.compile(r"^(?!.*per_).*(layer|depth|block|stage)s?$"): 1_000,

@@ -15,7 +15,7 @@ from dcptools.hf import read_model
 def expect_reference(path: str | os.PathLike[str]) -> Expected:
     """The names and shapes of another model: its directory, its index, or a safetensors file.
 
-    An index without its files gives names alone.
+    An index without its files gives only names.
 
     Raises
     ------

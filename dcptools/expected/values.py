@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 class NotExpected(Exception):
-    """Nothing is known about the model; the text says why. ``broken`` if it cannot be built as it is described."""
+    """Nothing is known about the model; the text says why. ``broken`` if it cannot be built as described."""
 
     def __init__(self, why: str, *, broken: bool = False) -> None:
         super().__init__(why)
@@ -22,24 +22,24 @@ class NotExpected(Exception):
 
 @dataclass(frozen=True)
 class Naming:
-    """One way to call the weights of a model."""
+    """One way of naming the weights of a model."""
 
     shapes: Mapping[str, Shape | None]  # by name, tied names too; None: not known
     ties: tuple[tuple[str, ...], ...] = ()  # names of one weight; the one that is written comes first
-    optional: frozenset[str] = frozenset()  # what transformers does not miss
+    optional: frozenset[str] = frozenset()  # what transformers does not report as missing
 
     @cached_property
     def written(self) -> Mapping[str, str]:
-        """For each name, the one under which its weight is written: another one only for those that are tied."""
+        """For each name, the one under which its weight is written: a different one only for tied names."""
         return {**{name: name for name in self.shapes}, **{name: tied[0] for tied in self.ties for name in tied}}
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
-        """The weights that a model is not whole without; tied ones once."""
+        """The weights without which a model is incomplete; tied ones once."""
         return tuple(name for name, written in self.written.items() if name == written and name not in self.optional)
 
     def without(self, prefix: str) -> Naming:
-        """Only what stands below a prefix, by the rest of the name: the base model's own way."""
+        """Only what is below a prefix, by the rest of the name: the base model's own way."""
         cut = {name: name[len(prefix) :] for name in self.shapes if name.startswith(prefix)}
         ties = (tuple(cut[name] for name in tied if name in cut) for tied in self.ties)
         return Naming(
@@ -82,7 +82,7 @@ class Expected:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All that its weights are called anywhere."""
+        """All names that its weights have anywhere."""
         return frozenset((*self.stored.shapes, *self.published.shapes, *(self.based.shapes if self.based else ())))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A HuggingFace model on the disk: its weights by name, from headers and index alone; their bytes when asked for.
+"""A HuggingFace model on the disk: its weights by name, from headers and index alone; their bytes on request.
 
 ``reading`` puts the headers of the files and the index together, ``values`` is what comes out.
 """

@@ -20,7 +20,7 @@ from dcptools.storage import FileState, Source, open_source
 
 SUFFIX = ".safetensors"
 _INDEX_SUFFIX = f"{SUFFIX}.index.json"
-AHEAD_BYTES = 1 << 16  # of each file, read at once where each read takes long; most headers have less
+AHEAD_BYTES = 1 << 16  # of each file, read at once if each read takes long; most headers are shorter
 _FIRST = ("model", "adapter_model")  # what transformers and peft look for
 _WHAT_TO_DO = "Give the directory of a model, one that holds model.safetensors or model.safetensors.index.json."
 
@@ -38,7 +38,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     Parameters
     ----------
     path
-        The model's directory; or its index, or a single ``.safetensors`` file. Also a URL that fsspec knows.
+        The model's directory, its index, or a single ``.safetensors`` file; also a URL that fsspec knows.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def _read_index(source: Source, name: str) -> _Index:
 
 
 def _is_plain(file: Any) -> bool:
-    """Whether that names a file of the same directory: an index must not lead out of it."""
+    """Whether that names a file in the same directory: an index must not lead out of it."""
     return isinstance(file, str) and file.endswith(SUFFIX) and not {"/", "\\", "\0"}.intersection(file)
 
 
@@ -162,7 +162,7 @@ def _bad_index(key: str, message: str) -> Finding:
 
 
 def _header(source: Source, name: str, state: FileState | None) -> tuple[WeightFile, Header | None, Finding | None]:
-    """One file: what is known of it, and what is wrong."""
+    """One file: what is known about it, and what is wrong."""
     if state is None:
         return (
             WeightFile(name, None, 0, ()),
@@ -200,13 +200,13 @@ def read_headers(model: Model) -> dict[str, bytes]:
 
 
 def announce_headers(model: Model) -> None:
-    """Say that the headers will be read again, where that takes long."""
+    """Announce that the headers will be read again, if that takes long."""
     if model.source.ahead:
         model.source.will_read((file.name, 0, file.header_nbytes) for file in model.files)
 
 
 def _checked(source: Source, name: str, nbytes: int) -> Header:
-    """The header of a file of that size, which the values fill."""
+    """The header of a file of that size, the rest of which the values fill."""
     data = header_bytes(source, name)
     with _broken_model():
         header = parse_header(data)
@@ -240,7 +240,7 @@ def _merged(parts: Mapping[str, Mapping[str, Part]]) -> tuple[dict[str, Weight],
 
 
 def _about_index(index: _Index, weights: Mapping[str, Weight], readable: set[str]) -> Iterator[Finding]:
-    """What the index says and the files do not, and the other way round; files that cannot be read are told apart."""
+    """What the index says and the files do not, and vice versa; files that cannot be read are reported separately."""
     if not index.name:
         return
     for name, file in index.weight_map.items():

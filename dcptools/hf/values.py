@@ -43,7 +43,7 @@ class WeightFile:
     name: str
     nbytes: int | None  # of the whole file; None: it is not there
     header_nbytes: int  # with its length field; 0 if it cannot be read
-    metadata: tuple[tuple[str, str], ...]  # what the header says beside the tensors
+    metadata: tuple[tuple[str, str], ...]  # what else the header says, beside the tensors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Model(Shown, HasFindings):
     files: tuple[WeightFile, ...]
     index: str  # name of the index; "" if there is none
     weight_map: Mapping[str, str]  # what the index says: name to file; empty if there is none
-    index_metadata: Mapping[str, Any]  # what the index says beside that
+    index_metadata: Mapping[str, Any]  # what else the index says
     findings: tuple[Finding, ...]
     source: Source
 

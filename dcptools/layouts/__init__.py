@@ -1,6 +1,6 @@
 """How a model lies in a checkpoint, and what each of its tensors is called: a file for each layout.
 
-``candidates`` tries the readings of a checkpoint and holds each against the model that is expected; ``choose`` finds
+``candidates`` tries the readings of a checkpoint and compares each with the expected model; ``choose`` finds
 the layout by names alone. A layout takes the checkpoint and gives outputs and leftovers.
 """
 

@@ -21,7 +21,7 @@ LAYOUTS = ("auto", "container", "bare")
 
 
 def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, family: Family | None = None) -> Layout:
-    """Choose the layout; ``Unknown`` if no rule finds a model. A ``family`` that is given is used.
+    """Choose the layout; ``Unknown`` if no rule finds a model. If a ``family`` is given, it is used.
 
     The rules are tried in this order: names that only a container gives; a container ``model`` in ``planner_data``;
     names of a HuggingFace model at the top level; another container that holds a model (after the bare names, so that
@@ -30,7 +30,7 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
     Raises
     ------
     UsageError
-        The layout is not known, or no key stands under the given root.
+        The layout is not known, or no key is under the given root.
     """
     if layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {layout!r}.\nKnown layouts: {', '.join(LAYOUTS)}.")
@@ -55,7 +55,7 @@ def choose(keys: Sequence[Key], layout: str = "auto", root: str | None = None, f
 
 
 def containers(keys: Collection[Key]) -> dict[str, int]:
-    """The containers in which names of a model stand, each with the number of its tensors; the likeliest one first."""
+    """The containers that have names of a model, each with the number of its tensors; the likeliest one first."""
     counts = dict.fromkeys(filter(None, map(_container_of, keys)), 0)
     for key in keys if counts else ():
         for at, sign in enumerate(key.name):
@@ -65,7 +65,7 @@ def containers(keys: Collection[Key]) -> dict[str, int]:
 
 
 def _container_of(key: Key) -> str:
-    """What a key of a model stands in, by its path or by what comes before a name of a HuggingFace model."""
+    """What a key of a model is in, by its path or by what comes before a name of a HuggingFace model."""
     if len(key.path) > 1 and _holds_model(key):
         return key.container
     dots = (at for at, sign in enumerate(key.name) if sign == ".")
@@ -74,7 +74,7 @@ def _container_of(key: Key) -> str:
 
 
 def _wrapped(container: Container, keys: Sequence[Key]) -> Container:
-    """The attribute in which a module of the trainer's holds the model (Lightning, Composer), if the container does."""
+    """The attribute in which the trainer's module holds the model (Lightning, Composer), if the container has one."""
     attribute, named = None, False
     for key in keys:
         name = container.name_of(key)

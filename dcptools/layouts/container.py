@@ -20,7 +20,7 @@ HEADS = ("lm_head.weight", "score.weight")  # of a language model, and of a clas
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The HuggingFace name of a key is what stands after the container."""
+    """The HuggingFace name of a key is what follows the container."""
 
     root: str
     reason: str
@@ -47,7 +47,7 @@ class Container:
                 leftovers.append(extra_state(tensor))
                 continue
             outputs.append(Output(self.prefix + name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
-            if key.stored or not _is_usual(name):  # of most keys there is nothing to say
+            if key.stored or not _is_usual(name):  # about most keys there is nothing to say
                 findings += self._about_key(stored, key, name)
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
 
@@ -57,12 +57,12 @@ class Container:
         return None if rest is None else strip_wrappers(rest)[0]
 
     def wrappers_in(self, key: Key) -> tuple[str, ...]:
-        """The segments that are taken out of a key of the model; those of the container itself stay."""
+        """The segments that are removed from a key of the model; those of the container itself stay."""
         in_root = len(strip_wrappers(self.root + ".")[1])
         return strip_wrappers(key.stored or key.name)[1][in_root:]
 
     def beside(self, key: Key) -> str:
-        """What a key that is not the model's stands in: the part beside the model's, ``ema`` or ``app.ema``.
+        """What a key that is not the model's is in: the part beside the model's, ``ema`` or ``app.ema``.
 
         >>> Container("app.model", "").beside(Key("app.ema.model.norm.weight", ()))
         'app.ema'
@@ -92,5 +92,5 @@ def another_container(root: str) -> Finding:
 
 
 def _is_usual(name: str) -> bool:
-    """Whether a name is what nearly all models have: it is more likely one than what only lost its container."""
+    """Whether nearly all models have a name: it is likelier to be one than what only lost its container."""
     return name.startswith("model.") or name in HEADS

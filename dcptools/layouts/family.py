@@ -29,20 +29,20 @@ class Weight:
     places: tuple[str, ...]  # what the numbers of a key are called
     name: str  # with places in braces
     rearrangement: Rearrangement | None
-    differ: tuple[str, ...] = ()  # axes: of the same size, nothing tells how the values lie
-    left_out: str = ""  # why it is no weight of the model
+    differ: tuple[str, ...] = ()  # axes: if they have the same size, nothing tells how the values lie
+    left_out: str = ""  # why it is not a weight of the model
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one trainer calls and stores the weights of one model."""
+    """How one trainer names and stores the weights of one model."""
 
     trainer: str
     model: str
     architectures: tuple[str, ...]
     sizes: Mapping[str, int | str]  # of axes: numbers, or fields of the config
     weights: Mapping[str, Weight]  # by key, with # for each number
-    signs: tuple[str, ...] = ()  # such keys by which the trainer is known
+    signs: tuple[str, ...] = ()  # of those keys, the ones by which the trainer is recognized
     refused: str = ""  # why its values cannot be arranged
     exporter: str = ""  # what else can convert it
 
@@ -51,13 +51,13 @@ class Family:
         return f"{self.trainer}, {self.model}"
 
     def find(self, key: str) -> tuple[Weight, tuple[str, ...]] | None:
-        """What becomes of a key, and the numbers in it; None if it is none of this family's."""
+        """What becomes of a key, and the numbers in it; None if it is not one of this family."""
         weight = self.weights.get(pattern_of(key))
         return None if weight is None else (weight, tuple(NUMBER.findall(key)))
 
     @cached_property
     def telling(self) -> frozenset[str]:
-        """Patterns of keys: where they occur, it is this trainer's checkpoint. Without signs, all of single layers."""
+        """Patterns of keys: if they occur, it is this trainer's checkpoint. Without signs, those of all layers."""
         return frozenset(self.signs or (pattern for pattern in self.weights if "#" in pattern))
 
 

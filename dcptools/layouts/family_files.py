@@ -1,4 +1,4 @@
-"""Families as files of TOML: one for each model of a trainer, with whole-key templates and how the values lie."""
+"""Families as TOML files: one for each model of a trainer, with templates of whole keys and how the values lie."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def families() -> tuple[Family, ...]:
 
 
 def read_family(path: str | os.PathLike[str]) -> Family:
-    """A family of one's own. Raises UsageError."""
+    """A family of the user's own. Raises UsageError."""
     with system_errors(UsageError, f"The family file {path} cannot be read"):
         try:
             return parse_family(path_on_disk(path, "The family file").read_text("utf-8"), str(path))
@@ -41,7 +41,7 @@ def parse_family(text: str, where: str) -> Family:
     """A family from the text of a TOML file; ``where`` is what messages call it. Raises UsageError."""
     try:
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits
+    except (ValueError, RecursionError) as error:  # also a number with too many digits
         raise UsageError(f"The family file {where} is not TOML: {error}.") from None
     try:
         return _family(table)
@@ -130,7 +130,7 @@ def _text(table: dict[str, Any], name: str) -> str:
 
 
 def _field(table: dict[str, Any], name: str, default: Value, expected: str) -> Value:
-    """A field of the type of its default."""
+    """A field with the type of its default."""
     value = table.get(name, default)
     if not isinstance(value, type(default)):
         raise _Wrong(name, f"{name} is {type(value).__name__}.", f"Expected {expected}.")

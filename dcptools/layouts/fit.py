@@ -1,4 +1,4 @@
-"""How well names and shapes give the model that is expected."""
+"""How well names and shapes give the expected model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dcptools._text import counted
 from dcptools.expected import Naming, Shape
 
-# What can be said of a weight.
+# What can be said about a weight.
 STATES = ("fits", "missing", "unexpected", "shape differs")
 
 
@@ -19,7 +19,7 @@ class Difference(NamedTuple):
     name: str
     found: Shape | None  # None: it is missing
     expected: Shape | None  # None: the model has no such weight
-    tied: str = ""  # a name that the model ties it to, and that has the shape that is expected
+    tied: str = ""  # a name that the model ties it to, and that has the expected shape
 
     @property
     def state(self) -> str:
@@ -29,14 +29,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a reading gives of a model's weights; tied weights count once."""
+    """Which of a model's weights a reading gives; tied weights count once."""
 
     title: str  # of the model
     reading: str  # how the checkpoint was read, in words
     weights: int  # that the model needs
-    fitting: int  # of them, with the shape that is expected
+    fitting: int  # of them, with the expected shape
     differences: tuple[Difference, ...]
-    shapes_known: bool = True  # of all weights; else some were compared by name alone
+    shapes_known: bool = True  # of all weights; otherwise some were compared by name alone
 
     @property
     def missing(self) -> tuple[Difference, ...]:
@@ -55,7 +55,7 @@ class Fit:
 
     @property
     def complete(self) -> bool:
-        """Whether it is the model, whatever stands beside it."""
+        """Whether it is the model, whatever is beside it."""
         return self.weights > 0 and all(each.expected is None for each in self.differences)
 
     @property
@@ -89,10 +89,10 @@ class Fit:
 
 
 def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -> Fit:
-    """Hold names and shapes against a naming of the model's weights."""
+    """Compare names and shapes with a naming of the model's weights."""
     written, wanted = naming.written, naming.shapes
-    right: dict[str, str] = {}  # a name that has the shape that is expected, by the one that is written
-    wrong: dict[str, Difference] = {}  # likewise, but what is tied to a right one stands for itself
+    right: dict[str, str] = {}  # a name that has the expected shape, by the one that is written
+    wrong: dict[str, Difference] = {}  # likewise, but what is tied to a right one counts by itself
     copies, unexpected = [], []
     for name, shape in shapes.items():
         if name not in written:

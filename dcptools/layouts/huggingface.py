@@ -1,4 +1,4 @@
-"""Names that HuggingFace models give their weights: how a state dict that was saved bare is known."""
+"""Names that HuggingFace models give their weights: how a state dict that was saved bare is recognized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 # Names of HuggingFace models, from the first segment on. N is a number, * is anything within a segment. They are what
 # transformers 5 gives its models, and 4 gave those that 5 names differently. Where ``model.`` may be a container as
-# well, only what speaks against it is here: ``model.encoder.block.N`` is T5's base model in a container.
+# well, only what rules that out is here: ``model.encoder.block.N`` is T5's base model in a container.
 HUGGINGFACE_NAMES = (
     # a base model called `model`: decoders, then encoder-decoders, then vision and language
     "model.layers.N",
@@ -32,7 +32,7 @@ HUGGINGFACE_NAMES = (
     *("encoder.embed_tokens", "encoder.layer.N", "encoder.layers.N.self_attn", "encoder.block.N"),
     *("decoder.embed_tokens", "decoder.layers.N.self_attn", "decoder.block.N"),
 )
-HEADS = ("lm_head", "score", "classifier", "qa_outputs")  # stand beside the base model, and in no container
+HEADS = ("lm_head", "score", "classifier", "qa_outputs")  # are beside the base model, and in no container
 
 
 def _whole_segments(names: Iterable[str]) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
-    """The key without wrapper segments, and the segments that were taken out.
+    """The key without wrapper segments, and the segments that were removed.
 
     >>> strip_wrappers("model._orig_mod.model.norm.weight")
     ('model.model.norm.weight', ('_orig_mod',))
@@ -26,7 +26,7 @@ def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _may_be_wrapped(key: str) -> bool:
-    """Whether it is worth a closer look; nearly no keys are."""
+    """Whether it is worth a closer look; hardly any keys are."""
     return "._" in key or "module." in key or key[:1] == "_"
 
 
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, stored: str, path: tuple[str, ...]) -> Key:
-        """The key with wrappers taken out below its container: a container may itself be called ``module``.
+        """The key with wrappers removed below its container: a container may itself be called ``module``.
 
         >>> Key.of("module.model._orig_mod.norm.weight", ("module", "model._orig_mod.norm.weight")).name
         'module.model.norm.weight'
@@ -62,7 +62,7 @@ class Key(NamedTuple):
         return self.name.partition(".")[0]
 
     def below(self, root: str) -> str | None:
-        """What stands below a container, as it was stored where that says more; None if the key is not in it."""
+        """What is below a container, as it was stored if that says more; None if the key is not in it."""
         prefix = root + "."
         if self.stored.startswith(prefix):
             return self.stored[len(prefix) :]
@@ -70,7 +70,7 @@ class Key(NamedTuple):
 
 
 def keys_of(checkpoint: Checkpoint) -> dict[str, Key]:
-    """The keys of the tensors, by what they are in the checkpoint."""
+    """The keys of the tensors, by what they are called in the checkpoint."""
     return {stored: Key.of(stored, tensor.path) for stored, tensor in checkpoint.tensors.items()}
 
 

@@ -1,8 +1,8 @@
 """Models that peft wrapped: which keys are an adapter's, and what the others are in the model itself.
 
 peft puts the model below ``base_model.model``, and each module that it adapts below ``base_layer``, beside
-``lora_A.<adapter>`` and the like. Of a module that is trained whole it keeps two: ``original_module`` and
-``modules_to_save.<adapter>``. What ``save_pretrained`` writes has the prefix always, and the adapter's name never.
+``lora_A.<adapter>`` and the like. Of a module that is trained whole it keeps two copies: ``original_module`` and
+``modules_to_save.<adapter>``. What ``save_pretrained`` writes always has the prefix, and never the adapter's name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|lm_head)\.base_layer\.[^.]+")
 
 
 class Role(NamedTuple):
-    """What a key is in a model that peft wrapped. Names are without the prefix."""
+    """What a key is in a model that peft wrapped. Names are given without the prefix."""
 
     kind: str  # "lora", "copy" (of a module that is trained whole), "tokens" or "base"
     adapter: str  # its name; "" if the key has none
     saved: str  # what save_pretrained calls it
-    weight: str  # what the model without peft calls the weight that it is, or belongs to
+    weight: str  # what the model without peft calls the weight that it is or belongs to
 
     @classmethod
     def of(cls, name: str) -> Role:
@@ -71,14 +71,14 @@ def _plain(segments: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Peft:
-    """What peft made of a model's keys; without adapters it made nothing of them."""
+    """What peft made of a model's keys; without adapters, nothing."""
 
-    keys: Mapping[str, Key]  # by what they are in the checkpoint
+    keys: Mapping[str, Key]  # by what they are called in the checkpoint
     roles: Mapping[str, Role]  # of all keys, or of none
 
     @classmethod
     def of(cls, keys: Mapping[str, Key]) -> Peft:
-        """Look for LoRA adapters; those of AdaLoRA, which arranges its values when it saves, are none."""
+        """Look for LoRA adapters; those of AdaLoRA, which rearranges its values when it saves, do not count."""
         if not any("lora_" in key.name for key in keys.values()):
             return cls(keys, {})
         roles = {stored: Role.of(key.name) for stored, key in keys.items()}
@@ -92,18 +92,18 @@ class Peft:
 
     @cached_property
     def copying(self) -> tuple[str, ...]:
-        """The adapters that have modules which were trained whole."""
+        """The adapters that have modules that were trained whole."""
         return tuple(sorted({role.adapter for role in self.roles.values() if role.kind == "copy"}))
 
     @cached_property
     def base_weights(self) -> frozenset[str]:
-        """The base model's weights, if those that are adapted are among them: else only what was trained is there."""
+        """The base model's weights, if the adapted ones are among them: otherwise only what was trained is there."""
         base = frozenset(role.weight for role in self.roles.values() if role.kind == "base")
         adapted = {role.weight for role in self.roles.values() if role.kind == "lora"}
         return frozenset() if adapted.isdisjoint(base) else base
 
     def weights(self) -> list[Key]:
-        """The keys under the names of the model without peft; those of adapters under that of the weight they adapt."""
+        """The keys under the names of the model without peft; those of adapters under the weight that they adapt."""
         return [_called(self.keys[stored], role.weight) for stored, role in self.roles.items()]
 
     def base(self) -> dict[str, Key]:
@@ -115,13 +115,13 @@ class Peft:
         return called or dict(self.keys)
 
     def saved(self) -> dict[str, Key]:
-        """The keys by the names that ``save_pretrained`` writes, but for the prefix."""
+        """The keys by the names that ``save_pretrained`` writes, except for the prefix."""
         return {stored: _called(self.keys[stored], role.saved) for stored, role in self.roles.items()}
 
     def base_of(self, reading: Reading, adapter: str | None) -> Reading:
         """Only the base model of a reading of ``base``.
 
-        Of a module that was trained whole the copy of the ``adapter`` is taken, as ``unload`` and ``merge_and_unload``
+        Of a module that was trained whole, the copy of the ``adapter`` is taken, as ``unload`` and ``merge_and_unload``
         of peft do; without one, the original.
         """
         if not self.adapters:
@@ -151,7 +151,7 @@ class Peft:
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))
 
     def _along(self, adapter: str, config: Mapping[str, Any] | None) -> set[Role]:
-        """What ``save_pretrained`` writes of the base model: embeddings that are adapted, biases that were trained."""
+        """What ``save_pretrained`` writes of the base model: adapted embeddings, and trained biases."""
         base = [role for role in self.roles.values() if role.kind == "base"]
         if not self.base_weights and not adapter:  # somebody saved what save_pretrained writes
             return set(base)
@@ -169,7 +169,7 @@ class Peft:
 
 
 def _adapts_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether ``save_pretrained`` takes the embeddings for adapted: it looks for their very names."""
+    """Whether ``save_pretrained`` considers the embeddings adapted: it looks for exactly their names."""
     targets = config.get("target_modules")
     if config.get("trainable_token_indices") is not None:
         return False

@@ -1,4 +1,4 @@
-"""The ways in which a checkpoint can be read, and how well each gives the model that is expected."""
+"""The ways in which a checkpoint can be read, and how well each gives the expected model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def candidates(
     """The readings that give some weights of the model, by names and shapes; the best one first.
 
     Each container is tried with each naming: that of the live model, that of its files, that of its base model alone;
-    and those of trainers, unless a layout is asked for. With a ``family`` only that one is tried. A name that the
+    and those of trainers, unless a layout is given. With a ``family``, only that one is tried. A name that the
     user's rules, ``renamed``, make one of the model counts as that.
     """
     by_rules = choose(list(keys.values()), layout, root).root
@@ -73,7 +73,7 @@ def layout_of(keys: Sequence[Key], expected: Expected | None, layout: str, root:
     found = _roots(keys, expected, layout, root) if expected and root is None and layout == "auto" else []
     if expected is None or not found:
         return choose(keys, layout, root)
-    at = min(found, key=lambda at: any(segment in COPIES for segment in at.split(".")))  # the first that is no copy
+    at = min(found, key=lambda at: any(segment in COPIES for segment in at.split(".")))  # the first that is not a copy
     reason = f"the names there are those of {expected.title}"
     return Container(at, reason) if at else Bare.of(keys, reason)
 
@@ -126,17 +126,17 @@ def _in_family(
 
 def foreign_families(keys: Iterable[Key]) -> list[Family]:
     """The families of trainers whose own names of layers occur among the keys."""
-    patterns = {pattern_of(key.name) for key in keys}  # a few for very many keys
+    patterns = {pattern_of(key.name) for key in keys}  # few, for very many keys
     return [each for each in families() if any(True for pattern in patterns for _ in _places(pattern, each.telling))]
 
 
 def family_roots(family: Family, keys: Iterable[Key]) -> list[str]:
-    """The containers below which a trainer's own names of layers stand."""
+    """The containers that have a trainer's own names of layers below them."""
     return _most(place for key in keys for place in _places(pattern_of(key.name), family.telling))
 
 
 def _roots(keys: Iterable[Key], expected: Expected, layout: str, root: str | None) -> list[str]:
-    """The containers below which names of the model stand; "" is the top level."""
+    """The containers that have names of the model below them; "" is the top level."""
     if root is not None:
         return [root]
     if layout != "auto":
@@ -162,7 +162,7 @@ def _is_optimizers(root: str) -> bool:
 
 
 def _places(key: str, names: Names[str]) -> Iterator[str]:
-    """What stands before one of these names, wherever the key ends with one."""
+    """What precedes one of these names, wherever the key ends with one."""
     at = 0
     while True:
         if key[at:] in names:

@@ -1,7 +1,7 @@
-"""The notation in which a family says how values lie, that of einops: ``(heads half two) in -> (heads two half) in``.
+"""The notation in which a family says how values lie: einops', ``(heads half two) in -> (heads two half) in``.
 
 Names are axes, and parentheses make several of them one dimension, the last one running fastest. An axis in braces on
-the right side is no dimension of the result: each index of it is a tensor of its own, as ``expert out in -> {expert}
+the right side is not a dimension of the result: each index of it is a tensor of its own, as ``expert out in -> {expert}
 out in`` cuts a stack of experts.
 """
 
@@ -37,7 +37,7 @@ class Rearrangement:
 
     @classmethod
     def parse(cls, text: str) -> Rearrangement:
-        """Raises UsageError for what is no such notation."""
+        """Raises UsageError for what is not such a notation."""
         left, arrow, right = text.partition("->")
         before, none = _side(left, text)
         after, split = _side(right, text)
@@ -71,7 +71,7 @@ class Rearrangement:
             yield dict(zip(self.split, at, strict=True)), part.reshape(*shape)
 
     def _axes(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
-        """The size of each axis of a tensor: as told, or what the others leave of its dimension."""
+        """The size of each axis of a tensor: as given, or what the others leave of its dimension."""
         if len(shape) != len(self.before):
             raise ValueError(f"{self.text!r} needs {len(self.before)} dimensions, and there are {len(shape)}")
         found: dict[str, int] = {}

@@ -18,7 +18,7 @@ MOMENT = re.compile(r"(max_)?exp_avg(_sq)?s?|momentum(_buffer)?s?|moments?_?[0-9
 COPIES = ("ema", "ema_model", "model_ema")  # averages of the weights, kept beside the model
 # What the model that was trained is in, as the last segment
 _USUAL = frozenset(("model", "module", "net", "network", "state", "state_dict", "model_state_dict", "policy", "actor"))
-# What has the names of the model and is another one, or what an optimizer keeps of it
+# What has the names of the model but is another one, or what an optimizer keeps of it
 _OTHERS = re.compile(
     r"(.*_)?(ema|swa|averaged?|shadow|best|old|prev(ious)?|teacher|critic|ref(erence)?|reward|value|target|draft)"
     r"(_(model|module|net(work)?|policy|weights|params|state)s?)?"
@@ -44,7 +44,7 @@ def is_of_optimizer(container: str) -> bool:
 def is_training_state(key: Key, beside: str = "") -> bool:
     """Whether a key that is not the model's is training state, by the names of its containers.
 
-    Those that hold the model as well say nothing. Where ``planner_data`` tells none, only the part that the key stands
+    Containers that hold the model as well say nothing. If ``planner_data`` gives none, only the part that the key is
     in, ``beside`` the model's, counts.
     """
     around = beside.count(".")
@@ -53,21 +53,21 @@ def is_training_state(key: Key, beside: str = "") -> bool:
 
 
 def is_extra_state(stored: str) -> bool:
-    """TransformerEngine and others keep a module's extra state as a tensor; it is no weight."""
+    """TransformerEngine and others keep a module's extra state as a tensor; it is not a weight."""
     return "_extra_state" in stored and "_extra_state" in stored.split(".")
 
 
 def extra_state(tensor: StoredTensor) -> Leftover:
-    """A module's extra state, which stands among the weights."""
+    """A module's extra state, which is among the weights."""
     return Leftover.of(tensor, "extra state of a module, not a weight")
 
 
 def beside_model(tensor: StoredTensor, reason: str, part: str, *, training: bool) -> Leftover:
-    """What is not the model's. Where nobody would expect a weight, its ``part`` of the state dict is not told."""
+    """What is not the model's. Where nobody would expect a weight, its ``part`` of the state dict is not given."""
     expected = training or _is_counter(tensor, part) or is_extra_state(tensor.key)
     return Leftover.of(tensor, reason, "" if expected else part)
 
 
 def _is_counter(tensor: StoredTensor, part: str) -> bool:
-    """One integer beside the model: so many tokens seen, so many epochs run."""
+    """One integer beside the model, such as the number of tokens seen or epochs run."""
     return not tensor.shape and tensor.dtype.kind == "int" and tensor.key in (part, tensor.key.rpartition(".")[2])

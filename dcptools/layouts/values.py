@@ -25,7 +25,7 @@ class Output:
     Raises
     ------
     UsageError
-        The sources have not just as many elements as the shape.
+        The sources do not have exactly as many elements as the shape.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Leftover:
     kind: str  # "tensor" or "object"
     reason: str
     nbytes: int
-    part: str = ""  # of a tensor that is no training state: what it stands in beside the model, such as ``ema``
+    part: str = ""  # of a tensor that is not training state: what it is in beside the model, such as ``ema``
 
     @classmethod
     def of(cls, tensor: StoredTensor | Output, reason: str, part: str = "") -> Leftover:
@@ -84,11 +84,11 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str:
-        """As ``--layout`` has it; "" if the layout is not known."""
+        """The value of ``--layout``; "" if the layout is not known."""
 
     @property
     def root(self) -> str:
         """The container that holds the model; "" if there is none."""
 
     def read(self, checkpoint: Checkpoint, keys: Mapping[str, Key]) -> Reading:
-        """What becomes of each tensor; ``keys`` are those of the checkpoint, by what they are in it."""
+        """What becomes of each tensor; ``keys`` are those of the checkpoint, by what they are called in it."""

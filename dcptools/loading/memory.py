@@ -18,7 +18,8 @@ from dcptools.errors import NotEnoughMemory
 if TYPE_CHECKING:
     import torch
 
-# The files of a control group that say its limit, what it uses, and what of that it can give back: version 2 and 1.
+# The files of a control group that give its limit, what it uses, and how much of that it can give back: versions 2 and
+# 1.
 _GROUP_FILES = {
     "": ("memory.max", "memory.current", r"^inactive_file (\d+)"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", r"^total_inactive_file (\d+)"),
@@ -26,7 +27,7 @@ _GROUP_FILES = {
 
 
 class MemorySink:
-    """Holds each file in memory of its own, which torch allocates, aligned as that of any tensor."""
+    """Holds each file in memory of its own, which torch allocates, aligned like that of any tensor."""
 
     shared = False
 
@@ -55,11 +56,11 @@ class MemorySink:
         """Nothing: there is no disk."""
 
     def staged(self, name: str) -> None:
-        """Nowhere: it is at no path."""
+        """None: it has no path."""
 
 
 def not_enough(needed: int, available: int, where: str = "here") -> NotEnoughMemory:
-    """The error that says both numbers."""
+    """The error that gives both numbers."""
     return NotEnoughMemory(
         f"This takes {format_bytes(needed)} of memory, but {format_bytes(available)} is free {where}.\n"
         "Load only a part of it, use a narrower dtype, or use a machine with more memory.",
@@ -69,16 +70,16 @@ def not_enough(needed: int, available: int, where: str = "here") -> NotEnoughMem
 
 
 def check_fits(needed: int) -> None:
-    """Raises NotEnoughMemory if so many bytes are not free, where that can be known."""
+    """Raises NotEnoughMemory if that many bytes are not free, where that can be known."""
     available = available_bytes()
     if available is not None and needed > available:
         raise not_enough(needed, available)
 
 
 def available_bytes() -> int | None:
-    """The memory that this process can still take: of the machine, or of the job that it runs in if that is less.
+    """The memory that this process can still take: that of the machine, or of the job that it runs in if that is less.
 
-    None where nobody can tell.
+    None if it is not known.
     """
     return min((*_machine(), *_groups()), default=None)
 
@@ -88,7 +89,7 @@ def _machine() -> Iterator[int]:
         if found := re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE):
             yield int(found[1]) * 1024
             return
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # no Linux: all that there is
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not Linux: everything
         yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

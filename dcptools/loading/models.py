@@ -41,7 +41,7 @@ def load_model(
     """The transformers model of ``config.json`` with the values of a checkpoint. Nothing is written.
 
     It is the model that ``from_pretrained(save_dir, dtype="auto")`` gives once it is written: transformers itself ties
-    weights, makes buffers, and keeps in float32 what it always keeps so. No remote code is run.
+    weights, makes buffers, and keeps in float32 what it always keeps in float32. No remote code is run.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def load_model(
     model_assets_dir
         The directory with ``config.json``, for a checkpoint or a path.
     keys
-        Globs on names: only these weights are loaded, and take memory. All others are on the device ``meta``, so that
+        Globs on names: only these weights are loaded and take memory. All others are on the device ``meta``, so that
         using one is an error.
     device
         Where the loaded weights go.
@@ -62,9 +62,9 @@ def load_model(
     Raises
     ------
     NotEnoughMemory
-        It does not fit into memory, or into that of the device; nothing was read.
+        It does not fit into memory, or into the device's; nothing was read.
     UsageError
-        There is no ``config.json``, transformers does not know its architecture, weights of it are missing, or an
+        There is no ``config.json``, transformers does not know its architecture, weights are missing, or an
         option cannot be used.
     FindingsError, BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint, Cancelled
         As in :func:`dcptools.load_state_dict`.
@@ -86,13 +86,13 @@ def load_model(
     model = _made(made, config, state | {tensor.output.name: _placeholder(tensor) for tensor in others}, planned)
     if others:
         _forget_placeholders(model)
-    if target.type != "cpu":  # but for what is on no device
+    if target.type != "cpu":  # except for what is on no device
         model._apply(lambda value: value if value.is_meta else value.to(target))
     return model
 
 
 def memory_needed(planned: ShardPlan, tensors: Sequence[PlannedTensor] | None = None) -> int:
-    """Bytes that the weights of the model take; those that transformers first joins or cuts count twice."""
+    """Bytes that the weights of the model take; those that transformers joins or cuts first count twice."""
     expected = planned.mapping.expected
     own = expected.stored.shapes if expected else {}
     given = chosen(planned, None) if tensors is None else tensors
@@ -156,7 +156,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _check_device(device: torch.device, needed: int) -> None:
-    """Raises NotEnoughMemory, where a device says how much it has, and UsageError if there is no such device."""
+    """Raises NotEnoughMemory, if a device says how much it has, and UsageError if there is no such device."""
     if device.type != "cuda":
         return
     import torch
@@ -217,7 +217,7 @@ def _forget_placeholders(model: Any) -> None:
     """Put on the device ``meta`` what was not loaded."""
     import torch
 
-    meta: dict[int, torch.nn.Parameter] = {}  # by the parameter it is put in place of: tied ones stay tied
+    meta: dict[int, torch.nn.Parameter] = {}  # by the parameter that it replaces: tied ones stay tied
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if parameter.numel() and parameter.untyped_storage().nbytes() < parameter.numel() * parameter.itemsize:

@@ -37,7 +37,7 @@ def load_state_dict(
 ) -> Mapping[str, torch.Tensor]:
     """The tensors that :func:`dcptools.write` would write, by name, in memory. Nothing is written.
 
-    The values are the same bit for bit, NaN in the casts of some dtypes excepted: they are read and cast by the same
+    The values are the same bit for bit, except NaN in the casts of some dtypes: they are read and cast by the same
     code.
 
     Parameters
@@ -49,7 +49,7 @@ def load_state_dict(
     dtype, dtype_for
         As in :func:`dcptools.plan`.
     lazy
-        Read nothing now. The mapping that is returned reads a tensor each time it is asked for it, and keeps none.
+        Read nothing now. The returned mapping reads a tensor each time it is looked up, and keeps none.
     workers, progress, cancel
         As in :func:`dcptools.write`; bytes are those of the loaded tensors.
 
@@ -78,7 +78,7 @@ def load_state_dict(
 
 
 class LazyStateDict(Mapping[str, "torch.Tensor"]):
-    """The tensors of a plan by name, each read when it is asked for."""
+    """The tensors of a plan by name, each read when it is looked up."""
 
     def __init__(self, planned: ShardPlan, tensors: Sequence[PlannedTensor], workers: int | None = None) -> None:
         self._plan, self._workers = planned, workers
@@ -136,7 +136,7 @@ def load(
 
 
 def _alone(tensor: PlannedTensor) -> ShardFile:
-    """A tensor as a file that is nothing but its values."""
+    """A tensor as a file that contains nothing but its values."""
     output = tensor.output
     return ShardFile(output.name, b"", (PlannedTensor(output, tensor.dtype, 0, tensor.nbytes),), tensor.nbytes)
 

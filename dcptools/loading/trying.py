@@ -1,4 +1,4 @@
-"""Whether a model speaks: what it says after a prompt, and how well it foretells a text."""
+"""Whether a model makes sense: how it continues a prompt, and how well it predicts a text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_reference(directory: str | os.PathLike[str]) -> Any:
-    """Another model of HuggingFace, to hear what it says.
+    """Another HuggingFace model, to see what it generates.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def load_reference(directory: str | os.PathLike[str]) -> Any:
 
 
 def continuation(model: Any, tokenizer: Any, prompt: str, most: int = 40, cancel: threading.Event | None = None) -> str:
-    """What the model says after the prompt: at most so many tokens, each the most likely one.
+    """How the model continues the prompt: at most that many tokens, each the most likely one.
 
     Raises
     ------

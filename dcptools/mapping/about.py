@@ -1,4 +1,4 @@
-"""What a preview noticed, as findings: of the layout, the keys, the names, the assets, and what is left out."""
+"""What a preview noticed, as findings: about the layout, the keys, the names, the assets, and what is left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dcptools.mapping.rename import Rename
 from dcptools.mapping.taking import Taken
 from dcptools.mapping.values import MappingOptions
 
-_RESERVED = ("__metadata__", "")  # names that safetensors needs itself, or does not take
+_RESERVED = ("__metadata__", "")  # names that safetensors needs itself, or does not accept
 _FLAT = ("_flat_param", "flat_param")
 _PEFT = re.compile(r"(^|\.)(base_model\.model\.|lora_[A-Z]\b|modules_to_save\.|base_layer\.)")
 
@@ -55,7 +55,7 @@ def about_checkpoint(checkpoint: Checkpoint, used: Collection[str]) -> Iterator[
 
 
 def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) -> Iterator[Finding]:
-    """What is odd about single keys that are converted; of the ``known`` ones it is clear what they are called."""
+    """What is odd about single keys that are converted; for the ``known`` ones it is clear what they are called."""
     found: dict[str, list[Finding]] = {}
     for finding in reading.findings:
         if finding.key and not (finding.code == "unusual-key" and finding.key in known):
@@ -80,8 +80,8 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
 
 
 def _may_be_odd(name: str) -> bool:
-    """Whether it is worth a closer look; nearly no names are."""
-    return (  # no loop over the signs, which takes several times as long for each of very many names
+    """Whether it is worth a closer look; hardly any names are."""
+    return (  # no loop over the signs, which would take several times as long for very many names
         "flat_param" in name
         or "lora_" in name
         or "base_model.model." in name
@@ -91,7 +91,7 @@ def _may_be_odd(name: str) -> bool:
 
 
 def _about_kind(key: str, name: str) -> Finding | None:
-    """A name of something else than a weight of a model."""
+    """A name of something other than a weight of a model."""
     if name.rpartition(".")[2] in _FLAT:
         return Finding(
             "flat-parameter", key, "a flat parameter of FSDP1 holds many tensors without names and shapes",
@@ -106,7 +106,7 @@ def _about_kind(key: str, name: str) -> Finding | None:
 
 
 def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
-    """A family that was given for another architecture: values of another one lie in another order."""
+    """A family that was given for another architecture: values of another one are in another order."""
     makes = chosen.family.architectures if isinstance(chosen, FamilyLayout) else ()
     said = assets.says("architectures") if assets else None
     if makes and said and isinstance(said, list) and said[0] not in makes:
@@ -115,7 +115,7 @@ def about_family(chosen: Layout, assets: Assets | None) -> Iterator[Finding]:
 
 
 def about_published(given: Given, taken: Taken) -> Iterator[Finding]:
-    """Published names that were asked for, where nobody knows which they are."""
+    """Published names that were requested but are not known."""
     expected = given.expected
     named = taken.kind == "adapter" or isinstance(taken.layout, FamilyLayout)
     if given.options.names == "published" and not named and (expected is None or expected.unpublished):
@@ -153,7 +153,7 @@ def about_foreign(
 def about_lost(
     leftovers: Iterable[Leftover], used: Collection[str], checkpoint: Checkpoint, layout: str
 ) -> Iterator[Finding]:
-    """A head must never vanish quietly: what is a tensor, is no training state and is not converted is warned about."""
+    """A head must never vanish silently: a tensor that is not training state and is not converted is a warning."""
     lost: dict[str, list[StoredTensor]] = {}
     for left in leftovers:
         if left.part and used:
@@ -178,9 +178,9 @@ def _lost(part: str, tensors: Sequence[StoredTensor], layout: str, nested: bool)
 
 
 def about_excluded(names: Iterable[str], kind: str, before: Iterable[Finding]) -> Iterator[Finding]:
-    """Weights that the user left out, where no model says what is missing: all of an adapter; else by their names.
+    """Weights that the user left out, if no model says what is missing: all of an adapter; otherwise by their names.
 
-    Modules of which nothing is left were told ``before``.
+    Modules of which nothing is left were reported ``before``.
     """
     told = [f".{finding.key}." for finding in before if finding.code == "weight-missing"]
     for name in sorted(names):
@@ -189,7 +189,7 @@ def about_excluded(names: Iterable[str], kind: str, before: Iterable[Finding]) -
 
 
 def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Finding]:
-    """Rules that did nothing are likely misspelt."""
+    """Rules that did nothing are probably misspelt."""
     for rule in renames:
         yield Finding("rename-unused", "", f"the rule {rule} matched no name")
     for glob in globs:
@@ -197,7 +197,7 @@ def about_rules(renames: Iterable[Rename], globs: Iterable[str]) -> Iterator[Fin
 
 
 def about_renamed(renamed: Mapping[str, str], expected: Expected) -> Iterator[Finding]:
-    """Names of weights, or of adapters of them, that the rules made others of: those of other weights, perhaps."""
+    """Names of weights, or of their adapters, that the rules changed: into those of other weights, perhaps."""
     own = {**expected.published.written, **expected.stored.written}
     weights = {old: Role.of(old).weight for old in renamed}
     names = [
@@ -229,7 +229,7 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether it can be written as UTF-8; half a surrogate pair cannot, which bytes of a command line can become."""
+    """Whether it can be written as UTF-8; half a surrogate pair, which bytes of a command line can become, cannot."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

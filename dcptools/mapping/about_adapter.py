@@ -1,4 +1,4 @@
-"""What is to be said about an adapter: which one it is, what is left out beside it, whether it fits the model."""
+"""What there is to say about an adapter: which one it is, what is left out beside it, whether it fits the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WHOLE = f"is the checkpoint whole, and is the {ADAPTER_CONFIG} from this traini
 def about_adapter(
     given: Given, taken: Taken, adapted: Adapted, config: AdapterConfig, weights: Mapping[str, Shape | None]
 ) -> Iterator[Finding]:
-    """Of an adapter that is written; ``weights`` are all of the model that are known."""
+    """About an adapter that is written; ``weights`` are all known weights of the model."""
     expected = given.expected
     name = f"the adapter {taken.adapter!r}" if taken.adapter else "an adapter"
     ranks = some([str(rank) for rank in sorted(set(adapted.ranks.values()))])
@@ -98,7 +98,7 @@ def _about_modules(adapted: Adapted, expected: Expected) -> Iterator[Finding]:
 
 
 def _about_halves(adapted: Adapted) -> Iterator[Finding]:
-    """Modules that lack a part of their adapter, of which peft would make a new one when it loads the rest."""
+    """Modules that lack a part of their adapter, which peft would make anew when it loads the rest."""
     parts: dict[str, set[str]] = {}
     for role, _ in adapted.weights:
         if role.kind == "lora":
@@ -121,12 +121,12 @@ def _part(name: str) -> str:
 def _about_missing(
     taken: Taken, adapted: Adapted, expected: Expected | None, weights: Mapping[str, Shape | None]
 ) -> Iterator[Finding]:
-    """Modules of which nothing is there, and weights that are not, which the config says were trained."""
+    """Modules and weights that were trained, according to the config, but that the checkpoint does not have."""
     said = taken.config.said if taken.config else {}
     if not weights:
         yield from _about_unmatched(said, adapted)
         return
-    if adapted.modules.isdisjoint(name.rpartition(".")[0] for name in weights):  # of another model, which is told
+    if adapted.modules.isdisjoint(name.rpartition(".")[0] for name in weights):  # of another model, which is reported
         return
     linear, ties = (expected.linear, expected.stored.ties) if expected else (None, ())
     named: dict[str, str] = {}
@@ -153,7 +153,7 @@ def _about_missing(
 
 
 def _about_unmatched(said: Mapping[str, Any], adapted: Adapted) -> Iterator[Finding]:
-    """What the config names and nothing there is called, where the model is not known."""
+    """Names in the config that nothing in the checkpoint has, where the model is not known."""
     hint = f"{_WHOLE} {option('model_assets_dir')} with the model's config.json tells which modules it has"
     lacking = {
         field: f"{field} in its config names {some(n, 5)}" for field, n in unmatched(said, adapted.modules).items()
@@ -171,7 +171,7 @@ def _unchecked(field: str, why: Unchecked) -> Finding:
 
 
 def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]:
-    """(out, in) of each module that both of its matrices tell."""
+    """(out, in) of each module, if both of its matrices give it."""
     shapes = {role.saved: output.shape for role, output in weights}
     found: dict[str, tuple[int, ...]] = {}
     for role, _ in weights:
@@ -184,7 +184,7 @@ def _sizes(weights: Iterable[tuple[Role, Output]]) -> dict[str, tuple[int, ...]]
 
 
 def about_full(taken: Taken, outputs: Sequence[Output], options: MappingOptions) -> Iterator[Finding]:
-    """Of a model that peft wrapped, if the model itself is written."""
+    """About a model that peft wrapped, if the model itself is written."""
     if options.adapter_config_path is not None:
         yield Finding("adapter-config", options.adapter_config_path, "not used: no adapter is written", "leave it out")
     kinds = {key: role for key, role in taken.peft.roles.items() if role.kind != "base"}

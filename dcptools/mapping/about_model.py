@@ -16,7 +16,7 @@ _VOCABULARY = re.compile(
     r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|shared|embed_in|embed_out|decoder)\.(weight|bias)$"
 )
 _LAYER = re.compile(r"(.*?\.(?:layers|layer|h|blocks?))\.(\d+)\.")
-_WEIGHT = re.compile(r"(^|\.)(q?weights?(_packed)?|[^.]*_proj)$")  # tables of indices are called otherwise
+_WEIGHT = re.compile(r"(^|\.)(q?weights?(_packed)?|[^.]*_proj)$")  # tables of indices have other names
 _QUANTIZED = "convert the trained checkpoint, not a quantized one"
 _EXPERTS = re.compile(r"\.experts\.")
 
@@ -26,7 +26,7 @@ def allow() -> str:
 
 
 def as_allowed(findings: Iterable[Finding], allow_mismatch: bool) -> Iterator[Finding]:
-    """Errors among the findings as warnings, if that was asked for."""
+    """Errors among the findings as warnings, if that was requested."""
     for finding in findings:
         yield replace(finding, severity="warning") if allow_mismatch and finding.severity == "error" else finding
 
@@ -36,13 +36,13 @@ def about_model(
 ) -> Iterator[Finding]:
     """The verdict, then what is missing, of another shape, or unexpected.
 
-    What the user left out is no error, and neither is anything with ``allow_mismatch``.
+    What the user left out is not an error, and neither is anything with ``allow_mismatch``.
     """
     knowingly = [each for each in found.missing if each.name in excluded]
     missing = [each for each in found.missing if each.name not in excluded]
     wrong = bool(missing or found.misshapen)
     findings = [_verdict(found, expected, naming, wrong=wrong)]
-    if not found.fitting:  # another model altogether: what of it is missing says nothing
+    if not found.fitting:  # another model altogether: what is missing of it says nothing
         missing, knowingly = [], []
     findings += [Finding("weight-missing", each.name, _missing(each), "") for each in missing]
     findings += [Finding("weight-shape", each.name, _shapes(each), _why_shape(each)) for each in found.misshapen]
@@ -60,7 +60,7 @@ def about_model(
 
 
 def about_optional(names: Iterable[str], naming: Naming, excluded: Collection[str]) -> Iterator[Finding]:
-    """Weights that ``save_pretrained`` writes, and that transformers does not miss when it loads a model."""
+    """Weights that ``save_pretrained`` writes, but whose absence transformers does not report when it loads a model."""
     made = {naming.written.get(name) for name in names}
     for name in sorted(naming.optional.intersection(naming.written.values()) - made):
         what = "the checkpoint does not have it, and transformers silently makes a new one"
@@ -74,7 +74,7 @@ def left_out(name: str) -> Finding:
 
 
 def about_kinds(outputs: Iterable[Output], expected: Expected | None) -> Iterator[Finding]:
-    """Weights that are stored in a dtype that no such model has; or, if the model is not known, that hardly any has."""
+    """Weights stored in a dtype that no such model has; or, if the model is not known, that hardly any model has."""
     for output in outputs:
         if output.dtype.kind in ("float", "float8"):
             continue
@@ -138,7 +138,7 @@ def _layer(naming: Naming, stem: str, number: int) -> list[str]:
 
 
 def _first_layers(names: Iterable[str]) -> dict[str, int]:
-    """For each stack of layers, the first of which a weight is among the names."""
+    """For each stack of layers, the first one that has a weight among the names."""
     first: dict[str, int] = {}
     for name in names:
         if match := _LAYER.match(name):
@@ -160,7 +160,7 @@ def _is_vocabulary(each: Difference) -> bool:
 
 
 def _why_shape(each: Difference) -> str:
-    """The likely cause of a shape that is not the expected one, and what has that."""
+    """The likely cause of a shape that is not the expected one, and what has it."""
     why = _likely(each)
     if each.tied:
         why += f"; {each.tied}, which the model ties it to, fits: {option('tied', 'drop')} writes that"

@@ -1,4 +1,4 @@
-"""``adapter_config.json`` of peft: the one that is given, or what the checkpoint itself tells of it."""
+"""``adapter_config.json`` of peft: the given one, or what the checkpoint itself tells."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {  # what is looked 
     "target_parameters": _TEXTS, "layers_pattern": _TEXT_OR_TEXTS, "r": (int, "a number"),
     "layers_to_transform": ((int, list), "a number or a list of numbers"), "rank_pattern": (dict, "numbers by pattern"),
 }  # fmt: skip
-_SHOWN = {  # fields that names show, by how such names end
+_SHOWN = {  # fields that can be seen from names, by how such names end
     "use_dora": ".lora_magnitude_vector",
     "lora_bias": ".lora_B.bias",
     "trainable_token_indices": ".trainable_tokens_delta",
@@ -50,7 +50,7 @@ def find_config(path: str | os.PathLike[str] | None, assets_dir: str | os.PathLi
     Raises
     ------
     UsageError
-        The file cannot be read, or is no JSON object.
+        The file cannot be read, or is not a JSON object.
     """
     if path is None:
         if assets_dir is None:
@@ -141,9 +141,9 @@ class Adapted:
         return Counter(sorted(self.ranks.values(), reverse=True)).most_common(1)[0][0] if self.ranks else 0
 
     def config(self, modules: Collection[str], base: str | None) -> AdapterConfig:
-        """The config as far as it is known. ``modules`` are all of the model that are known, ``base`` is its name.
+        """The known part of the config. ``modules`` are all known modules of the model, ``base`` is its name.
 
-        What is not known stands as null where peft needs it: no value is made up.
+        What is not known is null where peft needs it: no value is made up.
         """
         said = {
             "base_model_name_or_path": base,
@@ -162,7 +162,7 @@ class Adapted:
         return AdapterConfig(said, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
 
     def differences(self, said: Mapping[str, Any]) -> Iterator[str]:
-        """Where a config is not that of this adapter, but for what ``not_targeted`` and ``of_another_rank`` tell."""
+        """Where a config is not that of this adapter, but for what ``not_targeted`` and ``of_another_rank`` report."""
         if said.get("peft_type") != "LORA":
             yield f"peft_type is {str(said.get('peft_type'))[:100]!r}, but the keys are those of 'LORA'"
         others = [module for module in self.copies if not is_trained_whole(said, module)]
@@ -206,7 +206,7 @@ class Adapted:
 
 
 def _kind(output: Output, peft: Peft) -> str:
-    """That of its role; what goes along with an adapter is an adapted embedding, a bias, or was trained whole."""
+    """The kind of its role; what goes along with an adapter is an adapted embedding, a bias, or was trained whole."""
     role = peft.roles[output.sources[0].key]
     if role.kind != "base":
         return role.kind
@@ -216,7 +216,7 @@ def _kind(output: Output, peft: Peft) -> str:
 
 
 def _targets(adapted: Iterable[str], modules: Collection[str]) -> set[str]:
-    """Last segments, where all modules of the model that end so are adapted; whole names otherwise."""
+    """Last segments, if all modules of the model with that ending are adapted; whole names otherwise."""
     adapted = set(adapted)
     lasts = {module.rpartition(".")[2] for module in adapted}
     others = {module.rpartition(".")[2] for module in set(modules) - adapted}

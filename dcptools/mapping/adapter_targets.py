@@ -14,7 +14,7 @@ _ANY_LAYER = r".*?\.[^.]*\.(\d+)\..*"
 
 
 def named_beside(said: Mapping[str, Any], weights: Mapping[str, Shape | None]) -> dict[str, str]:
-    """The modules that are named otherwise than as targets; for each, the field that does."""
+    """The modules that are named other than as targets; for each, the field that names it."""
     parts = matching(weights, said.get("target_parameters"))
     modules = (name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
     whole = [module for module in modules if is_trained_whole(said, module)]
@@ -32,7 +32,7 @@ def trained_biases(said: Mapping[str, Any], weights: Iterable[str], adapted: Col
 
 
 def unmatched(said: Mapping[str, Any], modules: Iterable[str]) -> dict[str, list[str]]:
-    """By field, what the config names and none of the modules is, or is in."""
+    """By field, what the config names but none of the modules is, or is in."""
     around = {each for module in modules for each in _around(module)}
 
     def is_there(name: str) -> bool:
@@ -48,7 +48,7 @@ def unmatched(said: Mapping[str, Any], modules: Iterable[str]) -> dict[str, list
 
 
 def targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None) -> set[str]:
-    """The modules that are adapted, of a model with these weights; ``linear`` are those that are linear, if known.
+    """The adapted modules of a model with these weights; ``linear`` are those that are linear, if known.
 
     Raises
     ------
@@ -75,13 +75,13 @@ def is_all_linear(targets: object) -> bool:
 
 
 def is_trained_whole(said: Mapping[str, Any], module: str) -> bool:
-    """Whether a copy of the module is trained: of those called so, however the name begins, and of those in them."""
+    """Whether a copy of the module is trained: of those with such an ending of the name, and of those in them."""
     ends = tuple(said.get("modules_to_save") or ())
     return any(around.endswith(ends) for around in _around(module))
 
 
 def matching(names: Collection[str], wanted: str | Sequence[str] | None) -> set[str]:
-    """Names that are, or end with, one of those that are wanted; or that a text matches, which is a pattern.
+    """Names that are, or end with, a wanted one; or, if a string is wanted, names that match it as a pattern.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def _may_be_adapted(name: str, shape: Shape | None) -> bool:
 
 
 def _in_layers(modules: Collection[str], said: Mapping[str, Any]) -> set[str]:
-    """Those in a layer that is meant: the first number in a name is that of the layer."""
+    """Those in one of the given layers: the first number in a name is that of the layer."""
     layers, called = said.get("layers_to_transform"), said.get("layers_pattern") or ()
     if layers is None or layers == []:
         return set(modules)

@@ -1,4 +1,4 @@
-"""What a preview begins with; and which model the result must be: a reference, that of config.json, or not known."""
+"""What a preview begins with, and which model the result must be: a reference, that of config.json, or unknown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Given:
     checkpoint: Checkpoint
     options: MappingOptions
     assets: Assets | None
-    expected: Expected | None  # None: nothing is known of the model
+    expected: Expected | None  # None: nothing is known about the model
     findings: tuple[Finding, ...]  # about what is expected
 
     @classmethod

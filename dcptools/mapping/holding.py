@@ -1,4 +1,4 @@
-"""Holds what was read against the model that is expected: what is which weight, and what is missing."""
+"""Compares what was read with the expected model: what is which weight, and what is missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Held:
     leftovers: tuple[Leftover, ...] = ()
     findings: tuple[Finding, ...] = ()
     measured: Measured | None = None  # how well they are the model
-    known: frozenset[str] = frozenset()  # keys of which the model says what they are
+    known: frozenset[str] = frozenset()  # keys for which the model says what they are
     assets: Assets | None = None  # what is copied beside them
 
 
@@ -61,7 +61,7 @@ def _hold_model(
     renames: Renames,
     excluded: Collection[str],
 ) -> Held:
-    """What each output is of the model, what of it is missing, and what is written.
+    """What each output is in the model, what of the model is missing, and what is written.
 
     ``candidate`` is the reading that was chosen (None: by rules).
     """
@@ -107,7 +107,7 @@ def _shapes(outputs: Sequence[Output]) -> dict[str, Shape]:
 
 
 def _hold_adapter(outputs: Sequence[Output], given: Given, taken: Taken, renames: Renames) -> Held:
-    """Hold an adapter against its own config and the model."""
+    """Compare an adapter with its own config and the model."""
     assets, expected = given.assets, given.expected
     settled = without_tied_tokens(tuple(map(renames.apply, outputs)), expected)
     adapted = Adapted.of(settled.outputs, taken.peft)

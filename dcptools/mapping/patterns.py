@@ -1,4 +1,4 @@
-"""Regular expressions of an adapter's config, which may be hostile: tried within a time, or not at all."""
+"""Regular expressions of an adapter's config, which may be hostile: tried within a time limit, or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Unchecked(Exception):
 
 
 def first_matches(patterns: Iterable[str], names: Iterable[str]) -> dict[str, regex.Match[str]]:
-    """Of each name that one of the patterns matches wholly, the first such match.
+    """For each name that one of the patterns matches as a whole, the first such match.
 
     >>> found = first_matches([r"layers\\.1\\..*", r".*\\.(q|k)"], ["layers.0.k", "layers.1.k", "head"])
     >>> {name: match.re.pattern for name, match in found.items()}
@@ -47,7 +47,7 @@ def first_matches(patterns: Iterable[str], names: Iterable[str]) -> dict[str, re
 
 
 def _left(end: float) -> float:
-    """Seconds up to a moment that is still to come."""
+    """Seconds until a moment that is still to come."""
     left = end - time.monotonic()
     if left <= 0:
         raise Unchecked(_SLOW)

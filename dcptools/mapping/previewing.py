@@ -67,7 +67,7 @@ def preview(
         What :func:`dcptools.read` returned, or a path.
     model_assets_dir
         The directory with config and tokenizer; its files are checked and will be copied. The architecture that
-        ``config.json`` names decides how the checkpoint is read, and what a whole model is.
+        ``config.json`` names decides how the checkpoint is read, and what a complete model is.
     reference
         Another HuggingFace model whose names and shapes decide instead: its directory, index or safetensors file.
     family
@@ -76,16 +76,17 @@ def preview(
     layout
         How names are found: ``auto``, ``container`` or ``bare`` (see :mod:`dcptools.layouts`).
     root
-        The container to convert, where it is not ``model``: ``ema``, ``app.model``.
+        The container to convert, if it is not ``model``: ``ema``, ``app.model``.
     mode
-        Of a model with LoRA adapters of peft: ``lora`` writes an adapter, ``full`` the model itself; ``auto`` writes an
-        adapter if there is one.
+        For a model with LoRA adapters of peft: ``lora`` writes an adapter, ``full`` the model itself; ``auto`` writes
+        an adapter if there is one.
     adapter
         The adapter's name, if there are several.
     adapter_config_path
-        The ``adapter_config.json`` of the training; by default that of the assets directory, else it is made.
+        The ``adapter_config.json`` of the training; by default that of the assets directory, otherwise it is made.
     include, exclude
-        Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too), or one. Without ``include`` all keys are meant.
+        Globs on checkpoint keys (``fnmatch``: ``*`` matches dots too), or one. Without ``include``, all keys are
+        converted.
     names
         ``stored``: the names that the live model has; ``published``: those that ``save_pretrained`` writes.
     tied
@@ -94,7 +95,7 @@ def preview(
     unexpected
         ``keep`` or ``drop`` tensors that the model has no weight for.
     allow_mismatch
-        Make warnings of what is missing, or of another shape than the model expects.
+        Only warn about what is missing, or of another shape than the model expects.
     rename
         Rules for HuggingFace names: ``{REGEX: REPLACEMENT}``, pairs, or ``"REGEX=REPLACEMENT"``, one or several. The
         first that matches a whole name wins.
@@ -102,7 +103,7 @@ def preview(
     Raises
     ------
     UsageError
-        An option cannot be used. Findings, errors among them, are not raised here: see ``KeyMapping.errors``.
+        An option cannot be used. Findings, even errors, are not raised here: see ``KeyMapping.errors``.
 
     Examples
     --------
@@ -187,7 +188,7 @@ def _chosen(option: str, value: str) -> str:
 def _wanted(
     reading: Reading, checkpoint: Checkpoint, globs: Globs
 ) -> tuple[list[Output], list[Leftover], frozenset[str]]:
-    """The outputs that the user wants, the tensors that are left out, and the names that are.
+    """The outputs that the user wants, the tensors that are left out, and the names that are left out.
 
     One refused source refuses its output.
     """

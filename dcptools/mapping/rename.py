@@ -60,12 +60,12 @@ def parse_renames(rules: Mapping[str, str] | Iterable[str | tuple[str, str] | Re
 
 
 def renamed(rules: Iterable[Rename], name: str) -> str | None:
-    """The name that the first rule that matches gives; None if none does."""
+    """The name that the first matching rule gives; None if none matches."""
     return _first(rules, name)[1]
 
 
 def _first(rules: Iterable[Rename], name: str) -> tuple[Rename, str] | tuple[None, None]:
-    """The first rule that matches, and the name that it gives."""
+    """The first matching rule, and the name that it gives."""
     found = ((rule, new) for rule in rules if (new := rule.apply(name)) is not None)
     return next(found, (None, None))
 

@@ -1,7 +1,7 @@
-"""What the model itself says about outputs: which are no weights, which are one weight, and what they are published as.
+"""What the model itself says about outputs: which are not weights, which are one weight, what they are published as.
 
-Each step takes outputs and gives outputs, leftovers and findings. Nothing that was found is lost: a key that no output
-is made of any more becomes a leftover with its reason.
+Each step takes outputs and gives outputs, leftovers and findings. Nothing that was found is lost: a key from which no
+output is made any more becomes a leftover with its reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Settled:
 
 
 def without_buffers(outputs: Sequence[Output], expected: Expected, naming: Naming) -> Settled:
-    """Leave out what a live model computes anew and saves in no file, such as the frequencies of its positions."""
+    """Leave out what a live model recomputes and does not save, such as the frequencies of its positions."""
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in expected.ignored) or r"(?!)")
     left = [
         output
@@ -45,7 +45,7 @@ def without_buffers(outputs: Sequence[Output], expected: Expected, naming: Namin
 
 
 def without_unexpected(outputs: Sequence[Output], expected: Expected, naming: Naming) -> Settled:
-    """Leave out what the model has no weight of that name for. It may be a layer of it, and its config a wrong one."""
+    """Leave out outputs whose names no weight of the model has. One may be a layer of it, if its config is wrong."""
     left = [output for output in outputs if output.name not in naming.shapes]
     settled = _leave_out(outputs, left, f"no weight of {expected.title}")
     return replace(settled, findings=_about_left(left, expected))
@@ -66,7 +66,7 @@ def _about_left(left: Sequence[Output], expected: Expected) -> tuple[Finding, ..
 
 
 def without_tied_tokens(outputs: Sequence[Output], expected: Expected | None) -> Settled:
-    """Leave out what an adapter trained of single tokens, where the model ties it to what is written already."""
+    """Leave out what an adapter trained for single tokens, if the model ties it to what is already written."""
     tied = {name for names in expected.stored.ties for name in names[1:]} if expected else set()
     roles = {output: Role.of(output.name) for output in outputs}
     left = [output for output, role in roles.items() if role.kind == "tokens" and role.weight in tied]
@@ -79,7 +79,7 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
     ``how`` is "auto" (if they have the same values), "drop" (whatever their values are) or "keep" (write all).
     """
     by_name = {output.name: output for output in outputs}
-    if len(by_name) < len(outputs):  # two of one name: an error that is told of them
+    if len(by_name) < len(outputs):  # two with one name: an error that is reported for them
         return Settled(tuple(outputs))
     gone: list[Output] = []
     renamed: dict[Output, Output] = {}
@@ -90,7 +90,7 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
             continue
         shape = naming.shapes.get(names[0])
         first, *others = sorted(tied, key=lambda each: shape not in (None, each.shape))  # one that fits
-        if how == "auto" and shape is not None:  # that some have another shape is told of them
+        if how == "auto" and shape is not None:  # that some have another shape is reported for them
             others = [other for other in others if other.shape == first.shape]
         dropped, finding = _tied(first, others, checkpoint, how)
         gone += dropped
@@ -149,9 +149,9 @@ def _same(first: Output, other: Output, checkpoint: Checkpoint) -> bool:
 
 
 def publish(outputs: Sequence[Output], expected: Expected) -> Settled:
-    """Make the tensors that ``save_pretrained`` writes out of those of the live model."""
+    """Make the tensors that ``save_pretrained`` writes from those of the live model."""
     stored = {output.name: output for output in outputs}
-    if len(stored) < len(outputs):  # two of one name: an error that is told of them
+    if len(stored) < len(outputs):  # two with one name: an error that is reported for them
         return Settled(tuple(outputs))
     sources = {name: _Source.of(output, expected.stored.shapes.get(name)) for name, output in stored.items()}
     whole = {name: _published(name, composed, sources) for name, composed in expected.conversion.items()}
@@ -166,7 +166,7 @@ def publish(outputs: Sequence[Output], expected: Expected) -> Settled:
 
 
 class _Source(NamedTuple):
-    """A tensor of the live model, of which published ones are made."""
+    """A tensor of the live model, from which published ones are made."""
 
     output: Output
     shape: Shape | None  # that the model expects
@@ -181,7 +181,7 @@ class _Source(NamedTuple):
 
 
 def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) -> Output | None:
-    """One published tensor; None where a source is missing, or has not the shape or the dtype that is needed."""
+    """One published tensor; None if a source is missing, or does not have the shape or the dtype that is needed."""
     if composed.views[0].key not in sources:
         return None
     first, shape, _, rule = sources[composed.views[0].key]
@@ -199,7 +199,7 @@ def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) ->
 
 
 def _leave_out(outputs: Sequence[Output], left: Iterable[Output], reason: str) -> Settled:
-    """Without some outputs, mostly none; their keys are leftovers, if nothing else is made of them."""
+    """Without some outputs, usually none; their keys are leftovers, if nothing else is made from them."""
     gone = set(left)
     if not gone:
         return Settled(tuple(outputs))
@@ -210,7 +210,7 @@ def _leave_out(outputs: Sequence[Output], left: Iterable[Output], reason: str) -
 
 
 def names_differ(expected: Expected, naming: str, names: str) -> Finding | None:
-    """Who reads the names that are written, where stored and published ones are not the same."""
+    """Which programs read the written names, if stored and published ones are not the same."""
     if not expected.differ:
         return None
     count = counted(len(expected.published.shapes.keys() - expected.stored.shapes.keys()), "published name")

@@ -1,4 +1,4 @@
-"""What of a checkpoint is converted, the model or an adapter, and how its keys are read."""
+"""What is converted from a checkpoint, the model or an adapter, and how its keys are read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Taken:
     layout: Layout
     reading: Reading
     peft: Peft
-    tried: tuple[Candidate, ...] = ()  # the readings that were held against the model, the chosen one first
-    adapter: str | None = None  # the adapter that is taken, or whose copies of modules are; None: none
+    tried: tuple[Candidate, ...] = ()  # the readings that were compared with the model, the chosen one first
+    adapter: str | None = None  # the adapter that is taken, or whose copies of modules are taken; None: none
     config: AdapterConfig | None = None  # of the adapter, if it was given
 
     @property
@@ -34,12 +34,12 @@ class Taken:
 
 
 def take(given: Given, keys: Mapping[str, Key]) -> Taken:
-    """Read the model; or, of a model that peft wrapped, the adapter, unless the mode is "full".
+    """Read the model; or, for a model that peft wrapped, the adapter, unless the mode is "full".
 
     Raises
     ------
     UsageError
-        An adapter is asked for that is not there, or there are several and none is named; or the file of a family
+        An adapter is requested that is not there, or there are several and none is named; or the file of a family
         cannot be used.
     """
     checkpoint, options, expected = given.checkpoint, given.options, given.expected
@@ -70,7 +70,7 @@ def _adapter(given: Given, peft: Peft) -> Taken:
 
 
 def _chosen(peft: Peft, asked: str | None, names: tuple[str, ...]) -> str | None:
-    """The adapter that is asked for, or the only one of those that matter; None if none does."""
+    """The requested adapter, or the only one of those that matter; None if none does."""
     if asked is not None and asked not in peft.adapters:
         raise UsageError(f"This checkpoint has no adapter {asked!r}.\nIts adapters: {some(peft.adapters, 10)}.")
     if asked is None and len(names) > 1:

@@ -35,7 +35,7 @@ CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class MappingOptions:
-    """What ``preview`` was asked, to do the same again."""
+    """What ``preview`` was asked for, to do the same again."""
 
     model_assets_dir: str | None = None
     reference: str | None = None
@@ -76,7 +76,7 @@ class KeyMapping(Shown, HasFindings):
     kind: str = "model"  # or "adapter", which is another kind of result
 
     def __post_init__(self) -> None:
-        """Hold the law: each key of the checkpoint is used, or left out with a reason, and never both."""
+        """Enforce the law: each key of the checkpoint is either used, or left out with a reason, never both."""
         left = [leftover.key for leftover in self.leftovers]
         used = {view.key for output in self.outputs for view in output.sources}
         tensors = self.checkpoint.tensors
@@ -92,7 +92,7 @@ class KeyMapping(Shown, HasFindings):
 
     @property
     def fit(self) -> Fit | None:
-        """How well it is the model; None if nothing is known of that."""
+        """How well it is the model; None if nothing is known about that."""
         return self.measured.fit if self.measured else None
 
     @property
@@ -103,7 +103,7 @@ class KeyMapping(Shown, HasFindings):
     def to_frame(self) -> pd.DataFrame:
         """One row per output: name, key (comma-separated), rule, shape, dtype, numel, state, expected_shape, findings.
 
-        The state is "fits", "unexpected" or "shape differs", and empty where nothing is known of the model.
+        The state is "fits", "unexpected" or "shape differs", and empty if nothing is known about the model.
         """
         weights = {output.sources: weight for weight in self.weights for output in weight.outputs}
         codes: dict[str, list[str]] = {}
@@ -122,7 +122,7 @@ class KeyMapping(Shown, HasFindings):
     def _held(self, output: Output, weight: Weight | None) -> tuple[str, Shape | None]:
         """The state of an output, and the shape that is expected.
 
-        What has no weight of its own is published as a part of weights that fit, or was held against no model.
+        What has no weight of its own is published as a part of weights that fit, or was not compared with a model.
         """
         if weight is not None:
             return weight.state, weight.expected
@@ -131,8 +131,8 @@ class KeyMapping(Shown, HasFindings):
     def model_frame(self) -> pd.DataFrame:
         """The model beside the checkpoint: name, key, shape, expected_shape, state.
 
-        One row per weight that the model needs, and one per tensor that it does not expect; none if nothing is known of
-        the model. The state is "fits", "missing" (it has no key and no shape), "unexpected" or "shape differs".
+        One row per weight that the model needs, and one per tensor that it does not expect; none if nothing is known
+        about the model. The state is "fits", "missing" (it has no key and no shape), "unexpected" or "shape differs".
         """
         rows = ((each.name, each.key, each.shape, each.expected, each.state) for each in self.weights)
         return frame(("name", "key", "shape", "expected_shape", "state"), rows)
@@ -207,7 +207,7 @@ class KeyMapping(Shown, HasFindings):
 
 
 def _not_of(output: Output, view: View, tensor: StoredTensor) -> UsageError:
-    """What is written must be what the checkpoint has, and nothing beside it."""
+    """What is written must be what the checkpoint has, and nothing else."""
     if view.end > tensor.numel:
         return UsageError(
             f"A source of the output {output.name!r} reaches to element {view.end:,} of {view.key!r}.\n"

@@ -15,7 +15,7 @@ class Weight(NamedTuple):
     """A weight of the model, or a tensor that the model has no weight for."""
 
     name: str  # as the model calls it, whatever it is renamed to
-    outputs: tuple[Output, ...]  # what was read of it: none if it is missing, several if tied ones are all kept
+    outputs: tuple[Output, ...]  # what was read for it: none if it is missing, several if tied ones are all kept
     expected: Shape | None  # None: the model has no such weight, or a reference does not say
     state: str  # one of layouts.STATES
 
@@ -40,17 +40,17 @@ class Measured:
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
-        """The model beside the checkpoint, sorted by name; made when it is asked for, as not every preview is."""
+        """The model beside the checkpoint, sorted by name; made when it is first used, as not every preview does."""
         return weights_of(self.outputs, self.fit, self.naming)
 
 
 def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[Weight, ...]:
-    """What the outputs give of the model, sorted by name; ``found`` is how these outputs fit it."""
+    """Which weights of the model the outputs give, sorted by name; ``found`` is how these outputs fit it."""
     written = naming.written
     tied = {each.name: each.tied for each in found.differences if each.tied}  # of another shape than what fits
 
     def row(name: str) -> str:
-        """Tied names share a row, but for a copy of another shape."""
+        """Tied names share a row, except for a copy of another shape."""
         one = written.get(name, name)
         return name if name in tied else tied.get(one, one)
 

@@ -1,9 +1,9 @@
 """Pictures of plans and checkpoints as matplotlib figures: output files, bytes, chunks, values.
 
-``from dcptools import plots`` asks for it by name: nothing else of the package needs matplotlib, which comes with the
+``from dcptools import plots`` imports it by name: nothing else in the package needs matplotlib, which comes with the
 extra ``notebook``. A figure shows itself in a notebook cell, in the colours of a light or a dark page, sharp at any
-size, with a tooltip on each part and a sentence for screen readers. ``figure.savefig("shards.png")`` saves it as any
-figure of matplotlib, dark on white, and :func:`svg` gives the element for a page of HTML. pyplot's global state is
+size, with a tooltip on each part and a sentence for screen readers. ``figure.savefig("shards.png")`` saves it like any
+figure of matplotlib, dark on white, and :func:`svg` gives the element for an HTML page. pyplot's global state is
 never touched, so figures can be made in any thread.
 """
 

@@ -26,7 +26,7 @@ _LETTER = (0.068, 0.15)  # inches of a letter, and from line to line
 
 
 class _Owner(NamedTuple):
-    """Who wrote a file. In order of ranks, then files whose names tell none."""
+    """Who wrote a file. In the order of ranks, then files whose names give none."""
 
     unranked: bool
     rank: int
@@ -38,7 +38,7 @@ class _Owner(NamedTuple):
 
 @dataclass(slots=True)
 class _Box:
-    """A rectangle of the picture, and the chunks that are seen there."""
+    """A rectangle of the picture, and the chunks that are shown there."""
 
     x: tuple[int, int]  # start and stop in elements
     y: tuple[int, int]
@@ -56,7 +56,7 @@ class _Picture(NamedTuple):
 def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
     """Draw how one tensor is cut: which rank and file holds which region, and what no chunk holds (hatched).
 
-    Rows go down and columns to the right, in elements. A tensor of one dimension is a strip; of a tensor of more than
+    Rows go down and columns to the right, in elements. A tensor of one dimension is a strip; for a tensor of more than
     two, the two dimensions that are cut are drawn, and the title says which. The rank is read from the file's name,
     ``__<rank>_<n>.distcp``.
 
@@ -109,7 +109,7 @@ def chunks(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Figure:
 
 
 def _picture(tensor: StoredTensor) -> _Picture:
-    """The two dimensions to draw: of two, both; of more, those that are cut, and the last ones if none is."""
+    """The two dimensions to draw: of two, both; of more, those that are cut, or the last ones if none is."""
     dims = len(tensor.shape)
     if not tensor.numel:
         return _Picture(None, None, "")
@@ -151,7 +151,7 @@ def _first_owner(box: _Box) -> _Owner:
 
 
 def _colours(boxes: list[_Box]) -> dict[_Owner, str]:
-    """Every writer of a box with its colour: up to eight that differ, else from dark to light by rank."""
+    """Every writer of a box with its colour: up to eight that differ, otherwise from dark to light by rank."""
     owners = sorted({_owner(file) for box in boxes for file in box.files}, key=_Owner.order)
     few = len(owners) <= len(page.QUALITATIVE)
     return dict(zip(owners, page.QUALITATIVE if few else page.sequential(len(owners)), strict=False))
@@ -196,7 +196,7 @@ def _tip(box: _Box, picture: _Picture) -> str:
 
 
 def _label(box: _Box, width: float, height: float) -> str:
-    """The longest label that has room in the box; sizes in inches."""
+    """The longest label that fits in the box; sizes in inches."""
     owner, file = _first_owner(box), page.name_label(next(iter(box.files)), 40)
     more = f" +{len(box.files) - 1}" if len(box.files) > 1 else ""
     name = owner.name + more

@@ -1,4 +1,4 @@
-"""How far two models are apart, by layer and module."""
+"""How far apart two models are, by layer and module."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ EQUAL, APART = page.PLAIN, page.ORANGE
 
 
 class _Value(NamedTuple):
-    """What the tensors of one layer and module come to."""
+    """What the tensors of one layer and module add up to."""
 
     value: float  # the largest; NaN if none was compared
     apart: bool  # whether one is only in A or B, or has another shape
-    worst: int  # the number of the tensor that it is of
+    worst: int  # the number of the tensor that it belongs to
 
 
 def diff(
     comparison: Comparison,
     statistic: Literal["relative", "max_abs", "max_rel", "norm", "unequal"] = "relative",
 ) -> Figure:
-    """Draw a comparison as a heat map: layers down, modules across, the darker the further apart.
+    """Draw a comparison as a heat map: layers down, modules across; the darker, the further apart.
 
     Tensors that are equal are light grey; what is only in A or B, or has another shape, is orange. Where a module has
-    several tensors in a layer, as experts, the largest value counts. What is in no layer has a row of its own.
+    several tensors in a layer, such as experts, the largest value counts. What is in no layer has a row of its own.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def _colour(cell: _Value, scale: LogNorm) -> str:
 
 
 def _legend(figure: Figure, cells: Collection[_Value]) -> None:
-    """What the two colours mean that are no values, below the map, which needs the width."""
+    """What the two colours that are not values mean, below the map, which needs the width."""
     handles = (
         [Patch(facecolor=EQUAL, edgecolor=page.FAINT, label="equal")] if any(cell.value == 0 for cell in cells) else []
     )

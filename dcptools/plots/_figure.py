@@ -1,4 +1,4 @@
-"""What all figures share: the page they stand on, their colours, and text that comes from a file."""
+"""What all figures share: the page they are on, their colours, and text that comes from a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dcptools.errors import UsageError
 INK: Final = "#1a1a1a"
 FAINT: Final = "#595959"  # 7:1 on white
 GRID: Final = "#dddddd"
-PLAIN: Final = "#e8e8e8"  # of parts that nothing is to be said of
+PLAIN: Final = "#e8e8e8"  # of parts about which there is nothing to say
 GROUND: Final = "#ffffff"  # of the page
 EDGE: Final = "#171717"  # what keeps parts apart: 3:1 or more to each colour of them, and a gap on a dark page
 # The colours of Okabe and Ito, which people with any colour vision can tell apart
@@ -39,12 +39,13 @@ WIDTH: Final = 9.0  # inches
 MAX_HEIGHT: Final = 12.0  # inches
 SMALL: Final = 8  # points; nothing is smaller
 LABEL_LENGTH: Final = 60  # characters of a key or file name
-MOST_TIPS: Final = 2500  # parts of a figure with a tooltip each; more of them are drawn as one image
+MOST_TIPS: Final = 2500  # parts of a figure that have a tooltip each; more of them are drawn as one image
 TIP_LENGTH: Final = 160  # characters of a name in a tooltip
 PIXELS: Final = 100  # an inch, on a page
-_SHARP: Final = 2  # pixels of a picture in a notebook for each that it takes: screens have more than they say
+_SHARP: Final = 2  # pixels of a picture in a notebook for each that it takes: screens have more than they report
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-# A page that is not trusted loses the style with the SVG, and what is hidden stays so (without a value, `hidden` goes)
+# A page that is not trusted loses the style with the SVG, and what is hidden stays hidden (`hidden` needs a value for
+# that)
 _SHOWN: Final = "<style>.dcp-shown>img{display:none}.dcp-shown>div[hidden]{display:block!important}</style>"
 
 
@@ -61,7 +62,7 @@ class DescribedFigure(Figure):
         return target.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """SVG in the colours of the page. What forbids SVG and styles shows the picture instead, and not its texts."""
+        """SVG in the colours of the page. What forbids SVG and styles shows the picture instead, without its texts."""
         from dcptools.plots._svg import svg
 
         data = base64.b64encode(self._png()).decode()
@@ -79,7 +80,7 @@ class DescribedFigure(Figure):
 
 
 def describe(figure: Figure) -> str:
-    """What a figure of this module shows, in a sentence: the text alternative to its picture.
+    """What a figure of this module shows, in one sentence: the text alternative to its picture.
 
     Parameters
     ----------
@@ -104,13 +105,13 @@ def describe(figure: Figure) -> str:
 
 
 def new_figure(height: float) -> tuple[DescribedFigure, Axes]:
-    """A white figure of that height in inches, whatever style sheet is in use, with one pair of axes."""
+    """A white figure with that height in inches, whatever style sheet is in use, with one pair of axes."""
     figure, (axes,) = stacked_figure(height, [1])
     return figure, axes
 
 
 def stacked_figure(height: float, ratios: Sequence[float]) -> tuple[DescribedFigure, list[Axes]]:
-    """A figure with several pairs of axes below each other, their heights in these ratios."""
+    """A figure with several pairs of axes below each other, with their heights in these ratios."""
     figure = DescribedFigure(
         figsize=(WIDTH, min(height, MAX_HEIGHT)), dpi=PIXELS, layout="constrained", facecolor="white"
     )
@@ -142,7 +143,7 @@ def halved_figure(above: float, below: float) -> tuple[DescribedFigure, Axes, Ax
 
 
 def titled(figure: Figure, title: str, notes: Sequence[str]) -> None:
-    """A headline at the top left with smaller notes below it, a line each."""
+    """A headline at the top left with smaller notes below it, one line each."""
     lines = [line for line in notes if line]
     room = "\n" * len(lines)  # empty lines of the headline, since only that takes part in the layout
     figure.suptitle(title + room, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
@@ -155,7 +156,7 @@ def titled(figure: Figure, title: str, notes: Sequence[str]) -> None:
 
 
 def narrow(figure: Figure, width: float) -> None:
-    """Fit a figure into that many pixels of a page: text keeps its size, the headline is cut and its notes wrapped."""
+    """Fit a figure into that many pixels of a page: text keeps its size, the headline is cut, its notes are wrapped."""
     inches, height = width / PIXELS, figure.get_figheight()
     ratio = inches / figure.get_figwidth()
     if ratio >= 1:
@@ -173,7 +174,7 @@ def narrow(figure: Figure, width: float) -> None:
 
 
 def finished(figure: DescribedFigure, description: str) -> Figure:
-    """Keep the description, and make every text plain: names hold ``$`` and ``_``, which are no mathematics here."""
+    """Keep the description, and make every text plain: names contain ``$`` and ``_``, which are no mathematics here."""
     figure.set_label(description)
     for text in figure.findobj(Text):
         if isinstance(text, Text):
@@ -182,7 +183,7 @@ def finished(figure: DescribedFigure, description: str) -> Figure:
 
 
 def explain(figure: DescribedFigure, artist: Artist, name: str, texts: Sequence[str]) -> None:
-    """Say of each part of a patch or a collection what it is: its tooltip on a page."""
+    """Say what each part of a patch or a collection is: its tooltip on a page."""
     if len(texts) > MOST_TIPS:
         artist.set_rasterized(True)
         return
@@ -191,7 +192,7 @@ def explain(figure: DescribedFigure, artist: Artist, name: str, texts: Sequence[
 
 
 def tip_name(text: str) -> str:
-    """An untrusted name as a tooltip says it."""
+    """An untrusted name as a tooltip shows it."""
     return elided(
         printable(text if len(text) <= 2 * TIP_LENGTH else text[:TIP_LENGTH] + text[-TIP_LENGTH:]), TIP_LENGTH
     )
@@ -221,7 +222,7 @@ def name_label(text: str, most: int = LABEL_LENGTH) -> str:
 
 
 def elided(text: str, most: int) -> str:
-    """At most so many characters, the middle left out."""
+    """At most that many characters, with the middle left out."""
     tail = (most - 1) // 2
     return text if len(text) <= most else text[: most - 1 - tail] + "…" + text[-tail:]
 
@@ -258,7 +259,7 @@ def byte_axis(axes: Axes, largest: float) -> None:
 
 
 def value_axis(axes: Axes, low: float, high: float, *, whole_numbers: bool) -> None:
-    """Label the x axis with as many digits as neighbours need to differ, and no factor or offset at its end."""
+    """Label the x axis with as many digits as neighbours need to differ, and without a factor or offset at its end."""
     step = (high - low) / 7
     digits = min(12, 2 + max(0, math.ceil(math.log10(max(abs(low), abs(high)) / step))))
 

@@ -13,9 +13,9 @@ from matplotlib.collections import PolyCollection
 from dcptools._text import counted
 from dcptools.plots import _figure as page
 
-MOST_COLUMNS = 48  # modules; more are put together by the first parts of their names
+MOST_COLUMNS = 48  # modules; more are grouped by the first parts of their names
 MOST_ROWS = 40  # layers with their numbers beside the rows
-MOST_TEXTS = 200  # cells with their value in them
+MOST_TEXTS = 200  # cells that have their value in them
 MOST_TEXT_COLUMNS = 16
 MOST_EDGES = 60  # rows or columns that are kept apart
 OUTSIDE = -1  # the row of what is in no layer
@@ -59,7 +59,7 @@ def _place(name: str) -> Place:
 
 
 def _depth(modules: Iterable[str]) -> int:
-    """How many parts of the modules' names are told apart, so that there are not too many."""
+    """How many parts of the modules' names are distinguished, so that there are not too many."""
     names = set(modules)
     depth = max((name.count(".") + 1 for name in names), default=1)
     while depth > 1 and len({_shortened(name, depth) for name in names}) > MOST_COLUMNS:
@@ -115,7 +115,7 @@ def _label(axes: Axes, shown: Grid) -> None:
 
 
 def column_names(shown: Grid) -> list[str]:
-    """The modules without what all begin with, and those in layers without what they begin with up to the number."""
+    """The modules without what all begin with, and those in layers also without what comes before the number."""
     parts = [module.split(".") for module in shown.columns]
     while parts and all(len(names) > 1 and names[0] == parts[0][0] != "*" for names in parts):
         parts = [names[1:] for names in parts]
@@ -125,7 +125,7 @@ def column_names(shown: Grid) -> list[str]:
 
 
 def short(value: float, digits: int = 1) -> str:
-    """So many digits of a value, in few letters: 0.02, 4, 30, 3e-5."""
+    """That many digits of a value, in few characters: 0.02, 4, 30, 3e-5."""
     if 10 <= value < 1000:
         return f"{value:.0f}"
     text = f"{value:.{digits}g}" if 0.001 <= value < 10 or not value < math.inf else f"{value:.0e}"

@@ -27,14 +27,14 @@ MOST_VALUES = 1 << 22  # 32 MiB of float64; of larger tensors a sample is read
 BLOCK = 1 << 14  # values that are read at once for a sample
 MOST_BLOCKS = 1024
 MOST_BINS = 10_000
-MOST_TOLD = 500  # bins with a tooltip; narrower ones could not be pointed at
+MOST_TOLD = 500  # bins that have a tooltip; narrower ones could not be pointed at
 WIDEST = 1e300  # beyond, the width of a bin would overflow
 
 
 def histogram(
     checkpoint: Checkpoint | str | os.PathLike[str], key: str, *, index: Index = ..., bins: int = 100
 ) -> Figure:
-    """Draw how often which values occur in a tensor; counts on a logarithmic axis.
+    """Draw how often which values occur in a tensor, with counts on a logarithmic axis.
 
     NaN, infinities and zeros are counted in the title, and NaN and infinities are not drawn. Of complex values the
     magnitudes are drawn. Of more than about 4 million values a sample is read, in evenly spaced blocks of rows, and the
@@ -95,7 +95,7 @@ def _picked(tensor: StoredTensor, index: Index) -> list[int | range]:
 
 
 def _blocks(picked: list[int | range], most: int) -> Iterator[tuple[int | slice, ...]]:
-    """Indices that pick at most about ``most`` of the values, in evenly spaced blocks; all, if there are no more."""
+    """Indices that pick about ``most`` of the values at most, in evenly spaced blocks; all, if there are no more."""
     whole = tuple(slice(p.start, p.stop, p.step) if isinstance(p, range) else p for p in picked)
     dim, rows = next(((d, p) for d, p in enumerate(picked) if isinstance(p, range) and len(p) > 1), (0, None))
     if rows is None or _span(picked) <= most:
@@ -115,7 +115,7 @@ def _blocks(picked: list[int | range], most: int) -> Iterator[tuple[int | slice,
 
 
 def _span(picked: list[int | range]) -> int:
-    """How many values are read for those that are picked: a slice is read with what lies between its steps."""
+    """How many values are read for the picked ones: a slice is read with what lies between its steps."""
     return math.prod((len(p) - 1) * p.step + 1 if p else 0 for p in picked if isinstance(p, range))
 
 
@@ -172,7 +172,7 @@ def _draw(tensor: StoredTensor, values: Floats, which: str, bins: int) -> Figure
 
 
 def _tips(counts: list[int], edges: list[float], *, whole_numbers: bool) -> list[str]:
-    """How many values are in which bin."""
+    """How many values are in each bin."""
     whole = whole_numbers and edges[1] - edges[0] == 1
     spans = [f"{a + 0.5:.0f}" if whole else f"{a:.4g} to {b:.4g}" for a, b in itertools.pairwise(edges)]
     return [f"{span}\n{page.plural(count, 'value')}" for span, count in zip(spans, counts, strict=True)]

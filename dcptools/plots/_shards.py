@@ -1,4 +1,4 @@
-"""The output files of a plan: a bar each, tensors as its segments."""
+"""The output files of a plan: one bar each, with tensors as its segments."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from dcptools.shards import ShardFile, ShardPlan
 
 MOST_SEGMENTS = 1000  # rectangles; more would be thinner than a pixel
 MOST_IN_LEGEND = 12  # layers
-MOST_SEPARATED = 300  # files that are told apart
+MOST_SEPARATED = 300  # files that are distinguished
 MOST_NAMES = 40  # files with their names beside the bars
-FAR_LIMIT = 2.5  # a limit so many times the longest bar would only make the bars short
+FAR_LIMIT = 2.5  # a limit this many times the longest bar would only make the bars short
 
 OUTSIDE = "outside the layers"
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -55,11 +55,11 @@ class _Groups(NamedTuple):
 
 
 def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", limit: bool = True) -> Figure:
-    """Draw the output files: a horizontal bar a file, its tensors as segments, in the order of their places.
+    """Draw the output files: one horizontal bar per file, with its tensors as segments, in the order of their places.
 
-    Bytes are those of the values, which is what the shard size limits; a file's header is not drawn. Of a plan with
-    more than 1,000 tensors, neighbours of one colour are drawn as one segment, and if that is not enough, neighbours
-    that would be too thin to see, in the colour of most of their bytes.
+    Bytes are those of the values, which is what the shard size limits; a file's header is not drawn. For a plan with
+    more than 1,000 tensors, neighbours of one colour are drawn as one segment, and if that is not enough, so are
+    neighbours that would be too thin to see, in the colour of most of their bytes.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def shards(plan: ShardPlan, *, color_by: Literal["layer", "module"] = "layer", l
         ``layer`` (by number, and one colour for what is outside the layers) or ``module`` (attention, mlp, norm,
         embedding with the output head, experts, other).
     limit
-        Draw the shard size as a line; where it is far beyond the longest bar, it is only mentioned.
+        Draw the shard size as a line; if it is far beyond the longest bar, it is only mentioned.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _kind(name: str) -> str:
 
 
 def _bars(plan: ShardPlan, group_of: Callable[[str], str]) -> tuple[list[list[Segment]], str]:
-    """The segments of each file, and how they differ from its tensors where there are too many of those."""
+    """The segments of each file, and how they differ from its tensors if there are too many of those."""
     bars = [
         [
             Segment(t.start - len(file.header), t.nbytes, group_of(name := t.output.name), name, name, 1)
@@ -150,13 +150,13 @@ def _bars(plan: ShardPlan, group_of: Callable[[str], str]) -> tuple[list[list[Se
 
 
 def _runs(bar: Iterable[Segment]) -> Iterator[Segment]:
-    """Neighbours of one group as one; no information is lost to the eye."""
+    """Neighbours of one group as one; nothing visible is lost."""
     for _, run in groupby(bar, key=lambda segment: segment.group):
         yield _as_one(list(run))
 
 
 def _coarse(bar: Iterable[Segment], tiny: int) -> Iterator[Segment]:
-    """Neighbours of less than ``tiny`` bytes as one, until they are not tiny any more."""
+    """Neighbours of less than ``tiny`` bytes as one, until they are no longer tiny."""
     gathered: list[Segment] = []
     nbytes = 0
     for segment in bar:
@@ -173,7 +173,7 @@ def _coarse(bar: Iterable[Segment], tiny: int) -> Iterator[Segment]:
 
 
 def _as_one(parts: Sequence[Segment]) -> Segment:
-    """Neighbours as one, of the group that has most of their bytes."""
+    """Neighbours as one, in the group that has most of their bytes."""
     groups: Counter[str] = Counter()
     for part in parts:
         groups[part.group] += part.nbytes
@@ -213,7 +213,7 @@ def _draw(axes: Axes, bars: Sequence[Iterable[Segment]], colours: dict[str, str]
 
 
 def _label_files(axes: Axes, files: Sequence[ShardFile]) -> None:
-    """Names and sizes beside the bars; of many files only numbers, and not all."""
+    """Names and sizes beside the bars; for many files only numbers, and not all of them."""
     if len(files) <= MOST_NAMES:
         axes.set_yticks(range(len(files)), [page.name_label(file.filename) for file in files])
         beside = axes.get_yaxis_transform()
@@ -238,7 +238,7 @@ def _draw_limit(axes: Axes, nbytes: int) -> None:
 
 
 def _legend(figure: Figure, groups: _Groups, color_by: str) -> None:
-    """The groups and their colours; of many layers an evenly spaced choice."""
+    """The groups and their colours; for many layers, an evenly spaced selection."""
     entries = [entry for entry in groups.colours.items() if entry[0] != OUTSIDE]
     title = color_by
     if len(entries) > MOST_IN_LEGEND:

@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint are: by module, by root, or by dtype; as bars, and modules as a treemap too."""
+"""Where the bytes of a checkpoint are: by module, by root, or by dtype; as bars, and for modules as a treemap too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sizes(
     Below the bars of modules stands a treemap of them: bytes are areas, a module lies in the one that holds it and is
     lighter, and layers that are alike are one. What would be too small to be seen is put together.
 
-    Bytes are those of the values, and for pickled objects the stored ones.
+    Bytes are those of the values or, for pickled objects, the stored ones.
 
     Parameters
     ----------
@@ -39,7 +39,8 @@ def sizes(
         ``module`` (a key without its last segment, numbers as ``*``: all layers are one bar), ``root`` (the container
         in the saved state dict), or ``dtype``.
     depth
-        With ``module``: how many segments of the key are told apart; 4 gives ``model.model.layers.*``. All by default.
+        With ``module``: how many segments of the key are distinguished; 4 gives ``model.model.layers.*``. All by
+        default.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A figure as SVG for a page: clear ground, text in the page's colours, and what each part is as its tooltip.
+"""A figure as SVG for a page: a clear background, text in the page's colours, and what each part is as its tooltip.
 
 matplotlib draws it; here its file becomes an element of a page. Whatever comes from a checkpoint is put in as text of
 an element tree, which escapes it when it is written.
@@ -43,7 +43,7 @@ _ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings are those of the proc
 
 
 def svg(figure: Figure, *, width: float | None = None) -> str:
-    """A figure of this module as an SVG element to put into a page of HTML.
+    """A figure of this module as an SVG element to put into an HTML page.
 
     The ground is clear, and text has the colours of the page around it: those of JupyterLab's theme, or of any other
     page. Each bar, segment, box and cell says on hovering what it is.
@@ -53,7 +53,7 @@ def svg(figure: Figure, *, width: float | None = None) -> str:
     figure
         Of a function of this module.
     width
-        CSS pixels that the page has for it: a wider figure is made that narrow, with text of the same size.
+        CSS pixels that the page has for it: a wider figure is narrowed to that, with text of the same size.
 
     Raises
     ------
@@ -106,11 +106,11 @@ def _drawn(figure: Figure) -> str:
 
 
 def _explain(root: Element, tips: dict[str, list[str]]) -> None:
-    """Put the tooltips into the parts that they are of."""
+    """Put the tooltips into the parts that they belong to."""
     for group in root.iter("g"):
         texts = tips.get(group.get("id", ""), [])
         parts = group.findall("path") or list(group.iter("use"))  # matplotlib refers to the only part of a collection
-        if not texts or len(parts) != len(texts):  # a part that is not drawn leaves nobody to tell which it was
+        if not texts or len(parts) != len(texts):  # if a part is not drawn, nothing tells which one it was
             continue
         group.set("class", "tip")
         for part, text in zip(parts, texts, strict=True):
@@ -120,7 +120,7 @@ def _explain(root: Element, tips: dict[str, list[str]]) -> None:
 
 
 def _compact(element: Element) -> None:
-    """As many digits as can be seen: a hundredth of a point."""
+    """As many digits as can be seen: hundredths of a point."""
     for name in ("d", "x", "y", "transform", "width", "height"):
         if name in element.attrib and element.tag != "image":
             element.set(name, _NUMBER.sub(_rounded, element.attrib[name]))
@@ -166,7 +166,7 @@ def _colour(element: Element) -> None:
 
 
 def _hoist(group: Element) -> None:
-    """What all parts of a group have in common is said once, by the group."""
+    """What all parts of a group have in common is stated once, by the group."""
     if len(group) < 2 or any(part.tag != "path" for part in group):
         return
     common = set.intersection(*(set(part.get("style", "").split(";")) for part in group)) - {""}

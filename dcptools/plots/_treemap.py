@@ -41,7 +41,7 @@ class Tile(NamedTuple):
 
 
 def treemap(figure: page.DescribedFigure, axes: Axes, shown: Tree, depth: int | None) -> None:
-    """Draw the modules down to that many segments of the keys: each within the one that holds it, deeper is lighter."""
+    """Draw the modules down to that many segments of the keys: each within the one that holds it; deeper is lighter."""
     total = sum(node.nbytes for node in shown.nodes)
     whole = Box(0, 0, page.WIDTH - 0.1, HEIGHT)
     tiles = [
@@ -156,7 +156,7 @@ def _shade(hue: str, level: int) -> str:
 
 
 def _label(node: Node, box: Box) -> str:
-    """The name and the bytes, as much as has room."""
+    """The name and the bytes, as far as there is room."""
     letters = int((box.width - 0.1) / _LETTER)
     whole, size = page.name_label(node.label), format_bytes(node.nbytes)
     if box.height < _HEAD or (letters < len(whole) and letters < _FEWEST):

@@ -1,4 +1,4 @@
-"""A statistic of the values, by layer and module: the picture in which a broken layer is seen at once."""
+"""A statistic of the values, by layer and module: the picture in which a broken layer stands out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WEIGHTS = "weights"
 SIZES: Final = {"norm": "norm", "std": "standard deviation", "max_abs": "largest magnitude"}
 SHARES: Final = {"zeros": "share of zeros", "nan": "share of NaN", "inf": "share of Inf"}
 MORE, LESS, BROKEN = page.RED, page.BLUE, page.PURPLE
-STRONGEST: Final = 0.8  # how opaque a colour becomes: text on it is still read
+STRONGEST: Final = 0.8  # how opaque a colour becomes: text on it can still be read
 _FULL = 3.0  # powers of two between a value and its module's median that make the strongest colour
 _SMALLEST = 1e-6  # the share that makes the weakest one
 _NEEDED = {"key", "numel", "min", "max", "norm", "std", "zeros", "nan", "inf"}
@@ -62,15 +62,15 @@ def values(
 ) -> Figure:
     """Draw a statistic of the values as a heat map: layers down, modules across, a map for weights and each moment.
 
-    A ``norm``, ``std`` or ``max_abs`` is held against the median of its module over all layers: orange is larger, blue
-    is smaller, and a module that is alike in all layers has no colour. Of ``zeros``, ``nan`` and ``inf`` the share is
-    drawn. Tensors with NaN or Inf are purple, whatever is drawn. Where a module has several tensors in a layer, as
+    A ``norm``, ``std`` or ``max_abs`` is compared with the median of its module over all layers: orange is larger, blue
+    is smaller, and a module that is alike in all layers has no colour. For ``zeros``, ``nan`` and ``inf`` the share is
+    drawn. Tensors with NaN or Inf are purple, whatever is drawn. If a module has several tensors in a layer, such as
     experts, the one that stands out most counts.
 
     Parameters
     ----------
     table
-        What :func:`dcptools.stats` returned. Of a checkpoint, or the path of one, all values are read first.
+        What :func:`dcptools.stats` returned. For a checkpoint, or the path of one, all values are read first.
     statistic
         What is drawn: ``norm``, ``std`` or ``max_abs`` (the largest magnitude) of the finite values; ``zeros``, ``nan``
         or ``inf`` as a share of all values, from 0 to 1.
@@ -111,7 +111,7 @@ def values(
 
 
 def _rows(table: pd.DataFrame, statistic: str) -> tuple[dict[str, list[_Row]], int]:
-    """The tensors by kind: weights, or a moment of an optimizer; and how many are neither, as counters of steps."""
+    """The tensors by kind: weights, or a moment of an optimizer; and how many are neither, such as step counters."""
     if missing := sorted(_NEEDED - set(table.columns)):
         raise UsageError(f"The table has no column {missing[0]!r}.\nExpected what dcptools.stats() returns.")
     rows: dict[str, list[_Row]] = {}
@@ -138,7 +138,7 @@ def _value_of(statistic: str) -> Callable[[Mapping[str, Any]], float]:
 
 
 def _cells(rows: Sequence[_Row], kind: str, statistic: str) -> tuple[heat.Grid, dict[heat.Place, _Cell]]:
-    """The tensors of one kind by layer and module; a moment stands at its weight."""
+    """The tensors of one kind by layer and module; a moment is at its weight's place."""
     grid = heat.grid([row.key if kind == WEIGHTS else row.key.removesuffix(f".{kind}") for row in rows])
     of_module: dict[str, list[float]] = {}
     for (_, module), numbers in grid.at.items():
@@ -159,7 +159,7 @@ def _median(numbers: Sequence[float]) -> float:
 
 
 def _strength(value: float, median: float) -> float:
-    """How strong the colour is: for a share by its powers of ten, else by the powers of two to the median."""
+    """How strong the colour is: for a share, by its powers of ten; otherwise by the powers of two to the median."""
     if math.isnan(median):
         return 0.0 if value <= 0 else max(0.1, min(1.0, 1 - math.log10(value) / math.log10(_SMALLEST)))
     if math.isnan(value) or value == median:
@@ -180,7 +180,7 @@ def _drawn(cell: _Cell, statistic: str) -> heat.Cell:
 
 
 def _colour(strength: float, *, broken: bool = False) -> tuple[float, float, float, float]:
-    """The weaker, the more of the page is seen through it, so that it is of use on a light and on a dark one."""
+    """The weaker, the more the page shows through it, so that it works on a light and on a dark one."""
     if broken:
         return (*to_rgb(BROKEN), STRONGEST)
     return (*to_rgb(MORE if strength >= 0 else LESS), STRONGEST * abs(strength))

@@ -25,13 +25,13 @@ class Order:
 
     model: str  # its path
     files: tuple[str, ...]
-    names: frozenset[str]  # of the weights in them that are of interest
+    names: frozenset[str]  # of the weights in them that matter
     check: bool  # the stored checksums of the checkpoint, too
     workers: int | None
 
 
 class SharedChecks:
-    """``compare_values`` and ``checksums`` with all ranks, whose plan is that of the model."""
+    """``compare_values`` and ``checksums`` with all ranks, which have the plan of the model."""
 
     def __init__(self, team: Team) -> None:
         self._team = team

@@ -33,7 +33,7 @@ class Order:
     workers: int
     sync: bool
     sizes: Sizes | None
-    keep: bool  # what is finished, whatever happens, for a run that goes on with it
+    keep: bool  # what is finished, whatever happens, for a run that continues with it
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Filled:
     noticed: dict[str, Noticed]  # by output name
     checked: int  # stored items
     without: int
-    parts: list[ItemPart]  # of items that others read, too
+    parts: list[ItemPart]  # of items that others read too
 
 
 class SharedEngine(OutputEngine):
@@ -93,10 +93,10 @@ class SharedEngine(OutputEngine):
         self._add(others)
         if progress is not None:
             progress(total, total, "")  # the last word of another rank may have been missed
-        self.files = self._all  # so that the others' files are looked at here, too, before they are published
+        self.files = self._all  # so that the others' files are looked at here too before they are published
 
     def commit(self, names: Sequence[str]) -> None:
-        """Give files their names: those that only another rank can commit are committed by that."""
+        """Give files their names: those that only another rank can commit are committed by that rank."""
         theirs = [[file.filename for file in share if file.filename in names] for share in self._shares[1:]]
         if self.sink.shared or not any(theirs):
             super().commit(names)
@@ -157,12 +157,12 @@ def commit_part(team: Team, names: Sequence[str], progress: Progress) -> None:
 
 
 def _send_plan(team: Team, plan: ShardPlan) -> None:
-    """Give the plan to all ranks, and hear from each that it is the same there.
+    """Give the plan to all ranks, and hear from each that it has the same one.
 
     Raises
     ------
     DcptoolsError
-        It is not: the ranks have different versions of something.
+        One does not: the ranks have different versions of something.
     """
     said = team.each(take_plan, [(os.getcwd(), plan)] * team.size, lambda progress: _known(team, plan))
     others = [f"{name}: {versions}" for name, versions, fingerprint in said if fingerprint != plan.fingerprint]
@@ -175,7 +175,7 @@ def _send_plan(team: Team, plan: ShardPlan) -> None:
 
 
 def take_plan(team: Team, part: tuple[str, ShardPlan], progress: Progress) -> tuple[str, str, str]:
-    """Keep the plan for what comes; says what is made of it here."""
+    """Keep the plan for what comes next; says what is made of it here."""
     directory, plan = part
     team.plan = replace(plan)  # without what rank 0 had worked out already, such as its fingerprint
     with contextlib.suppress(OSError):  # paths mean what they mean for rank 0
@@ -200,7 +200,7 @@ def _seen(plan: ShardPlan, files: Iterable[ShardFile]) -> Seen:
 
 
 def _refuse_other_files(team: Team, plan: ShardPlan, files: Sequence[ShardFile], seen: Seen) -> None:
-    """Hold the files that this rank will read against those that rank 0 sees under the same names."""
+    """Compare the files that this rank will read with those that rank 0 sees under the same names."""
     others = [name for name, state in _seen(plan, files).items() if state != seen[name]]
     if others:
         raise BrokenCheckpoint(

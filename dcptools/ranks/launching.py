@@ -15,8 +15,8 @@ from dcptools.errors import DcptoolsError
 from dcptools.ranks.pulse import Pulse
 from dcptools.ranks.team import Team, ignore_signals
 
-JOIN_SECONDS = 300  # until all must have come; they start to load Python at the same time
-LOST_SECONDS = 60  # after which a machine that does not answer is taken for gone
+JOIN_SECONDS = 300  # until all must have joined; they start to load Python at the same time
+LOST_SECONDS = 60  # after which a machine that does not answer counts as gone
 
 
 def together(command: Callable[[Team], int], tell: Callable[[str], None]) -> int:
@@ -71,7 +71,7 @@ def _follow(team: Team, tell: Callable[[str], None]) -> int:
 def _join(rank: int, size: int) -> Team:
     from torch import distributed
 
-    dist: Any = distributed  # of its documented names mypy finds some only
+    dist: Any = distributed  # mypy finds only some of its documented names
     with _stdout_kept():
         store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
         store = dist.PrefixStore("dcptools", store)  # its keys are not those of whatever else these processes do
@@ -93,7 +93,7 @@ def _not_joined(size: int, error: Exception) -> str:
 
 @contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """Some versions of gloo say on stdout whom they are connected to, and ``--json`` promises one object there."""
+    """Some versions of gloo print to stdout whom they are connected to, but ``--json`` promises one object there."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -116,7 +116,7 @@ def _part() -> None:
 
 
 def _leave_alone(status: int) -> NoReturn:
-    """End without the others: a thread may wait for them, and taking the connections down in order would, too."""
+    """End without the others: a thread may wait for them, and so would taking the connections down in order."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

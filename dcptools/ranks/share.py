@@ -41,7 +41,7 @@ def shares(things: Sequence[Thing], nbytes: Sequence[int], count: int) -> list[l
 
 
 def _stretches(nbytes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """First and behind the last number of each stretch that weighs at most so much; nothing weighs more alone."""
+    """The first number of each stretch of at most that weight, and the one after its last; none alone weighs more."""
     start = total = 0
     for number, weight in enumerate(nbytes):
         if number > start and total + weight > most:

@@ -21,8 +21,8 @@ from dcptools.ranks.pulse import Pulse, State
 from dcptools.shards import ShardPlan
 from dcptools.storage import OutputSink
 
-TELL_SECONDS = 2.0  # the other ranks leave it to rank 0 for so long to say that a rank is gone
-SETTLE_SECONDS = 5.0  # the longest that an interrupted rank waits until the others have stopped
+TELL_SECONDS = 2.0  # for this long the other ranks leave it to rank 0 to say that a rank is gone
+SETTLE_SECONDS = 5.0  # the longest that an interrupted rank waits for the others to stop
 # What a rank does with its part of the work: it is given its team, its part, and what to call with its progress.
 Job = Callable[["Team", Any, Progress], Any]
 LOST = (
@@ -34,7 +34,7 @@ LOST = (
 
 @dataclass(frozen=True)
 class _Failed:
-    """What a rank's part ended with."""
+    """How a rank's part ended."""
 
     error: Exception
 
@@ -63,7 +63,7 @@ class Team:
             self._told += 1
 
     def heard(self) -> Iterator[Any]:
-        """What the other ranks have told since this was called last."""
+        """What the other ranks have reported since this was last called."""
         with suppress(RuntimeError):  # the store is gone, and a rank with it
             for rank in range(1, self.size):
                 while self._store.check([key := f"news/{rank}/{self._heard[rank]}"]):
@@ -80,11 +80,11 @@ class Team:
         job
             A function at the top of a module, which the others import.
         parts
-            What each rank does it with; they are pickled. That of rank 0 is not looked at.
+            What each rank does it with; they are pickled. Rank 0's is not used.
         own
             What rank 0 does.
         progress
-            Called with the bytes that all have done, instead of those that rank 0 has done.
+            Called with the bytes that all ranks have done, not only rank 0.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class Team:
         self.pulse.leave()
 
     def follow(self) -> int:
-        """Do what rank 0 says, until it says with which exit status to end.
+        """Do what rank 0 says, until it says which exit status to end with.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class Team:
         return job(self, parts[self.rank], lambda done, total, current: self.pulse.say(done=done))
 
     def _do(self, work: Callable[[], Any]) -> Any:
-        """What the work gives, or what it failed with; the others hear of that at once."""
+        """What the work gives, or what it failed with; the others hear about a failure at once."""
         try:
             found = work()
         except Exception as error:
@@ -178,7 +178,7 @@ class Team:
         return found
 
     def _signed(self, error: Exception) -> Exception:
-        """The same error; where another rank than 0 met it, it says which."""
+        """The same error; if a rank other than 0 met it, it says which."""
         if self.rank and not isinstance(error, Cancelled) and isinstance(error, DcptoolsError) and error.args:
             error.args = (f"{error.args[0]}\n({self.name} found this.)", *error.args[1:])
         return error
@@ -198,11 +198,11 @@ class Team:
 
     @contextmanager
     def _unbroken(self) -> Iterator[None]:
-        """Work in which all ranks take part to its end. Who is interrupted waits until the others have stopped."""
+        """Work in which all ranks take part to its end. An interrupted rank waits until the others have stopped."""
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, DcptoolsError):  # some of ours are RuntimeErrors, too
+            if isinstance(error, DcptoolsError):  # some of ours are RuntimeErrors too
                 raise
             raise self._lost() from None
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -220,14 +220,14 @@ class Team:
         return DcptoolsError(LOST)
 
     def _break(self) -> None:
-        """The ranks cannot do anything together any more; it is for rank 0 to say why, if that is there."""
+        """The ranks can no longer do anything together; it is up to rank 0 to say why, if it is there."""
         self.broken = True
         if self.rank == 0:
             with suppress(RuntimeError):
                 self._store.add("told", 1)
 
     def should_tell(self) -> bool:
-        """Whether it is for this rank to say that one is gone: rank 0 does not, and no other rank has."""
+        """Whether it is up to this rank to say that one is gone: rank 0 does not, and no other rank has."""
         try:
             until = time.monotonic() + TELL_SECONDS
             while time.monotonic() < until:
@@ -235,7 +235,7 @@ class Team:
                     return False
                 time.sleep(TELL_SECONDS / 20)
             return int(self._store.add("told", 1)) == 1
-        except RuntimeError:  # the store is gone, too
+        except RuntimeError:  # the store is gone too
             return True
 
 
@@ -249,6 +249,6 @@ def _sendable(error: Exception) -> Exception:
 
 
 def ignore_signals() -> None:
-    """It is decided how this ends, and torchrun stops all others as soon as one process has failed."""
+    """How this ends is decided, and torchrun stops all others as soon as one process has failed."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

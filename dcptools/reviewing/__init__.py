@@ -1,6 +1,6 @@
-"""``review``: one HTML file that shows what a conversion would do, to send to somebody who has not the checkpoint.
+"""``review``: one HTML file that shows what a conversion would do, to send to somebody without the checkpoint.
 
-``page`` puts it together of ``tables`` and a ``figure``; ``assets`` has its style and its script.
+``page`` puts it together from ``tables`` and a ``figure``; ``assets`` has its style and its script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a plan as SVG: a bar for each, a segment for the tensors of a layer that follow each other."""
+"""The files of a plan as SVG: one bar each, with a segment for consecutive tensors of a layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _bar(row: int, file: ShardFile, scale: float) -> Iterator[str]:
         where = f"layer {layer}" if layer else tensors[0].output.name
         title = f"{where}: {counted(len(tensors), 'tensor')}, {format_bytes(nbytes)}"
         width = max(nbytes * scale - 0.5, 0.3)
-        line = ' stroke="#171717" stroke-width="0.5"' if width > 2 else ""  # light colours are seen by it
+        line = ' stroke="#171717" stroke-width="0.5"' if width > 2 else ""  # makes light colours visible
         yield (
             f'<rect x="{LABEL + start * scale:.2f}" y="{top + 0.5}" width="{width:.2f}" '
             f'height="{BAR}" fill="{colour}"{line}><title>{escape(title)}</title></rect>'

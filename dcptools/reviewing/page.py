@@ -21,7 +21,7 @@ _SECTIONS = ("Summary", "Findings", "Mapping", "Left out", "Plan", "Do the same"
 
 
 def page_of(mapping: KeyMapping, planned: ShardPlan | None, save_dir: str) -> str:
-    """The whole page; without a plan, which a mapping with errors has not, it says what is in the way."""
+    """The whole page; without a plan, which a mapping with errors does not have, it says what is in the way."""
     bodies = (
         _summary(mapping),
         _findings(planned.findings if planned else mapping.findings),

@@ -31,7 +31,7 @@ def data_block(name: str, columns: Sequence[str], facets: Sequence[str], rows: I
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int) -> str:
-    """A table without a script, at most so many rows."""
+    """A table without a script, with at most that many rows."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[:most])
     note = f"<p>... {len(rows) - most:,} more of {len(rows):,} rows</p>" if len(rows) > most else ""
@@ -39,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int) -> st
 
 
 def scrolled(element: str, what: str) -> str:
-    """A box in which something that is too wide for the page scrolls, also by keys."""
+    """A box in which something that is too wide for the page scrolls, also by keyboard."""
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{what}">{element}</div>'
 
 

@@ -34,14 +34,14 @@ def review(
     """Write one HTML file that shows what a conversion would do: mapping, leftovers, findings, files, the command.
 
     The file loads nothing from elsewhere and runs nothing but a small script of its own, which searches and filters.
-    A mapping with errors has no plan; the page says so, and has the rest.
+    A mapping with errors has no plan; the page says so, and shows the rest.
 
     Parameters
     ----------
     mapping
         What :func:`dcptools.preview` returned; or a checkpoint or a path, previewed with the defaults.
     html
-        The file to write; one that is there is replaced.
+        The file to write; an existing one is replaced.
     shard_size, dtype, dtype_for, strict
         As in :func:`dcptools.plan`.
     save_dir

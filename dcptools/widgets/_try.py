@@ -1,4 +1,4 @@
-"""The step between mapping and shards: load the model without writing it, and hear what it says."""
+"""The step between mapping and shards: load the model without writing it, and see what it generates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Said(NamedTuple):
 
 
 class Try(Step):
-    """Does this checkpoint speak? A prompt, what the model says after it, and its loss on a text; nothing is written.
+    """What does this checkpoint generate? A prompt, how the model continues it, its loss on a text; nothing is written.
 
     Parameters
     ----------

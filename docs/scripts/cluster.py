@@ -124,15 +124,15 @@ def estimate(costs: Costs) -> list[tuple[str, str]]:
     reading = process + chunks * (CHUNK_BYTES + costs.metadata_bytes)
     moving = [(speed, 1.5 * BYTES * most / (speed * 10**9)) for speed in SPEEDS]
     return [
-        ("stored items", f"{chunks:,}; {items:,.0f} a rank"),
-        ("files", f"{files:,.0f}; {-(-files // RANKS):.0f} for the ranks that have most"),
+        ("stored items", f"{chunks:,}; {items:,.0f} per rank"),
+        ("files", f"{files:,.0f}; {-(-files // RANKS):.0f} for the ranks with the most"),
         ("read requests", f"{(chunks * costs.item_requests + BYTES * costs.byte_requests) / 1e6:.1f} million; "
-         f"{(items * costs.item_requests + nbytes * costs.byte_requests):,.0f} a rank"),
+         f"{(items * costs.item_requests + nbytes * costs.byte_requests):,.0f} per rank"),
         ("bytes that each rank is sent for the plan", f"{chunks * costs.plan_bytes / 1e6:,.0f} MB"),
-        ("memory", f"{memory / 1e9:.1f} GB a rank, {RANKS_PER_MACHINE * memory / 1e9:.1f} GB a machine; "
+        ("memory", f"{memory / 1e9:.1f} GB per rank, {RANKS_PER_MACHINE * memory / 1e9:.1f} GB per machine; "
          f"{max(reading, memory) / 1e9:.1f} GB for rank 0 while it reads the metadata"),
         ("before the first byte of values", f"{first:,.0f} s: metadata, plan, and sending it"),
-        ("processors", f"{working:,.0f} s, with {CPUS} CPUs a rank"),
+        ("processors", f"{working:,.0f} s, with {CPUS} CPUs per rank"),
         *(
             (f"a file system that moves {speed} GB/s", f"{seconds:,.0f} s to read and write; "
              f"**{first + max(working, seconds):,.0f} s in all**")
@@ -146,8 +146,8 @@ def render(costs: Costs) -> str:
     return f"""{START}
 Costs of one thread, measured on {time.strftime("%Y-%m-%d")} with torch {torch.__version__.partition("+")[0]} on \
 {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs: {1e6 * costs.item:.0f} µs and \
-{costs.item_requests:.1f} reads an item, {1e9 * costs.byte:.2f} s and {1e9 * costs.byte_requests:,.0f} reads more for \
-each GB; {1e6 * costs.chunk:.0f} µs and {costs.chunk_bytes:.0f} bytes of memory for each chunk in the metadata, and \
+{costs.item_requests:.1f} reads per item, another {1e9 * costs.byte:.2f} s and {1e9 * costs.byte_requests:,.0f} reads \
+per GB; {1e6 * costs.chunk:.0f} µs and {costs.chunk_bytes:.0f} bytes of memory per chunk in the metadata, and \
 {1e6 * costs.plan_seconds:.1f} µs to send it.
 
 | 1 TB of float32 to bfloat16, {RANKS} ranks with {CPUS} CPUs each on {RANKS // RANKS_PER_MACHINE} machines; saved by \

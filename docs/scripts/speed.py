@@ -21,8 +21,8 @@ BUSY = 0.5  # of the CPUs at work when the measurement began: others were there
 INTRODUCTION = """# Speed
 
 `make bench` measures dcptools against other programs and against limits, all on the same machine and in turn. A ratio
-says something about the programs, and little about the machine; the times beside it are medians, or of the round that
-was disturbed least where a section says so. A target that was missed is shown. `make docs-speed` measures again, and
+says something about the programs, and little about the machine; the times beside it are medians, or those of the least
+disturbed round where a section says so. A target that was missed is shown. `make docs-speed` measures again, and
 writes this page.
 """
 
