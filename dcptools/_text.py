@@ -67,10 +67,11 @@ def natural(text: str) -> str:
     >>> sorted(["layers.10.w", "layers.2.w", "layers.1.w"], key=natural)
     ['layers.1.w', 'layers.2.w', 'layers.10.w']
     """
-    return ".".join(map(_padded, text.split(".")))
+    middle = text.find(".", len(text) // 2) + 1  # never within a number
+    return _padded(text[:middle]) + _padded(text[middle:])
 
 
-@functools.lru_cache(1 << 16)  # keys are made of few different parts
+@functools.lru_cache(1 << 16)  # keys are made of few different halves
 def _padded(part: str) -> str:
     return re.sub(r"\d+", lambda number: number[0].zfill(20), part)
 

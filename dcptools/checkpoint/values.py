@@ -104,14 +104,15 @@ class Checkpoint(Shown, HasFindings):
         import pandas as pd
 
         tensors, objects = self.tensors.values(), self.objects.values()
+        numel = [t.numel for t in tensors]
         columns: dict[str, list[Any]] = {
             "key": [*self.tensors, *self.objects],
             "kind": ["tensor"] * len(tensors) + ["object"] * len(objects),
             "root": [t.root for t in tensors] + [o.root for o in objects],
             "shape": [t.shape for t in tensors] + [None] * len(objects),
             "dtype": [t.dtype.name for t in tensors] + [None] * len(objects),
-            "numel": [t.numel for t in tensors] + [None] * len(objects),
-            "nbytes": [t.nbytes for t in tensors] + [o.nbytes for o in objects],
+            "numel": numel + [None] * len(objects),
+            "nbytes": [n * t.dtype.itemsize for n, t in zip(numel, tensors, strict=True)] + [o.nbytes for o in objects],
             "chunks": [len(t.offsets) for t in tensors] + [1] * len(objects),
             "files": [t.file_count for t in tensors] + [int(bool(o.file)) for o in objects],
         }

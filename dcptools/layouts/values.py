@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.dtypes import DType
@@ -15,8 +15,15 @@ from dcptools.layouts.keys import Key
 from dcptools.tensors import View
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class _Fields(NamedTuple):
+    name: str
+    sources: tuple[View, ...]
+    shape: tuple[int, ...]
+    dtype: DType  # as stored; the plan says what is written
+    rule: str  # which rule gave the name
+
+
+class Output(_Fields):
     """A tensor of the result: its name, and the views of stored tensors that it is made of.
 
     The values of the sources follow each other in row-major order: one whole tensor, one expert of a stack, or all
@@ -28,21 +35,17 @@ class Output:
         The sources do not have exactly as many elements as the shape.
     """
 
-    name: str
-    sources: tuple[View, ...]
-    shape: tuple[int, ...]
-    dtype: DType  # as stored; the plan says what is written
-    rule: str  # which rule gave the name
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if len(self.sources) == 1 and self.sources[0].shape == self.shape:
-            return
-        found = sum([view.numel for view in self.sources])
-        if not self.sources or found != self.numel or min((0, *self.shape)) < 0:
-            raise UsageError(
-                f"The sources of the output {self.name!r} have {found:,} elements.\n"
-                f"Expected {self.numel:,}, those of its shape {self.shape}."
-            )
+    def __new__(cls, name: str, sources: tuple[View, ...], shape: tuple[int, ...], dtype: DType, rule: str) -> Output:
+        if len(sources) != 1 or sources[0].shape != shape:
+            found, expected = sum([math.prod(view.shape) for view in sources]), math.prod(shape)
+            if not sources or found != expected or min(shape, default=0) < 0:
+                raise UsageError(
+                    f"The sources of the output {name!r} have {found:,} elements.\n"
+                    f"Expected {expected:,}, those of its shape {shape}."
+                )
+        return tuple.__new__(cls, (name, sources, shape, dtype, rule))
 
     @property
     def numel(self) -> int:

@@ -215,9 +215,11 @@ def about_renamed(renamed: Mapping[str, str], expected: Expected) -> Iterator[Fi
 
 def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     """Names that cannot be written: reserved ones, and those that several outputs would have."""
-    counts = Counter([output.name for output in outputs])
-    several: dict[str, list[str]] = {name: [] for name, count in counts.items() if count > 1}
-    reserved = {name for name in counts if name in _RESERVED or not (name.isascii() or _is_text(name))}
+    names = [output.name for output in outputs]
+    distinct = set(names)
+    repeated = len(distinct) < len(names)
+    several: dict[str, list[str]] = {n: [] for n, count in Counter(names).items() if count > 1} if repeated else {}
+    reserved = {*distinct.intersection(_RESERVED), *(n for n in distinct if not (n.isascii() or _is_text(n)))}
     for output in outputs if several or reserved else ():
         if output.name in several:
             several[output.name].append(output.sources[0].key)

@@ -96,7 +96,7 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
         gone += dropped
         findings += [finding] if finding else []
         if len(dropped) == len(tied) - 1 and first.name != names[0]:
-            renamed[first] = replace(first, name=names[0], rule=f"{first.rule}, tied to {first.name}")
+            renamed[first] = first._replace(name=names[0], rule=f"{first.rule}, tied to {first.name}")
     settled = _leave_out(outputs, gone, "tied; written under another name")
     return Settled(tuple(renamed.get(each, each) for each in settled.outputs), settled.leftovers, tuple(findings))
 
@@ -188,7 +188,7 @@ def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) ->
     if len(composed.views) == 1 and composed.shape == shape and composed.views[0].is_whole(shape):
         if name == first.name:
             return first
-        return replace(first, name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
+        return first._replace(name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
     views = []
     for view in composed.views:
         source = sources.get(view.key)

@@ -81,7 +81,7 @@ class KeyMapping(Shown, HasFindings):
         used = {view.key for output in self.outputs for view in output.sources}
         tensors = self.checkpoint.tensors
         keys = {*tensors, *self.checkpoint.objects}
-        if len(left) + len(used) != len(keys) or keys != used.union(left):
+        if len(left) + len(used) != len(keys) or keys.difference(used, left):
             raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
         for output in self.outputs:
             dtype = output.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dcptools.checkpoint import StoredTensor
 from dcptools.errors import UsageError
@@ -13,8 +14,14 @@ from dcptools.tensors.geometry import Region, boxes, can_be_view, is_row_major, 
 from dcptools.tensors.reader import TensorReader
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class _Fields(NamedTuple):
+    key: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+    offset: int  # elements
+
+
+class View(_Fields):
     """Some elements of the stored tensor ``key``, by shape, strides and offset.
 
     Strides and offset count elements of the tensor as it would lie in row-major order, whatever its chunks are. So a
@@ -22,14 +29,13 @@ class View:
     rows in another order.
     """
 
-    key: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # elements
-    offset: int  # elements
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if self.offset < 0 or not can_be_view(self.shape, self.strides):
-            raise UsageError(f"{self} is not a view.\nExpected as many strides as sizes, and no negative number.")
+    def __new__(cls, key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> View:
+        view = tuple.__new__(cls, (key, shape, strides, offset))
+        if offset < 0 or not can_be_view(shape, strides):
+            raise UsageError(f"{view} is not a view.\nExpected as many strides as sizes, and no negative number.")
+        return view
 
     @classmethod
     def whole(cls, tensor: StoredTensor) -> View:
