@@ -117,6 +117,20 @@ def test_home_in_a_shell_that_leaves_it_in_place(home: Path) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words", [("diff", "c", "c", "--csv", "-"), ("review", "c", "--html", "-"), ("convert", "c", "--save-dir", "-")]
+)
+def test_a_dash_is_no_file_of_that_name(
+    words: tuple[str, ...], demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c").symlink_to(demo.checkpoint)
+    done = CliRunner().invoke(main_group, words)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{words[-2]}': - is no file here: /dev/stdout is what stdout is called" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 @pytest.mark.parametrize("size", ["1e6", "1e3kB", "1MB", 1e6, 1_000_000])
 def test_a_size_in_any_form(size: Any, demo: Demo) -> None:
     assert dcptools.plan(demo.checkpoint, size).options.shard_size == 1_000_000

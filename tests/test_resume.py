@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import saved
+from click.testing import CliRunner
 from reference import read_files
 
 import dcptools
-from dcptools.errors import BrokenCheckpoint, Cancelled, FindingsError, NotEnoughMemory, TargetError
+from dcptools.cli import convert_command
+from dcptools.errors import BrokenCheckpoint, Cancelled, FindingsError, NotEnoughMemory, OutputExists, TargetError
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.writer.journal import JOURNAL
@@ -400,6 +402,71 @@ def test_convert_and_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["taken_over"] == SHARDS[:3]
     assert read_files(tmp_path / "out2") == read_files(tmp_path / "alone")
+
+
+RUN: dict[str, Any] = {"shard_size": 36, "dtype": "keep", "resume": True}
+
+
+def test_a_run_that_was_finished_finds_its_model_complete(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "config.json").write_text('{"model_type": "qwen3"}')
+    options, out = {**RUN, "model_assets_dir": tmp_path / "assets"}, tmp_path / "out"
+    first = dcptools.convert(checkpoint, out, **options)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.iterdir()}
+    again = dcptools.convert(checkpoint, out, report=tmp_path / "r.json", verify=True, **options)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.iterdir()} == before
+    assert (first.was_complete, again.was_complete) == (False, True)
+    assert (again.files, again.taken_over) == (first.files, tuple(SHARDS))
+    assert again.headline() == f"The model in {out} is complete already, 6 tensors in 6 files: nothing was written"
+    assert dcptools.verify(out, report=tmp_path / "r.json").ok
+    with pytest.raises(OutputExists, match="already holds"):  # who does not resume may mean another directory
+        dcptools.convert(checkpoint, out, **{**options, "resume": False})
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("value", "error[disk-values] model.c: 1 of 9 values differ, the first at [2]: "),
+        ("checkpoint", "error[disk-values] "),
+        ("dtype", "error[model-file] model-00001-of-00003.safetensors: "),
+        ("config", "error[model-asset] config.json: "),
+        ("shard", "error[model-file] model-00003-of-00006.safetensors: "),
+    ],
+)
+def test_a_complete_model_that_is_another_one_stays_refused(
+    what: str, said: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "config.json").write_text('{"model_type": "qwen3"}')
+    options, out = {**RUN, "model_assets_dir": tmp_path / "assets"}, tmp_path / "out"
+    dcptools.convert(checkpoint, out, **options)
+    if what == "value":
+        content = bytearray((out / SHARDS[2]).read_bytes())
+        content[-25] ^= 1
+        (out / SHARDS[2]).write_bytes(content)
+    elif what == "checkpoint":  # the next step's, with the same names and shapes
+        checkpoint = saved.trained(tmp_path / "step_20", {k: v + 1 for k, v in STATE.items()}, optimizer=False)
+    elif what == "config":
+        (tmp_path / "assets" / "config.json").write_text('{"model_type": "llama"}')
+    elif what == "shard":
+        (out / SHARDS[2]).unlink()
+    before = read_files(out)
+    with pytest.raises(OutputExists) as caught:
+        dcptools.convert(checkpoint, out, **{**options, "dtype": "float16" if what == "dtype" else "keep"})
+    assert f"\nIt is not what this run would write: {said}" in str(caught.value)
+    assert read_files(out) == before
+
+
+def test_a_job_that_is_submitted_again_ends_well(checkpoint: Path, tmp_path: Path) -> None:
+    command = ["--load-dir", checkpoint, "--save-dir", tmp_path / "out", "--shard-size=36", "--resume", "--no-fsync"]
+    words = [str(word) for word in command]
+    assert CliRunner().invoke(convert_command, words).exit_code == 0
+    again = CliRunner().invoke(convert_command, words)
+    assert again.exit_code == 0
+    assert again.stdout.startswith(f"The model in {tmp_path / 'out'} is complete already, 6 tensors in 3 files: ")
+    assert "every value compared with the checkpoint in " in again.stdout
+    quiet = CliRunner().invoke(convert_command, [*words, "--quiet"])
+    assert (quiet.exit_code, quiet.output) == (0, "")
 
 
 def test_tiles_have_a_checksum_too(tmp_path: Path) -> None:

@@ -22,13 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dcptools
-from dcptools.convert import pipeline
 from dcptools.errors import Cancelled, ChecksumError, FindingsError, NotAModel, NotVerified, UsageError
 from dcptools.hf import read_model
 from dcptools.mapping import KeyMapping, Output
 from dcptools.shards import ShardPlan
 from dcptools.tensors import View
-from dcptools.verifying import Verification
+from dcptools.verifying import Verification, complete
 from dcptools.verifying.library import Opened
 
 INDEX = "model.safetensors.index.json"
@@ -496,8 +495,8 @@ class TestConvert:
             path.write_bytes(content)
             return report
 
-        write = pipeline.write
-        monkeypatch.setattr(pipeline, "write", lose_a_bit)
+        write = complete.write
+        monkeypatch.setattr(complete, "write", lose_a_bit)
         with pytest.raises(NotVerified, match="1 with other values") as caught:
             dcptools.convert(checkpoint, tmp_path / "bad", verify=True, fsync=False)
         assert [finding.code for finding in caught.value.findings] == ["disk-values"]

@@ -147,8 +147,8 @@ def convert_command(
     Floating-point tensors are written as bfloat16 into model-*.safetensors with an index, beside the config and the
     tokenizer of --model-assets-dir. Memory stays at a few hundred MB, whatever the size of the model.
     """
-    from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
-    from dcptools.writer import check_target, default_save_dir, write
+    from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_or_find, write_receipt
+    from dcptools.writer import check_target, default_save_dir
 
     target = save_dir or default_save_dir(load_dir)
     if report is not None:
@@ -158,26 +158,16 @@ def convert_command(
     left = _leftovers(planned.mapping, list_leftovers)
     if dry_run:
         check_target(planned, target, overwrite=overwrite, resume=resume)
-        needed = planned.peak_bytes_with(workers or default_workers(), target)
-        there = f" Uploading there takes about {format_bytes(needed)} of memory." if is_url(target) else ""
-        output.show(
-            lambda: {
-                "mapping": planned.mapping.to_json(),
-                "plan": planned.to_json() | {"peak_bytes": needed},
-                "save_dir": str(target),
-            },
-            lambda: (
-                f"{planned.mapping.table(**output.rows)}\n\n{planned.text(**output.rows)}\n\n"
-                f"Dry run: nothing was written to {target}.{there}{left}"
-            ),
-        )
+        _show_dry_run(planned, target, planned.peak_bytes_with(workers or default_workers(), target), left, output)
         return
     team = click.get_current_context().obj
     filling, comparing, summing = shared_by(team, resume)
     running: dict[str, Any] = {"workers": workers or (team.workers if team else None), "progress": not output.quiet}
-    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=not no_fsync, **filling, **running)
+    how: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "fsync": not no_fsync, **filling}
+    written, found = write_or_find(planned, target, **how, running=running)
     with model_is_written(target):
-        found = verify_written(planned, target, **comparing, **running) if verify else None
+        if verify and found is None:
+            found = verify_written(planned, target, **comparing, **running)
         try:
             if report is not None:
                 write_receipt(report, receipt_of(planned, written, verified=verify, **summing, **running))
@@ -187,6 +177,22 @@ def convert_command(
             )
         except DcptoolsError as error:
             raise DcptoolsError(f"{error}\nThe model is complete in {target}; only this report is missing.") from None
+
+
+def _show_dry_run(planned: Any, target: Place, needed: int, left: str, output: Output) -> None:
+    """What would be written; ``needed`` is the memory for it, in bytes."""
+    there = f" Uploading there takes about {format_bytes(needed)} of memory." if is_url(target) else ""
+    output.show(
+        lambda: {
+            "mapping": planned.mapping.to_json(),
+            "plan": planned.to_json() | {"peak_bytes": needed},
+            "save_dir": str(target),
+        },
+        lambda: (
+            f"{planned.mapping.table(**output.rows)}\n\n{planned.text(**output.rows)}\n\n"
+            f"Dry run: nothing was written to {target}.{there}{left}"
+        ),
+    )
 
 
 @command("verify", short_help="Compare a model on the disk with its checkpoint, bit for bit.")

@@ -42,6 +42,8 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if is_url(value):
             self.fail(f"{without_password(value)} is a URL, and this must be on the disk.", param, ctx)
+        if value == "-":
+            self.fail("- is no file here: /dev/stdout is what stdout is called, ./- a file of that name.", param, ctx)
         return super().convert(expanded(value), param, ctx) if value else self.fail("The path is empty.", param, ctx)
 
 

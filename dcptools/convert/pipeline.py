@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.mapping import Rename, preview
 from dcptools.shards import DEFAULT_SHARD_SIZE, plan
-from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_receipt
-from dcptools.writer import Progress, Report, default_save_dir, write
+from dcptools.verifying import check_receipt_path, receipt_of, verify_written, write_or_find, write_receipt
+from dcptools.writer import Progress, Report, default_save_dir
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,8 @@ def convert(
     shard_size, dtype, dtype_for, strict
         As in :func:`dcptools.plan`.
     overwrite, resume, fsync, workers, progress, cancel
-        As in :func:`dcptools.write`.
+        As in :func:`dcptools.write`. With ``resume``, a model that is there already is compared with the checkpoint,
+        and stays if it is what would be written (``Report.was_complete``).
     verify
         Read the written model again and compare it with the checkpoint, as :func:`dcptools.verify` does.
     report
@@ -108,8 +109,9 @@ def convert(
     if report is not None:
         check_receipt_path(report)
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
-    written = write(planned, target, overwrite=overwrite, resume=resume, fsync=fsync, **running)
-    if verify:
+    options: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "fsync": fsync}
+    written, found = write_or_find(planned, target, **options, running=running)
+    if verify and found is None:
         verify_written(planned, target, **running)
     if report is not None:
         write_receipt(report, receipt_of(planned, written, verified=verify, **running))

@@ -129,12 +129,22 @@ def verify_written(
     NotVerified
         The model is not what it should be.
     """
-    start = time.perf_counter()
-    model = as_model(save_dir)
-    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), {**running, "check": False}, compare)
-    found = _verification(model, [compared], start)
+    found = compared_with_plan(plan, save_dir, compare, **running, check=False)
     refuse_differences(found)
     return found
+
+
+def compared_with_plan(
+    plan: ShardPlan,
+    save_dir: str | os.PathLike[str],
+    compare: Callable[..., dict[str, list[Difference]]] = compare_values,
+    **running: Any,
+) -> Verification:
+    """The model there as the plan's; see ``verify_written``."""
+    start = time.perf_counter()
+    model = as_model(save_dir)
+    compared = _with_checkpoint(model, plan.mapping, plan, _planned(plan), running, compare)
+    return _verification(model, [compared], start)
 
 
 def _verification(model: Model, compared: Sequence[Compared], start: float) -> Verification:

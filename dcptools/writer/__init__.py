@@ -11,7 +11,7 @@ from dcptools._parallel import Progress
 from dcptools.writer.cut import Sizes
 from dcptools.writer.engine import Engine, Finish, OutputEngine
 from dcptools.writer.publishing import refuse_changes
-from dcptools.writer.report import Report
+from dcptools.writer.report import Report, nothing_written
 from dcptools.writer.tally import Noticed
 from dcptools.writer.target import check_target, default_save_dir, free_bytes
 from dcptools.writer.writing import write
@@ -27,6 +27,7 @@ __all__ = [
     "check_target",
     "default_save_dir",
     "free_bytes",
+    "nothing_written",
     "refuse_changes",
     "write",
 ]

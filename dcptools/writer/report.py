@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Report(Shown, HasFindings):
     workers: int
     fingerprint: str  # of the plan
     findings: tuple[Finding, ...]
+    was_complete: bool = False  # the model was there and is what the plan gives, so nothing was written
 
     @property
     def found_while_writing(self) -> tuple[Finding, ...]:
@@ -67,11 +68,11 @@ class Report(Shown, HasFindings):
         return {**asdict(self), "findings": [finding.to_json() for finding in self.findings]}
 
     def headline(self) -> str:
-        return (
-            f"Wrote {counted(self.tensors, 'tensor')} in {counted(len(self.files), 'file')}, "
-            f"{format_bytes(self.file_bytes)} in total, to {self.save_dir} in {self.seconds:.2f} s "
-            f"({format_bytes(self.bytes_per_second)}/s)"
-        )
+        what = f"{counted(self.tensors, 'tensor')} in {counted(len(self.files), 'file')}"
+        if self.was_complete:
+            return f"The model in {self.save_dir} is complete already, {what}: nothing was written"
+        rate = f"{self.seconds:.2f} s ({format_bytes(self.bytes_per_second)}/s)"
+        return f"Wrote {what}, {format_bytes(self.file_bytes)} in total, to {self.save_dir} in {rate}"
 
     def _tables(self, most: int | None = SHOWN_ROWS) -> list[Table]:
         return [Table(("file", "bytes"), [(name, format_bytes(nbytes)) for name, nbytes in self.files + self.others])]
@@ -84,6 +85,8 @@ class Report(Shown, HasFindings):
         return self.found_while_writing
 
     def facts(self) -> str:
+        if self.was_complete:
+            return f"every value compared with the checkpoint in {self.seconds:.2f} s"
         parts = [f"checksums of {counted(self.items_checked, 'stored item')} verified"]
         parts += [f"{self.items_unchecked:,} read only in part"] if self.items_unchecked else []
         parts += [f"{self.items_without_checksum:,} without checksum"] if self.items_without_checksum else []
@@ -123,6 +126,13 @@ def report_of(
         fingerprint=plan.fingerprint,
         findings=(*plan.findings, *found),
     )
+
+
+def nothing_written(plan: ShardPlan, save_dir: Path | str, *, workers: int, seconds: float) -> Report:
+    """The report of a plan whose model was complete already."""
+    taken_over = tuple(file.filename for file in plan.files)
+    report = report_of(plan, save_dir, Checksums(), (), taken_over, workers=workers, seconds=seconds)
+    return replace(report, was_complete=True)
 
 
 def _others(plan: ShardPlan) -> Iterator[tuple[str, int]]:
