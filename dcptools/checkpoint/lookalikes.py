@@ -16,7 +16,7 @@ EXPECTED = f"A distributed checkpoint is a directory with {METADATA} and __<rank
 
 
 def explain(source: Source) -> DcptoolsError:
-    """The error for a place without ``.metadata``; raises OSError where the system does not let one look."""
+    """The error for a place without ``.metadata``; raises OSError if the system does not allow looking."""
     place, kind = source.location, source.kind()
     if kind is None:
         return NotACheckpoint(f"There is no directory {place}.\n{EXPECTED}")

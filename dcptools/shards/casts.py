@@ -1,4 +1,4 @@
-"""In which dtype each output is written."""
+"""Which dtype each output is written in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32":
 
 
 def checked_dtype(dtype: str | torch.dtype) -> str:
-    """Its plain name: of ``torch.bfloat16`` and ``"bf16"`` too; raises UsageError if it is not one of ``DTYPES``.
+    """Its plain name, also for ``torch.bfloat16`` and ``"bf16"``; raises UsageError if it is not one of ``DTYPES``.
 
     >>> checked_dtype("bf16"), checked_dtype("torch.float16")
     ('bfloat16', 'float16')
@@ -37,7 +37,7 @@ def checked_dtype(dtype: str | torch.dtype) -> str:
 def parse_exceptions(
     exceptions: Mapping[str, str | torch.dtype] | Iterable[str | tuple[str, str | torch.dtype]],
 ) -> tuple[tuple[str, str], ...]:
-    """Exceptions of the dtype as pairs of a glob and a dtype; raises UsageError.
+    """Exceptions to the dtype as pairs of a glob and a dtype; raises UsageError.
 
     >>> parse_exceptions({"*.norm.weight": "fp32"}) == parse_exceptions("*.norm.weight=float32")
     True
@@ -61,7 +61,7 @@ def written_dtypes(
 ) -> tuple[dict[str, DType], list[Finding]]:
     """The dtype that each output is written in, by name, and a finding for each exception that matched nothing.
 
-    What the model keeps in float32 when it is loaded in a narrower dtype stays float32, if it is stored so.
+    What the model keeps in float32 when it is loaded in a narrower dtype stays float32, if it is stored as float32.
 
     Raises UsageError for a dtype that cannot be written.
     """
@@ -83,7 +83,7 @@ def written_dtypes(
 
 
 def about_dtypes(mapping: KeyMapping, written: dict[str, DType]) -> Iterator[Finding]:
-    """What is wrong with the dtypes, or worth to know."""
+    """What is wrong with the dtypes, or worth knowing."""
     targets = set(written.values())
     for output in mapping.outputs if any(each.code is None or each.kind == "float8" for each in targets) else ():
         target = written[output.name]

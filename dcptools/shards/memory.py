@@ -18,10 +18,10 @@ WORKER_BYTES = 7 << 20  # per thread of the writer: stored values, a block, and 
 
 
 def peak_bytes(mapping: KeyMapping, *, casts: bool, workers: int, uploads: int) -> int:
-    """Predicted peak memory of the whole process, in bytes; neither shard size nor tensor sizes matter.
+    """Predicted peak memory of the whole process, in bytes; neither the shard size nor tensor sizes matter.
 
-    What is read ahead from a URL, and what waits to be uploaded to one, count at their limits. ``uploads`` is the size
-    of the largest file that is uploaded; 0 if none is.
+    What is read ahead from a URL, and what waits to be uploaded to one, count with their limits. ``uploads`` is the
+    size of the largest file that is uploaded; 0 if none is.
     """
     checkpoint = mapping.checkpoint
     chunks, files = checkpoint.chunk_count * CHUNK_BYTES, len(checkpoint.files) * FILE_BYTES

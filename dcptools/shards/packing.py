@@ -23,7 +23,7 @@ _quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Sized(NamedTuple):
-    """An output, the dtype that it is written in, and the bytes that it has then."""
+    """An output, the dtype that it is written in, and the bytes that it then has."""
 
     output: Output
     dtype: DType
@@ -31,7 +31,7 @@ class Sized(NamedTuple):
 
 
 def sized(outputs: Iterable[Output], written: Mapping[str, DType]) -> list[Sized]:
-    """The outputs in the dtypes that each name is written in."""
+    """The outputs in the dtype that each name is written in."""
     dtypes = ((output, written[output.name]) for output in outputs)
     return [Sized(output, dtype, output.numel * dtype.itemsize) for output, dtype in dtypes]
 
@@ -52,7 +52,7 @@ def pack(outputs: Iterable[Sized], size: int, kind: str) -> Iterator[ShardFile]:
 
 
 def _file(filename: str, outputs: Iterable[Sized]) -> ShardFile:
-    """One file, for outputs that are sorted by name: its header, and where its tensors lie."""
+    """One file, for outputs that are sorted by name: its header, and where its tensors are."""
     ordered = sorted(outputs, key=lambda each: -each.dtype.rank)
     ends = list(accumulate((each.nbytes for each in ordered), initial=0))
     places = list(zip(ordered, ends, ends[1:], strict=False))  # each begins where the one before ends
@@ -65,7 +65,7 @@ def _file(filename: str, outputs: Iterable[Sized]) -> ShardFile:
 
 
 def _entry(output: Output, dtype: DType, begin: int, end: int) -> str:
-    """A tensor in the header, as JSON; for very many, that is quicker than to make a dict of each first."""
+    """A tensor in the header, as JSON; for very many, that is quicker than first making a dict of each."""
     shape = ",".join(map(str, output.shape))
     return f'{_quoted(output.name)}:{{"dtype":"{dtype.code}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
 

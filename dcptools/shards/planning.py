@@ -45,14 +45,14 @@ def plan(
     shard_size
         Bytes of values per file, in the written dtype; also ``"5GB"``, ``"2GiB"``, ``1e9``.
     dtype
-        ``bfloat16``, ``float16``, ``float32`` or ``keep``, for floating tensors. Integers and booleans are never
-        cast, fp8 and complex ones only if ``dtype_for`` asks (fp8) or never (complex). Also ``"bf16"`` and
+        ``bfloat16``, ``float16``, ``float32`` or ``keep``, for floating-point tensors. Integers, booleans and complex
+        numbers are never cast, fp8 only if ``dtype_for`` asks for it. Also ``"bf16"`` and
         ``torch.bfloat16``.
     dtype_for
         Exceptions for HuggingFace names: ``{GLOB: DTYPE}``, pairs, or ``"GLOB=DTYPE"``, one or several; the first that
         matches wins.
     strict
-        Treat warnings as errors, those that only writing can find (``cast-overflow``, ``all-nan``) among them.
+        Treat warnings as errors, including those that only writing can find (``cast-overflow``, ``all-nan``).
 
     Raises
     ------

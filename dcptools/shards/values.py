@@ -1,4 +1,4 @@
-"""What a plan is: every file of the result, complete but for the values."""
+"""What a plan is: every file of the result, complete except for the values."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SINGLE_FILE = {"model": "model.safetensors", "adapter": "adapter_model.safetenso
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What ``plan`` was asked, to do the same again."""
+    """What ``plan`` was asked for, to do the same again."""
 
     shard_size: int = DEFAULT_SHARD_SIZE  # bytes
     dtype: str = "bfloat16"  # "keep" too
     dtype_for: tuple[tuple[str, str], ...] = ()  # glob and dtype of each exception
-    strict: bool = False  # whether warnings are errors, also those that only writing can find
+    strict: bool = False  # whether warnings are errors, including those that only writing can find
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``plan``."""
@@ -61,7 +61,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One output file, complete but for the values."""
+    """One output file, complete except for the values."""
 
     filename: str
     header: bytes  # the length field, the JSON, and its padding
@@ -75,7 +75,7 @@ class ShardFile:
 
 @dataclass(frozen=True, repr=False)
 class ShardPlan(Shown, HasFindings):
-    """Everything about the result but the values: ``write`` only fills it in."""
+    """Everything about the result except the values, which ``write`` only fills in."""
 
     mapping: KeyMapping
     files: tuple[ShardFile, ...]
@@ -122,7 +122,7 @@ class ShardPlan(Shown, HasFindings):
         return self.peak_bytes_with(default_workers())
 
     def peak_bytes_with(self, workers: int, save_dir: str | os.PathLike[str] | None = None) -> int:
-        """Predicted peak memory of the whole process; neither shard size nor tensor sizes matter.
+        """Predicted peak memory of the whole process; neither the shard size nor tensor sizes matter.
 
         Uploads to a URL count; by default the output is where the checkpoint is.
         """
@@ -136,7 +136,7 @@ class ShardPlan(Shown, HasFindings):
 
     @cached_property
     def written_dtype(self) -> str:
-        """The floating dtype of the most written bytes, for config.json; ``float32`` if there is none."""
+        """The floating-point dtype of the most written bytes, for config.json; ``float32`` if there is none."""
         return next((dtype.name for dtype in self._dtypes if dtype.kind == "float"), "float32")
 
     @cached_property
@@ -209,7 +209,7 @@ class ShardPlan(Shown, HasFindings):
         return [Table(("file", "tensors", "bytes", "first", "last"), shown)]
 
     def _shown_findings(self) -> tuple[Finding, ...]:
-        return ()  # whoever prints a plan has told them before
+        return ()  # whoever prints a plan has reported them before
 
     def _footer(self) -> str:
         return f"fingerprint {self.fingerprint[:16]}"

@@ -1,6 +1,6 @@
 """Where bytes come from and where they go, the same for a local directory and for an object store.
 
-``Source``: positional reads of named files. ``Sink``: writes at any place of files that show up when they are whole.
+``Source``: positional reads of named files. ``Sink``: writes anywhere in files that appear once they are complete.
 """
 
 from __future__ import annotations

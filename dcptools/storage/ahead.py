@@ -1,6 +1,6 @@
-"""Reads in flight: ranges of files that were announced, fetched by threads before somebody asks for them.
+"""Reads in flight: announced ranges of files, fetched by threads before somebody asks for them.
 
-Neighbours are fetched in one request; what is long in several. How many are in flight has nothing to do with the CPUs:
+Neighbours are fetched in one request, long ranges in several. How many are in flight has nothing to do with the CPUs:
 the threads only wait.
 """
 
@@ -18,10 +18,10 @@ from dcptools._parallel import starting_threads
 from dcptools.storage.source import Range, Source
 
 IN_FLIGHT = 32  # requests
-REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more each
-# Two ranges are fetched together with what lies between them, if that is at most this part of both
+REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more per byte
+# Two ranges are fetched together with what lies between them, if that is at most this fraction of both
 GAP_PART = 1 / 64
-MOST_FETCHED_BYTES = 256 << 20  # fetched and not asked for yet; then what was fetched first is let go
+MOST_FETCHED_BYTES = 256 << 20  # fetched but not yet asked for; beyond that, what was fetched first is dropped
 MOST_TOGETHER = 256  # pieces of work that are announced at once
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
 Work = TypeVar("Work")
@@ -63,14 +63,14 @@ def _split(name: str, merged: list[list[int]]) -> Iterator[Range]:
 
 
 def announced(work: Iterable[Work], places: Places[Work], most: int) -> Iterator[Work]:
-    """The same pieces of work, each some time after its sources heard what it reads.
+    """The same pieces of work, each some time after its sources were told what it reads.
 
     Parameters
     ----------
     work
         Pieces of it, in order.
     places
-        What a piece will read of which sources; those where reads do not take long are not told.
+        What a piece will read from which sources; sources whose reads do not take long are not told.
     most
         About so many bytes are announced before a piece is handed out.
     """
@@ -88,7 +88,7 @@ def announced(work: Iterable[Work], places: Places[Work], most: int) -> Iterator
 
 
 def at_once(source: Source, do: Callable[[Work], Result], work: Iterable[Work]) -> list[Result]:
-    """What ``do`` gives for each, in order; where each read of the source takes long, for many at the same time."""
+    """What ``do`` gives for each, in order; if each read of the source takes long, for many at the same time."""
     if not source.ahead:
         return [do(one) for one in work]
     with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="dcptools-read") as pool:
@@ -98,7 +98,7 @@ def at_once(source: Source, do: Callable[[Work], Result], work: Iterable[Work]) 
 
 
 def share_of_reads(count: int) -> int:
-    """Bytes that each of so many threads announces, so that as many requests as can be are in flight."""
+    """Bytes that each of that many threads announces, so that as many requests as possible are in flight."""
     return IN_FLIGHT * REQUEST_BYTES // max(1, count)
 
 
@@ -127,7 +127,7 @@ def _announce(ranges: dict[Source, list[Range]]) -> None:
 
 
 class Ahead:
-    """What is being fetched, and what was and is not used yet. Safe to use from several threads."""
+    """What is being fetched, and what was fetched but is not used yet. Safe to use from several threads."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -138,7 +138,7 @@ class Ahead:
         self._pool: ThreadPoolExecutor | None = None
 
     def announce(self, ranges: Iterable[Range]) -> None:
-        """Begin to fetch what is not being fetched already."""
+        """Start fetching what is not already being fetched."""
         with self._lock:
             wanted = [gap for one in ranges for gap in self._missing(*one)]
             if self._pool is None and wanted:
@@ -156,7 +156,7 @@ class Ahead:
                 self._drop(next(iter(self._unused)))
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
-        """Fill ``out`` from what was fetched; returns how many bytes are there, less than wanted at the end of a file.
+        """Fill ``out`` from what was fetched; returns how many bytes there are, fewer than wanted at the end of a file.
 
         What was not announced is fetched now.
         """
@@ -201,7 +201,7 @@ class Ahead:
             at = end
 
     def _find(self, name: str, at: int) -> tuple[_Piece | None, int | None]:
-        """The piece that has a byte; and where the next one begins."""
+        """The piece that has a byte, and where the next one begins."""
         with self._lock:
             pieces = self._pieces.get(name, [])
             number = bisect_right(pieces, at, key=lambda piece: piece.start)
@@ -211,7 +211,7 @@ class Ahead:
             return None, following
 
     def _used(self, number: int, nbytes: int) -> None:
-        """Count what was asked for; a piece that was asked for as a whole is not needed any more."""
+        """Count what was asked for; a piece that was completely asked for is no longer needed."""
         with self._lock:
             if number in self._unused:
                 name, piece, left = self._unused[number]

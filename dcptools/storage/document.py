@@ -10,17 +10,17 @@ from dcptools.storage.urls import path_on_disk
 
 
 def check_document(path: str | os.PathLike[str], what: str) -> Path:
-    """The path, unless a file cannot be written there: to be called before the work is done that it is about.
+    """The path, unless a file cannot be written there: to be called before the work that the file is about.
 
     Parameters
     ----------
     what
-        What the file is, as a sentence begins: ``The report``.
+        What the file is, as at the beginning of a sentence: ``The report``.
 
     Raises
     ------
     UsageError
-        It is at a URL, is a directory, or lies in no directory that can be written to.
+        It is at a URL, is a directory, or is not in a directory that can be written to.
     """
     target = path_on_disk(path, what)
     with system_errors(UsageError, f"{what} {target} cannot be written"):
@@ -31,7 +31,7 @@ def check_document(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def write_document(path: str | os.PathLike[str], what: str, text: str) -> Path:
-    """Write such a file; one that is there is replaced, and a device or a pipe is written to.
+    """Write such a file; an existing one is replaced, and a device or a pipe is written to.
 
     Raises
     ------
@@ -46,13 +46,13 @@ def write_document(path: str | os.PathLike[str], what: str, text: str) -> Path:
             else:
                 _replace(Path(os.path.realpath(target)), text)
         except OSError as error:
-            error.filename = None  # it was named, and the temporary file's name says nothing to anybody
+            error.filename = None  # it was named, and the temporary file's name means nothing to anybody
             raise
     return target
 
 
 def takes_no_files(directory: Path) -> bool:
-    """Whether its file system has no room for files, as ``/proc`` and ``/sys``, whatever the permissions say."""
+    """Whether its file system has no room for files, like ``/proc`` and ``/sys``, whatever the permissions say."""
     return hasattr(os, "statvfs") and os.statvfs(directory).f_blocks == 0
 
 

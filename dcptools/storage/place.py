@@ -11,7 +11,7 @@ from dcptools.storage.source import LocalSource, Source
 from dcptools.storage.urls import is_url
 
 PIECE_BYTES = 1 << 20
-AHEAD_BYTES = 32 << 20  # announced together where each read takes long
+AHEAD_BYTES = 32 << 20  # announced together if each read takes long
 
 
 def open_source(place: str | os.PathLike[str]) -> Source:
@@ -26,7 +26,7 @@ def open_source(place: str | os.PathLike[str]) -> Source:
 
 
 def pieces(source: Source, name: str) -> Generator[bytes]:
-    """A file from its start to its end, some at a time.
+    """A file from its start to its end, a piece at a time.
 
     Raises
     ------

@@ -11,13 +11,13 @@ from dcptools.storage.ahead import Ahead
 from dcptools.storage.source import FileState, Range
 from dcptools.storage.urls import CONNECT_ADVICE, as_system_errors, open_url, said
 
-# What libraries call that which changes when a file is written anew
+# What libraries call the value that changes when a file is written anew
 _VERSIONS = ("ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "mtime", "created")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 
 
 class RemoteSource:
-    """The files below a URL. Nothing is kept on the disk; what was announced is read ahead."""
+    """The files below a URL. Nothing is kept on the disk; what is announced is read ahead."""
 
     ahead = True  # what is announced is fetched
 

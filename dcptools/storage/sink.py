@@ -18,7 +18,7 @@ _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 def _find_fallocate() -> Any:
-    """Linux's fallocate(2), or None. ``os.posix_fallocate`` will not do: where the file system cannot reserve space,
+    """Linux's fallocate(2), or None. ``os.posix_fallocate`` will not do: if the file system cannot reserve space,
     the C library writes a byte into every block instead."""
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) < 8:
         return None
@@ -32,13 +32,13 @@ _fallocate = _find_fallocate()
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
-    """Reserve the space of a file that is going to be filled: then a full disk shows before the first byte, and
-    writing costs the kernel about half (measured on ext4). Without effect on file systems that cannot.
+    """Reserve the space of a file that is going to be filled: then a full disk is noticed before the first byte, and
+    writing costs the kernel about half (measured on ext4). Has no effect on file systems that cannot do it.
 
     Raises
     ------
     OSError
-        There is not so much space.
+        There is not that much space.
     """
     if _fallocate is None or not nbytes or _fallocate(descriptor, 0, 0, nbytes) == 0:
         return
@@ -53,19 +53,19 @@ class Sink(Protocol):
     shared: bool  # whether a sink of the same kind in another process can commit what was finished here
 
     def create(self, name: str, nbytes: int) -> None:
-        """Prepare a file of that size; raises OSError if one of that name waits for its commit already."""
+        """Prepare a file of that size; raises OSError if one with that name is already waiting for its commit."""
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Write at a place; from several threads, in any order."""
 
     def flush(self) -> None:
-        """Bring what was written so far to the disk, while more is being written; for another thread to call."""
+        """Flush what was written so far to the disk, while more is being written; to be called by another thread."""
 
     def finish(self, name: str, *, sync: bool) -> None:
         """Say that all bytes of the file are written; with ``sync``, wait until they are on the disk."""
 
     def staged(self, name: str) -> str | None:
-        """A path at which the finished file can be checked; None if it shows nowhere before its commit."""
+        """A path at which the finished file can be checked; None if it is not visible anywhere before its commit."""
 
 
 class OutputSink(Sink, Protocol):
@@ -73,17 +73,17 @@ class OutputSink(Sink, Protocol):
     files of the same place from another process."""
 
     def commit(self, name: str) -> None:
-        """Give the file its final name, in one step; where that is shared, also one that another sink has finished."""
+        """Give the file its final name, in one step; if sinks are shared, also one that another sink has finished."""
 
     def adopt(self, name: str) -> None:
-        """Count a file as created here that another sink fills, where that is shared: it is committed or discarded
+        """Count a file that another sink fills as created here, if sinks are shared: it is committed or discarded
         here."""
 
     def close(self) -> None:
         """Let go of the files, and leave what was not committed for a later run."""
 
     def discard(self) -> None:
-        """Remove all that was created here and not committed."""
+        """Remove everything that was created here and not committed."""
 
 
 class LocalSink:
@@ -116,7 +116,7 @@ class LocalSink:
             done += os.pwrite(descriptor, data[done:], start + done)
 
     def flush(self) -> None:
-        with self._lock:  # a copy of the descriptor stays good when the file is finished meanwhile
+        with self._lock:  # a copy of the descriptor stays valid if the file is finished in the meantime
             copies = [os.dup(descriptor) for descriptor in self._descriptors.values()]
         try:
             for copy in copies:
@@ -153,6 +153,6 @@ class LocalSink:
     def discard(self) -> None:
         self.close()
         for name in self._created:
-            with contextlib.suppress(OSError):  # what made the run fail is told, and not what this fails with
+            with contextlib.suppress(OSError):  # what made the run fail is reported, not what this fails with
                 os.unlink(self.staged(name))
         self._created.clear()

@@ -21,27 +21,27 @@ except ImportError:  # Windows
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 MORE_DESCRIPTORS = "This process may not open so many files. Allow more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
-ENOUGH_AT_HAND = 8  # reads in a row, and it is likely that all the others are at hand, too
-MAX_OPEN_FILES = 256  # of one source; a checkpoint of 4096 ranks must not run into the limit of 1024 descriptors
+ENOUGH_AT_HAND = 8  # reads in a row, after which it is likely that all others are at hand too
+MAX_OPEN_FILES = 256  # of one source; a checkpoint from 4096 ranks must not run into the limit of 1024 descriptors
 
 
 Range = tuple[str, int, int]  # name of a file, first byte, count
 
 
 class FileState(NamedTuple):
-    """What is known of a file without reading it."""
+    """What is known about a file without reading it."""
 
     nbytes: int
     modified_ns: int  # since the epoch
-    identity: str  # opaque: another one as soon as the file is written to or replaced
+    identity: str  # opaque; it changes as soon as the file is written to or replaced
 
 
 class Source(Protocol):
-    """Named files that can be read from any place. Safe to use from several threads."""
+    """Named files that can be read at any place. Safe to use from several threads."""
 
     @property
     def ahead(self) -> bool:
-        """Whether each read takes so long that all are worth to be announced, those of a few bytes too."""
+        """Whether each read takes so long that all are worth announcing, even those of a few bytes."""
 
     @property
     def location(self) -> str:
@@ -53,7 +53,7 @@ class Source(Protocol):
     def kind(self, name: str = "") -> str | None:
         """``file``, ``directory``, ``other``, or None if there is nothing; "" is the place itself.
 
-        Raises OSError where the system does not let one look.
+        Raises OSError if the system does not allow looking.
         """
 
     def entries(self, name: str = "") -> list[str]:
@@ -75,7 +75,7 @@ class Source(Protocol):
         """Fill ``out`` with the bytes from ``start`` on; raise BrokenCheckpoint if they cannot be read."""
 
     def will_read(self, ranges: Iterable[Range]) -> None:
-        """Say which bytes are read soon, to begin with it now; nothing if they are at hand already."""
+        """Say which bytes will be read soon, to start reading them now; does nothing if they are already at hand."""
 
     def close(self) -> None:
         """Let go of what is kept open and not in use; the next read opens it again."""
@@ -92,14 +92,14 @@ class OpenFile:
 
 
 class LocalSource:
-    """A directory. Files are opened when first read and kept open, as many as the process may well have."""
+    """A directory. Files are opened when first read and kept open, as many as the process can afford."""
 
     ahead = False
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(expanded(directory))
         self._open: dict[str, OpenFile] = {}  # the one that was opened first comes first
-        self._lock = threading.Lock()  # guards changes of it
+        self._lock = threading.Lock()  # guards changes to it
 
     def __reduce__(self) -> tuple[type[LocalSource], tuple[Path]]:
         return type(self), (self.directory,)
@@ -157,7 +157,7 @@ class LocalSource:
             )
 
     def will_read(self, ranges: Iterable[Range]) -> None:
-        """Tell the kernel of one read after the other, until some in a row were at hand already.
+        """Tell the kernel about one read after another, until some in a row were already at hand.
 
         A single one says little: it may lie in the same page as what was read before.
         """
@@ -185,7 +185,7 @@ class LocalSource:
         return True
 
     def content(self, name: str) -> bytes:
-        with open(open_regular(self.directory / name), "rb") as file:  # those that the kernel makes up have no end
+        with open(open_regular(self.directory / name), "rb") as file:  # files that the kernel makes up have no end
             return file.read(os.fstat(file.fileno()).st_size)
 
     def adopt(self, name: str, descriptor: int) -> None:
@@ -194,12 +194,12 @@ class LocalSource:
             self._open[name] = OpenFile(descriptor)
 
     def close(self) -> None:
-        """Close the files; those that are being read just now when that is done. The next read opens them again."""
+        """Close the files; those that are being read are closed when that is done. The next read opens them again."""
         with self._lock:
             self._open.clear()
 
     def _open_now(self, name: str) -> OpenFile:
-        """The open file, opened by this thread or by another one meanwhile."""
+        """The open file, opened by this thread or by another one in the meantime."""
         with self._lock:
             if name not in self._open:
                 while len(self._open) >= _most_open():
@@ -219,13 +219,13 @@ class LocalSource:
 
 
 def _most_open() -> int:
-    """How many files a source keeps open: a quarter of those that the process may have, for it has others to open."""
+    """How many files a source keeps open: a quarter of those that the process may have, as it has others to open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
     return min(MAX_OPEN_FILES, max(1, soft // 4)) if soft >= 0 else MAX_OPEN_FILES
 
 
 def open_regular(path: Path) -> int:
-    """Open a file for reading, if it is one: a pipe or a device can keep who opens it waiting for ever."""
+    """Open a file for reading, if it is one: opening a pipe or a device can wait forever."""
     descriptor = os.open(path, os.O_RDONLY | BINARY | _NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -240,14 +240,14 @@ _CAN_READ_AHEAD = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")  # 
 
 
 def _is_cached(descriptor: int, at: int) -> bool:
-    """Whether a byte can be read without waiting for the disk; also False where nobody can tell."""
+    """Whether a byte can be read without waiting for the disk; also False if that is not known."""
     try:
         return os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) == 1
     except OSError:
         return False
 
 
-# a name that is too long for the file system, or a symlink that leads to itself, is no file either
+# a name that is too long for the file system, or a symlink that leads to itself, is not a file either
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 BINARY, _NONBLOCK = getattr(os, "O_BINARY", 0), getattr(os, "O_NONBLOCK", 0)
 

@@ -2,7 +2,7 @@
 
 Object stores take a file in parts, from its start to its end, and show nothing of it before it is completed. So a file
 is uploaded while it is written, with a part of it in memory. What comes out of turn waits: in memory if it is little,
-and else, as with a tensor that is written in another order than it is read, in a temporary file.
+otherwise, as with a tensor that is written in another order than it is read, in a temporary file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dcptools.storage.urls import as_system_errors, open_url
 PART_BYTES = 8 << 20  # of an upload
 MOST_PARTS = 9000  # S3 takes 10,000
 TOGETHER = 16  # files that are completed at the same time
-WAITING_BYTES = 32 << 20  # that came out of turn and are kept in memory, of all files together
+WAITING_BYTES = 32 << 20  # that came out of turn and are kept in memory, for all files together
 COPIES = 3  # of a part, while it is sent: in the library's buffer, as the body of a request, and in the socket
 
 
@@ -32,17 +32,17 @@ def part_bytes(nbytes: int) -> int:
 
 
 def uploading_bytes(nbytes: int, count: int) -> int:
-    """The most memory that so many uploads, each of at most ``nbytes``, take together."""
+    """The most memory that this many uploads, each of at most ``nbytes``, take together."""
     return WAITING_BYTES + count * COPIES * part_bytes(nbytes)
 
 
 class RemoteSink:
     """Files below a URL. They are uploaded as they are written, and completed by ``commit``."""
 
-    shared = False  # who has sent the parts knows them
+    shared = False  # only the process that has sent the parts knows them
 
     def __init__(self, url: str, at_once: Iterable[str] = ()) -> None:
-        """Files of those names are completed as soon as they are whole."""
+        """Files with those names are completed as soon as they are whole."""
         self._fs, self._root = open_url(url)
         self._url, self._at_once = url.rstrip("/"), frozenset(at_once)
         self._uploads: dict[str, _Streamed | _Staged] = {}
@@ -76,7 +76,7 @@ class RemoteSink:
             self.commit(name)
 
     def staged(self, name: str) -> None:
-        """Nowhere: an upload shows when it is completed."""
+        """None: an upload is visible once it is completed."""
 
     def commit(self, name: str) -> None:
         if name in self._at_once and name not in self._uploads:
@@ -87,7 +87,7 @@ class RemoteSink:
             del self._uploads[name]
 
     def adopt(self, name: str) -> None:
-        """Nothing: who has uploaded a file completes it."""
+        """Nothing: the process that has uploaded a file completes it."""
 
     def close(self) -> None:
         self.discard()
@@ -99,12 +99,12 @@ class RemoteSink:
             upload.discard()
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a small file, which shows at once; raises OSError."""
+        """Write a small file, which is visible at once; raises OSError."""
         with self._errors(name):
             self._fs.pipe_file(f"{self._root}/{name}", content)
 
     def remove(self, name: str) -> None:
-        """Remove a file that is there; raises OSError."""
+        """Remove an existing file; raises OSError."""
         with self._errors(name):
             self._fs.rm_file(f"{self._root}/{name}")
 
@@ -123,13 +123,13 @@ def commit_all(sink: OutputSink, names: Iterable[str]) -> None:
 
 
 class _Room:
-    """Memory for what comes out of turn, of all files of a sink together."""
+    """Memory for what comes out of turn, for all files of a sink together."""
 
     def __init__(self) -> None:
         self._taken, self._lock = 0, threading.Lock()
 
     def take(self, nbytes: int) -> bool:
-        """Take so many bytes, unless that is more than is left; returns whether they were taken."""
+        """Take that many bytes, unless that is more than is left; returns whether they were taken."""
         with self._lock:
             if self._taken + nbytes > WAITING_BYTES:
                 return False
@@ -149,13 +149,13 @@ class _Streamed:
 
         self._nbytes, self._room = nbytes, room
         self._file = fs.open(path, "wb", block_size=part_bytes(nbytes), autocommit=False)
-        # a library that cannot send all and complete it later does both in the end
+        # a library that cannot send everything first and complete it later does both at the end
         self._at_once = type(self._file).commit is AbstractBufferedFile.commit
         self._file.autocommit = self._at_once
         self._end = 0  # bytes that were handed to the library
         self._waiting: dict[int, bytes | int] = {}  # by place: what came out of turn; or how long it is, if spilled
         self._spilled: Any = None
-        self._lock = threading.Lock()  # who has bytes waits while others are sent: so memory is bounded
+        self._lock = threading.Lock()  # whoever has bytes waits while others are sent: so memory is bounded
 
     def write(self, start: int, data: memoryview) -> None:
         with self._lock:
@@ -180,7 +180,7 @@ class _Streamed:
         self._let_go()
 
     def discard(self) -> None:
-        with self._lock, contextlib.suppress(Exception):  # what made the run fail is told, and not what this fails with
+        with self._lock, contextlib.suppress(Exception):  # what made the run fail is reported, not what this fails with
             self._let_go()
             self._file.closed = True  # or it would be completed when it is collected
             self._file.discard()
@@ -199,7 +199,7 @@ class _Streamed:
         self._waiting[start] = data.nbytes
 
     def _back(self, waiting: bytes | int) -> bytes:
-        """What came out of turn, and has its turn now."""
+        """What came out of turn, and whose turn it is now."""
         if isinstance(waiting, bytes):
             self._room.give(len(waiting))
             return waiting
@@ -213,7 +213,7 @@ class _Streamed:
 
 
 class _Staged:
-    """A file for a file system that shows what is half-written: it waits in a temporary file until it is whole."""
+    """A file for a file system that shows half-written files: it waits in a temporary file until it is whole."""
 
     def __init__(self, fs: Any, path: str, nbytes: int) -> None:
         self._fs, self._path = fs, path

@@ -1,7 +1,7 @@
 """URLs of fsspec: ``s3://bucket/step-100`` and the like, and the libraries behind them.
 
-fsspec finds the library of a scheme, which has its own configuration, credentials and retries. Nothing of these passes
-through here, and what such a library raises becomes an OSError that says it in a line.
+fsspec finds the library of a scheme, which has its own configuration, credentials and retries. None of that passes
+through here, and what such a library raises becomes an OSError that says it in one line.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _S3, _GCS, _AZURE = "dcptools[remote]", "gcsfs", "adlfs"
 _PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE}
 _PACKAGES |= {"hf": "huggingface_hub"}
 _SCHEMES = "s3://, gs://, abfs://, hf:// (to read) and memory://"  # that were tried
-CONNECTIONS = 48  # reads in flight, and uploads beside them; botocore has 10 otherwise
+CONNECTIONS = 48  # reads in flight, and uploads beside them; botocore's own limit is 10
 MAX_MESSAGE = 300  # characters of what a library says
 CONNECT_ADVICE = "Check the network, the endpoint and the credentials in the library's configuration."
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether that is a URL and not a path.
+    """Whether that is a URL, not a path.
 
     >>> is_url("s3://bucket/step-100"), is_url("step-100")
     (True, False)
@@ -58,7 +58,7 @@ def join(place: str | os.PathLike[str], name: str) -> str:
 
 
 def parent(place: str | os.PathLike[str]) -> str:
-    """The directory that a place is in; a bucket is in none.
+    """The directory that a place is in; a bucket is not in one.
 
     >>> parent("s3://bucket/step-100"), parent("s3://bucket")
     ('s3://bucket', 's3://bucket')
@@ -70,7 +70,7 @@ def parent(place: str | os.PathLike[str]) -> str:
 
 
 def without_password(text: str) -> str:
-    """The text with what may be names and passwords in its URLs left out.
+    """The text without what may be names and passwords in its URLs.
 
     >>> without_password("sftp://me:secret@host/step-100")
     'sftp://***@host/step-100'
@@ -118,7 +118,7 @@ def open_url(url: str) -> tuple[Any, str]:
 
 
 def _connections(scheme: str) -> dict[str, Any]:
-    """What makes the library of a scheme open as many connections as are used, beside what it is configured to do."""
+    """What makes the library of a scheme open as many connections as are used, in addition to its configuration."""
     if scheme not in ("s3", "s3a"):
         return {}
     configured = importlib.import_module("fsspec.config").conf.get(scheme, {}).get("config_kwargs", {})
@@ -126,7 +126,7 @@ def _connections(scheme: str) -> dict[str, Any]:
 
 
 def said(error: BaseException) -> str:
-    """What a library says, in a line and without passwords."""
+    """What a library says, in one line and without passwords."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = " ".join(without_password(text).split()).rstrip(".")
     return line[:MAX_MESSAGE] or type(error).__name__
@@ -134,7 +134,7 @@ def said(error: BaseException) -> str:
 
 @contextmanager
 def as_system_errors(where: str) -> Iterator[None]:
-    """Make an OSError of whatever the library of a URL raises."""
+    """Make an OSError from whatever the library of a URL raises."""
     try:
         yield
     except DcptoolsError:

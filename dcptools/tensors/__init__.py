@@ -1,6 +1,6 @@
 """Values: the bytes of any region of a stored tensor, whatever its chunks, strides and encoding.
 
-Everything that looks at values stands on :class:`TensorReader`. Values are moved as bits (unsigned integers of the
+Everything that looks at values is built on :class:`TensorReader`. Values are moved as bits (unsigned integers of the
 dtype's width), so nothing is rounded and NaN payloads survive. Memory is a few MiB per thread, whatever the size of the
 tensor.
 

@@ -2,11 +2,11 @@
 
 An item of a ``.distcp`` file is such an archive: entries ``<name>/data.pkl``, ``<name>/byteorder``, ``<name>/data/0``
 and a few more, all uncompressed. The format: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to 16); torch writes
-through a stream, so sizes stand in the central directory and not in the local headers.
+through a stream, so sizes are in the central directory and not in the local headers.
 
-It is parsed here and not by the standard library, which reads some archives otherwise than torch: ``zipfile`` takes as
-many entries as the directory has bytes for, torch as many as the end record counts, and so one file could be two
-tensors. (It also takes 60 us an archive instead of 20.) What torch would not have written is refused.
+It is parsed here and not by the standard library, which reads some archives differently from torch: ``zipfile`` takes
+as many entries as the directory has bytes for, torch as many as the end record counts, and so one file could be two
+tensors. (It also takes 60 us per archive instead of 20.) What torch would not have written is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 # Central directory file header: flags, method, CRC-32, packed and unpacked bytes, three lengths, place of the entry
 _ENTRY = struct.Struct("<4s4x2H4x3L3H8xL")
-_MOST_NAME_BYTES = 1024  # torch's have less than a hundred
+_MOST_NAME_BYTES = 1024  # torch's have fewer than a hundred
 _CRC_AT = 16  # bytes from the start of such a header
 _LOCAL = struct.Struct("<4s22x2H")  # of a local file header: two lengths
 HEAD_BYTES = 2048  # covers data.pkl, byteorder and the local header of data/0 of a plain tensor
@@ -43,9 +43,9 @@ class Entry(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The bytes around the values of an archive, from which others are known that have theirs at the same place.
+    """The bytes around the values of an archive, by which others with values at the same place are recognized.
 
-    Checkpoints have thousands of archives of the same few shapes. They differ in their values and in checksums.
+    Checkpoints have thousands of archives of the same few shapes, which differ only in their values and checksums.
     """
 
     head: bytes  # up to the first byte of the values
@@ -55,7 +55,7 @@ class Frame(NamedTuple):
     crc_shift: int  # bits; where the CRC-32 of the values is in that number
 
     def crc(self, source: Source, file: str, start: int, nbytes: int) -> int | None:
-        """The CRC-32 of the values of an archive, if these are in the same frame. All else was checked before."""
+        """The CRC-32 of the values of an archive, if they are in the same frame. Everything else was checked before."""
         head = bytearray(len(self.head))
         source.read_into(file, start, memoryview(head))
         if head != self.head:
@@ -83,7 +83,7 @@ class Archive:
         """By their names below the archive's own name."""
         found, seen = {}, set()
         for name, _, fields, extra in self._directory:
-            folded = name.lower()  # torch does not tell capitals from small letters
+            folded = name.lower()  # torch does not distinguish upper and lower case
             if folded not in PARSED and not folded.startswith("data/"):
                 continue
             if folded in seen:
@@ -98,7 +98,7 @@ class Archive:
 
     def frame(self, values: Entry) -> Frame | None:
         """The frame around that entry; None if it is more than what is read at once, or if something that was parsed
-        lies neither in front of the values nor in the directory or behind it."""
+        is neither before the values nor in the directory or after it."""
         start = self.content_start(values)
         parsed = [entry for name in PARSED if (entry := self.entries.get(name)) is not None]
         if any(self.content_start(entry) + entry.nbytes > start for entry in parsed):
@@ -179,12 +179,12 @@ class Archive:
                     raise self.broken("its end record is damaged")
                 *_, count, nbytes, start = self._unpack(_END64, end64_at)
                 end_at = end64_at
-        if start + nbytes > end_at:  # one behind the other, or there were bytes of two meanings
+        if start + nbytes > end_at:  # one after the other, or there would be bytes with two meanings
             raise self.broken("its central directory is damaged")
         return start, nbytes, count
 
     def _entry(self, name: str, fields: tuple[Any, ...], extra: bytes) -> Entry:
-        """An entry, checked to be stored as it is, and within the archive."""
+        """An entry, checked to be stored uncompressed and within the archive."""
         _, flags, method, crc, packed, nbytes, _, _, _, header = fields
         if extra:
             nbytes, packed, header = _zip64(extra, nbytes, packed, header)
@@ -221,7 +221,7 @@ class Archive:
 
 
 def _zip64(extra: bytes, *fields: int) -> list[int]:
-    """Fields that are all ones stand, in this order, in the extra field 0x0001 with 8 bytes each."""
+    """Fields that are all ones are found, in this order, in the extra field 0x0001 with 8 bytes each."""
     at = 0
     while at + 4 <= len(extra):
         tag, nbytes = struct.unpack_from("<2H", extra, at)

@@ -43,7 +43,7 @@ class Arrangement:
 
 @functools.lru_cache(maxsize=4096)
 def in_order(dtype: DType, shape: tuple[int, ...]) -> Arrangement:
-    """That of values which follow each other in row-major order, from the start of the storage."""
+    """That of values that follow each other in row-major order, from the start of the storage."""
     nbytes = math.prod(shape) * dtype.itemsize
     return Arrangement(dtype, shape, row_major(shape), 0, "", False, False, True, nbytes)
 
@@ -55,7 +55,7 @@ def parse_arrangement(data: bytes) -> Arrangement:
     Raises
     ------
     UnsupportedCheckpoint
-        It is something else than a plain tensor.
+        It is something other than a plain tensor.
     """
     value, foreign = loads(data, what="data.pkl", allowed=_NAMES, persistent=_storage)
     if foreign or not isinstance(value, Arrangement):
@@ -70,7 +70,7 @@ class _Storage:
 
 
 def _storage(pid: Any) -> _Storage:
-    """Stands for a storage: its name and dtype, of a persistent id."""
+    """Stands for a storage: its name and dtype, from a persistent id."""
     kind, dtype, name, _location, _numel = pid
     if kind != "storage" or type(dtype) not in (str, type(None)) or type(name) is not str:
         raise ValueError("a persistent id is not that of a storage")

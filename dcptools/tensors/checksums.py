@@ -1,8 +1,8 @@
-"""CRC-32 of items whose bytes pass in pieces, through several threads, in any order.
+"""CRC-32 of items whose bytes pass by in pieces, through several threads, in any order.
 
 Every zip entry has a CRC-32 of its content, which ``torch.load`` does not look at. The pieces' checksums are combined
 (``crc32_combine``), so checking costs no read of its own. Only items whose bytes are not read in straight pieces
-(transposed, a part of a larger storage, or wanted in another order) are read once more, from one end to the other.
+(transposed, a part of a larger storage, or wanted in another order) are read once more, from beginning to end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcptools.errors import ChecksumError
 from dcptools.tensors.item import Item
 
 PIECE_BYTES = 1 << 20
-MAX_PIECES = 1 << 16  # of one item; beyond that, remembering them costs more memory than reading it again costs time
+MAX_PIECES = 1 << 16  # of one item; beyond that, remembering them is not worth the memory, and it is read again
 
 
 class ItemPart(NamedTuple):
@@ -67,7 +67,7 @@ class Checksums:
         """
         pieces = self._pending.get(item.place)
         if pieces is None:
-            return  # it has no checksum, was read through already, or is read a second time
+            return  # it has no checksum, was already read through, or is read a second time
         crc = isal_zlib.crc32(data)
         with self._lock:
             pieces.found.append((start, len(data), crc))
@@ -90,12 +90,12 @@ class Checksums:
         ]
 
     def join(self, others: Iterable[ItemPart]) -> None:
-        """Put what other processes have read to what was read here, when all is read.
+        """Add what other processes have read to what was read here, once everything is read.
 
         Raises
         ------
         ChecksumError
-            An item is whole now, and not what was saved.
+            An item is complete now, but not what was saved.
         """
         parts: dict[tuple[str, int], list[ItemPart]] = defaultdict(list)
         for part in (*self.parts(), *others):
@@ -137,7 +137,7 @@ class _Pieces:
 
 
 def combined(pieces: Iterable[tuple[int, int, int]], nbytes: int) -> int | None:
-    """The CRC-32 of so many bytes, from the start, bytes and CRC-32 of pieces; None if they are no tiling of them.
+    """The CRC-32 of that many bytes, from the start, bytes and CRC-32 of pieces; None if the pieces do not tile them.
 
     >>> crcs = [isal_zlib.crc32(piece) for piece in (b"read it in ", b"pieces")]
     >>> combined([(11, 6, crcs[1]), (0, 11, crcs[0])], 17) == isal_zlib.crc32(b"read it in pieces")

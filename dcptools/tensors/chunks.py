@@ -1,4 +1,4 @@
-"""The chunks of one tensor as boxes in it: which hold a region, and which ranges of elements they are."""
+"""The chunks of one tensor as boxes in it: which of them hold a region, and which ranges of elements they are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ChunkBox(NamedTuple):
 
     number: int  # of the chunk
     low: list[int]  # its first element: an index per dimension
-    high: list[int]  # behind its last element
+    high: list[int]  # after its last element
 
 
 class ElementRange(NamedTuple):
@@ -42,12 +42,12 @@ class Chunks:
 
     @cached_property
     def boxes(self) -> list[ChunkBox]:
-        """All of them; takes long where there are many."""
+        """All of them; takes long if there are many."""
         return _few_boxes(self.tensor) if self._distinct is None else _boxes(self.tensor, self._distinct)
 
     @cached_property
     def ranges(self) -> list[ElementRange] | None:
-        """They as ranges of elements, sorted: all that are cut along dimension 0. None if one is no range."""
+        """All of them as ranges of elements, sorted, if they are cut along dimension 0. None if one is not a range."""
         return _ranges(self.tensor.shape, self.boxes)
 
     def overlapping(self, region: Region) -> Iterable[ChunkBox]:
@@ -62,7 +62,7 @@ class Chunks:
 
 
 def _few_boxes(tensor: StoredTensor) -> list[ChunkBox]:
-    """What ``_boxes`` says of what ``_distinct`` says."""
+    """What ``_boxes`` gives for what ``_distinct`` gives."""
     found: dict[tuple[int, ...], ChunkBox] = {}
     for index, (low, size) in enumerate(zip(tensor.offsets.tolist(), tensor.sizes.tolist(), strict=True)):
         if 0 not in size:
@@ -74,7 +74,7 @@ def _distinct(tensor: StoredTensor) -> Ints:
     """Numbers of the chunks that are neither empty nor a replica of an earlier one."""
     if not tensor.shape:
         return np.zeros(1, np.int64)
-    if int(np.prod(tensor.sizes, axis=1).sum()) == tensor.numel:  # they cover it, so none stands twice
+    if int(np.prod(tensor.sizes, axis=1).sum()) == tensor.numel:  # they cover it, so none occurs twice
         return np.flatnonzero(np.all(tensor.sizes > 0, axis=1))
     both = np.concatenate([tensor.offsets, tensor.sizes], axis=1)
     _, first = np.unique(both, axis=0, return_index=True)
@@ -90,12 +90,12 @@ def _boxes(tensor: StoredTensor, indices: Ints) -> list[ChunkBox]:
 
 
 def _ranges(shape: Sequence[int], boxes: Iterable[ChunkBox]) -> list[ElementRange] | None:
-    """The boxes as ranges; None if one of them is none."""
+    """The boxes as ranges; None if one of them is not a range."""
     strides = row_major(shape)
     found = []
     rest, origin = list(shape[1:]), [0] * (len(shape) - 1)
     for index, low, high in boxes:
-        if strides and high[1:] == rest and low[1:] == origin:  # as FSDP cuts; quicker to see
+        if strides and high[1:] == rest and low[1:] == origin:  # as FSDP cuts; quicker to check
             found.append(ElementRange(low[0] * strides[0], high[0] * strides[0], index))
             continue
         size = list(map(sub, high, low))

@@ -14,15 +14,15 @@ MAX_VIEWS = 1 << 16  # of one tensor; joining along an inner dimension makes som
 
 
 class NotViews(UsageError):
-    """What was asked for cannot be said as views of stored tensors."""
+    """What was requested cannot be expressed as views of stored tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A tensor whose values, in row-major order, are those of its views one after the other.
+    """A tensor whose values, in row-major order, are those of its views, one after another.
 
-    Each method answers for the shape and for the values at once, and copies nothing. ``NotViews`` is raised where a
-    result is no few views; ``ValueError`` where shapes do not fit.
+    Each method answers for the shape and for the values at once, and copies nothing. ``NotViews`` is raised if a
+    result is not made of a few views; ``ValueError`` if shapes do not fit.
 
     >>> stack = Composed.whole("experts", (2, 4, 3))
     >>> stack.select(0, 1).permute(1, 0).views
@@ -79,12 +79,12 @@ class Composed:
         return Composed(shape, (_joined(key, offset + start * stride, [f for dim in factors for f in dim]),))
 
     def select(self, dim: int, index: int) -> Composed:
-        """One element of a dimension, which is gone then."""
+        """One element of a dimension, which is then gone."""
         return self.narrow(dim, index, 1).reshape(*self.shape[:dim], *self.shape[dim + 1 :])
 
     @staticmethod
     def cat(tensors: Sequence[Composed], dim: int = 0) -> Composed:
-        """Tensors one after the other along a dimension."""
+        """Tensors one after another along a dimension."""
         first = tensors[0].shape
         if any((t.shape[:dim], t.shape[dim + 1 :]) != (first[:dim], first[dim + 1 :]) for t in tensors):
             raise ValueError(f"shapes {[t.shape for t in tensors]} cannot be joined along dimension {dim}")

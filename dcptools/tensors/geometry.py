@@ -28,7 +28,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether elements with these strides lie one after the other in row-major order."""
+    """Whether elements with these strides lie one after another in row-major order."""
     return _is_row_major(tuple(shape), tuple(strides))
 
 
@@ -43,7 +43,7 @@ def _is_row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements from the first to the last one of a view, those between them included; 0 if it has none.
+    """Elements from the first to the last one of a view, including those in between; 0 if it has none.
 
     >>> span((2, 3), (10, 2))
     15
@@ -65,7 +65,7 @@ def can_be_view(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def run_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements that lie next to each other wherever a row-major walk through the view stands: its runs.
+    """Elements that lie next to each other wherever a row-major walk through the view is: its runs.
 
     >>> run_elements((4, 2, 8), (32, 8, 1)), run_elements((4, 8), (1, 4))
     (16, 1)
@@ -104,7 +104,7 @@ def row_elements(shape: Sequence[int], most: int) -> int:
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-    """The elements ``start`` to ``stop`` in row-major order as regions, one after the other; at most two per dimension.
+    """The elements ``start`` to ``stop`` in row-major order as regions, one after another; at most two per dimension.
 
     >>> list(boxes((4, 10), 5, 30))
     [[(0, 1), (5, 10)], [(1, 3), (0, 10)]]

@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
     @property
     def place(self) -> tuple[str, int]:
-        """Where the whole item is in the checkpoint: the same for all who read it."""
+        """Where the whole item is in the checkpoint: the same for everyone who reads it."""
         return self.chunk.file, self.chunk.start
 
     @property
@@ -72,7 +72,7 @@ def open_item(source: Source, tensor: StoredTensor, chunk: Chunk, unpacked: Call
 
 
 def _values(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item:
-    """An item that is the values and nothing else; there is no checksum."""
+    """An item that consists of the values and nothing else; there is no checksum."""
     if not chunk.file:
         raise BrokenCheckpoint(NOWHERE)
     arrangement = in_order(tensor.dtype, chunk.shape)
@@ -86,7 +86,7 @@ def _label(key: str, chunk: Chunk) -> str:
 
 
 def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], Unpacked]) -> Archive:
-    """The archive of a chunk, which is unpacked first if need be."""
+    """The archive of a chunk, which is unpacked first if necessary."""
     if not chunk.file:
         raise BrokenCheckpoint(NOWHERE)
     if chunk.encoding == "zstd":
@@ -99,7 +99,7 @@ def _archive(source: Source, dtype: DType, chunk: Chunk, unpacked: Callable[[], 
 
 
 class _Content(NamedTuple):
-    """What an archive says of its values."""
+    """What an archive says about its values."""
 
     start: int  # bytes from the start of the archive to the storage
     nbytes: int  # of the storage
@@ -112,7 +112,7 @@ MAX_PARSED = 1024
 
 
 def _like_another(source: Source, tensor: StoredTensor, chunk: Chunk) -> Item | None:
-    """The item, if it is in the frame of one that was parsed. Most are, so there is nothing here that can be spared."""
+    """The item, if it is in the frame of one that was parsed. Most are, so this does only what is necessary."""
     parsed = _parsed.get((chunk.nbytes, tensor.dtype.name, chunk.shape))
     if parsed is None or chunk.encoding != "torch" or not chunk.file:
         return None

@@ -41,7 +41,7 @@ class TensorReader:
     Raises
     ------
     BrokenCheckpoint
-        The chunks do not cover the tensor exactly: what lies in a hole would be whatever was in memory.
+        The chunks do not cover the tensor exactly: a hole would be filled with whatever was in memory.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class TensorReader:
 
     @property
     def strided(self) -> tuple[int, ...] | None:
-        """The strides of the first chunk, in elements, if its values lie in another order than row-major."""
+        """The strides of the first chunk, in elements, if its values are in an order other than row-major."""
         if not self.tensor.numel:
             return None
         arrangement = self._item(self.chunks.boxes[0].number).arrangement
         return None if arrangement.row_major else arrangement.strides
 
     def regions(self, most: int) -> Iterator[Region]:
-        """The tensor in regions of at most about ``most`` elements, as it is read best.
+        """The tensor in regions of at most about ``most`` elements, cut as they are read best.
 
-        They follow each other in row-major order; or, where the first chunk lies in another order, they are boxes that
+        They follow each other in row-major order; or, if the first chunk lies in another order, they are boxes that
         are long in both orders.
         """
         shape = self.tensor.shape
@@ -87,19 +87,19 @@ class TensorReader:
                 yield from boxes(shape, start, stop)
 
     def open(self) -> None:
-        """Open all items now and not when they are first read; raises what ``read_region`` raises."""
+        """Open all items now, not when they are first read; raises what ``read_region`` raises."""
         if len(self._items) == len(self.chunks.boxes):
-            return  # as of an expert of many that lie in one tensor
+            return  # as for one of many experts in one tensor
         chunks = self.tensor.chunks
         with self._lock:
             for index, _, _ in self.chunks.boxes:
                 if index not in self._items and index not in self._opening:
                     self._items[index] = self._open(chunks[index])
         for index, _, _ in self.chunks.boxes:
-            self._item(index)  # waits for those that another thread had begun to open
+            self._item(index)  # waits for those that another thread has begun to open
 
     def checksums(self) -> dict[tuple[tuple[int, int], ...], int] | None:
-        """The CRC-32 of each chunk's values, by its box; None if one was saved without, or lies in another order."""
+        """The CRC-32 of each chunk's values, by its box; None if one was saved without it, or lies in another order."""
         items = {tuple(zip(low, high, strict=True)): self._item(number) for number, low, high in self.chunks.boxes}
         if not all(item.crc and item.dense for item in items.values()):
             return None
@@ -184,7 +184,7 @@ class TensorReader:
         Raises
         ------
         BrokenCheckpoint
-            An item is damaged or is not what the metadata announces, or the region reaches out of the tensor.
+            An item is damaged or is not what the metadata announces, or the region reaches outside the tensor.
         ChecksumError
             The bytes of an item are not those that were saved.
         UnsupportedCheckpoint
@@ -227,7 +227,7 @@ class TensorReader:
                 yield self._item(index), item_low, item_high, window
 
     def _item(self, index: int) -> Item:
-        """The item of the chunk of that number, opened when it is first needed."""
+        """The item of the chunk with that number, opened when it is first needed."""
         item = self._items.get(index)
         if item is not None:
             return item

@@ -9,9 +9,9 @@ REGION_ELEMENTS = 1 << 20  # compared at once
 
 
 def same_values(first: StoredTensor, second: StoredTensor) -> bool:
-    """Whether both have one shape, one dtype and the same bits.
+    """Whether both have the same shape, dtype and bits.
 
-    Where both are cut into the same chunks, and each was saved with its CRC-32, these are compared and no value is
+    If both are cut into the same chunks, and each was saved with its CRC-32, these are compared and no value is
     read; otherwise the values are, a few MiB at a time.
 
     Raises

@@ -15,7 +15,7 @@ from dcptools.storage import MORE_DESCRIPTORS, NO_DESCRIPTOR, LocalSource, Sourc
 
 
 def decompress(source: Source, chunk: Chunk, most: int, unpacked: Unpacked) -> tuple[int, int]:
-    """Unpack a zstd item of at most so many bytes; returns the place of its archive in ``unpacked``."""
+    """Unpack a zstd item of at most that many bytes; returns the place of its archive in ``unpacked``."""
     try:
         import zstandard
     except ImportError:
@@ -26,7 +26,7 @@ def decompress(source: Source, chunk: Chunk, most: int, unpacked: Unpacked) -> t
     try:
         start = unpacked.reserve(most)
     except TargetError:
-        source.close()  # it may keep open so many files that there was no descriptor left
+        source.close()  # it may keep so many files open that there was no descriptor left
         start = unpacked.reserve(most)
     nbytes = 0
     try:
@@ -66,7 +66,7 @@ UNPACKED = "(unpacked)"
 
 
 class Unpacked:
-    """Unpacked items of one tensor, in one unnamed temporary file: a file for each would be too many open ones."""
+    """Unpacked items of one tensor, in one unnamed temporary file: a file for each would be too many open files."""
 
     def __init__(self) -> None:
         try:

@@ -24,7 +24,7 @@ class _Fields(NamedTuple):
 class View(_Fields):
     """Some elements of the stored tensor ``key``, by shape, strides and offset.
 
-    Strides and offset count elements of the tensor as it would lie in row-major order, whatever its chunks are. So a
+    Strides and offset count elements of the tensor as it would be in row-major order, whatever its chunks are. So a
     view can be a whole tensor, one expert of a stack (shape and strides without the first dimension), a transpose, or
     rows in another order.
     """
@@ -47,7 +47,7 @@ class View(_Fields):
 
     @property
     def end(self) -> int:
-        """Behind its last element: elements from the start of the stored tensor."""
+        """The place after its last element: elements from the start of the stored tensor."""
         return self.offset + span(self.shape, self.strides)
 
     @property
@@ -58,7 +58,7 @@ class View(_Fields):
     def stretches(self, start: int, stop: int, least: int) -> Iterator[tuple[int, int]]:
         """Where the elements ``start`` to ``stop`` follow each other in the tensor: a start and a count, in elements.
 
-        Elements that lie close together count with what is between them; nothing where fewer than ``least`` do.
+        Elements that lie close together count with what is between them; nothing if fewer than ``least`` do.
         """
         if self.contiguous:
             yield self.offset + start, stop - start
@@ -94,7 +94,7 @@ class Box:
 
 
 def as_box(view: View, shape: Sequence[int]) -> Box | None:
-    """The box of a tensor of that shape which the view takes; None if it is none, as rows in another order."""
+    """The box that the view takes of a tensor of that shape; None if it is not a box, such as rows in another order."""
     strides = row_major(shape)
     by_stride = {stride: dim for dim, stride in enumerate(strides) if shape[dim] != 1}
     axes = tuple(
@@ -111,7 +111,7 @@ def as_box(view: View, shape: Sequence[int]) -> Box | None:
 def read_view(reader: TensorReader, view: View, region: Region, out: Bits) -> None:
     """Fill ``out``, which may have any strides, with a region of a view of the reader's tensor.
 
-    A box of the tensor is read as a region of it; any other view by the runs of its elements, which is slow where these
+    A box of the tensor is read as a region of it; any other view by the runs of its elements, which is slow if these
     are short. Raises what :meth:`TensorReader.read_region` raises.
     """
     if not out.size:

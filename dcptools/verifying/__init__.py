@@ -1,4 +1,4 @@
-"""``verify``: whether a model on the disk is what a checkpoint gives, read again in another way than it was written.
+"""``verify``: whether a model on the disk is what a checkpoint gives, read in another way than it was written.
 
 ``weights`` compares values bit for bit, on the model's side through ``library``; ``files`` looks after headers, index
 and the files beside the weights. ``receipt`` says what was written, with ``checksums``, and ``copies`` compares with

@@ -45,7 +45,7 @@ def verify(
 ) -> Verification:
     """Read a model again, and compare every weight with the checkpoint, bit for bit after the cast.
 
-    The values are read in another way than they were written: by the safetensors library on the one side, and by boxes
+    The values are read in another way than they were written: by the safetensors library on one side, and by boxes
     of the stored tensors on the other. Headers, index, sizes, assets and config are compared too. The model may be what
     another program wrote: names and dtypes are compared, and how it is cut into files does not matter. With a plan,
     files must be the planned ones, byte for byte.
@@ -60,7 +60,7 @@ def verify(
     report
         A file that ``convert(report=...)`` wrote: sizes and checksums must be those. This needs no checkpoint.
     dtype, dtype_for
-        What must have been written, as in :func:`dcptools.plan`. By default what the files say, where a cast can give
+        What must have been written, as in :func:`dcptools.plan`. By default, what the files say, if a cast can give
         it. A plan says it itself.
     workers, progress, cancel
         As in :func:`dcptools.write`; bytes are those of both sides.
@@ -73,7 +73,7 @@ def verify(
     NotAModel
         There is no model in ``save_dir``. What differs is not raised: see ``Verification.ok``.
     FindingsError
-        The mapping has errors, so that nobody can say what the model should be.
+        The mapping has errors, so it is not known what the model should be.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
         A stored item is damaged, or in an encoding that is not read.
     UsageError
@@ -120,9 +120,9 @@ def verify_written(
 ) -> Verification:
     """Verify what was just written; ``running`` has workers, progress and cancel.
 
-    ``compare`` does what ``compare_values`` does, if it is not this process alone.
+    ``compare`` does what ``compare_values`` does, if this process is not alone.
 
-    Stored checksums, which were compared when it was written, are not compared once more.
+    Stored checksums, which were compared when it was written, are not compared again.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def _with_checkpoint(
 
 
 def _merged(compared: Sequence[Compared]) -> tuple[VerifiedWeight, ...]:
-    """Each weight once, as the first says that finds something wrong with it."""
+    """Each weight once, as described by the first that finds something wrong with it."""
     found: dict[str, VerifiedWeight] = {}
     for weight in (weight for one in compared for weight in one.weights.values()):
         if found.setdefault(weight.name, weight).state == "same":
@@ -249,7 +249,7 @@ def _mapping(checkpoint: Checkpoint, model: Model, options: dict[str, Any]) -> K
 
 
 def _by_headers(model: Model, expected: Mapping[str, Expected]) -> tuple[dict[str, VerifiedWeight], list[Finding]]:
-    """Every weight that is there or should be, as far as names, shapes and dtypes tell, and what is wrong."""
+    """Every weight that is there or should be, as far as names, shapes and dtypes tell, and what is wrong with it."""
     compared = [
         _by_header(name, model.weights.get(name), expected.get(name))
         for name in sorted(model.weights.keys() | expected.keys())

@@ -1,8 +1,8 @@
 """The CRC-32 of each weight of a model, computed from its files by several threads.
 
-The writer does not see the bytes of a tensor in their order, and CRC-32 is what zip files and DCP's own items have: it
-can be put together from parts (``crc32_combine``), so a large tensor keeps all threads busy, and any byte that is
-another one changes it.
+The writer does not see the bytes of a tensor in order, and CRC-32 is what zip files and DCP's own items have: it
+can be put together from parts (``crc32_combine``), so a large tensor keeps all threads busy, and any changed byte
+changes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcptools.hf import Model, Weight
 from dcptools.storage import Range, Source, announced, share_of_reads
 
 PIECE_BYTES = 1 << 20
-_Work = tuple[Weight, int, int]  # bytes from the start of the file, first and behind the last
+_Work = tuple[Weight, int, int]  # bytes from the start of the file, the first and the one after the last
 
 
 def checksums(

@@ -1,4 +1,4 @@
-"""A model against the report that was written with it: no checkpoint is needed."""
+"""A model compared with the report that was written with it: no checkpoint is needed."""
 
 from __future__ import annotations
 

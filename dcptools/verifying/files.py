@@ -1,4 +1,4 @@
-"""The files of a model: headers, index, and what lies beside the weights."""
+"""The files of a model: headers, index, and what is beside the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dcptools.storage import Source, at_once, open_source, pieces
 from dcptools.verifying.library import Opened
 
 _AGAIN = "copy it again, or write the model again"
-_FORMATS = ("pt", "tf", "flax", "mlx")  # those that transformers takes
+_FORMATS = ("pt", "tf", "flax", "mlx")  # those that transformers accepts
 
 
 def about_files(model: Model, plan: ShardPlan | None) -> Iterator[Finding]:
@@ -67,7 +67,7 @@ def _about_plan(model: Model, plan: ShardPlan, headers: Mapping[str, bytes]) -> 
 
 def _about_planned(planned: ShardFile, file: WeightFile, headers: Mapping[str, bytes]) -> Iterator[Finding]:
     if file.nbytes is None or not file.header_nbytes:
-        return  # said already
+        return  # already reported
     if file.nbytes != planned.nbytes:
         said = f"it has {file.nbytes:,} bytes, but {planned.nbytes:,} are planned"
         yield Finding("model-file", file.name, said, _AGAIN)
@@ -78,14 +78,14 @@ def _about_planned(planned: ShardFile, file: WeightFile, headers: Mapping[str, b
 
 
 def _about_library(model: Model, file: WeightFile, header: bytes) -> Iterator[Finding]:
-    """Whether the safetensors library reads the header as dcptools does, and transformers would take it."""
+    """Whether the safetensors library reads the header as dcptools does, and transformers would accept it."""
     ours = {weight.name: (weight.dtype.code, weight.shape) for weight in model.by_file[file.name]}
     try:
         theirs = Opened(model, file.name).said(header)
     except DcptoolsError as error:
         yield Finding("model-file", file.name, str(error).splitlines()[0], _AGAIN)
         return
-    if not ours.items() <= theirs.items():  # a name that is in two files counts for the first
+    if not ours.items() <= theirs.items():  # a name that is in two files counts for the first one
         yield Finding("model-file", file.name, "the safetensors library reads its header differently", _AGAIN)
     said = dict(file.metadata).get("format")
     if said not in _FORMATS:
@@ -94,10 +94,10 @@ def _about_library(model: Model, file: WeightFile, header: bytes) -> Iterator[Fi
 
 
 def _about_form(file: WeightFile, header: bytes) -> Iterator[Finding]:
-    """A header that no JSON library writes so: a byte of its padding or of a name's spelling may have changed."""
+    """A header that no JSON library writes that way: a byte of its padding or of a name's spelling may have changed."""
     found = header[8:]
     text = json.dumps(json.loads(found), separators=(",", ":"), ensure_ascii=False)
-    usual = text.encode(errors="surrogatepass")  # an escape can write half of a pair, which is no text
+    usual = text.encode(errors="surrogatepass")  # an escape can write half of a surrogate pair, which is not text
     if found != usual + b" " * (len(found) - len(usual)):
         where = 8 + _first_difference(found, usual)
         yield Finding("model-form", file.name, f"its header is not in the usual form from byte {where:,} on")
@@ -106,7 +106,7 @@ def _about_form(file: WeightFile, header: bytes) -> Iterator[Finding]:
 def _about_index_form(model: Model) -> Iterator[Finding]:
     content = _content(model, model.index)
     if content is None or not model.weight_map:
-        return  # said already
+        return  # already reported
     usual = (json.dumps(json.loads(content), indent=2, sort_keys=True) + "\n").encode()
     if content != usual:
         where = _first_difference(content, usual)
@@ -130,7 +130,7 @@ def _about_extra(model: Model) -> Iterator[Finding]:
 
 
 def written_dtype(model: Model) -> str:
-    """The floating dtype of the most bytes; "" if there is none."""
+    """The floating-point dtype of the most bytes; "" if there is none."""
     counts: Counter[str] = Counter()
     for weight in model.weights.values():
         if weight.dtype.kind == "float":
@@ -141,7 +141,7 @@ def written_dtype(model: Model) -> str:
 def about_assets(model: Model, assets: Assets | None, *, exact: bool) -> Iterator[Finding]:
     """The files beside the weights: those of the assets, and a config that does not contradict the weights.
 
-    Where it need not be ``exact``, a config that says the same in another form is a warning.
+    If it need not be ``exact``, a config that says the same in another form is a warning.
     """
     each = [_about_asset(model, assets, asset, exact=exact) for asset in assets.files] if assets else []
     for found in at_once(model.source, list, [_about_config(model), *each]):

@@ -14,7 +14,7 @@ from dcptools.hf import Model, Weight
 from dcptools.storage import Range
 from dcptools.tensors import BITS, Bits
 
-MAPPED_BYTES = 32 << 20  # of a file that are looked at before it is mapped anew, so that the others can be let go
+MAPPED_BYTES = 32 << 20  # of a file that are looked at before it is mapped anew, so that earlier pages can go
 
 
 class Opened:
@@ -27,7 +27,7 @@ class Opened:
         self._mapped: Any = None
 
     def side(self, weight: Weight) -> Side:
-        """A weight to compare: as the library gives it; that of a remote file by its place in the header."""
+        """A weight to compare: as the library gives it; for a remote file, by its place in the header."""
         return WeightSide(self._model, weight) if self.is_remote else LibrarySide(self, weight)
 
     def values(self, weight: Weight, count: int) -> Bits:
@@ -43,18 +43,18 @@ class Opened:
         return values.view(BITS[weight.dtype.itemsize])  # type: ignore[no-any-return]
 
     def said(self, header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Code of the dtype and shape of each tensor, as the library reads the header."""
+        """The dtype code and the shape of each tensor, as the library reads the header."""
         mapped = self._map() if not self.is_remote else self._map_header(header)
         slices = {name: mapped.get_slice(name) for name in mapped.keys()}
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
     @property
     def is_remote(self) -> bool:
-        """Whether the library, which reads files on the disk only, cannot read the values."""
+        """Whether the library, which only reads files on the disk, cannot read the values."""
         return self.source.ahead
 
     def _map_header(self, header: bytes) -> Any:
-        """The header alone, in a file that has no values and is as long as the whole one."""
+        """The header alone, in a file that has no values but is as long as the whole one."""
         nbytes = next(file.nbytes for file in self._model.files if file.name == self._file) or 0
         with tempfile.NamedTemporaryFile(prefix="dcptools-", suffix=".safetensors") as copy:
             copy.write(header)

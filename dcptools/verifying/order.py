@@ -1,4 +1,4 @@
-"""Which of two paths is the model and which the checkpoint, where somebody took one for the other."""
+"""Which of two paths is the model and which the checkpoint, in case somebody mistook one for the other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dcptools.hf import is_model
 
 @contextmanager
 def told_apart(save_dir: object, load_dir: object) -> Iterator[None]:
-    """Read both within it: if one is not what it was taken for, the error says what the two are.
+    """Read both within this context: if one is not what it was taken for, the error says what the two are.
 
     Raises
     ------
     UsageError
-        They are swapped, or are two of a kind.
+        They are swapped, or both of the same kind.
     """
     try:
         yield

@@ -33,7 +33,7 @@ class ReceiptFile:
 
     name: str
     nbytes: int  # of the whole file
-    sha256: str  # hexadecimal; of its header, where it has weights, whose values have checksums of their own
+    sha256: str  # hexadecimal; of its header if it has weights, whose values have checksums of their own
     weights: bool
 
 
@@ -50,7 +50,7 @@ class ReceiptWeight:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a report says of a model's files."""
+    """What a report says about a model's files."""
 
     path: str
     files: tuple[ReceiptFile, ...]
@@ -69,7 +69,7 @@ def receipt_of(
 ) -> dict[str, Any]:
     """The plan, what was found, versions, and a checksum of everything that was written.
 
-    The model is read once more for the checksums. ``sum_up`` does what ``checksums`` does, if it is not this process
+    The model is read once more for the checksums. ``sum_up`` does what ``checksums`` does, if this process is not
     alone.
     """
     model = read_model(report.save_dir)
@@ -109,12 +109,12 @@ def write_receipt(path: str | os.PathLike[str], receipt: dict[str, Any]) -> None
 
 
 def check_receipt_path(path: str | os.PathLike[str]) -> None:
-    """Refuse a place for a report where none can be written, before the work is done that it is about.
+    """Refuse a place where no report can be written, before the work that the report is about.
 
     Raises
     ------
     UsageError
-        It is a directory, or lies in none.
+        It is a directory, or is not in one.
     """
     check_document(path, _WHAT)
 

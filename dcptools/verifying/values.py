@@ -30,11 +30,11 @@ class VerifiedWeight:
 
     name: str
     state: str  # "same", "values", "shape", "dtype", "missing" or "unexpected"
-    shape: tuple[int, ...]  # in the model; of the checkpoint where it is missing
-    stored: str  # dtype in the checkpoint; "" where that is not known
-    written: str  # dtype in the model; "" where it is missing
-    file: str  # of the model; "" where it is missing
-    differing: int  # values that are not the expected ones; 0 where only a checksum tells
+    shape: tuple[int, ...]  # in the model; in the checkpoint if it is missing
+    stored: str  # dtype in the checkpoint; "" if that is not known
+    written: str  # dtype in the model; "" if it is missing
+    file: str  # of the model; "" if it is missing
+    differing: int  # values that are not the expected ones; 0 if only a checksum tells
 
 
 class Compared(NamedTuple):
@@ -58,7 +58,7 @@ class Verification(Shown, HasFindings):
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors: the weights are those that are expected, and so are the files."""
+        """Whether there are no errors: the weights are the expected ones, and so are the files."""
         return not self.errors
 
     def to_frame(self) -> pd.DataFrame:
@@ -93,7 +93,7 @@ class Verification(Shown, HasFindings):
         return sentence if self.ok else f"{sentence} But its files have {counted(len(self.errors), 'error')}."
 
     def _casts(self) -> str:
-        """How they were cast: ", cast to bfloat16"; nothing where that is not known."""
+        """How they were cast: ", cast to bfloat16"; nothing if that is not known."""
         casts = Counter(w.written for w in self.weights if w.stored and w.written != w.stored)
         if not all(weight.stored for weight in self.weights):
             return ""

@@ -1,4 +1,4 @@
-"""The values of a model, bit for bit against what a checkpoint gives after the cast."""
+"""The values of a model, compared bit for bit with what a checkpoint gives after the cast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Expected(NamedTuple):
     """What a checkpoint gives for a weight."""
 
     output: Output
-    dtype: DType | None  # that is written; None: whatever a cast can give
+    dtype: DType | None  # the one that is written; None: whatever a cast can give
 
 
 class Difference(NamedTuple):
@@ -41,7 +41,7 @@ class Difference(NamedTuple):
 
 
 def castable(stored: DType, written: DType) -> bool:
-    """Whether a conversion can write values of the one dtype as the other."""
+    """Whether a conversion can write values of one dtype as the other."""
     return stored == written or (stored.kind in ("float", "float8") and written.kind == "float")
 
 
@@ -57,7 +57,7 @@ def compare_values(
 ) -> dict[str, list[Difference]]:
     """What differs, by name; each of the outputs is a weight of the model, of its shape and of a castable dtype.
 
-    ``check`` compares the stored checksums of the checkpoint, too.
+    ``check`` also compares the stored checksums of the checkpoint.
     """
     keys = [view.key for output in outputs.values() for view in output.sources]
     readers = Readers(checkpoint, keys, check=check)
@@ -65,7 +65,7 @@ def compare_values(
         list(_pairs(model, file, [weight for weight in weights if weight.name in outputs], outputs, readers))
         for file, weights in model.by_file.items()
     ]
-    if model.source.ahead:  # one file after the other, so that the start of each is on its way before its turn
+    if model.source.ahead:  # one file after another, so that the start of each is on its way before its turn
         streams = [[pair for stream in streams for pair in stream]]
     streaming = Streaming(streams, _difference)
     try:
@@ -113,7 +113,7 @@ def _is_nan(bits: Bits, dtype: DType) -> Bits:
 
 
 def as_text(bits: Bits, dtype: DType) -> str:
-    """One value, with its bits: two that are printed alike may differ."""
+    """One value, with its bits: two that look alike when printed may differ."""
     value = as_torch(np.ascontiguousarray(bits), dtype)
     shown = f"{value.double().item():.9g}" if dtype.kind in ("float", "float8") else str(value.item())
     return f"{shown} (0x{bits.tobytes()[::-1].hex()})"

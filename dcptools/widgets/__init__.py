@@ -6,8 +6,8 @@ Each step works alone in a cell, and its attributes are the core's own values::
     w = widgets.Wizard("checkpoints/step-100")   # click through it
     w.plan, w.report                             # the values, for the next cell
 
-Nothing is computed here: the steps call ``read``, ``preview``, ``load_model``, ``plan`` and ``write``. The tables stand
-on anywidget (``table.js``), all else on ipywidgets.
+Nothing is computed here: the steps call ``read``, ``preview``, ``load_model``, ``plan`` and ``write``. The tables are
+built on anywidget (``table.js``), everything else on ipywidgets.
 """
 
 try:

@@ -16,7 +16,7 @@ from dcptools.widgets._labels import LABELS
 
 Kind = Literal["weights", "outputs", "leftovers"]  # the tables of the step
 MOST_GLOBS = 20  # that are put into the field at once
-# Excluding helps against these; against others it would hide that the result is not the model.
+# Excluding helps with these; with others it would hide that the result is not the model.
 EXCLUDABLE = {
     "hole", "overlap", "no-storage", "missing-file", "truncated-file", "unsupported-encoding", "unusual-key",
     "flat-parameter", "peft", "reserved-name", "dtype-unsupported", "weight-unexpected", "left-out-tensor",
@@ -24,7 +24,7 @@ EXCLUDABLE = {
 
 
 class Concerned:
-    """The rows of a mapping's tables that findings are about; what is looked up is indexed once."""
+    """The rows of a mapping's tables that findings are about; lookups are indexed once."""
 
     def __init__(self, mapping: KeyMapping) -> None:
         self._mapping = mapping
@@ -52,9 +52,9 @@ class Concerned:
         return bool(group.keys) and all(self._needless(key) for key in group.keys)
 
     def globs(self, group: Group) -> list[str]:
-        """Globs for ``exclude`` that match just these keys among those that are converted.
+        """Globs for ``exclude`` that match exactly these keys among those that are converted.
 
-        Raises UsageError if that takes more than some.
+        Raises UsageError if that takes more than a few.
         """
         if group.code == "left-out-tensor":
             return [_typed(glob.escape(part)) + "*" for part in dict.fromkeys(group.keys)]
@@ -120,7 +120,7 @@ def _candidates(keys: Collection[str]) -> Iterator[list[str]]:
 
 
 def _typed(pattern: str) -> str:
-    """As it can stand in a field whose globs are separated by blanks."""
+    """In a form for a field whose globs are separated by spaces."""
     return "".join("?" if letter.isspace() else letter for letter in pattern)
 
 

@@ -1,4 +1,4 @@
-"""How far a job is, and a slider, with the roles and names that programs which read the screen need."""
+"""How far a job is, and a slider, with the roles and names that screen readers need."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import traitlets as T
 
 from dcptools.widgets._sheets import HERE
 
-SPOKEN = 10  # percent: so often it is said how far a job is
+SPOKEN = 10  # percent: this often it is announced how far a job is
 
 
 class Bar(anywidget.AnyWidget):
-    """A progress bar, and a live region that speaks every ten percent.
+    """A progress bar, and a live region that announces every ten percent.
 
     ``value`` is a share, from 0 to 1; ``bar_style`` says how it ended: success, warning, danger, or nothing yet.
     """
@@ -25,11 +25,11 @@ class Bar(anywidget.AnyWidget):
     spoken = T.Unicode("").tag(sync=True)  # what was said last
 
     def say(self, text: str) -> None:
-        """Speak now: at the beginning, and in the end."""
+        """Announce it now: at the beginning and at the end."""
         self.spoken = text
 
     def go(self, share: float, text: str) -> None:
-        """Show this share, and speak if another ten percent are done."""
+        """Show this share, and announce it if another ten percent are done."""
         passed = int(share * 100 / SPOKEN) > int(self.value * 100 / SPOKEN)
         self.value = share
         if passed:

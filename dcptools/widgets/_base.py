@@ -117,18 +117,18 @@ def escape(text: object) -> str:
 
 
 def identity(checkpoint: Checkpoint) -> tuple[str, str]:
-    """What tells a checkpoint from another one, also where both were saved by the same program."""
+    """What distinguishes one checkpoint from another, even if both were saved by the same program."""
     path = checkpoint.path
     return path if is_url(path) else os.path.abspath(path), checkpoint.digest
 
 
 def typed_path(text: str) -> str:
-    """A path as somebody typed it: without blanks around it, and with ``~`` as a shell reads it."""
+    """A path as somebody typed it: without spaces around it, and with ``~`` as a shell reads it."""
     return expanded(text.strip())
 
 
 def alert(kind: str, text: str, details: str = "") -> str:
-    """A box with a message; ``role=alert`` makes screen readers say it. Both texts are escaped here."""
+    """A box with a message; ``role=alert`` makes screen readers announce it. Both texts are escaped here."""
     lines = "".join(f"<p>{escape(line)}</p>" for line in text.splitlines())
     folded = f"<details><summary>Details</summary><pre class='dcp'>{html.escape(details)}</pre></details>"
     role = "alert" if kind in ("error", "warning") else "status"
@@ -141,7 +141,7 @@ def findings_html(findings: Iterable[Finding], most: int = 5) -> str:
 
 
 def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric: Iterable[int] = ()) -> str:
-    """A table in the steps' look; every cell is escaped, and shown whole on hovering."""
+    """A table in the style of the steps; every cell is escaped, and shown in full on hovering."""
     numbers = set(numeric)
 
     def mark(column: int) -> str:
@@ -158,12 +158,12 @@ def table_html(header: Iterable[str], rows: Iterable[Iterable[object]], numeric:
 
 
 def figure_html(figure: Any, width: float | None = None) -> str:
-    """A figure of ``plots`` as a part of the page, in its colours, with its description as the text alternative."""
+    """A figure of ``plots`` as a part of the page, in the page's colours; its description is the text alternative."""
     return plots.svg(figure, width=width)
 
 
 def beside(table: W.Widget, detail: W.Widget) -> W.HBox:
-    """A table, and to its right what is said of the chosen row; below it where that has no room."""
+    """A table, and to its right what is said about the chosen row; below it if there is no room."""
     table.add_class("dcp-list")
     box = W.HBox([table, detail])
     box.add_class("dcp-beside")
@@ -189,7 +189,7 @@ class Step(W.VBox):  # type: ignore[misc]
     """A step of the way from checkpoint to model; works alone in a cell, or as a part of the wizard.
 
     ``blocked`` says why the next step cannot begin yet, and is empty when it can. ``busy`` says what is being computed,
-    and ``pending`` what an earlier step computes, that this one waits for. ``seen`` says whether somebody looks at it,
+    and ``pending`` what an earlier step computes that this one waits for. ``seen`` says whether somebody looks at it,
     and ``frozen`` whether something runs that depends on its fields.
     """
 
@@ -201,7 +201,7 @@ class Step(W.VBox):  # type: ignore[misc]
     frozen = T.Bool(False)
 
     def __init__(self, children: Iterable[W.Widget] = (), below: Iterable[W.Widget] = ()) -> None:
-        """``below`` stands below the message."""
+        """``below`` is shown below the message."""
         self.message = W.HTML()
         super().__init__([W.HTML(STYLE), *children, self.message, *below])
         self.add_class("dcptools")
@@ -209,7 +209,7 @@ class Step(W.VBox):  # type: ignore[misc]
         self.observe(lambda _: self._freeze(), "frozen")
 
     def inputs(self) -> Iterable[W.Widget]:
-        """The fields that what runs depends on."""
+        """The fields that a running job depends on."""
         return ()
 
     def _freeze(self) -> None:
@@ -228,7 +228,7 @@ class Step(W.VBox):  # type: ignore[misc]
         return self.title, [], []
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> Any:
-        """The live widget, and beside it a static view for where there is no kernel: GitHub, nbviewer, nbconvert."""
+        """The live widget, and beside it a static view for places without a kernel: GitHub, nbviewer, nbconvert."""
         bundle = super()._repr_mimebundle_(include=include, exclude=exclude, **kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         headline, header, rows = self.summary()

@@ -36,7 +36,7 @@ class Cards(W.VBox):  # type: ignore[misc]
         self.more.on_click(lambda _: self._show_rest())
 
     def tell(self, findings: Iterable[Finding], can_show: Can, can_exclude: Can = lambda group: False) -> None:
-        """Show these, and buttons where they make sense."""
+        """Show these, with buttons where they make sense."""
         self._can = {"show": can_show, "exclude": can_exclude}
         groups = list(grouped(findings))
         first = [group for group in groups if group.severity != "info"][:MOST]
@@ -85,7 +85,7 @@ def card_html(group: Group) -> str:
 
 
 def _marked(markdown: str) -> str:
-    """The little Markdown that the texts have: code, and links to pages of the docs, which are only named."""
+    """The little Markdown that the texts use: code, and links to pages of the docs, which are only named."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(markdown))
     return re.sub(r"\[([^\]]+)\]\(([\w-]+\.md)[^)]*\)", r"\1 (<code>docs/\2</code>)", text)
 
@@ -100,7 +100,7 @@ def _rest(hidden: Iterable[Group]) -> str:
 
 
 def _close(widget: W.Widget) -> None:
-    """Nothing of it stays, in the kernel or in the page."""
+    """Nothing of it stays in the kernel or in the page."""
     for child in getattr(widget, "children", ()):
         _close(child)
     widget.close()

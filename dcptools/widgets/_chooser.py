@@ -21,12 +21,12 @@ from dcptools.widgets._latest import Latest
 from dcptools.widgets._sheets import HERE, style_sheet
 
 MOST_FOLDERS = 500  # that are shown of a directory
-LOOKING = 16  # threads that look what the folders are
-MARKS = {METADATA: "DCP checkpoint", CONFIG: "model"}  # by the file that makes a folder one
+LOOKING = 16  # threads that find out what the folders are
+MARKS = {METADATA: "DCP checkpoint", CONFIG: "model"}  # by the file that marks such a folder
 
 
 class Folders(anywidget.AnyWidget):
-    """In the browser, what ``chooser.js`` shows: the folders of one place, worked by mouse or keys."""
+    """In the browser, what ``chooser.js`` shows: the folders of one place, used by mouse or keys."""
 
     _esm = HERE / "chooser.js"
     _css = style_sheet("chooser.css")
@@ -37,22 +37,22 @@ class Folders(anywidget.AnyWidget):
     entries: Any = T.List().tag(sync=True)  # each a name as text, and what it is (empty: any other folder)
     at = T.Int(-1).tag(sync=True)  # the folder that is chosen at first; -1: none
     note = T.Unicode("").tag(sync=True)
-    renames = T.Bool(False).tag(sync=True)  # whether a folder that is not there may be named
+    renames = T.Bool(False).tag(sync=True)  # whether a folder that does not exist may be named
 
 
 class Chooser(W.VBox):  # type: ignore[misc]
-    """A path is typed into ``field``, or chosen below it; nothing is read of a folder but whether it is a checkpoint.
+    """A path is typed into ``field``, or chosen below it; of a folder, only whether it is a checkpoint is read.
 
     Parameters
     ----------
     field
         Where the path is typed; one is made if it is None.
     marks
-        The files by which a folder is taken for what is looked for: Enter chooses it instead of going in.
+        The files by which a folder is recognized as what is looked for: Enter chooses it instead of going in.
     renames
-        Whether a folder that is not there yet may be named.
+        Whether a folder that does not exist yet may be named.
     beside
-        What stands to the right of the field.
+        What is shown to the right of the field.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Chooser(W.VBox):  # type: ignore[misc]
         self.browse.add_class("dcp-browse")  # where the focus goes back to
         self.folders = Folders(label=label, renames=renames)
         self._marks, self._places = marks, list[str]()
-        self._wanted, self._from = "", ""  # the place to show, and the folder of it that is chosen then
-        self._first = False  # whether the place was typed, and need not be there
+        self._wanted, self._from = "", ""  # the place to show, and the folder in it that is then chosen
+        self._first = False  # whether the place was typed, and need not exist
         self._later = Latest(self._list)
         row = W.HBox([self.field, *beside, self.browse], layout=W.Layout(flex_flow="row wrap", align_items="center"))
         super().__init__([row, self.folders])
@@ -113,7 +113,7 @@ class Chooser(W.VBox):  # type: ignore[misc]
         self._go(typed if is_url(typed) else os.path.abspath(typed), first=True)
 
     def _go(self, place: str, chosen: str = "", *, first: bool = False) -> None:
-        """Show the folders of a place; ``first``: or of the nearest above it that is there."""
+        """Show the folders of a place; with ``first``, or of the nearest one above it that exists."""
         self._wanted, self._from, self._first = place, chosen, first
         self._places = []
         with self.folders.hold_sync():
@@ -122,7 +122,7 @@ class Chooser(W.VBox):  # type: ignore[misc]
         self._later.ask(at_once=not is_url(place))
 
     def _list(self) -> None:
-        """List the folders; what each is comes as soon as that is known."""
+        """List the folders; what each one is follows as soon as it is known."""
         place, chosen = self._wanted, self._from
         try:
             if self._first:

@@ -27,7 +27,7 @@ COLUMNS = ["name", "state", "A", "B", *SHOWN]
 
 
 def _share(share: float) -> str:
-    """A share as a percentage, which says 100 % only of all values."""
+    """A share as a percentage, which says 100 % only for all values."""
     return f"{min(share, 0.9999):.2%}" if share < 1 else "100%"
 
 
@@ -102,7 +102,7 @@ class Compare(Step):
 
     @handler
     def _changed(self, _: Any = None) -> None:
-        """What is shown must be of what the fields say."""
+        """What is shown must be what the fields say."""
         self.comparison, self.found.value = None, ""
         self.result.layout.display = "none"
         self.job.forget()

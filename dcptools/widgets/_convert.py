@@ -28,14 +28,14 @@ from dcptools.writer import Report, check_target, default_save_dir, write
 
 
 class Convert(Step):
-    """Choose where to, see the command that does the same, start, and cancel if need be.
+    """Choose where to save, see the command that does the same, start, and cancel if necessary.
 
     Parameters
     ----------
     plan
         What :func:`dcptools.plan` returned; may be set later.
     save_dir
-        The output directory; by default ``hf_ckpt`` in the checkpoint's.
+        The output directory; by default ``hf_ckpt`` in the checkpoint's directory.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Convert(Step):
             for name in ("overwrite", "resume")
         )
         self.there, self.found, self.lines = W.HTML(), W.HTML(), Lines()
-        self._identity: tuple[str, str] | None = None  # of the checkpoint that the fields were filled for
+        self._identity: tuple[str, str] | None = None  # of the checkpoint for which the fields were filled
         self._writing: tuple[Any, ...] = ()  # what was started last, as _what says it
         self._written: tuple[Any, ...] = ()  # what was written last
         self.job = Job("Convert", self._run, self._done, self.show_error, self._ready)
@@ -82,7 +82,7 @@ class Convert(Step):
 
     @handler
     def _new(self, _: Any) -> None:
-        """Nothing is known of another plan: what was written before was not it."""
+        """Nothing is known about another plan: what was written before did not come from it."""
         self.report = None
         planned: ShardPlan | None = self.plan
         if planned is not None:
@@ -97,7 +97,7 @@ class Convert(Step):
             return
         before, self._identity = self._identity, identity(self.checkpoint)
         other = before not in (None, self._identity)
-        if other:  # what was typed for one model must not be where the next one goes, or replace it
+        if other:  # what was typed for one model must not be where the next one goes, or what it replaces
             self.overwrite.value = False
         if other or not self.save_dir.value:
             self.save_dir.value = str(default_save_dir(self.checkpoint.path))
@@ -117,12 +117,12 @@ class Convert(Step):
         return "" if self._is_written() else "Nothing has been written yet."
 
     def _is_written(self) -> bool:
-        """Whether the model that the fields speak of was written just now."""
+        """Whether the model that the fields describe was just written."""
         planned, target, *_ = self._what()
         return self.report is not None and self._written[0] is planned and self._written[1] == target
 
     def _look_again(self) -> None:
-        """What is at the place to save to is said before a click; a URL takes a while."""
+        """What is at the place to save to is shown before a click; a URL takes a while."""
         self._looking.ask(at_once=not is_url(typed_path(self.save_dir.value)))
 
     def _look(self) -> None:
@@ -138,7 +138,7 @@ class Convert(Step):
 
     @handler
     def _take_assets(self, _: Any) -> None:
-        """Go on with the directory that was typed, if there is one; until then nothing can be started."""
+        """Continue with the directory that was typed, if there is one; until then nothing can be started."""
         directory = typed_path(self.assets.value)
         self.job.enable()
         if directory:
@@ -148,7 +148,7 @@ class Convert(Step):
         self._describe()
 
     def _plan_again(self) -> None:
-        """Plan with other assets; all other options stay. In the wizard the step Mapping has done so already."""
+        """Plan with other assets; all other options stay. In the wizard, the step Mapping has already done that."""
         planned: ShardPlan | None = self.plan
         if planned is None or (planned.mapping.options.model_assets_dir or "") == self.model_assets_dir:
             return
@@ -186,11 +186,11 @@ class Convert(Step):
         self.lines.tell(Recipe(command_line(planned, target, **how), python_call(planned, target, **how)))
 
     def _what(self) -> tuple[Any, ...]:
-        """What a click would start: a plan, where to, whether to overwrite, and whether to go on with what is there."""
+        """What a click would start: a plan, where to, whether to overwrite, whether to continue with what is there."""
         return self.plan, typed_path(self.save_dir.value), self.overwrite.value, self.resume.value
 
     def _ready(self) -> bool:
-        """What starts must be what the fields say, and not what was written just now."""
+        """What starts must be what the fields say, and not what was just written."""
         planned, target, *_ = what = self._what()
         typed = typed_path(self.assets.value)
         ready = planned is not None and target and (planned.mapping.options.model_assets_dir or "") == typed
@@ -219,7 +219,7 @@ def _wrote(report: Report) -> str:
 
 
 def _there(planned: ShardPlan, target: str, overwrite: bool) -> str:
-    """What is in the way at the place to save to, or is replaced there; empty if nothing is."""
+    """What is in the way at the place to save to, or would be replaced there; empty if nothing is."""
     said = ""
     try:
         try:

@@ -1,4 +1,4 @@
-"""What stands beside a table: all about the key of the row that was chosen."""
+"""What is shown beside a table: everything about the key of the chosen row."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dcptools.widgets._latest import Latest
 SHOWN_CHUNKS = 20
 MOST_CRC = 256  # chunks; each is opened to read its CRC-32
 FIRST_VALUES = 6  # along each dimension
-WIDTH = 460  # pixels of a figure: about what the column beside a table has
+WIDTH = 460  # pixels of a figure: about as many as the column beside a table has
 
 
 @dataclass(frozen=True)
 class About:
-    """What is to be told of a key."""
+    """What there is to say about a key."""
 
     checkpoint: Checkpoint
     key: str
-    names: Sequence[str] = ()  # what it is called in the result; none: it is left out, or nobody knows
+    names: Sequence[str] = ()  # what it is called in the result; none: it is left out, or that is not known
     left_out: str = ""  # the reason
     findings: Sequence[Finding] = ()
 
@@ -87,7 +87,7 @@ class Detail(W.VBox):  # type: ignore[misc]
             text = alert("error", str(error))
         except Exception as error:
             text = alert("error", f"Something went wrong: {type(error).__name__}: {error}")
-        if about is self._about:  # else another row was chosen meanwhile
+        if about is self._about:  # otherwise another row has been chosen in the meantime
             self.values.value = text
 
 
@@ -142,7 +142,7 @@ def _chunks(tensor: StoredTensor) -> str:
 
 
 def _crcs(tensor: StoredTensor) -> dict[tuple[tuple[int, int], ...], int]:
-    """The CRC-32 that was saved with each chunk, by its box; those that cannot be read are said by what follows."""
+    """The CRC-32 that was saved with each chunk, by its box; those that cannot be read are reported by what follows."""
     if not tensor.covered or len(tensor.offsets) > MOST_CRC or tensor.dtype.kind == "opaque":
         return {}
     try:

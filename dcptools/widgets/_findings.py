@@ -22,12 +22,12 @@ COLUMNS = (
 
 
 def findings_table() -> Table:
-    """A table for :func:`findings_frame`; a row leads to what it is about when Enter is pressed on it."""
+    """A table for :func:`findings_frame`; pressing Enter on a row leads to what it is about."""
     return Table(COLUMNS, noun="finding")
 
 
 def with_text(table: Table) -> W.VBox:
-    """The table, and below it the whole text of the finding that is chosen."""
+    """The table, and below it the whole text of the chosen finding."""
     text = W.HTML()
 
     def show(_: Any) -> None:

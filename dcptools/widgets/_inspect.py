@@ -29,7 +29,7 @@ KEYS, SIZES, VALUES, FINDINGS = range(4)  # the tabs
 
 
 def _shape(shape: Any) -> str:
-    """Of a row of the frame; an object has none."""
+    """The dtype of a row of the frame; an object has none."""
     return format_shape(shape) if isinstance(shape, tuple) else ""
 
 
@@ -63,12 +63,12 @@ class Inspect(Step):
     Attributes
     ----------
     stats
-        The DataFrame of :func:`dcptools.stats`, once it was asked for.
+        The DataFrame of :func:`dcptools.stats`, once it was requested.
     """
 
     title = "Inspect"
     checkpoint = T.Any(None, allow_none=True)
-    mapping = T.Any(None, allow_none=True)  # what is converted; None: nobody knows yet
+    mapping = T.Any(None, allow_none=True)  # what is converted; None: not known yet
     stats = T.Any(None, allow_none=True)
 
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
@@ -153,7 +153,7 @@ class Inspect(Step):
 
     @handler
     def _tell(self, table: Table, detail: Detail, _: Any) -> None:
-        """Show the key of the row that was chosen; what was shown stays when the rows are new."""
+        """Show the key of the chosen row; what is shown stays when the rows are new."""
         checkpoint: Checkpoint | None = self.checkpoint
         if table.chosen < 0 or checkpoint is None:
             return

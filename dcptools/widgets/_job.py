@@ -45,7 +45,7 @@ class Job(W.VBox):  # type: ignore[misc]
         cancelled: str = "cancelled; nothing half-written is left",
     ) -> None:
         self._run, self._done, self._failed, self._ready = run, done, failed, ready
-        self._cancelled = cancelled  # what is said then
+        self._cancelled = cancelled  # what is shown then
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
         self.start = W.Button(description=label, button_style="primary", layout={"width": "160px"})
@@ -70,11 +70,11 @@ class Job(W.VBox):  # type: ignore[misc]
         self._thread.start()
 
     def enable(self) -> None:
-        """Let the button say whether there is something to start."""
+        """Let the button show whether there is something to start."""
         self.start.disabled = self.running or not self._ready()
 
     def forget(self) -> None:
-        """Show nothing of the last run any more; one that is still running is cancelled."""
+        """Stop showing the last run; one that is still running is cancelled."""
         if self.running:
             self._cancel.set()
         else:
@@ -126,5 +126,5 @@ class Job(W.VBox):  # type: ignore[misc]
 
 
 def _status(text: str) -> str:
-    """For the eyes: it changes too often to be spoken, which the bar's own region does."""
+    """For the eyes: it changes too often to be announced, which the bar's own region does."""
     return f"<span role='status' aria-live='off'>{escape(text)}</span>"

@@ -29,7 +29,7 @@ LABELS = {
 
 
 def by_label(name: str, value: Value = None) -> str:
-    """What an option is called in the steps; in Python where they have no field for it.
+    """What an option is called in the steps, or in Python if they have no field for it.
 
     >>> by_label("layout", "bare"), by_label("allow_mismatch", True), by_label("dtype_for")
     ('“Layout”: bare', '“Allow a mismatch”', 'dtype_for=')

@@ -1,15 +1,15 @@
-"""Work on a thread of its own that follows what is asked for last."""
+"""Work on a thread of its own that follows the latest request."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-MANY_KEYS = 5_000  # of which a mapping, a plan or a figure takes a good part of a second
+MANY_KEYS = 5_000  # at which a mapping, a plan or a figure takes a good part of a second
 
 
 class Latest:
-    """Does its work once at a time, and once more if it was asked for meanwhile; the work itself shows its errors."""
+    """Does its work once at a time, and again if that was requested meanwhile; the work itself shows its errors."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -23,11 +23,11 @@ class Latest:
 
     @property
     def asked(self) -> bool:
-        """Whether the work that is being done is that of an older question."""
+        """Whether the work that is being done is that of an older request."""
         return self._asked
 
     def ask(self, *, at_once: bool = False) -> None:
-        """Begin, or have it done again; ``at_once`` on the thread of the caller, if nothing is being done."""
+        """Begin, or have it done again; with ``at_once``, on the thread of the caller if nothing is being done."""
         with self._lock:
             if self._thread is not None or not at_once:
                 self._asked = True
@@ -38,7 +38,7 @@ class Latest:
         self._work()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all that was asked for is done; the work itself does not wait for itself."""
+        """Wait until everything that was requested is done; the work itself does not wait for itself."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)

@@ -13,7 +13,7 @@ from dcptools.recipe import Recipe
 
 
 class Lines(anywidget.AnyWidget):
-    """Shows lines, of which there are none at first."""
+    """Shows lines; at first there are none."""
 
     _esm = Path(__file__).parent / "lines.js"
     _css = """

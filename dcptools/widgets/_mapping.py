@@ -45,7 +45,7 @@ class Mapping(Step):
     Attributes
     ----------
     mapping
-        What :func:`dcptools.preview` returned for the rules as they stand, or None; also while it is being made.
+        What :func:`dcptools.preview` returned for the current rules, or None; also None while it is being made.
     """
 
     title = "Mapping"
@@ -108,7 +108,7 @@ class Mapping(Step):
         self.rules.fields["model_assets_dir"].value = self.model_assets_dir
 
     def _take(self, _: Any) -> None:
-        self._forget()  # before others hear of the assets, who would map the keys with the rules of before
+        self._forget()  # before others hear about the assets, who would map the keys with the earlier rules
         self.model_assets_dir = self.rules.options["model_assets_dir"] or ""
         if not self._renewing:
             self._refresh()
@@ -133,11 +133,11 @@ class Mapping(Step):
     def _must_build(self) -> bool:
         try:
             return must_build(self.rules.options["model_assets_dir"])
-        except DcptoolsError:  # the preview says the same, and is not done before the one that is under way
+        except DcptoolsError:  # the preview says the same, and is not done before the one under way
             return False
 
     def _forget(self) -> None:
-        """What was said of other rules must not stand below a message."""
+        """What was said about other rules must not be shown below a message."""
         self.busy, self.mapping, self.verdict.value, self.found.value = "", None, "", ""
         self.blocked = "There is no mapping yet." if self.checkpoint is not None else "Read a checkpoint first."
         for widget in (self.accept, self.cards, self.tabs, self.review):
@@ -147,7 +147,7 @@ class Mapping(Step):
         return *self.rules.assets.inputs(), *self.rules.fields.values(), self.dtype_choice
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the mapping is that of the rules as they stand."""
+        """Wait until the mapping is that of the current rules."""
         self._later.join(timeout)
 
     @handler
@@ -158,7 +158,7 @@ class Mapping(Step):
         except BaseException:
             self._forget()
             raise
-        if self._later.asked or checkpoint is not self.checkpoint:  # it is of what was changed meanwhile
+        if self._later.asked or checkpoint is not self.checkpoint:  # it is about what was changed in the meantime
             return
         if mapping is None:
             self._forget()
@@ -280,7 +280,7 @@ def _outputs_frame(mapping: KeyMapping, dtype: str) -> pd.DataFrame:
 
 
 def _found_html(mapping: KeyMapping) -> str:
-    """How much is written and left out, and what is to be looked at."""
+    """How much is written and left out, and what needs a look."""
     count = f"{counted(len(mapping.outputs), 'output')}, {counted(len(mapping.leftovers), 'key')} left out"
     kind = "error" if mapping.errors else "warning" if mapping.warnings else "success"
     verdict = {

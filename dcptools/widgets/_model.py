@@ -43,7 +43,7 @@ def model_table() -> Table:
 
 
 def outputs_table() -> Table:
-    """A table for ``KeyMapping.to_frame``, with a column for the dtype that is written."""
+    """A table for ``KeyMapping.to_frame``, with a column for the written dtype."""
     return Table(OUTPUT_COLUMNS, noun="output", order="name")
 
 
@@ -63,7 +63,7 @@ def verdict_html(mapping: KeyMapping) -> str:
 
 
 def _readings_html(mapping: KeyMapping) -> str:
-    """The readings, folded away where the first one gives the whole model."""
+    """The readings, folded away if the first one gives the whole model."""
     if not mapping.readings:
         return ""
     rows = [

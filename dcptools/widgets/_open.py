@@ -34,7 +34,7 @@ class Open(Step):
     Attributes
     ----------
     checkpoint
-        What :func:`dcptools.read` returned, or None; also while it is being read.
+        What :func:`dcptools.read` returned, or None; also None while it is being read.
     """
 
     title = "Checkpoint"
@@ -68,7 +68,7 @@ class Open(Step):
         self._read()
 
     def _clicked(self, _: Any) -> None:
-        """Read again, unless this is the click that took the field its focus, and so had it read already."""
+        """Read again, unless this is the click that took the focus from the field, which has already made it read."""
         if time.monotonic() - self._typed_at > CLICK_SECONDS:
             self._read()
         self._typed_at = -math.inf
@@ -90,7 +90,7 @@ class Open(Step):
         try:
             checkpoint = read(typed)
         except Exception:
-            if self._later.asked:  # of a path that was changed meanwhile
+            if self._later.asked:  # of a path that was changed in the meantime
                 return
             self._show("", "This is not a readable checkpoint.")
             raise
@@ -108,7 +108,7 @@ class Open(Step):
 
 
 def _takes_long(path: str) -> bool:
-    """Whether reading what may be there is no matter of a moment."""
+    """Whether reading what may be there takes more than a moment."""
     if is_url(path):
         return True
     try:

@@ -19,7 +19,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Outline:
-    """A tree, the nodes that are expanded by their paths, and the rows of the frame that its tensors are."""
+    """A tree, the paths of the expanded nodes, and the rows of the frame that its tensors are."""
 
     tree: Tree
     expanded: frozenset[str]
@@ -29,7 +29,7 @@ class Outline:
     def of(cls, positions: Iterable[int], keys: Sequence[str], leaves: Sequence[Leaf], *, everything: bool) -> Outline:
         """The outline of some rows of a frame, each with its key.
 
-        ``everything`` expands it whole; else the model is expanded, with what is right below it.
+        ``everything`` expands all of it; otherwise the model is expanded, with what is directly below it.
         """
         shown = tree_of(keys, leaves)
         tops = [node for node in shown.nodes if node.label.split(".")[0] == "model"] or shown.nodes[:1]
@@ -46,7 +46,7 @@ class Outline:
         return len(self.nodes)
 
     def turned(self, path: str, opened: bool) -> Outline:
-        """The same with one node expanded, or collapsed; asked for twice it is the same, as two quick keys do."""
+        """The same with one node expanded or collapsed; requested twice, as by two quick keys, it is the same."""
         return replace(self, expanded=self.expanded | {path} if opened else self.expanded - {path})
 
     def expanded_all(self) -> Outline:
@@ -56,7 +56,7 @@ class Outline:
         return replace(self, expanded=frozenset())
 
     def page(self, first: int, count: int) -> list[dict[str, Any]]:
-        """Some visible nodes as they are sent."""
+        """Some visible nodes, as they are sent."""
         return [self._row(node) for node in self.nodes[max(0, first) : first + count]]
 
     def _row(self, node: Node) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Subject = tuple[KeyMapping, PlanOptions]
 
 
 class Review(W.VBox):  # type: ignore[misc]
-    """Writes the mapping and the plan as one HTML file, where a field says, and says where it lies.
+    """Writes the mapping and the plan as one HTML file, where a field says, and reports where it is.
 
     ``subject`` gives what it is about, or None while there is nothing; ``failed`` shows errors.
     """

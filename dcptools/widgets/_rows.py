@@ -1,6 +1,6 @@
 """The rows of a table as a value: searched, counted, sorted and shown by pages. No widgets here.
 
-What is computed of all rows is computed once and kept; a page costs the same however many rows there are.
+What is computed for all rows is computed once and kept; a page costs the same however many rows there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Positions = npt.NDArray[np.intp]  # rows of the frame
 
 
 def is_missing(value: object) -> bool:
-    """Whether nothing is there, in any of pandas' words."""
+    """Whether nothing is there, in any of pandas' forms."""
     return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
@@ -36,10 +36,10 @@ class Column:
     show: Callable[[Any], str] = str  # a cell as text
     label: str = ""  # the heading; the name if it is empty
     numeric: bool = False  # to the right, and the largest first at the first click
-    searched: bool = False  # a name: looked into by the search, and never cut at its end
+    searched: bool = False  # a name: searched, and never cut at its end
     prose: bool = False  # a sentence, which is cut at its end
     optional: bool = False  # left out of a table in which no row has anything there
-    missing: str = ""  # what is shown where nothing is there
+    missing: str = ""  # what is shown if nothing is there
     kinds: Callable[[Any], Iterable[str]] | None = None  # the filters that a cell falls under; None: there are none
 
     def text(self, value: Any) -> str:
@@ -62,7 +62,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of the rows."""
+    """What is requested of the rows."""
 
     search: str = ""
     regex: bool = False
@@ -71,7 +71,7 @@ class Query:
     chips: Mapping[str, frozenset[str]] = field(default_factory=dict)  # the kinds that are wanted, by column
 
     def pattern(self) -> re.Pattern[str] | None:
-        """What is looked for; raises re.error."""
+        """What is searched for; raises re.error."""
         text = self.search if self.regex else re.escape(self.search)
         return re.compile(text, re.IGNORECASE | re.MULTILINE) if self.search else None
 
@@ -95,7 +95,7 @@ class Selection:
     chips: Mapping[str, Mapping[str, int]]  # by column and kind: rows that match all but this column's chips
 
     def index(self, position: int) -> int:
-        """Where a row of the frame is among those that match; -1: it is not."""
+        """Where a row of the frame is among those that match; -1: it is not there."""
         found = np.flatnonzero(self.positions == position)
         return int(found[0]) if len(found) else -1
 
@@ -106,7 +106,7 @@ class Rows:
 
     frame: pd.DataFrame
     columns: tuple[Column, ...]
-    sorted_by: str = ""  # the column in whose order the frame is
+    sorted_by: str = ""  # the column by which the frame is ordered
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -153,7 +153,7 @@ class Rows:
 
     @cached_property
     def _texts(self) -> list[str]:
-        """What the search looks into, a line a column."""
+        """What is searched, one line per column."""
         texts = [map(column.text, self._cells[column.name]) for column in self.columns if column.searched]
         return ["\n".join(row) for row in zip(*texts, strict=True)] if texts else [""] * len(self)
 
@@ -186,7 +186,7 @@ class Rows:
 class _Facet:
     """The kinds of a column's cells."""
 
-    codes: npt.NDArray[np.intp]  # of each row, which of the distinct values it has
+    codes: npt.NDArray[np.intp]  # for each row, which of the distinct values it has
     members: dict[str, Mask]  # by kind: which distinct values are of it
 
     @classmethod
@@ -208,7 +208,7 @@ class _Facet:
         return found
 
     def counts(self, among: Mask, chosen: Iterable[str]) -> dict[str, int]:
-        """How many rows of each kind are among those; without the kinds that have none, unless they are chosen."""
+        """How many rows of each kind are among them; without the kinds that have none, unless they are chosen."""
         of_value = np.bincount(self.codes[among], minlength=self.codes.max(initial=-1) + 1)
         counts = {kind: int(of_value[member].sum()) for kind, member in self.members.items()}
         return {kind: count for kind, count in counts.items() if count or kind in chosen}
@@ -221,7 +221,7 @@ def _all(first: Mask, others: Sequence[Mask]) -> Mask:
 
 
 def _ranks(values: pd.Series) -> npt.NDArray[np.float64]:
-    """Numbers that sort as the values do: names with their numbers as numbers; NaN where nothing is there."""
+    """Numbers that sort as the values do: names with their numbers as numbers; NaN if nothing is there."""
     if pd.api.types.is_numeric_dtype(values):
         return values.to_numpy(np.float64, na_value=np.nan)
     codes, distinct = pd.factorize(values.astype(object).to_numpy(object))  # -1: missing

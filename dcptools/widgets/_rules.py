@@ -36,7 +36,7 @@ _ROWS = (
 
 
 class Rules(W.VBox):  # type: ignore[misc]
-    """The options of ``preview`` as fields; ``beside`` are widgets that stand in the row of the layout."""
+    """The options of ``preview`` as fields; ``beside`` are widgets in the row of the layout."""
 
     options = T.Dict()  # the keyword arguments of preview, as the fields say them
 
@@ -56,7 +56,7 @@ class Rules(W.VBox):  # type: ignore[misc]
         self._read()
 
     def forget(self) -> None:
-        """Empty the fields whose meaning is that of another checkpoint."""
+        """Empty the fields whose values belong to another checkpoint."""
         self._quiet = True
         for name in OF_ONE_MODEL:
             self.fields[name].value = type(self.fields[name].value)()

@@ -46,7 +46,7 @@ class Shards(Step):
     Attributes
     ----------
     plan
-        What :func:`dcptools.plan` returned for the size as it stands, or None; also while it is being made.
+        What :func:`dcptools.plan` returned for the current size, or None; also None while it is being made.
     """
 
     title = "Shards"
@@ -116,7 +116,7 @@ class Shards(Step):
 
     @handler
     def _refresh(self, _: Any = None) -> None:
-        """What was planned is of no use any more; plan again as soon as that is wanted."""
+        """What was planned is no longer of use; plan again as soon as that is needed."""
         self._forget()
         self._due = self.mapping is not None
         if self.wanted:
@@ -138,7 +138,7 @@ class Shards(Step):
             self.found.value = alert("busy", self.pending) if self.pending else ""
 
     def compute(self) -> None:
-        """Plan and draw what is looked at, unless it is there."""
+        """Plan and draw what is looked at, unless it is already there."""
         if self._due:
             self.busy = f"Planning the files of {len(self.mapping.outputs):,} tensors …"
             self.found.value, self.blocked = alert("busy", self.busy), "The files are being planned; wait a moment."
@@ -147,7 +147,7 @@ class Shards(Step):
         self._later.ask(at_once=len(self.mapping.outputs) < MANY_KEYS)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all is computed that was asked for."""
+        """Wait until everything that was requested is computed."""
         self._later.join(timeout)
 
     def _to_draw(self) -> bool:
@@ -172,7 +172,7 @@ class Shards(Step):
                 raise
             return
         if self._due or mapping is not self.mapping or (size, dtype) != (self.shard_size, self.dtype):
-            return  # another one was asked for meanwhile
+            return  # another one was requested in the meantime
         self.found.value = _facts(planned)
         self.files.frame = planned.files_frame
         self.files.layout.display = ""
@@ -180,7 +180,7 @@ class Shards(Step):
         self._ask(_to_look_at(planned))
 
     def _ask(self, warnings: list[Finding]) -> None:
-        """Have the warnings read that only the plan has; those that were there before have been."""
+        """Ask for the warnings that only the plan has to be read; those from before have been."""
         if warnings != self._read:
             self._read, self.accept.value = warnings, False
         self._decide()

@@ -1,4 +1,4 @@
-"""Scripts and style sheets that stand beside this file."""
+"""Scripts and style sheets that are beside this file."""
 
 from __future__ import annotations
 

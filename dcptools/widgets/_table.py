@@ -1,7 +1,7 @@
-"""The table of all steps: in the browser what ``table.js`` shows, here what it is asked.
+"""The table of all steps: in the browser what ``table.js`` shows, here what it is asked for.
 
 The browser has a screen of rows and asks for more as they come into view, so what is sent does not grow with the rows.
-Nothing is computed of a table before it is looked at.
+Nothing is computed for a table before it is looked at.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dcptools.widgets._sheets import HERE, style_sheet
 FIRST_ROWS = 40  # that are sent with an answer
 MOST_ROWS = 100  # that are sent at once
 CSV_ROWS = 2000  # in a piece of a download, some tens of kB when packed
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell that a spreadsheet would run begins
 Frame = pd.DataFrame | Callable[[], pd.DataFrame]
 Leaves = tuple[Sequence[int], Sequence[str], Sequence[Leaf]]  # rows of the frame, their keys, and what is stored
 
@@ -42,18 +42,18 @@ class Table(anywidget.AnyWidget):
     noun
         What a row is, in the singular.
     leaves
-        Makes of rows of the frame (with its index) what a tree is grown of: then they can be shown as a tree.
+        Makes, from rows of the frame (with its index), what a tree is built from: then they can be shown as a tree.
     order, descending
         The column by which the rows are sorted at first; the frame's own order if empty.
     sorted_by
-        The column in whose order every frame already is, with numbers as numbers.
+        The column by which every frame is already ordered, with numbers as numbers.
     """
 
     _esm = HERE / "table.js"
     _css = style_sheet("table.css")
 
     head = T.Dict().tag(sync=True)  # columns, words
-    answer = T.Dict().tag(sync=True)  # what was asked last, and the first rows of what was found
+    answer = T.Dict().tag(sync=True)  # what was last asked, and the first rows of what was found
     reveal = T.Dict().tag(sync=True)  # a row that Python chose: it is scrolled into view
     chosen = T.Int(-1)  # the row of the frame that somebody chose; -1: none
     opened = T.Int(-1)  # the row on which somebody pressed Enter, or clicked twice; it becomes -1 again
@@ -117,7 +117,7 @@ class Table(anywidget.AnyWidget):
         self.receive({"kind": "ask", **changes})
 
     def only(self, positions: Iterable[int], why: str) -> None:
-        """Show just these rows of the frame, whatever was searched for, until somebody takes that back."""
+        """Show only these rows of the frame, whatever was searched for, until somebody undoes that."""
         with self._lock:
             self._only = (printable(why), frozenset(positions))
             self._query, self._tree = Query(sort=self._query.sort, descending=self._query.descending), False
@@ -162,7 +162,7 @@ class Table(anywidget.AnyWidget):
             chips,
         )
         self._tree = bool(message.get("tree", self._tree)) and self._leaves is not None
-        if "only" in message:  # a page can take it back, and no more
+        if "only" in message:  # a page can only undo it
             self._only = ("", frozenset())
         self._select()
 

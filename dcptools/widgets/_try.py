@@ -32,7 +32,7 @@ WIDE = {"width": "640px"}
 
 
 class Said(NamedTuple):
-    """What one model said."""
+    """What one model generated."""
 
     who: str
     text: str  # after the prompt
@@ -50,7 +50,7 @@ class Try(Step):
     Attributes
     ----------
     said
-        For each model that was asked: who it is, what it said after the prompt, and its loss.
+        For each model that was asked: who it is, how it continued the prompt, and its loss.
     """
 
     title = "Try it"
@@ -150,7 +150,7 @@ class Try(Step):
         return tuple(self._ask(who, each, tokenizer, cancel) for who, each in asked)
 
     def _model(self, name: str, load: Callable[[], Any]) -> Any:
-        """What is in memory already, or is loaded now."""
+        """What is already in memory, or is loaded now."""
         if name not in self._models:
             self._models[name] = load()
         return self._models[name]
@@ -161,7 +161,7 @@ class Try(Step):
         return Said(who, text, loss(model, tokenizer, sample) if sample.strip() else None)
 
     def _done(self, said: tuple[Said, ...]) -> None:
-        if self._asked is not self.plan:  # of a model that was changed meanwhile
+        if self._asked is not self.plan:  # of a model that was changed in the meantime
             self._models.clear()
             return
         self.said = said

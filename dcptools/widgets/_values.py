@@ -73,7 +73,7 @@ class Values(W.VBox):  # type: ignore[misc]
         self.observe(self._new, "checkpoint")
 
     def put_beside(self, detail: W.Widget) -> None:
-        """Where what is said of the chosen row stands."""
+        """Where to show what is said about the chosen row."""
         self.rows.children = [beside(self.table, detail)]
 
     def _new(self, _: Any) -> None:

@@ -33,7 +33,7 @@ class Wizard(Step):
     """
 
     title = "Wizard"
-    step = T.Int(0)  # which step is shown; a number outside becomes that of the first or the last
+    step = T.Int(0)  # which step is shown; a number outside the range becomes that of the first or the last
 
     def __init__(
         self,
@@ -118,12 +118,12 @@ class Wizard(Step):
 
     @property
     def mapping(self) -> KeyMapping | None:
-        """The mapping as it stands; None also while it is being made."""
+        """The current mapping; also None while it is being made."""
         return self.mapping_step.mapping  # type: ignore[no-any-return]
 
     @property
     def plan(self) -> ShardPlan | None:
-        """The plan as it stands; made now, if nobody has looked at it."""
+        """The current plan; made now if nobody has looked at it."""
         self.shards_step.compute()
         self.shards_step.join()
         return self.convert_step.plan  # type: ignore[no-any-return]
@@ -162,7 +162,7 @@ class Wizard(Step):
         self._show_what_runs()
 
     def _show_what_runs(self) -> None:
-        """On all steps but its own: that something runs, and a way back to it."""
+        """On all steps except its own: that something runs, and a way back to it."""
         running = self._what_runs()
         elsewhere = running not in (None, self.steps[self.step])
         self.under_way.layout.display = "" if elsewhere else "none"

@@ -1,4 +1,4 @@
-// A progress bar that says its value to programs, and a live region that speaks when the kernel says so.
+// A progress bar that exposes its value to programs, and a live region that speaks when the kernel says so.
 function render({ model, el }) {
   const done = document.createElement("div");
   const bar = document.createElement("div");

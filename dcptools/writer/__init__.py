@@ -1,4 +1,4 @@
-"""The last stage: ``write`` fills the planned files with values, and publishes them when they are whole.
+"""The last stage: ``write`` fills the planned files with values, and publishes them when they are complete.
 
 ``target`` and ``lock`` look after the output directory, ``staged``, ``journal`` and ``sums`` after what is finished;
 ``cut`` says what is read, cast and written together, and ``engine`` does it; ``publishing`` and ``swap`` give the files

@@ -12,7 +12,7 @@ from dcptools.tensors import BITS, Bits
 if TYPE_CHECKING:
     import torch
 
-# The bits of Inf; -Inf has the highest bit, too. The other fp8 formats have no Inf.
+# The bits of Inf; -Inf has the highest bit too. The other fp8 formats have no Inf.
 _INF = {
     "float64": 0x7FF0_0000_0000_0000,
     "float32": 0x7F80_0000,
@@ -20,7 +20,7 @@ _INF = {
     "float16": 0x7C00,
     "float8_e5m2": 0x7C,
 }
-_NAN = {  # all bits that are NaN in those
+_NAN = {  # all bits that are NaN in those formats
     "float8_e4m3fn": (0x7F, 0xFF),
     "float8_e4m3fnuz": (0x80, 0x80),
     "float8_e5m2fnuz": (0x80, 0x80),
@@ -29,7 +29,7 @@ _NAN = {  # all bits that are NaN in those
 
 
 class Buffer:
-    """Reused memory that can be seen as values of any dtype."""
+    """Reused memory that can be viewed as values of any dtype."""
 
     def __init__(self, nbytes: int) -> None:
         self.bytes = np.empty(nbytes, np.uint8)
@@ -64,7 +64,7 @@ class Cast:
     def __call__(self, count: int, at: int, *, scalar: bool) -> bool:
         """Cast the first ``count`` values to the elements from number ``at`` on; whether some are Inf or NaN now.
 
-        With ``scalar`` it is the value of a 0-dimensional tensor: torch gives a NaN there other bits than anywhere
+        With ``scalar``, it is the value of a 0-dimensional tensor: there torch gives a NaN other bits than anywhere
         else.
         """
         given, out, signed, unsigned = self._views(count, at)
@@ -77,10 +77,10 @@ class Cast:
         return bool(np.maximum.reduce(signed) >= inf or np.maximum.reduce(unsigned) >= _sign(self.target) + inf)
 
     def became_inf(self, first: int, count: int, at: int) -> int:
-        """How many of the values from number ``first`` on, which were cast to ``at``, were finite and are not now."""
+        """How many of the values from number ``first`` on, which were cast to ``at``, were finite and no longer are."""
         given = self._given.bits(self.source.itemsize)[first : first + count]
         out = self._out.bits(self.target.itemsize)[at : at + count]
-        return _infinities(out, self.target) - _infinities(given, self.source)  # Inf stays Inf, and NaN NaN
+        return _infinities(out, self.target) - _infinities(given, self.source)  # Inf stays Inf, and NaN stays NaN
 
     def _views(self, count: int, at: int) -> tuple[torch.Tensor, torch.Tensor, Bits, Bits]:
         """The values, and where they go: as a tensor, as signed and as unsigned integers."""
@@ -95,13 +95,13 @@ class Cast:
             signed,
             unsigned,
         )
-        if count == self.most:  # nearly always, and making views takes as long as all else here in Python
+        if count == self.most:  # nearly always, and making views takes as long as everything else here in Python
             self._whole[at] = views
         return views
 
 
 def nan_in(values: Any, dtype: DType) -> Any:
-    """Whether values of a floating dtype are NaN: for one value as an integer a bool, for bits an array."""
+    """Whether values of a floating-point dtype are NaN: a bool for one value as an integer, an array for bits."""
     if dtype.name in _NAN:
         one, other = _NAN[dtype.name]
         return (values == one) | (values == other)

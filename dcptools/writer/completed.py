@@ -1,8 +1,8 @@
-"""The weight files at a URL: completed with all others in the end, or, to go on after a run is stopped, one by one.
+"""The weight files at a URL: completed together at the end or, to continue after a run is stopped, one by one.
 
-Nothing shows of an upload that was stopped. So with ``resume`` a shard is completed under its name as soon as it is
-whole. Shards are no model before there is an index, and the config and tokenizer come after them, too. A journal beside
-them says which are finished: an object that is written anew for each.
+Nothing of an upload that was stopped is visible. So with ``resume``, a shard is completed under its name as soon as it
+is whole. Shards are not a model before there is an index, and the config and tokenizer come after them too. A journal
+beside them says which are finished: an object that is written anew for each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dcptools.writer.target import URL_JOURNAL
 
 
 class CompletedFiles(Files):
-    """They at a URL; nobody else writes there."""
+    """The weight files at a URL; nobody else writes there."""
 
     def __init__(self, plan: ShardPlan, url: str, *, resume: bool) -> None:
         super().__init__(plan, resume=resume and plan.index is not None)  # a single file is a model
@@ -36,7 +36,7 @@ class CompletedFiles(Files):
         Raises
         ------
         TargetError
-            What is there is of another conversion, or the journal cannot be written; all is as it was.
+            What is there belongs to another conversion, or the journal cannot be written; everything is as it was.
         """
         if not self.resume:
             return
@@ -46,10 +46,10 @@ class CompletedFiles(Files):
         self.taken_over = tuple(self.finished)
 
     def add(self, file: ShardFile, crc: int, noticed: dict[str, Noticed]) -> None:
-        """Say that a file is finished, which shows now; from several threads."""
+        """Say that a file is finished, and visible now; from several threads."""
         state = self._source.state(file.filename)
         if state is None:
-            return  # it will be missed when the model is published
+            return  # that will be noticed when the model is published
         with self._lock:
             self.finished[file.filename] = Finished(file.filename, file.nbytes, crc, noticed, state.identity)
             self.sink.put(URL_JOURNAL, lines_of(self.plan, self.finished.values()))
@@ -63,7 +63,7 @@ class CompletedFiles(Files):
 
 
 def _found(plan: ShardPlan, source: Source) -> Iterator[tuple[str, Finished]]:
-    """What a run that was stopped has finished: only what is still as it was completed, and as it is planned."""
+    """What a stopped run has finished: only what is still as it was completed, and as it is planned."""
     state = source.state(URL_JOURNAL)
     content = source.content(URL_JOURNAL) if state is not None and state.nbytes <= MOST_BYTES else b""
     header, finished = parse_journal(content)

@@ -1,8 +1,8 @@
 """The work of filling a file, cut to size: which values are read, cast and written together. No threads, no I/O.
 
 A *block* is some consecutive bytes of an output file, which are written at once. It is made of *slabs*: consecutive
-values of the same dtypes, which are read and cast at once. What cannot be read well in the order of the output, as a
-transpose, is cut into *tiles* instead.
+values of the same dtypes, which are read and cast at once. What cannot be read well in the order of the output, such as
+a transpose, is cut into *tiles* instead.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Sizes:
     # than they save in the cache (measured: 1, 2, 4 MiB).
     slab_bytes: int = 2 << 20
     block_slabs: int = 2
-    # More of them, of small tensors or such of many ranks, only take memory until they are written.
+    # More of them, from small tensors or from those of many ranks, only take memory until they are written.
     block_parts: int = 256
-    block_items: int = 256  # of which only one tensor has more
+    block_items: int = 256  # more only if a single tensor has more
     # Cut and opened together: few, so that copying begins soon where each read takes long, and that they take little
     # memory; but not fewer than tensors of many ranks have chunks, for items take longer to open when each is opened as
     # its bytes are needed.
@@ -38,7 +38,7 @@ class Sizes:
     blocks_read_ahead: int = 4  # of a file that is being filled
 
     def for_source(self, source: Source, workers: int) -> Sizes:
-        """Where each read takes long, so much is read ahead that as many as can be are in flight."""
+        """If each read takes long, so much is read ahead that as many as possible are in flight."""
         if not source.ahead:
             return self
         blocks = IN_FLIGHT * REQUEST_BYTES // (2 * self.block_bytes * workers)  # of values twice as wide as written
@@ -86,19 +86,19 @@ class Part:
         return not self.tensor.output.shape
 
     def whole_rows(self, first: int, room: int) -> int:
-        """How many values from number ``first`` on to take into so much room: all, or up to the end of a row."""
+        """How many values from number ``first`` on to take into that much room: all, or up to the end of a row."""
         stop = min(first + room, self.count)
         if stop < self.count:
             stop -= (stop + (self.view.offset if self.contiguous else 0)) % self.row
         return max(0, stop - first)
 
     def goes_on(self, stop: int, other: Part, first: int) -> bool:
-        """Whether the other's values from number ``first`` on are stored right behind those up to ``stop``."""
+        """Whether the other's values from number ``first`` on are stored right after those up to ``stop``."""
         same = self.reader is other.reader and self.contiguous and other.contiguous
         return same and self.view.offset + stop == other.view.offset + first
 
     def read(self, first: int, stop: int, out: Bits) -> None:
-        """Fill ``out`` with values from number ``first`` on; also with those that are stored behind the last one."""
+        """Fill ``out`` with values from number ``first`` on; also with those that are stored after the last one."""
         if self.contiguous:
             self.reader.read_range(self.view.offset + first, self.view.offset + stop, out)
         else:
@@ -126,7 +126,7 @@ class Slab:
         return self.source != self.target
 
     def reads(self) -> Iterator[tuple[Part, int, int]]:
-        """The values, with those in one step that follow each other in a stored tensor too: of outputs cut from it."""
+        """The values; those that also follow each other in a stored tensor, as in outputs cut from it, in one step."""
         waiting: tuple[Part, int, int] | None = None
         for part, first, stop in self.values:
             if waiting is not None:
@@ -148,7 +148,7 @@ class Slab:
 class Block:
     """Consecutive bytes of an output file.
 
-    It ends at a multiple of its size, where rows allow it: the kernel has less work with whole pages.
+    It ends at a multiple of its size, if rows allow it: the kernel has less work with whole pages.
     """
 
     def __init__(self, start: int, sizes: Sizes) -> None:
@@ -201,7 +201,7 @@ class Block:
         return count
 
     def will_read(self) -> None:
-        """Tell the source, as long as that is of use."""
+        """Tell the source, as long as that helps."""
         source = self.slabs[0].values[0][0].reader.tensor.source
         values = (value for slab in self.slabs for value in slab.values)
         source.will_read(place for part, first, stop in values for place in part.places(first, stop))
@@ -228,7 +228,7 @@ class Tile:
         return 0
 
     def will_read(self) -> None:
-        """Nothing: what is read for it lies apart."""
+        """Nothing: what is read for it is scattered."""
 
 
 def cut(start: int, parts: Iterable[Part], sizes: Sizes) -> Iterator[Block | Tile]:

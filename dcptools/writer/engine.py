@@ -1,10 +1,10 @@
 """Fills the planned files, a block at a time, with several threads.
 
-A worker takes a block of an output file, reads just the stored bytes under it, slab by slab, casts them into a reused
+A worker takes a block of an output file, reads only the stored bytes under it, slab by slab, casts them into a reused
 buffer, and writes the block. So memory is workers x buffers, whatever the size of a shard or of a single tensor.
 
 What is done once per slab or item is the hot path: calls that release the interpreter's lock (read, checksum, cast,
-write) with as little Python between them as can be, because threads that wait for the lock and Python that runs with
+write) with as little Python between them as possible, because threads that wait for the lock and Python that runs with
 empty caches cost more than the copying.
 """
 
@@ -47,7 +47,7 @@ class Engine:
         sizes: Sizes | None = None,
         finished: Finish | None = None,
     ) -> None:
-        """``finished`` hears of each file that is whole, in whatever thread, with its CRC-32 and what was noticed."""
+        """``finished`` hears about each complete file, in whatever thread, with its CRC-32 and what was noticed."""
         self.plan, self.files = plan, plan.files if files is None else tuple(files)
         self.sink, self.workers, self.sync = sink, workers, sync
         self.sizes = sizes or Sizes().for_source(plan.checkpoint.source, workers)
@@ -96,7 +96,7 @@ class Engine:
                 yield
             finally:
                 copied.set()
-            flushing.result()  # an error of the disk shows here once, and not again in the last sync
+            flushing.result()  # a disk error is reported here once, and not again in the last sync
 
     def _work(self, file: ShardFile) -> Iterator[Work]:
         """The work of one file, in the order of its bytes."""
@@ -110,7 +110,7 @@ class Engine:
             yield file, work
 
     def _parts(self, file: ShardFile) -> Iterator[Part]:
-        """The views that a file is made of, with their items opened some at a time."""
+        """The views that a file is made of, with their items opened a few at a time."""
         for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
             frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
             self.plan.checkpoint.source.will_read(frames)
@@ -190,7 +190,7 @@ class Engine:
             self.sink.write(file.filename, part.start + (corner + to) * itemsize, row)
 
     def _cast(self, slab: Slab, memory: _Memory) -> None:
-        """Cast a slab, if that is wanted; count what became Inf, and look for outputs that are NaN."""
+        """Cast a slab, if necessary; count what became Inf, and look for outputs that are NaN."""
         cast = memory.cast(slab.source, slab.target) if slab.casts else None
         infinite = cast is not None and cast(slab.count, slab.at, scalar=slab.is_scalar)
         if not slab.target.kind.startswith("float"):
@@ -211,7 +211,7 @@ class _Readers:
     def __init__(self, checkpoint: Checkpoint, files: Iterable[ShardFile], checksums: Checksums) -> None:
         self._checkpoint, self._checksums = checkpoint, checksums
         self._uses = Counter(view.key for file in files for tensor in file.tensors for view in tensor.output.sources)
-        self._open: dict[str, TensorReader] = {}  # those that more views need
+        self._open: dict[str, TensorReader] = {}  # those that further views need
         self._lock = threading.Lock()
 
     def new(self, tensors: Iterable[PlannedTensor]) -> Iterator[TensorReader]:
@@ -255,7 +255,7 @@ class _Memory:
 def _groups(
     tensors: Iterable[PlannedTensor], chunks: Callable[[PlannedTensor], int], most: int
 ) -> Iterator[list[PlannedTensor]]:
-    """Tensors that have at most so many chunks together, or a single one."""
+    """Tensors that have at most that many chunks together, or a single tensor."""
     group: list[PlannedTensor] = []
     total = 0
     for tensor in tensors:
@@ -270,7 +270,7 @@ def _groups(
 
 
 def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
-    """The same, cut some at a time; the sources hear of each piece some pieces before it is handed out."""
+    """The same, cut a few at a time; the sources hear about each piece a few pieces before it is handed out."""
     waiting: deque[Block | Tile] = deque()
     while together := list(_together(work, sizes)):
         for piece in together:
@@ -296,5 +296,5 @@ class OutputEngine(Engine):
     sink: OutputSink
 
     def commit(self, names: Sequence[str]) -> None:
-        """Give finished files their names, many at a time; also such as the sink has of others."""
+        """Give finished files their names, many at a time; also those that the sink has from others."""
         commit_all(self.sink, names)

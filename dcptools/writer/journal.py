@@ -1,7 +1,7 @@
-"""What a run has finished, beside its files on the disk, so that a later run can go on after whatever stopped it.
+"""What a run has finished, beside its files on the disk, so that a later run can continue after whatever stopped it.
 
-A file of lines of JSON. The first says what is converted. Each other one names a file that is whole and, in a durable
-run, on the disk: only then its line is written. A line that was cut off counts for nothing.
+A file of JSON lines. The first one says what is converted. Each of the others names a file that is complete and, in a
+durable run, on the disk: only then is its line written. A line that was cut off does not count.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Finished:
-    """A weight file that is whole, under its temporary name."""
+    """A complete weight file, under its temporary name."""
 
     filename: str
     nbytes: int
     crc32: int  # of all its bytes; 0 at a URL
     noticed: Mapping[str, Noticed]  # by output name
-    identity: str = ""  # at a URL: another one as soon as the file is replaced
+    identity: str = ""  # at a URL: it changes as soon as the file is replaced
 
 
 class Journal:
     """The journal of a run that has begun."""
 
     def __init__(self, save_dir: Path, plan: ShardPlan, finished: Iterable[Finished], *, sync: bool) -> None:
-        """Begin it anew, with what is finished already; raises OSError."""
+        """Begin it anew, with what is already finished; raises OSError."""
         self.path, self._sync, self._lock = save_dir / JOURNAL, sync, threading.Lock()
         new = save_dir / NEW_JOURNAL
         with contextlib.suppress(FileNotFoundError):
@@ -76,9 +76,9 @@ class Journal:
 
 
 def read_journal(save_dir: Path) -> tuple[dict[str, Any], list[Finished]]:
-    """What a run that was stopped left: its first line, and what it has finished; nothing if there is no journal.
+    """What a stopped run left: its first line, and what it has finished; nothing if there is no journal.
 
-    It lies in a directory of somebody, and may be anything.
+    It is in somebody's directory, and may be anything.
     """
     path = save_dir / JOURNAL
     try:
@@ -100,7 +100,7 @@ def _lines(*lines: dict[str, Any]) -> bytes:
 
 
 def parse_journal(content: bytes) -> tuple[dict[str, Any], list[Finished]]:
-    """The first line of a journal, and what the others say; nothing if it is none."""
+    """The first line of a journal, and what the others say; nothing if it is not one."""
     try:
         first, *others = content.split(b"\n")[:-1]
         header = json.loads(first)
@@ -129,7 +129,7 @@ def _finished(
 
 
 def _header(plan: ShardPlan) -> dict[str, Any]:
-    """What is converted, and what tells how it differs from something else."""
+    """What is converted, and what shows how it differs from another conversion."""
     checkpoint = plan.checkpoint
     header = {
         "format": _FORMAT,
@@ -144,12 +144,12 @@ def _header(plan: ShardPlan) -> dict[str, Any]:
 
 
 def refuse_others(plan: ShardPlan, save_dir: Path | str, header: Mapping[str, Any]) -> None:
-    """Refuse to go on with files of another conversion, or of a checkpoint that was written to since.
+    """Refuse to continue with files of another conversion, or of a checkpoint that has been written to since.
 
     Raises
     ------
     TargetError
-        With what differs.
+        It says what differs.
     """
     now = _header(plan)
     if header.get("fingerprint") != now["fingerprint"]:
@@ -170,7 +170,7 @@ def refuse_others(plan: ShardPlan, save_dir: Path | str, header: Mapping[str, An
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What was converted before and what is now, in a line for each option."""
+    """What was converted before and what is converted now, one line per option."""
     lines = []
     if before.get("digest") != now["digest"]:
         same = before.get("checkpoint") == now["checkpoint"]

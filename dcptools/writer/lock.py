@@ -20,7 +20,7 @@ LOCK = f"{TEMPORARY}lock"
 def locked(save_dir: Path) -> Iterator[None]:
     """Create the directory, keep other runs out of it, and undo or finish a replacement that was killed.
 
-    Directories made here go again if they stay empty.
+    Directories made here are removed again if they stay empty.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def clear_remains(save_dir: Path, but: Collection[str] = ()) -> None:
 
 @contextmanager
 def _in_the_way(path: Path) -> Iterator[None]:
-    """An error of the system says that it concerns what a killed run left."""
+    """Errors from the system say that they concern what a killed run left."""
     try:
         yield
     except OSError as error:
@@ -81,13 +81,13 @@ def _lock_file(save_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # one that stays is in nobody's way
+        with contextlib.suppress(OSError):  # one that stays does no harm
             (save_dir / LOCK).unlink()
         os.close(lock)
 
 
 def _acquire(path: Path) -> int:
-    """A locked descriptor of the lock file, which another run may be removing just now."""
+    """A locked descriptor of the lock file, which another run may be removing at this moment."""
     import fcntl
 
     while True:
@@ -109,4 +109,4 @@ def _acquire(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
-        os.close(descriptor)  # the other run removed its lock file just now
+        os.close(descriptor)  # the other run has just removed its lock file

@@ -1,4 +1,4 @@
-"""The last step: files that are whole become a model, if the checkpoint is still the one that was read."""
+"""The last step: complete files become a model, if the checkpoint is still the one that was read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DURING = (
 
 
 def check_file(file: ShardFile, path: str) -> None:
-    """Open a finished file with safetensors, which looks at all places in it, and compare its header with the plan.
+    """Open a finished file with safetensors, which checks all places in it, and compare its header with the plan.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def check_file(file: ShardFile, path: str) -> None:
     try:
         with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
             count = len(opened.keys())
-    except FileNotFoundError:  # so it says, whatever the reason
+    except FileNotFoundError:  # it says so, whatever the reason
         os.close(open_regular(Path(path)))
         raise
     with open(path, "rb") as written:
@@ -46,12 +46,12 @@ def check_file(file: ShardFile, path: str) -> None:
 
 
 def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
-    """Hold the checkpoint's files against what was read.
+    """Compare the checkpoint's files with what was read.
 
     Raises
     ------
     BrokenCheckpoint
-        One was written to, replaced or removed: what is converted may be of two saves.
+        One was written to, replaced or removed: what is converted may be from two saves.
     """
     with system_errors(BrokenCheckpoint, f"The checkpoint {checkpoint.path} can no longer be read"):
         changed = checkpoint.changed_files()
@@ -63,10 +63,10 @@ def refuse_changes(checkpoint: Checkpoint, what: str, advice: str) -> None:
 
 
 def publish(plan: ShardPlan, save_dir: Path, sink: LocalSink, *, sync: bool) -> list[tuple[str, OSError]]:
-    """Make the staged files a model, in place of an old one; returns what is left of that, and why.
+    """Make the staged files a model, in place of an old one; returns what is left of the old one, and why.
 
-    At no moment does an old index name new shards. If a step fails, the old files are back. What interrupts the removal
-    of the old files gets a note that the new model is whole.
+    At no moment does an old index name new shards. If a step fails, the old files are put back. What interrupts the
+    removal of the old files gets a note that the new model is complete.
     """
     stage_others(plan, sink, sync=sync)
     refuse_changes(plan.checkpoint, *DURING)
@@ -107,14 +107,14 @@ def _undo(swap: Swap, error: BaseException) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in the words of the system if it is its error, with the file concerned."""
+    """What went wrong, in the system's words if it is a system error, with the file concerned."""
     if not isinstance(error, OSError):
         return str(error) or type(error).__name__
     return (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
 
 
 def stage_others(plan: ShardPlan, sink: Sink, *, sync: bool) -> None:
-    """Stage what is not weights: the assets, with the written dtype in the config, and the index."""
+    """Stage everything that is not weights: the assets, with the written dtype in the config, and the index."""
     assets = plan.assets
     for file in assets.files if assets else ():
         assert assets is not None

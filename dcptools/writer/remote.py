@@ -1,7 +1,8 @@
-"""The last step where the target is a URL: uploads that are whole are completed, what makes them a model last of all.
+"""The last step if the target is a URL: full uploads are completed, what makes them a model last of all.
 
-An object store cannot rename, so an old model cannot be put aside: what makes it a model is removed first. From then on
-until the new one is whole there is none, and never a mixture. All bytes are there already, so that this takes a moment.
+An object store cannot rename, so an old model cannot be set aside: what makes it a model is removed first. From then on
+until the new one is complete there is none, and never a mixture. All bytes are there already, so this takes only a
+moment.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from dcptools.writer.target import URL_JOURNAL, planned_names
 
 
 def publish_to_url(files: CompletedFiles, engine: OutputEngine) -> list[tuple[str, OSError]]:
-    """Complete the uploads in place of an old model; returns what is left of that, and why.
+    """Complete the uploads in place of an old model; returns what is left of the old one, and why.
 
     Raises
     ------
     TargetError, BrokenCheckpoint
-        Something failed; what was completed is removed again, and an old model is gone if its turn had come.
+        Something failed; what was completed is removed again, and an old model is gone if its removal had begun.
     """
     plan, url, sink = files.plan, files.url, files.sink
     stage_others(plan, sink, sync=False)
@@ -54,7 +55,7 @@ def publish_to_url(files: CompletedFiles, engine: OutputEngine) -> list[tuple[st
 
 
 def _old_model(source: Source, kind: str) -> list[str]:
-    """The files of the old model, and what a run that was stopped left beside its own."""
+    """The files of the old model, and what a stopped run left beside its own."""
     names = source.entries() if source.kind() == "directory" else []
     states = source.states([name for name in INDEXES if name in names])
     small = [name for name, state in states.items() if state is not None and state.nbytes <= MAX_INDEX_BYTES]

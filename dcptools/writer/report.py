@@ -35,7 +35,7 @@ class Report(Shown, HasFindings):
     total_bytes: int  # of values
     total_parameters: int
     seconds: float  # of the whole write
-    peak_bytes: int  # of the whole process so far; 0 where the system does not tell
+    peak_bytes: int  # of the whole process so far; 0 if the system does not tell
     items_checked: int  # stored items whose checksum was right; what was taken over was checked by the earlier run
     items_unchecked: int  # items of which only a part was read
     items_without_checksum: int
@@ -146,7 +146,7 @@ def _others(plan: ShardPlan) -> Iterator[tuple[str, int]]:
 def _peak_bytes() -> int:
     """The largest resident memory of this process so far; 0 where the system does not tell."""
     with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii") as status:
-        # not what getrusage says: on Linux that includes what the process that started this one had in use
+        # not what getrusage says: on Linux that includes the memory of the process that started this one
         return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
     try:
         import resource

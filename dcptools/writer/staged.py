@@ -1,4 +1,4 @@
-"""The weight files that wait for their names: which are finished, which another run has finished, which stay."""
+"""The weight files that wait for their names: which are finished, which another run has finished, and which stay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tag_of(fingerprint: str) -> str:
 class Files:
     """The weight files of a plan while they are made, wherever they are.
 
-    With ``resume``, what a run that was stopped has finished is taken over, and what is finished here stays when this
+    With ``resume``, what a stopped run has finished is taken over, and what is finished here stays when this
     run is stopped.
     """
 
@@ -50,11 +50,11 @@ class Files:
 
     @property
     def noticed(self) -> dict[str, Noticed]:
-        """What was noticed of the outputs in what was taken over."""
+        """What was noticed about the outputs that were taken over."""
         return {name: noticed for one in self.finished.values() for name, noticed in one.noticed.items()}
 
     def kept(self, error: BaseException | None) -> list[str]:
-        """The names of the finished files that stay after an error: none if nobody can go on with them."""
+        """The names of the finished files that stay after an error: none if no run can continue with them."""
         if not self.resume or error is None or isinstance(error, FindingsError) or self.plan.checkpoint.changed_files():
             return []
         return list(self.finished)
@@ -69,12 +69,12 @@ class Files:
         return f"{len(kept)} of {files} {be} finished and kept: continue with {option('resume', True)}."
 
     def end(self, error: BaseException | None) -> None:
-        """Remove what does not stay; what cannot be removed goes with the next run."""
+        """Remove what does not stay; what cannot be removed is left to the next run."""
         raise NotImplementedError
 
 
 class StagedFiles(Files):
-    """They in an output directory that is locked, under temporary names."""
+    """The weight files in a locked output directory, under temporary names."""
 
     def __init__(self, plan: ShardPlan, save_dir: Path, sink: LocalSink, *, resume: bool) -> None:
         super().__init__(plan, resume=resume)
@@ -82,14 +82,14 @@ class StagedFiles(Files):
         self._journal: Journal | None = None
 
     def begin(self, workers: int, progress: Progress | bool | None, cancel: threading.Event | None) -> None:
-        """Take over what is finished, if that is wanted, and remove all other remains.
+        """Take over what is finished, if requested, and remove all other remains.
 
         Raises
         ------
         TargetError
-            What is there is of another conversion, or cannot be removed; all is as it was.
+            What is there belongs to another conversion, or cannot be removed; everything is as it was.
         Cancelled
-            The event was set; all is as it was.
+            The event was set; everything is as it was.
         """
         if self.resume:
             self.finished = self._found(workers, progress, cancel)
@@ -132,7 +132,7 @@ class StagedFiles(Files):
     def _found(
         self, workers: int, progress: Progress | bool | None, cancel: threading.Event | None
     ) -> dict[str, Finished]:
-        """What a run that was stopped has finished, by name: only what is still, to the byte, as it was written."""
+        """What a stopped run has finished, by name: only what is still, to the byte, as it was written."""
         header, finished = read_journal(self.save_dir)
         there = {one.filename: one for one in finished if _is_there(self.save_dir, header.get("fingerprint"), one)}
         if not there:

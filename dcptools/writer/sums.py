@@ -1,4 +1,4 @@
-"""CRC-32 of whole files whose bytes are written in pieces, which costs no read of its own."""
+"""CRC-32 of whole files whose bytes are written in pieces, without an extra read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FileSums:
         self._pieces: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # by file: start, bytes, crc
 
     def add(self, filename: str, start: int, data: memoryview) -> None:
-        """Say that this was written; what is never said is read again in the end."""
+        """Say that this was written; what is never reported is read again at the end."""
         self._pieces[filename].append((start, data.nbytes, isal_zlib.crc32(data)))
 
     def take(self, filename: str, nbytes: int, path: str) -> int:
@@ -32,7 +32,7 @@ class FileSums:
 
 
 def file_crc(path: str, read: Callable[[int], None] = lambda nbytes: None) -> int:
-    """The checksum of a file; ``read`` hears of each piece."""
+    """The checksum of a file; ``read`` hears about each piece."""
     crc, buffer = 0, memoryview(bytearray(PIECE_BYTES))
     with open(open_regular(Path(path)), "rb", buffering=0) as file:
         while count := file.readinto(buffer):

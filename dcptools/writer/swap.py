@@ -1,11 +1,11 @@
 """The last step: new files take the place of old ones, all of them or none.
 
-Every file of the old model, and every other that a new one replaces, is first put aside into a hidden directory, what
-makes it a model before all else. For a name that is free an empty directory is put there, as a mark. Then the new
+Every file of the old model, and every other that a new one replaces, is first set aside in a hidden directory, what
+makes it a model before all else. For a name that is free, an empty directory is put there as a mark. Then the new
 files get their names, last of all the one that makes them a model.
 
-How far that got shows in the directory alone. So what fails is undone, and what was killed is undone by the next run:
-until the new model is whole, there is none; after that, only what was put aside is left to remove.
+The directory alone shows how far that got. So what fails is undone, and what was killed is undone by the next run:
+until the new model is complete, there is none; after that, only what was set aside is left to remove.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ MAX_INDEX_BYTES = 64 << 20
 
 
 def is_file(path: Path) -> bool:
-    """Whether something that a rename replaces is there: a file, or a link to whatever."""
+    """Whether something that a rename replaces is there: a file, or a link to anything."""
     return os.path.islink(path) or (os.path.lexists(path) and not path.is_dir())
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file of that name is one of several that make a model."""
+    """Whether a file with that name is one of several that make a model."""
     return _SHARD.fullmatch(name) is not None
 
 
 def old_model(directory: Path, kind: str = "model") -> list[str]:
     """The names of an old model's files: what loading it begins with, its shards, and what its index names.
 
-    Of the kind "adapter": those of an old adapter. A model and an adapter can be in one directory.
+    For the kind "adapter", those of an old adapter. A model and an adapter can be in one directory.
     """
     names = [name for name in os.listdir(directory) if is_file(directory / name)] if directory.is_dir() else []
     named = {name for index in INDEXES for name in _named_by(directory / index)}
@@ -79,7 +79,7 @@ def named_by(index: bytes) -> set[str]:
 
 
 class Swap:
-    """What was put aside in a directory; a new object sees what another run left."""
+    """What was set aside in a directory; a new object sees what another run left."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.before = directory, directory / BEFORE
@@ -90,11 +90,11 @@ class Swap:
 
     @property
     def complete(self) -> bool:
-        """Whether a new model has taken the place of what was put aside."""
+        """Whether a new model has taken the place of what was set aside."""
         return any(map(self._is_new, _ENTRY_POINTS))
 
     def _is_new(self, name: str) -> bool:
-        """Whether a file of that name took the place of what was put aside."""
+        """Whether a file with that name took the place of what was set aside."""
         return os.path.lexists(self.before / name) and is_file(self.directory / name)
 
     def put_aside(self, old: Iterable[str], new: Iterable[str]) -> None:
@@ -107,7 +107,7 @@ class Swap:
                 (self.before / name).mkdir()
 
     def undo(self) -> None:
-        """Put everything back as it was. What fails here, or is interrupted, can be begun again."""
+        """Put everything back as it was. What fails here, or is interrupted, can be started again."""
         if not self.begun:
             return
         for name in filter(self._is_new, _ENTRY_POINTS):  # first of all: it must not be a name for old shards
@@ -122,7 +122,7 @@ class Swap:
         self.before.rmdir()
 
     def clean(self) -> list[tuple[str, OSError]]:
-        """Remove what was put aside; returns what cannot be removed, and why.
+        """Remove what was set aside; returns what cannot be removed, and why.
 
         What stands for the new entry point goes last: as long as it is there, the next run sees that this is complete.
         """

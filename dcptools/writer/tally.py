@@ -1,4 +1,4 @@
-"""What the workers count, and what they notice of the values that they write."""
+"""What the workers count, and what they notice about the values that they write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tally:
     _numbers: set[str] = field(default_factory=set)
 
     def look(self, name: str, values: Bits, dtype: DType) -> None:
-        """Look at values of an output: at the first alone, unless all that were seen of it, this one too, are NaN."""
+        """Look at values of an output: only at the first, unless all that were seen, this one too, are NaN."""
         if name in self._numbers:
             return
         if nan_in(values.item(0), dtype) and nan_in(values, dtype).all():
@@ -42,7 +42,7 @@ class Tally:
             self._numbers.add(name)
 
     def finish(self, file: ShardFile) -> dict[str, Noticed]:
-        """What was noticed of the outputs of a file that is whole; of most there is nothing."""
+        """What was noticed about the outputs of a complete file; for most there is nothing."""
         names = [tensor.output.name for tensor in file.tensors]
         nan = self._nan.difference(self._numbers)
         odd = (name for name in names if name in nan or name in self.overflows)

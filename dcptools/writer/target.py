@@ -33,7 +33,7 @@ def default_save_dir(load_dir: str | os.PathLike[str]) -> Path | str:
 def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resume: bool = False) -> None:
     """Refuse a directory or URL that must not be written to. Nothing is created yet.
 
-    At a URL, with ``resume``, shards that a run that was stopped has left are no model.
+    At a URL, with ``resume``, shards that a stopped run has left are not a model.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
     if kind is None:
         _refuse_name_of_a_file(url)
     if resume and URL_JOURNAL in names and plan.index is not None:
-        names = [name for name in names if not is_shard(name)]  # whose they are is looked at when they are taken over
+        names = [name for name in names if not is_shard(name)]  # whose they are is checked when they are taken over
     if resume and overwrite and plan.index is not None and (existing := _weights(names)):
         raise TargetError(
             f"{url} already holds {some(existing, 3)}, and a run with {option('resume', True)} cannot replace a model "
@@ -132,15 +132,15 @@ def _refuse_existing(plan: ShardPlan, save_dir: Path | str, names: Collection[st
 
 
 def _weights(names: Iterable[str]) -> list[str]:
-    """Those of the names that are weights of any kind or an index of weights.
+    """The names that are weights of any kind or an index of weights.
 
-    More than what is replaced (``old_model``): who names a directory with weights in it may mean another one.
+    More than what is replaced (``old_model``): whoever names a directory with weights in it may mean another one.
     """
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _WEIGHTS))
 
 
 def _replaced_assets(plan: ShardPlan, there: Collection[str]) -> list[str]:
-    """The files that assets would take the place of; somebody may have put his own tokenizer there."""
+    """The files that assets would replace; somebody may have put their own tokenizer there."""
     return [asset.name for asset in plan.assets.files if asset.name in there] if plan.assets else []
 
 
@@ -178,7 +178,7 @@ def free_bytes(save_dir: Path) -> int:
 
 
 def _existing(save_dir: Path) -> Path:
-    """The directory itself, or the nearest above it that is there."""
+    """The directory itself, or the nearest one above it that exists."""
     with system_errors(TargetError, f"The output {save_dir} cannot be used"):
         return next(path for path in (save_dir, *save_dir.absolute().parents) if _is_there(path))
 
@@ -211,7 +211,7 @@ def _check_space(plan: ShardPlan, save_dir: Path) -> None:
 
 
 def remains(save_dir: Path) -> list[Path]:
-    """Temporary files of a run that was killed; of a run that is going on if the lock is taken."""
+    """Temporary files of a run that was killed, or of one that is still running if the lock is taken."""
     return [path for path in save_dir.glob(f"{TEMPORARY}*.tmp") if is_file(path)]
 
 

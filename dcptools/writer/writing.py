@@ -1,4 +1,4 @@
-"""``write``: fill a plan's files with values, then publish them. There is no second way to the disk."""
+"""``write``: fill a plan's files with values, then publish them. There is no other way to the disk."""
 
 from __future__ import annotations
 
@@ -60,41 +60,42 @@ def write(
 ) -> Report:
     """Write the planned model.
 
-    Files are written under temporary names, checked, synced and renamed, the index last. When anything goes wrong,
-    Ctrl-C included, what was begun is removed, and what was there is as it was. An existing model is put aside when the
-    new one is whole and its files get their names; there is never a mixture.
+    Files are written under temporary names, checked, synced and renamed, the index last. If anything goes wrong,
+    Ctrl-C included, what was begun is removed, and what was there is as it was. An existing model is set aside when the
+    new one is complete and its files get their names; there is never a mixture.
 
     Parameters
     ----------
     plan
         What :func:`dcptools.plan` returned.
     save_dir
-        The output directory; made if need be. One that holds a model is refused without ``overwrite``. Or a URL that
-        fsspec knows: files are uploaded in parts, and show when they are whole.
+        The output directory; made if necessary. One that holds a model is refused without ``overwrite``. Or a URL that
+        fsspec knows: files are uploaded in parts, and become visible when they are complete.
     overwrite
-        Replace the model that is there. Its files go when the new one is complete; all others stay.
+        Replace an existing model. Its files are removed when the new one is complete; all others stay.
     resume
-        Go on where a run of the same plan was stopped: what it has finished is checked and not written again. If this
-        run is stopped, what it has finished stays. Where there is nothing to go on with, it begins.
+        Continue where a run of the same plan was stopped: what it has finished is checked and not written again. If
+        this run is stopped, what it has finished stays. If there is nothing to continue with, it starts from the
+        beginning.
     fsync
         Wait until the bytes are on the disk. False is faster, for scratch file systems.
     workers
         Threads; by default the CPUs that this process may use, at least 2 and at most 8.
     progress
-        Called as ``progress(done_bytes, total_bytes, tensor_name)`` in the calling thread, about 20 times a second.
+        Called as ``progress(done_bytes, total_bytes, tensor_name)`` in the calling thread, about 20 times per second.
         True shows a tqdm bar.
     cancel
         An event; when it is set, the run stops within a second and raises ``Cancelled``.
     sizes
-        How the work is cut, to measure; the result does not depend on it.
+        How the work is cut, for measurements; the result does not depend on it.
     make_engine
-        What fills the files, if it is not this process alone.
+        What fills the files, if this process is not alone.
 
     Raises
     ------
     OutputExists, TargetError
-        The directory cannot be used, or the disk is too small; nothing was written. Or there is nothing to go on with
-        but files of another conversion.
+        The directory cannot be used, or the disk is too small; nothing was written. Or there is nothing to continue
+        with except files of another conversion.
     BrokenCheckpoint, ChecksumError, UnsupportedCheckpoint
         A stored item is damaged, or in an encoding that is not read; or a file of the checkpoint was written to,
         replaced or removed since it was read. Nothing was kept.
@@ -172,7 +173,7 @@ def _write_to_url(
     sizes: Sizes | None,
     make_engine: Callable[..., OutputEngine],
 ) -> Report:
-    """The same where the target is a URL: there is no lock, and the files are checked when they are completed."""
+    """The same if the target is a URL: there is no lock, and the files are checked when they are completed."""
     plan, url, count, start = files.plan, files.url, workers or default_workers(), time.perf_counter()
     check_target(plan, url, overwrite=overwrite, resume=files.resume)
     refuse_changes(plan.checkpoint, *SINCE)
@@ -204,7 +205,7 @@ def _noted(target: Path, *, resume: bool) -> Iterator[threading.Event]:
 
 @contextmanager
 def _left_as_it_was(target: Path, *, resume: bool) -> Iterator[None]:
-    """Too little memory to look at what an earlier run has left there leaves it, and says so."""
+    """If there is too little memory to look at what an earlier run has left there, it stays, and the error says so."""
     try:
         yield
     except MemoryError as error:
@@ -236,7 +237,7 @@ def _ended(staged: Files) -> Iterator[None]:
 
 @contextmanager
 def _explained(target: Path | str, checkpoint: Checkpoint, staged: Files) -> Iterator[None]:
-    """Errors say what became of the output, and a checkpoint that changed is told as the cause of what it broke."""
+    """Errors say what became of the output, and a checkpoint that changed is reported as the cause of what it broke."""
 
     def kept(error: BaseException) -> str:
         return f"\n{staged.told(error)}" if staged.kept(error) else ""
