@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 import dcptools
 from dcptools._collector import no_collections, what_is_there_stays
 from dcptools.checkpoint import StoredTensor
-from dcptools.mapping import Output
 from dcptools.storage import LocalSource
 from dcptools.storage.source import ENOUGH_AT_HAND
 from dcptools.tensors import TensorReader, View, read_elements
@@ -195,7 +194,7 @@ def test_outputs_that_lie_side_by_side_in_one_tensor_are_read_at_once(
     (whole,) = mapping.outputs
     (view,) = whole.sources
     cut = tuple(
-        Output(f"{at}", (View(view.key, (300,), (1,), row * 300),), (300,), whole.dtype, whole.rule)
+        replace(whole, name=f"{at}", shape=(300,), sources=(View(view.key, (300,), (1,), row * 300),))
         for at, row in enumerate((0, 1, 2, 4, 5, 3))
     )
     plan = dcptools.plan(replace(mapping, outputs=cut), dtype="keep")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from dcptools.tensors import Composed, View
@@ -109,7 +109,14 @@ class Expected:
 
 
 def _composed(shape: Iterable[int], views: Iterable[tuple[str, list[int], list[int], int]]) -> Composed:
-    return Composed(tuple(shape), tuple(View(key, tuple(size), tuple(strides), at) for key, size, strides, at in views))
+    made = (View(key, _shared(tuple(size)), _shared(tuple(strides)), at) for key, size, strides, at in views)
+    return Composed(_shared(tuple(shape)), tuple(made))
+
+
+@lru_cache(maxsize=1024)
+def _shared(sizes: Shape) -> Shape:
+    """One object for all that are the same: very many views have few shapes."""
+    return sizes
 
 
 def _published(stored: Naming, conversion: Mapping[str, Composed]) -> Naming:

@@ -95,10 +95,10 @@ def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -
     wrong: dict[str, Difference] = {}  # likewise, but what is tied to a right one counts by itself
     copies, unexpected = [], []
     for name, shape in shapes.items():
-        if name not in written:
+        if (one := written.get(name)) is None:
             unexpected.append(Difference(name, shape, None))
         elif wanted[name] in (None, shape):
-            right[written[name]] = name
+            right[one] = name
         else:
             copies.append(Difference(name, shape, wanted[name]))
     for each in copies:

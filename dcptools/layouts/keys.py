@@ -63,10 +63,10 @@ class Key(NamedTuple):
 
     def below(self, root: str) -> str | None:
         """What is below a container, as it was stored if that says more; None if the key is not in it."""
-        prefix = root + "."
-        if self.stored.startswith(prefix):
-            return self.stored[len(prefix) :]
-        return self.name[len(prefix) :] if self.name.startswith(prefix) else None
+        prefix, (name, _, stored) = root + ".", self
+        if stored.startswith(prefix):
+            return stored[len(prefix) :]
+        return name[len(prefix) :] if name.startswith(prefix) else None
 
 
 def keys_of(checkpoint: Checkpoint) -> dict[str, Key]:

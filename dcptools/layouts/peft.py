@@ -133,7 +133,7 @@ class Peft:
             if role.kind == "base" and role.weight not in copied:
                 kept.append(output)
             elif role.kind == "copy" and role.adapter == adapter:
-                kept.append(output._replace(rule=f"{output.rule}, the copy that was trained"))
+                kept.append(replace(output, rule=f"{output.rule}, the copy that was trained"))
             else:
                 left.append(Leftover.of(output, REPLACED if role.kind == "base" else UNMERGED))
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))
@@ -145,7 +145,7 @@ class Peft:
         for output in reading.outputs:
             role = self._role(output)
             if role in along or (role.kind != "base" and role.adapter == adapter):
-                kept.append(output._replace(name=PREFIX + output.name, rule=f"{output.rule}, as peft saves it"))
+                kept.append(replace(output, name=PREFIX + output.name, rule=f"{output.rule}, as peft saves it"))
             else:
                 left.append(Leftover.of(output, FROZEN if role.kind == "base" else "of another adapter"))
         return replace(reading, outputs=tuple(kept), leftovers=(*reading.leftovers, *left))

@@ -100,6 +100,8 @@ def _at(
                 known[new] = shape
             elif name in names.shapes:
                 known[prefix + name] = shape
+        if not known:
+            continue
         measured = fit(expected.title, f"{place}, with {said}", known, whole)
         yield Candidate(_layout(root, measured, names, prefix, list(shapes)), measured, naming)
 

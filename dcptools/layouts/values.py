@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import Protocol
 
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.dtypes import DType
@@ -15,15 +16,8 @@ from dcptools.layouts.keys import Key
 from dcptools.tensors import View
 
 
-class _Fields(NamedTuple):
-    name: str
-    sources: tuple[View, ...]
-    shape: tuple[int, ...]
-    dtype: DType  # as stored; the plan says what is written
-    rule: str  # which rule gave the name
-
-
-class Output(_Fields):
+@dataclass(frozen=True, slots=True, init=False)
+class Output:
     """A tensor of the result: its name, and the views of stored tensors that it is made of.
 
     The values of the sources follow each other in row-major order: one whole tensor, one expert of a stack, or all
@@ -35,17 +29,28 @@ class Output(_Fields):
         The sources do not have exactly as many elements as the shape.
     """
 
-    __slots__ = ()
+    name: str
+    sources: tuple[View, ...]
+    shape: tuple[int, ...]
+    dtype: DType  # as stored; the plan says what is written
+    rule: str  # which rule gave the name
 
-    def __new__(cls, name: str, sources: tuple[View, ...], shape: tuple[int, ...], dtype: DType, rule: str) -> Output:
-        if len(sources) != 1 or sources[0].shape != shape:
-            found, expected = sum([math.prod(view.shape) for view in sources]), math.prod(shape)
-            if not sources or found != expected or min(shape, default=0) < 0:
-                raise UsageError(
-                    f"The sources of the output {name!r} have {found:,} elements.\n"
-                    f"Expected {expected:,}, those of its shape {shape}."
-                )
-        return tuple.__new__(cls, (name, sources, shape, dtype, rule))
+    def __init__(self, name: str, sources: tuple[View, ...], shape: tuple[int, ...], dtype: DType, rule: str) -> None:
+        _name(self, name)
+        _sources(self, sources)
+        _shape(self, shape)
+        _dtype(self, dtype)
+        _rule(self, rule)
+        if len(sources) == 1 and sources[0].shape == shape:
+            return
+        found = 0
+        for view in sources:
+            found += _elements(view.shape)
+        if not sources or found != _elements(shape):
+            raise UsageError(
+                f"The sources of the output {name!r} have {found:,} elements.\n"
+                f"Expected {self.numel:,}, those of its shape {shape}."
+            )
 
     @property
     def numel(self) -> int:
@@ -55,6 +60,16 @@ class Output(_Fields):
     def nbytes(self) -> int:
         """Bytes of the values as they are stored."""
         return self.numel * self.dtype.itemsize
+
+
+# There are very many outputs, and what a frozen dataclass does to set a field takes twice as long.
+_name, _sources, _shape, _dtype, _rule = (vars(Output)[name].__set__ for name in Output.__slots__)
+
+
+@lru_cache(maxsize=1024)  # a model has many tensors of few shapes
+def _elements(shape: tuple[int, ...]) -> int:
+    """How many it has; -1 if a size is negative."""
+    return math.prod(shape) if min(shape, default=0) >= 0 else -1
 
 
 @dataclass(frozen=True, slots=True)

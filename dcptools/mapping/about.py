@@ -63,8 +63,9 @@ def about_keys(reading: Reading, used: Collection[str], known: Collection[str]) 
     names = {
         view.key: output.name
         for output in reading.outputs
+        if found or _may_be_odd(output.name)  # nearly none
         for view in output.sources
-        if view.key in found or _may_be_odd(output.name)  # nearly none
+        if view.key in found or _may_be_odd(output.name)
     }
     for key, name in names.items():
         if key not in used:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dcptools.errors import UsageError
 from dcptools.layouts import Output
@@ -96,6 +96,6 @@ class Renames:
         self._used.add(rule)
         self.renamed.update(view.key for view in output.sources)
         self.names[output.name] = name
-        done = output._replace(name=name, rule=f"{output.rule}, then {rule}")
+        done = replace(output, name=name, rule=f"{output.rule}, then {rule}")
         self._done.add(done)
         return done

@@ -96,7 +96,7 @@ def tie(outputs: Sequence[Output], naming: Naming, checkpoint: Checkpoint, how: 
         gone += dropped
         findings += [finding] if finding else []
         if len(dropped) == len(tied) - 1 and first.name != names[0]:
-            renamed[first] = first._replace(name=names[0], rule=f"{first.rule}, tied to {first.name}")
+            renamed[first] = replace(first, name=names[0], rule=f"{first.rule}, tied to {first.name}")
     settled = _leave_out(outputs, gone, "tied; written under another name")
     return Settled(tuple(renamed.get(each, each) for each in settled.outputs), settled.leftovers, tuple(findings))
 
@@ -182,20 +182,21 @@ class _Source(NamedTuple):
 
 def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) -> Output | None:
     """One published tensor; None if a source is missing, or does not have the shape or the dtype that is needed."""
-    if composed.views[0].key not in sources:
+    views = composed.views
+    if (one := sources.get(views[0].key)) is None:
         return None
-    first, shape, _, rule = sources[composed.views[0].key]
-    if len(composed.views) == 1 and composed.shape == shape and composed.views[0].is_whole(shape):
+    first = one.output
+    if len(views) == 1 and composed.shape == one.shape and views[0].is_whole(composed.shape):
         if name == first.name:
             return first
-        return first._replace(name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
-    views = []
-    for view in composed.views:
+        return replace(first, name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
+    made = []
+    for view in views:
         source = sources.get(view.key)
-        if source is None or source.whole is None or source.output.dtype != first.dtype:
+        if source is None or source.whole is None or source.output.dtype is not first.dtype:
             return None
-        views.append(View(source.whole.key, view.shape, view.strides, source.whole.offset + view.offset))
-    return Output(name, tuple(views), composed.shape, first.dtype, rule)
+        made.append(View(source.whole.key, view.shape, view.strides, source.whole.offset + view.offset))
+    return Output(name, tuple(made), composed.shape, first.dtype, one.rule)
 
 
 def _leave_out(outputs: Sequence[Output], left: Iterable[Output], reason: str) -> Settled:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -32,8 +33,7 @@ class Sized(NamedTuple):
 
 def sized(outputs: Iterable[Output], written: Mapping[str, DType]) -> list[Sized]:
     """The outputs in the dtype that each name is written in."""
-    dtypes = ((output, written[output.name]) for output in outputs)
-    return [Sized(output, dtype, output.numel * dtype.itemsize) for output, dtype in dtypes]
+    return [Sized(each, (dtype := written[each.name]), each.numel * dtype.itemsize) for each in outputs]
 
 
 def pack(outputs: Iterable[Sized], size: int, kind: str) -> Iterator[ShardFile]:
@@ -66,8 +66,12 @@ def _file(filename: str, outputs: Iterable[Sized]) -> ShardFile:
 
 def _entry(output: Output, dtype: DType, begin: int, end: int) -> str:
     """A tensor in the header, as JSON; for very many, that is quicker than first making a dict of each."""
-    shape = ",".join(map(str, output.shape))
-    return f'{_quoted(output.name)}:{{"dtype":"{dtype.code}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
+    return f'{_quoted(output.name)}:{{{_form(dtype.code, output.shape)},"data_offsets":[{begin},{end}]}}'
+
+
+@lru_cache(maxsize=1024)  # a model has many tensors of few shapes
+def _form(code: str, shape: tuple[int, ...]) -> str:
+    return f'"dtype":"{code}","shape":[{",".join(map(str, shape))}]'
 
 
 def about_sizes(outputs: Iterable[Sized], size: int, kind: str) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from dcptools.checkpoint import StoredTensor
 from dcptools.errors import UsageError
@@ -14,14 +13,8 @@ from dcptools.tensors.geometry import Region, boxes, can_be_view, is_row_major, 
 from dcptools.tensors.reader import TensorReader
 
 
-class _Fields(NamedTuple):
-    key: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # elements
-    offset: int  # elements
-
-
-class View(_Fields):
+@dataclass(frozen=True, slots=True, init=False)
+class View:
     """Some elements of the stored tensor ``key``, by shape, strides and offset.
 
     Strides and offset count elements of the tensor as it would be in row-major order, whatever its chunks are. So a
@@ -29,13 +22,18 @@ class View(_Fields):
     rows in another order.
     """
 
-    __slots__ = ()
+    key: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+    offset: int  # elements
 
-    def __new__(cls, key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> View:
-        view = tuple.__new__(cls, (key, shape, strides, offset))
+    def __init__(self, key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> None:
+        _key(self, key)
+        _shape(self, shape)
+        _strides(self, strides)
+        _offset(self, offset)
         if offset < 0 or not can_be_view(shape, strides):
-            raise UsageError(f"{view} is not a view.\nExpected as many strides as sizes, and no negative number.")
-        return view
+            raise UsageError(f"{self} is not a view.\nExpected as many strides as sizes, and no negative number.")
 
     @classmethod
     def whole(cls, tensor: StoredTensor) -> View:
@@ -75,6 +73,10 @@ class View(_Fields):
     def is_whole(self, shape: Sequence[int]) -> bool:
         """Whether it is the tensor itself."""
         return self.shape == tuple(shape) and self.offset == 0 and self.strides == row_major(shape)
+
+
+# There are very many views, and what a frozen dataclass does to set a field takes twice as long.
+_key, _shape, _strides, _offset = (vars(View)[name].__set__ for name in View.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
