@@ -70,10 +70,12 @@ class _Text(click.types.StringParamType):
 
 
 class _DType(click.Choice):  # type: ignore[type-arg]
-    """A dtype, also by its short name."""
+    """A dtype by any of its names, as in Python."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(SHORT_NAMES.get(value, value), param, ctx)
+        name = value.lower().removeprefix("torch.")
+        known = SHORT_NAMES.get(name, name)
+        return super().convert(known if known in DTYPES else value, param, ctx)
 
 
 class _Number(click.IntRange):
