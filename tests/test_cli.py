@@ -1202,6 +1202,9 @@ def test_a_model_and_a_checkpoint_that_are_swapped_are_told_apart(cli: Cli, tmp_
         )
     with pytest.raises(UsageError, match="The model and the checkpoint are swapped"):
         dcptools.verify(source, model)
+    assert cli("verify", source).err == (
+        f"Error: {source} is a checkpoint.\nGive the model that was made of it first, and then it.\n"
+    )
     status, _, err = cli("verify", model, model)
     assert (status, err.splitlines()[-1]) == (2, "Compare two models with diff.")
     status, _, err = cli("verify", tmp_path / "nothing", model)
@@ -1255,6 +1258,12 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     assert (status, err.splitlines()[0]) == (
         2,
         "Error: --root cannot be used here: no checkpoint is compared by names.",
+    )
+    status, _, err = cli("diff", tmp_path / "m", tmp_path / "m", "--root", "ema", "--tied", "drop")
+    assert (status, err) == (
+        2,
+        "Error: --root, --tied cannot be used here: neither side is a checkpoint.\n"
+        "These options say how one is read: leave them out.\n",
     )
     assert cli("diff", source, source, "--root", "ema", "--by", "names", "--quiet").status == 0
     status, _, err = cli("diff", source, source, "--csv", tmp_path)

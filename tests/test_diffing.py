@@ -223,6 +223,9 @@ class TestUsage:
                 dcptools.diff(checkpoint, exported, **options)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="root= cannot be used here: no checkpoint is compared by names"):
             dcptools.diff(checkpoint, checkpoint, root="ema")
+        with pytest.raises(UsageError, match="root= cannot be used here: neither side is a checkpoint") as caught:
+            dcptools.diff(exported, exported, root="ema")
+        assert "by" not in str(caught.value)  # models are compared by names anyway
         with pytest.raises(NotACheckpoint, match="Or give the directory of a HuggingFace model"):
             dcptools.diff(checkpoint, tmp_path / "nothing")
         (exported / "model.safetensors").write_bytes(b"")

@@ -37,7 +37,7 @@ def home(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, "fp16", "half", "torch.float16", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float16, "fp16", "FP16", "half", "torch.float16", "float16"])
 def test_a_dtype_by_any_of_its_names(dtype: Any, demo: Demo) -> None:
     planned = dcptools.plan(demo.checkpoint, dtype=dtype)
     assert planned == dcptools.plan(demo.checkpoint, dtype="float16")
@@ -129,6 +129,13 @@ def test_a_dash_is_no_file_of_that_name(
     assert done.exit_code == 2
     assert f"Invalid value for '{words[-2]}': - is no file here: /dev/stdout is what stdout is called" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("dtype", ["FP16", "torch.float16", "Float16"])
+def test_a_dtype_by_any_of_its_names_in_a_shell(dtype: str, demo: Demo) -> None:
+    words = ["plan", str(demo.checkpoint), "--dtype", dtype, "--dtype-for", f"lm_head.*={dtype}"]
+    done = CliRunner().invoke(main_group, words)
+    assert done.exit_code == 0 and "elements as float16)" in done.output, done.output
 
 
 @pytest.mark.parametrize("size", ["1e6", "1e3kB", "1MB", 1e6, 1_000_000])

@@ -249,6 +249,13 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
     assert (mapping.outputs, mapping.layout) == ((), "")
 
 
+def test_a_layout_that_was_asked_for_and_finds_nothing_is_to_be_left_out(tmp_path: Path) -> None:
+    (error,) = preview(saved.trained(tmp_path / "c"), layout="bare").errors
+    assert error.hint == (
+        "no key is the bare name of a weight; leave out layout='bare'; top-level keys here: model, optimizer, step"
+    )
+
+
 OPTIMIZER = {"state": {name: {"exp_avg": torch.ones(2), "step": torch.tensor(1.0)} for name in NAMES}}
 
 

@@ -21,7 +21,7 @@ from nobody import as_nobody
 from reference import read_files
 
 import dcptools
-from dcptools.errors import BrokenCheckpoint, OutputExists, TargetError
+from dcptools.errors import BrokenCheckpoint, NotACheckpoint, OutputExists, TargetError
 from dcptools.shards import ShardPlan
 from dcptools.storage import LocalSink
 from dcptools.writer import lock
@@ -143,6 +143,16 @@ def test_a_directory_with_the_name_of_a_file(place: str, name: str, plan: ShardP
     assert not (tmp_path / "out").exists()
     (tmp_path / "out" / name).mkdir(parents=True)  # whoever made it wants it so
     dcptools.write(plan, tmp_path / "out" / name)
+
+
+def test_a_url_that_lacks_a_slash(plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in ("s3:/bucket/out", Path("s3://bucket/out")):
+        assert refusal(plan, Path(output)) == (
+            "The output s3:/bucket/out is no URL, and there is no such directory.\nGive a URL: s3://bucket/out"
+        )
+    with pytest.raises(NotACheckpoint, match=r"\nGive a URL: gs://bucket/step_10$"):
+        dcptools.read("gs:/bucket/step_10")
 
 
 def test_below_a_file(plan: ShardPlan, tmp_path: Path) -> None:

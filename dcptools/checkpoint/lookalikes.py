@@ -8,7 +8,7 @@ from contextlib import suppress
 from dcptools._text import some
 from dcptools.checkpoint.sharded import shard_files
 from dcptools.errors import DcptoolsError, NotACheckpoint, UnsupportedCheckpoint
-from dcptools.storage import Source
+from dcptools.storage import Source, meant_url
 
 METADATA = ".metadata"
 MAX_LISTED = 10_000  # entries of a directory that are looked at
@@ -19,7 +19,8 @@ def explain(source: Source) -> DcptoolsError:
     """The error for a place without ``.metadata``; raises OSError if the system does not allow looking."""
     place, kind = source.location, source.kind()
     if kind is None:
-        return NotACheckpoint(f"There is no directory {place}.\n{EXPECTED}")
+        url = meant_url(place)
+        return NotACheckpoint(f"There is no directory {place}.\n{f'Give a URL: {url}' if url else EXPECTED}")
     if kind != "directory":
         parent, _, name = place.rpartition("/")
         own = name == METADATA or name.endswith(".distcp")

@@ -11,11 +11,12 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from dcptools._option import option
 from dcptools._paths import expanded
 from dcptools.checkpoint import is_checkpoint
 from dcptools.cli.output import Output
 from dcptools.cli.surplus import named
-from dcptools.comparing import BY
+from dcptools.comparing import BY, not_for_diff
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
@@ -69,10 +70,12 @@ class _Text(click.types.StringParamType):
 
 
 class _DType(click.Choice):  # type: ignore[type-arg]
-    """A dtype, also by its short name."""
+    """A dtype by any of its names, as in Python."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(SHORT_NAMES.get(value, value), param, ctx)
+        name = value.lower().removeprefix("torch.")
+        known = SHORT_NAMES.get(name, name)
+        return super().convert(known if known in DTYPES else value, param, ctx)
 
 
 class _Number(click.IntRange):
@@ -280,10 +283,7 @@ def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any,
         return a, b
     checkpoints = [is_checkpoint(path) for path in (a, b)]
     if by == "keys" or (by == "auto" and all(checkpoints)) or not any(checkpoints):
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(
-            f"{names} cannot be used here: no checkpoint is compared by names.\nCompare by names: --by names."
-        )
+        raise not_for_diff(map(option, given), any(checkpoints))
     sides = [preview_of(path, options) if is_one else path for path, is_one in zip((a, b), checkpoints, strict=True)]
     return sides[0], sides[1]
 

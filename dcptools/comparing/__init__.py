@@ -7,7 +7,7 @@ their values are, and ``values`` is what came out.
 
 from __future__ import annotations
 
-from dcptools.comparing.diffing import BY, diff
+from dcptools.comparing.diffing import BY, diff, not_for_diff
 from dcptools.comparing.measures import cast_to_right
 from dcptools.comparing.pieces import Piece
 from dcptools.comparing.sides import CutSide, Read, Readers, Side, StoredSide, WeightSide
@@ -32,4 +32,5 @@ __all__ = [
     "cast_to_right",
     "checked_workers",
     "diff",
+    "not_for_diff",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -145,12 +145,18 @@ def _sides(
     chosen = by if by != "auto" else "keys" if only_keys else "names"
     if chosen == "keys" and not only_keys:
         raise UsageError("A model has names but no keys.\nCompare two checkpoints by keys, anything else by names.")
-    if options and (chosen == "keys" or not (isinstance(a, Checkpoint) or isinstance(b, Checkpoint))):
-        raise UsageError(
-            f"{', '.join(map(option, sorted(options)))} cannot be used here: no checkpoint is compared by names.\n"
-            f"Compare by names: {option('by', 'names')}."
-        )
+    checkpoints = isinstance(a, Checkpoint) or isinstance(b, Checkpoint)
+    if options and (chosen == "keys" or not checkpoints):
+        raise not_for_diff(map(option, sorted(options)), checkpoints)
     return chosen, (_side(a, chosen, options), _side(b, chosen, options))
+
+
+def not_for_diff(names: Iterable[str], checkpoints: bool) -> UsageError:
+    """That options say how a checkpoint gets its names, and none is compared by them; whether there are any."""
+    what = f"{', '.join(names)} cannot be used here"
+    if not checkpoints:
+        return UsageError(f"{what}: neither side is a checkpoint.\nThese options say how one is read: leave them out.")
+    return UsageError(f"{what}: no checkpoint is compared by names.\nCompare by names: {option('by', 'names')}.")
 
 
 def _side(given: KeyMapping | Checkpoint | Model, by: str, options: dict[str, Any]) -> _Side:

@@ -34,6 +34,11 @@ def where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
             f"no key has a name of {chosen.name}: leave out {option('family')}, or say with {option('root')} where "
             f"such keys are; top-level keys here: {some(tops, 10) or 'none'}"
         )
+    if chosen.name == "bare":
+        asked = option("layout", "bare")
+        return (
+            f"no key is the bare name of a weight; leave out {asked}; top-level keys here: {some(tops, 10) or 'none'}"
+        )
     check = f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'"
     if _is_of_optimizer(keys, checkpoint.path):
         beside = some([f"{path} beside it" for path in _checkpoints_beside(checkpoint.path)])

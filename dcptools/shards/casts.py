@@ -24,10 +24,10 @@ SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32":
 def checked_dtype(dtype: str | torch.dtype) -> str:
     """Its plain name, also for ``torch.bfloat16`` and ``"bf16"``; raises UsageError if it is not one of ``DTYPES``.
 
-    >>> checked_dtype("bf16"), checked_dtype("torch.float16")
+    >>> checked_dtype("BF16"), checked_dtype("torch.float16")
     ('bfloat16', 'float16')
     """
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).lower().removeprefix("torch.")
     name = SHORT_NAMES.get(name, name)
     if name not in DTYPES:
         raise UsageError(f"{str(dtype)!r} is not a dtype that can be written.\nExpected one of {', '.join(DTYPES)}.")

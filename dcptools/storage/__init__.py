@@ -11,7 +11,7 @@ from dcptools.storage.place import open_source, pieces
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
 from dcptools.storage.upload import RemoteSink, commit_all, uploading_bytes
-from dcptools.storage.urls import is_url, join, parent, path_on_disk, without_password
+from dcptools.storage.urls import is_url, join, meant_url, parent, path_on_disk, without_password
 
 __all__ = [
     "IN_FLIGHT",
@@ -34,6 +34,7 @@ __all__ = [
     "commit_all",
     "is_url",
     "join",
+    "meant_url",
     "open_regular",
     "open_source",
     "parent",

@@ -39,6 +39,16 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None
 
 
+def meant_url(path: str | os.PathLike[str]) -> str:
+    """The URL that a path was meant as, which lacks a slash or has one too many; "" for any other path.
+
+    >>> meant_url("s3:/bucket/step-100"), meant_url("C:/step-100")
+    ('s3://bucket/step-100', '')
+    """
+    scheme, _, rest = os.fspath(path).partition(":/")
+    return f"{scheme}://{rest.lstrip('/')}" if scheme in _PACKAGES and rest and not is_url(path) else ""
+
+
 def path_on_disk(path: str | os.PathLike[str], what: str) -> Path:
     """The path of a file that must be on the disk; raises UsageError for a URL."""
     if is_url(path):

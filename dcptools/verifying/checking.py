@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
-from dcptools.checkpoint import Checkpoint, as_checkpoint
+from dcptools.checkpoint import Checkpoint, as_checkpoint, is_checkpoint
 from dcptools.comparing import checked_workers
 from dcptools.errors import NotVerified, UsageError
 from dcptools.findings import Finding, summary_lines
@@ -91,6 +91,8 @@ def verify(
     checked_workers(workers)
     running: dict[str, Any] = {"workers": workers, "progress": progress, "cancel": cancel}
     if load_dir is None and report is None:
+        if isinstance(save_dir, (str, os.PathLike)) and is_checkpoint(save_dir):
+            raise UsageError(f"{save_dir} is a checkpoint.\nGive the model that was made of it first, and then it.")
         raise UsageError(
             "There is nothing to compare the model with.\n"
             f"Give the checkpoint, or a report that convert wrote ({option('report')})."

@@ -12,7 +12,7 @@ from dcptools._option import option
 from dcptools._text import format_bytes, some
 from dcptools.errors import OutputExists, TargetError, system_errors
 from dcptools.shards import INDEX, ShardPlan
-from dcptools.storage import TEMPORARY, is_url, join, open_source, takes_no_files
+from dcptools.storage import TEMPORARY, is_url, join, meant_url, open_source, takes_no_files
 from dcptools.writer.swap import Swap, is_file, is_shard
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -45,7 +45,7 @@ def check_target(plan: ShardPlan, save_dir: Path | str, *, overwrite: bool, resu
     save_dir, checkpoint = Path(save_dir), Path(plan.checkpoint.path)
     there = _existing(save_dir)
     if there != save_dir:
-        _refuse_name_of_a_file(save_dir)
+        _refuse_odd_name(save_dir)
     if not there.is_dir():
         what = "is a file" if there == save_dir else f"cannot be made: {there} is a file"
         raise TargetError(f"The output {save_dir} {what}.\nGive a new directory, or one without a model.")
@@ -94,7 +94,7 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
     if kind == "file":
         raise TargetError(f"The output {url} is a file.\nGive a new URL, or one without a model.")
     if kind is None:
-        _refuse_name_of_a_file(url)
+        _refuse_odd_name(url)
     if resume and URL_JOURNAL in names and plan.index is not None:
         names = [name for name in names if not is_shard(name)]  # whose they are is checked when they are taken over
     if resume and overwrite and plan.index is not None and (existing := _weights(names)):
@@ -107,8 +107,10 @@ def check_url(plan: ShardPlan, url: str, *, overwrite: bool, resume: bool) -> No
         _refuse_existing(plan, url, names)
 
 
-def _refuse_name_of_a_file(save_dir: Path | str) -> None:
-    """Refuse to make a directory that somebody takes for the file of weights."""
+def _refuse_odd_name(save_dir: Path | str) -> None:
+    """Refuse to make a directory that was meant as a URL, or that somebody takes for the file of weights."""
+    if url := meant_url(save_dir):
+        raise TargetError(f"The output {save_dir} is no URL, and there is no such directory.\nGive a URL: {url}")
     stem, suffix = os.path.splitext(save_dir)
     if suffix in _WEIGHT_SUFFIXES:
         raise TargetError(
