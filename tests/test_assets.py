@@ -189,7 +189,7 @@ def test_a_config_that_is_a_directory_is_none(tmp_path: Path) -> None:
 
 def test_a_config_without_architectures_is_a_warning(tmp_path: Path) -> None:
     assert lines(make(tmp_path / "a", {"model_type": "qwen3"})) == [
-        "warning[config-no-architectures] config.json: it names no architectures (AutoModelForCausalLM works by "
+        "warning[config-no-architectures] config.json: it names no architectures (AutoModelForCausalLM goes by "
         "model_type; serving programs often need architectures)"
     ]
 
