@@ -80,7 +80,7 @@ class Rearrangement:
             open_axes = [axis for axis in dimension if axis not in told]
             rest, odd = divmod(whole, math.prod(told.values()) or 1)
             if odd or len(open_axes) > 1 or (not open_axes and rest != 1):
-                sized = ", ".join(f"{axis} {size}" for axis, size in told.items()) or "no size"
+                sized = ", ".join(f"{axis} {size}" for axis, size in told.items()) or "none"
                 raise ValueError(f"a dimension of {whole} is not ({' '.join(dimension)}); known sizes: {sized}")
             found |= told | dict.fromkeys(open_axes, rest)
         return found
