@@ -15,7 +15,6 @@ function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "text") element.textContent = value;
-    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
@@ -216,10 +215,9 @@ function render({ model, el }) {
     const spare = all <= room ? middle : room - 1 - (all - middle); // letters of the head that have room
     const head = Math.max(0, spare);
     const rest = spare >= 0 ? cut : Math.max(middle, Math.min(cut, middle + room - 2 - (all - cut)));
-    const parts = [["dcp-head", 0, head], ["dcp-out", head, middle], ["dcp-middle", middle, rest]];
-    parts.push(["dcp-out", rest, cut], ["dcp-tail", cut, all]);
-    return parts.filter(([, from, to]) => from < to)
-      .map(([part, from, to]) => make("span", { class: part }, ...painted(letters, from, to, marks)));
+    const parts = [[0, head], [head, middle, "dcp-out"], [middle, rest], [rest, cut, "dcp-out"], [cut, all]];
+    return parts.filter(([from, to]) => from < to)
+      .map(([from, to, out]) => make("span", { class: out }, ...painted(letters, from, to, marks)));
   }
 
   function painted(letters, from, to, marks) {
