@@ -9,6 +9,7 @@ const TAIL = 24; // characters at the end of a name that stay when its middle is
 const INDENT = 16; // pixels of a level of the tree, and of what opens it
 const SHOWN_CHIPS = 6; // of a column, before "more"
 const NAME = 340; // pixels that a name has where there is room: its layer and its last words
+const TIGHT = 240; // pixels that a name has at least, where all columns fit then
 const WAIT = 120; // ms after the last key stroke
 
 function make(tag, attributes = {}, ...children) {
@@ -246,14 +247,15 @@ function render({ model, el }) {
       return width < NAME / 2 && number > 0 ? Math.max(120, width) : null;
     });
     const names = cols.filter((width) => width === null).length;
-    const least = cols.reduce((sum, width) => sum + (width ?? 0), names * room);
+    const others = cols.reduce((sum, width) => sum + (width ?? 0), 0);
+    const fits = others + names * TIGHT <= scroller.clientWidth;
     widths.replaceChildren(...cols.map((width) => {
       const col = make("col");
       if (width !== null) col.style.width = `${width}px`;
       return col;
     }));
     table.style.width = "100%";
-    table.style.minWidth = `${least}px`;
+    table.style.minWidth = fits ? "0" : `${others + names * room}px`;
   }
 
   function resize(number, width) {
