@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_ROWS = 20
+LONG = 24  # letters of a cell that may go on in another line
 
 
 def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
@@ -59,17 +60,25 @@ def html_table(
     most: int = SHOWN_ROWS,
     total: int | None = None,
 ) -> str:
-    """The same table as HTML; every cell is escaped, colours are the page's own (light and dark)."""
+    """The same table as HTML; every cell is escaped, colours are the page's own (light and dark).
+
+    Where a page is narrow only long cells, which are names and sentences, go on in another line.
+    """
     shown, note = clip(rows, most, total)
     escape: Callable[[Any], str] = lambda cell: html.escape(printable(str(cell)))  # noqa: E731
     cells = (
-        "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown
+        "<tr>" + "".join(f"<td style='text-align:left;{_wrap(cell)}'>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in shown
     )
     head = "".join(f"<th scope='col' style='text-align:left'>{escape(name)}</th>" for name in header)
     caption = html_title(title) if title else ""
     return f"{caption}<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>" + (
         f"<p>{escape(note)}</p>" if note else ""
     )
+
+
+def _wrap(cell: Any) -> str:
+    return "overflow-wrap:anywhere" if len(str(cell)) > LONG else "white-space:nowrap"
 
 
 def html_title(text: str) -> str:

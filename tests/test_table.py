@@ -161,6 +161,11 @@ def test_an_html_table_is_escaped_and_says_what_it_leaves_out() -> None:
     assert table.endswith("<p>... 1 more of 3 rows</p>")
 
 
+def test_long_cells_of_an_html_table_go_on_in_another_line_and_short_ones_do_not() -> None:
+    table = html_table(("key", "shape"), [("model.layers.0.self_attn.q_proj.weight", "[128, 256]")])
+    assert "overflow-wrap:anywhere'>model.layers.0" in table and "white-space:nowrap'>[128, 256]" in table
+
+
 @given(st.text(), st.text())
 def test_no_text_breaks_an_html_table(header: str, cell: str) -> None:
     table = html_table((header,), [(cell,)], title=cell)

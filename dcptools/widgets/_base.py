@@ -43,8 +43,8 @@ STYLE = """<style>
 .dcptools .widget-box { overflow: visible; }
 .dcptools :is(.widget-html, .widget-html-content) { min-width: 0; max-width: 100%; }
 .dcptools .widget-html-content, .dcptools .widget-html > .widget-html-content { line-height: 1.45; }
-.dcptools :is(.widget-text, .widget-textarea, .widget-dropdown, .widget-select, .widget-combobox, .widget-hprogress,
-  .dcp-slider) { max-width: calc(100% - 4px); }
+.dcptools :is(.widget-text, .widget-textarea, .widget-dropdown, .dcp-slider) {
+  max-width: calc(100% - 4px); }
 .dcptools :is(input, textarea)::placeholder { color: var(--dcp-soft); opacity: 1; }
 .dcptools .widget-checkbox { width: auto; max-width: 100%; height: auto; }
 .dcptools .widget-checkbox .widget-label-basic { display: flex; align-items: center; gap: 6px; overflow: visible;
@@ -63,7 +63,6 @@ STYLE = """<style>
 .dcptools table.dcp :is(th, td):last-child { padding-right: 0; }
 .dcptools table.dcp th { font-weight: 600; border-bottom: 2px solid var(--dcp-line); }
 .dcptools table.dcp td.num, .dcptools table.dcp th.num { text-align: right; font-variant-numeric: tabular-nums; }
-.dcptools table.dcp td.wrap { white-space: normal; max-width: none; overflow-wrap: anywhere; }
 .dcptools .dcp-scroll { overflow-x: auto; }
 .dcptools .dcp-alert { border-left: 4px solid; padding: 6px 12px; margin: 4px 0; background: var(--dcp-fill);
   color: var(--dcp-text); overflow-wrap: anywhere; }

@@ -85,7 +85,7 @@ class Inspect(Step):
         self.tabs = W.Tab(
             [beside(self.key_table, self.detail), self.sizes, self.values, found],
             titles=("Keys", "Sizes", "Values", "Findings"),
-            layout={"width": "99%"},
+            layout={"width": "auto"},
         )
         self.lines = lines_of(self, "checkpoint", to_inspect)
         super().__init__([self.tabs, self.lines])

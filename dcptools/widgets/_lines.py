@@ -19,7 +19,8 @@ class Lines(anywidget.AnyWidget):
     _css = """
 .dcp-line { display: flex; align-items: flex-start; gap: 8px; margin: 4px 2px; color: var(--jp-ui-font-color1, inherit);
   font: 12px/1.45 var(--jp-ui-font-family, sans-serif); }
-.dcp-line-name { flex: none; width: 64px; padding-top: 8px; color: color-mix(in srgb, currentColor 75%, transparent); }
+.dcp-line-name { flex: none; width: 84px; padding-top: 8px; text-align: right;
+  color: color-mix(in srgb, currentColor 75%, transparent); }
 .dcp-line pre { flex: 1 1 0; min-width: 0; margin: 0; }
 .dcp-line button { flex: none; width: 64px; height: 28px; margin-top: 3px; font: inherit; color: inherit;
   cursor: pointer; background: transparent; border: 1px solid var(--jp-border-color2, #888); border-radius: 4px; }

@@ -68,7 +68,7 @@ class Mapping(Step):
         self.tabs = W.Tab(
             [*(beside(table, detail) for table, detail in self.details.items()), with_text(self.findings)],
             titles=("Model", "Outputs", "Left out", "Findings"),
-            layout={"width": "99%"},
+            layout={"width": "auto"},
         )
         self.review = Review(self._subject, self.show_error)
         self.lines = lines_of(self, "mapping", to_preview)

@@ -41,7 +41,7 @@ class Review(W.VBox):  # type: ignore[misc]
         self.job.start.add_class("dcp-quiet")
         self.said, self.lines = W.HTML(), Lines()
         row = W.HBox([self.path, self.job], layout={"flex_flow": "row wrap", "align_items": "center"})
-        super().__init__([row, self.said, self.lines])
+        super().__init__([row, self.said, self.lines], layout={"margin": "8px 0 0"})
 
     def _run(self, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Path:
         self.said.value = alert("info", "Writing …")

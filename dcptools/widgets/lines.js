@@ -15,7 +15,6 @@ async function copied(text, root) {
 
 function render({ model, el }) {
   const root = document.createElement("div");
-  root.className = "dcp-lines";
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab has shortcuts of its own
   el.append(root);
 

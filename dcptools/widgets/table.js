@@ -9,13 +9,13 @@ const TAIL = 24; // characters at the end of a name that stay when its middle is
 const INDENT = 16; // pixels of a level of the tree, and of what opens it
 const SHOWN_CHIPS = 6; // of a column, before "more"
 const NAME = 340; // pixels that a name has where there is room: its layer and its last words
+const TIGHT = 240; // pixels that a name has at least, where all columns fit then
 const WAIT = 120; // ms after the last key stroke
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "text") element.textContent = value;
-    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
@@ -216,10 +216,9 @@ function render({ model, el }) {
     const spare = all <= room ? middle : room - 1 - (all - middle); // letters of the head that have room
     const head = Math.max(0, spare);
     const rest = spare >= 0 ? cut : Math.max(middle, Math.min(cut, middle + room - 2 - (all - cut)));
-    const parts = [["dcp-head", 0, head], ["dcp-out", head, middle], ["dcp-middle", middle, rest]];
-    parts.push(["dcp-out", rest, cut], ["dcp-tail", cut, all]);
-    return parts.filter(([, from, to]) => from < to)
-      .map(([part, from, to]) => make("span", { class: part }, ...painted(letters, from, to, marks)));
+    const parts = [[0, head], [head, middle, "dcp-out"], [middle, rest], [rest, cut, "dcp-out"], [cut, all]];
+    return parts.filter(([from, to]) => from < to)
+      .map(([from, to, out]) => make("span", { class: out }, ...painted(letters, from, to, marks)));
   }
 
   function painted(letters, from, to, marks) {
@@ -248,14 +247,15 @@ function render({ model, el }) {
       return width < NAME / 2 && number > 0 ? Math.max(120, width) : null;
     });
     const names = cols.filter((width) => width === null).length;
-    const least = cols.reduce((sum, width) => sum + (width ?? 0), names * room);
+    const others = cols.reduce((sum, width) => sum + (width ?? 0), 0);
+    const fits = others + names * TIGHT <= scroller.clientWidth;
     widths.replaceChildren(...cols.map((width) => {
       const col = make("col");
       if (width !== null) col.style.width = `${width}px`;
       return col;
     }));
     table.style.width = "100%";
-    table.style.minWidth = `${least}px`;
+    table.style.minWidth = fits ? "0" : `${others + names * room}px`;
   }
 
   function resize(number, width) {

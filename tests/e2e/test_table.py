@@ -98,7 +98,7 @@ def test_by_mouse(inspect: Callable[[Path], Page], layers: Path, tmp_path: Path)
     expect(status(page, f"24 of {total} keys")).to_be_visible()
     first = page.get_by_role("row").nth(1)
     assert "".join(first.locator("mark").all_inner_texts()) == "7.self_attn.q_proj"
-    tails = page.locator("tbody .dcp-tail").all_inner_texts()
+    tails = page.locator("tbody .dcp-letters > :last-child").all_inner_texts()
     assert {tail.split(".")[-2] for tail in tails} == {"lora_A", "lora_B"}
 
     # wider by dragging
