@@ -566,7 +566,7 @@ def test_no_model_weights_says_what_to_check_and_which_patterns_matched_nothing(
         "Error: No model weights found!",
     ]
     assert " ".join(hint) == (
-        f"{tmp_path / 'c'} is what an optimizer keeps: "
+        f"{tmp_path / 'c'} holds an optimizer's state, not a model: "
         "give the checkpoint of the model, whose keys start with 'model.'; "
         "top-level keys here: optimizer, step; if the model is there, say where with --layout or --root"
     )

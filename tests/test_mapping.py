@@ -270,7 +270,8 @@ OPTIMIZER = {"state": {name: {"exp_avg": torch.ones(2), "step": torch.tensor(1.0
 )
 def test_a_checkpoint_of_an_optimizer_is_told_with_what_is_beside_it(state: Any, tmp_path: Path) -> None:
     path = saved.save(tmp_path / "step_10", state)
-    said = f"{path} is what an optimizer keeps: give the checkpoint of the model, whose keys start with 'model.'"
+    said = f"{path} holds an optimizer's state, not a model: "
+    said += "give the checkpoint of the model, whose keys start with 'model.'"
     keys = "; top-level keys here: "
     assert [error.hint.partition(keys)[0] for error in preview(path).errors] == [said]
     saved.trained(tmp_path / "weights")
@@ -282,7 +283,9 @@ def test_a_checkpoint_of_an_optimizer_is_told_with_what_is_beside_it(state: Any,
 
 def test_a_directory_called_after_an_optimizer_is_told_whatever_its_keys_are(tmp_path: Path) -> None:
     path = saved.save(tmp_path / "optimizer", {"a": {"b.row": torch.ones(2)}, "c": torch.ones(1)})
-    assert [error.hint.partition(":")[0] for error in preview(path).errors] == [f"{path} is what an optimizer keeps"]
+    assert [error.hint.partition(":")[0] for error in preview(path).errors] == [
+        f"{path} holds an optimizer's state, not a model"
+    ]
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["with paths", "by names alone"])

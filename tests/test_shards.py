@@ -399,8 +399,9 @@ def test_no_model_weights_has_an_error_of_its_own(tmp_path: Path) -> None:
     first, *hint = str(caught.value).splitlines()
     assert first == "No model weights found!"
     assert " ".join(hint) == (
-        f"{tmp_path / 'c'} is what an optimizer keeps: "
-        "give the checkpoint of the model, whose keys start with 'model.'; top-level keys here: optimizer, step; if the model is there, say where with layout= or root="
+        f"{tmp_path / 'c'} holds an optimizer's state, not a model: "
+        "give the checkpoint of the model, whose keys start with 'model.'; "
+        "top-level keys here: optimizer, step; if the model is there, say where with layout= or root="
     )
     assert [f.code for f in caught.value.findings if f.severity == "error"] == ["no-model-weights"]
 

@@ -43,7 +43,7 @@ def where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
     if _is_of_optimizer(keys, checkpoint.path):
         beside = some([f"{path} beside it" for path in _checkpoints_beside(checkpoint.path)])
         check = (
-            f"{checkpoint.path} is what an optimizer keeps: "
+            f"{checkpoint.path} holds an optimizer's state, not a model: "
             f"give the checkpoint of the model, whose keys start with 'model.'{beside and f', such as {beside}'}"
         )
     elif places := containers(keys):
