@@ -249,6 +249,14 @@ def test_no_model_weights_says_what_to_check(make: Callable[[Path], Path], tops:
     assert (mapping.outputs, mapping.layout) == ((), "")
 
 
+def test_a_root_may_end_in_its_dot_and_is_not_empty(tmp_path: Path) -> None:
+    path = saved.save(tmp_path / "c", {"ema": saved.model_state(layers=1)})
+    assert preview(path, root="ema.") == preview(path, root="ema")
+    for empty in ("", "."):
+        with pytest.raises(UsageError, match=r"root= is empty\.\nName a container, or leave it out\."):
+            preview(path, root=empty)
+
+
 def test_a_layout_that_was_asked_for_and_finds_nothing_is_to_be_left_out(tmp_path: Path) -> None:
     (error,) = preview(saved.trained(tmp_path / "c"), layout="bare").errors
     assert error.hint == (
@@ -546,7 +554,11 @@ def test_rename_rules_are_split_at_the_last_equals_sign(rule: Any, expected: Ren
     ("rule", "message"),
     [
         ("model.w", "The rename rule 'model.w' has no '='.\nExpected REGEX=REPLACEMENT."),
-        ("=x", "The rename rule '=x' has no '='.\nExpected REGEX=REPLACEMENT."),
+        ("=x", "The rename rule '=x' has nothing before the '='.\nExpected REGEX=REPLACEMENT."),
+        (
+            "a(.*)=b$1",
+            "The rename rule a(.*)=b$1 would put $1 itself into names.\nWrite \\1 for what a group matched.",
+        ),
         (
             "(a=x",
             "The rename rule (a=x is not a valid regular expression: missing ), unterminated subpattern at position 0.",

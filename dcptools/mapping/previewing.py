@@ -11,6 +11,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 from dcptools._collector import no_collections
+from dcptools._option import option
 from dcptools._paths import expanded
 from dcptools.checkpoint import Checkpoint, as_checkpoint
 from dcptools.errors import UsageError
@@ -116,7 +117,7 @@ def preview(
         _path(reference),
         _path(family),
         layout,
-        root,
+        _root(root),
         _chosen("mode", mode),
         adapter,
         _path(adapter_config_path),
@@ -174,14 +175,21 @@ def _path(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else expanded(path)
 
 
+def _root(root: str | None) -> str | None:
+    """A container without the dot that ends what its keys begin with."""
+    if root is not None and not root.strip("."):
+        raise UsageError(f"{option('root')} is empty.\nName a container, or leave it out.")
+    return root and root.removesuffix(".")
+
+
 def _globs(globs: Sequence[str] | str) -> tuple[str, ...]:
     return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
-def _chosen(option: str, value: str) -> str:
-    """The value itself; raises UsageError if the option does not have it."""
-    if value not in CHOICES[option]:
-        raise UsageError(f"{option} cannot be {value!r}.\nExpected one of {', '.join(CHOICES[option])}.")
+def _chosen(name: str, value: str) -> str:
+    """The value itself; raises UsageError if the option of that name does not have it."""
+    if value not in CHOICES[name]:
+        raise UsageError(f"{name} cannot be {value!r}.\nExpected one of {', '.join(CHOICES[name])}.")
     return value
 
 

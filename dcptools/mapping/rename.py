@@ -27,6 +27,11 @@ class Rename:
             re.sub(self.pattern, self.replacement, "")
         except (re.error, IndexError, OverflowError, RecursionError) as error:
             raise UsageError(f"The rename rule {self:.200} is not a valid regular expression: {error}.") from None
+        if group := re.search(r"\$\{?(\d)", self.replacement):
+            raise UsageError(
+                f"The rename rule {self:.200} would put {group[0]} itself into names.\n"
+                f"Write \\{group[1]} for what a group matched."
+            )
 
     @classmethod
     def parse(cls, rule: str | tuple[str, str] | Rename) -> Rename:
@@ -35,7 +40,8 @@ class Rename:
             return rule
         pattern, equals, replacement = rule.rpartition("=") if isinstance(rule, str) else (rule[0], "=", rule[1])
         if not equals or not pattern:
-            raise UsageError(f"The rename rule {rule[:200]!r} has no '='.\nExpected REGEX=REPLACEMENT.")
+            lacks = "has nothing before the '='" if equals else "has no '='"
+            raise UsageError(f"The rename rule {rule[:200]!r} {lacks}.\nExpected REGEX=REPLACEMENT.")
         return cls(pattern, replacement)
 
     def apply(self, name: str) -> str | None:
