@@ -50,7 +50,7 @@ CODES: dict[str, Code] = {
     "layout": Code("info", "Which layout was chosen for the key names, and why."),
     "container": Code("warning", "The model was found in a container other than `model`."),
     "wrapper-removed": Code(
-        "info", "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was taken out of a key."
+        "info", "A wrapper segment (torch.compile, FSDP, activation checkpointing, DDP) was removed from a key."
     ),
     "unusual-key": Code(
         "warning",

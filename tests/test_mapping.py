@@ -155,8 +155,8 @@ def test_wrappers_are_findings_in_the_order_of_the_checkpoint(tmp_path: Path) ->
         key for key in checkpoint.tensors if key.startswith("model.")
     ]
     assert {str(f) for f in found(mapping, "wrapper-removed")} >= {
-        "info[wrapper-removed] model.module.lm_head.weight: took out module",
-        "info[wrapper-removed] model.module.model.layers.0.module.self_attn.q_proj.weight: took out module",
+        "info[wrapper-removed] model.module.lm_head.weight: removed module",
+        "info[wrapper-removed] model.module.model.layers.0.module.self_attn.q_proj.weight: removed module",
     }
 
 
@@ -221,7 +221,7 @@ def test_a_container_may_be_called_module(options: dict[str, Any], tmp_path: Pat
     mapping = preview(saved.save(tmp_path / "c", {"module": state, "step": 3}), **options)
     assert [output.name for output in mapping.outputs] == NAMES
     assert mapping.root == "module"
-    assert {f.message for f in found(mapping, "wrapper-removed")} == {"took out module"}
+    assert {f.message for f in found(mapping, "wrapper-removed")} == {"removed module"}
 
 
 # --- no model ---------------------------------------------------------------------------------------------------

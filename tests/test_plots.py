@@ -923,7 +923,7 @@ def test_of_several_experts_the_one_that_stands_out_is_drawn() -> None:
     assert maps(figure) == {"": ["4", "1"]}
     assert tips(figure)[1] == (
         "model.layers.1.experts.10.w\nnorm: 1\n0.25 times the median of the module, 4\n"
-        "what stands out most of 12 tensors"
+        "the one that stands out most of 12 tensors"
     )
 
 

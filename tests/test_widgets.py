@@ -1459,7 +1459,7 @@ def test_what_is_there_is_said_before_a_click(planned: ShardPlan, written: Repor
     assert "Give another directory, or overwrite (“Overwrite an existing model”)" in text(step.there)
     assert roles(step.there) == ["alert"] and "Nothing was written" not in text(step.there)
     step.overwrite.value = True
-    assert text(step.there).endswith("That is replaced.") and roles(step.there) == ["status"]
+    assert text(step.there).endswith("It will be replaced.") and roles(step.there) == ["status"]
     (tmp_path / "file").write_text("")
     step.save_dir.value = str(tmp_path / "file")
     assert f"The output {tmp_path / 'file'} is a file." in text(step.there) and roles(step.there) == ["alert"]

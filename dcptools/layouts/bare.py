@@ -65,7 +65,7 @@ class Bare:
             outputs.append(Output(name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
             wrappers = strip_wrappers(key.stored)[1]
             if wrappers:
-                findings.append(Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}"))
+                findings.append(Finding("wrapper-removed", stored, f"removed {some(dict.fromkeys(wrappers))}"))
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
 
     def is_model(self, key: Key) -> bool:

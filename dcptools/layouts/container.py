@@ -79,7 +79,7 @@ class Container:
     def _about_key(self, stored: str, key: Key, name: str) -> Iterator[Finding]:
         wrappers = self.wrappers_in(key) if key.stored else ()  # most keys have none
         if wrappers:
-            yield Finding("wrapper-removed", stored, f"took out {some(dict.fromkeys(wrappers))}")
+            yield Finding("wrapper-removed", stored, f"removed {some(dict.fromkeys(wrappers))}")
         if not _is_usual(name):
             found = f"is neither {self.root}.model.* nor {self.root}.lm_head.weight; it is named {name!r}"
             hint = f"{option('layout', 'bare')} keeps it as it is, {option('rename')} gives another name"

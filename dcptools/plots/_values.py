@@ -103,7 +103,7 @@ def values(
         _head(axes, kind, alone=len(maps) == 1)
     _named_once(parts, [grid for grid, _ in maps.values()])
     title = titles[statistic]
-    about = "against the median of the module over all layers" if statistic in SIZES else "of all values"
+    about = "relative to the median of the module over all layers" if statistic in SIZES else "of all values"
     notes = [about, _left_out(left_out, kinds[MOST_MAPS:])]
     page.titled(figure, f"{title[0].upper()}{title[1:]} by layer and module", notes)
     _legend(figure, statistic, any(cell.row.broken for _, cells in maps.values() for cell in cells.values()))
@@ -194,7 +194,7 @@ def _tip(cell: _Cell, statistic: str) -> str:
     if cell.row.broken:
         lines.append(f"{row.nan:,} NaN and {row.inf:,} Inf of {counted(row.numel, 'value')}")
     if cell.tensors > 1:
-        lines.append(f"what stands out most of {cell.tensors:,} tensors")
+        lines.append(f"the one that stands out most of {cell.tensors:,} tensors")
     return "\n".join(lines)
 
 

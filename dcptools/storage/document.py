@@ -66,7 +66,7 @@ def _hindrance(target: Path) -> str:
     elif target.exists() and not target.is_file():
         return ""  # a device or a pipe, whose directory does not matter
     elif not os.access(directory, os.W_OK | os.X_OK):
-        why = f"the directory {directory} is read-only for you"
+        why = f"you may not write to the directory {directory}"
     elif takes_no_files(directory):
         why = f"the file system of {directory} has no room for files"
     else:

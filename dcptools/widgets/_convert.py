@@ -227,7 +227,7 @@ def _there(planned: ShardPlan, target: str, overwrite: bool) -> str:
         except OutputExists as error:
             if not overwrite:
                 raise
-            said = alert("info", f"{str(error).splitlines()[0]}\nThat is replaced.")
+            said = alert("info", f"{str(error).splitlines()[0]}\nIt will be replaced.")
             check_target(planned, target, overwrite=True)
     except (DcptoolsError, OSError, ValueError) as error:  # ValueError: a zero byte in a path
         return alert("warning", str(error).replace("Nothing was written. ", ""))

@@ -171,7 +171,7 @@ class Try(Step):
         if not self.said:
             return "Nothing has been tried.", [], []
         rows = [[each.who, each.text, _loss_text(each.loss)] for each in self.said]
-        return "What the model says", ["model", "text", "loss"], rows
+        return "What the model generates", ["model", "text", "loss"], rows
 
 
 def _load(planned: ShardPlan, progress: Callable[[int, int, str], None], cancel: threading.Event) -> Any:
