@@ -1286,3 +1286,20 @@ def test_strict_lets_what_is_ordinary_through(case: str, cli: Cli, tmp_path: Pat
         done = cli("plan", checkpoint, "--model-assets-dir", given, "--strict")
         assert done.status == 0, done.err
         assert "warning" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("convert", "c", "--output", "out"), "--save-dir"),
+        (("convert", "c", "-o", "out"), "--save-dir"),
+        (("preview", "--checkpoint", "c"), "--load-dir"),
+        (("plan", "c", "--max-shard-size=5GB"), "--shard-size"),
+        (("convert", "c", "--force"), "--overwrite"),
+        (("convert", "c", "--save_dir", "out"), "--save-dir"),
+    ],
+)
+def test_an_option_of_other_programs_is_told_by_its_name_here(words: tuple[str, ...], meant: str, cli: Cli) -> None:
+    status, _, err = cli(*words)
+    assert (status, err.splitlines()[-1].partition(". ")[2]) == (2, f"Did you mean '{meant}'?")
+    assert "Did you mean" not in cli("inspect", "c", "-o", "out").err  # it has no such thing

@@ -214,6 +214,21 @@ WRONG_STAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "A KeyMapping or a Checkpoint or a path is expected here, and a ShardPlan was given.\n"
         "Go on with the ShardPlan: write(plan, save_dir). What it was made of is plan.mapping.",
     ),
+    "write into a plan": (
+        lambda at: dcptools.convert(at.checkpoint, dcptools.plan(at.checkpoint)),
+        "A path is expected here, and a ShardPlan was given.\n"
+        "Go on with the ShardPlan: write(plan, save_dir). What it was made of is plan.mapping.",
+    ),
+    "a mapping as the reference": (
+        lambda at: dcptools.convert(at.checkpoint, reference=dcptools.preview(at.checkpoint)),
+        "A path is expected here, and a KeyMapping was given.\n"
+        "Go on with the KeyMapping: plan(mapping). What it was made of is mapping.checkpoint.",
+    ),
+    "a shard size for verify": (
+        lambda at: dcptools.verify(at.out, at.checkpoint, shard_size="5GB"),
+        "A shard size is that of a plan.\n"
+        "Give verify what plan(mapping, shard_size=...) returns, instead of the checkpoint.",
+    ),
     "verify a mapping": (
         lambda at: dcptools.verify(dcptools.preview(at.checkpoint), at.checkpoint),
         "A Model or a path is expected here, and a KeyMapping was given.\n"

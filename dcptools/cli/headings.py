@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dcptools.cli.surplus import told
+from dcptools.cli.surplus import meant, told
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 MOST_IN_ONE_LIST = 10
@@ -33,7 +33,14 @@ class Grouped(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The arguments on the command line; those that it does not take are reported in our own words."""
         words, ctx.allow_extra_args = list(args), True
-        if surplus := super().parse_args(ctx, args):
+        try:
+            surplus = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if name := meant(ctx, error.option_name):
+                what = f"No such option {error.option_name!r}. Did you mean {name!r}?"
+                raise click.NoSuchOption(error.option_name, what, ctx=ctx) from None
+            raise
+        if surplus:
             raise click.UsageError(told(ctx, words, surplus), ctx)
         return surplus
 

@@ -1,4 +1,4 @@
-"""What to say about arguments that a command does not take."""
+"""What to say about words and options that a command does not take."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ import click
 
 from dcptools._text import counted
 from dcptools.storage import without_password
+
+# What other programs call an option
+USUAL = {
+    "--save-dir": ("-o", "--out", "--output", "--output-dir", "--out-dir", "--dst"),
+    "--load-dir": ("-i", "--input", "--input-dir", "--checkpoint", "--checkpoint-dir", "--ckpt", "--src"),
+    "--model-assets-dir": ("--assets", "--assets-dir", "--config", "--tokenizer", "--hf-dir", "--model"),
+    "--shard-size": ("--max-shard-size",),
+    "--overwrite": ("-f", "--force"),
+    "--workers": ("-j", "--jobs", "--threads", "--num-workers"),
+    "--dry-run": ("-n",),
+}
+
+
+def meant(ctx: click.Context, option: str) -> str | None:
+    """The option of the command that is called so in Python, or in other programs."""
+    known, asked = {name for parameter in ctx.command.params for name in parameter.opts}, option.replace("_", "-")
+    return next((name for name in known if name == asked or asked in USUAL.get(name, ())), None)
 
 
 def told(ctx: click.Context, words: Sequence[str], surplus: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from dcptools._collector import no_collections
 from dcptools._option import option
 from dcptools._paths import expanded
 from dcptools.checkpoint import Checkpoint, as_checkpoint
-from dcptools.errors import UsageError
+from dcptools.errors import UsageError, check_stage
 from dcptools.layouts import Leftover, Output, Reading, keys_of
 from dcptools.mapping.about import (
     about_assets,
@@ -172,7 +172,10 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else expanded(path)
+    if path is None:
+        return None
+    check_stage(path, "path")
+    return expanded(path)
 
 
 def _root(root: str | None) -> str | None:

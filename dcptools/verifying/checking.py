@@ -99,6 +99,11 @@ def verify(
         )
     if load_dir is None and (dtype is not None or tuple(dtype_for) or options):
         raise UsageError("Names and dtypes are in the report.\nGive options only with a checkpoint.")
+    if "shard_size" in options:
+        raise UsageError(
+            "A shard size is that of a plan.\n"
+            "Give verify what plan(mapping, shard_size=...) returns, instead of the checkpoint."
+        )
     receipt = read_receipt(report) if report is not None else None
     with told_apart(save_dir, load_dir):
         source = as_checkpoint(load_dir) if isinstance(load_dir, (str, os.PathLike)) else load_dir

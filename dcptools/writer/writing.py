@@ -113,6 +113,7 @@ def write(
     'model.safetensors'
     """
     check_stage(plan, "ShardPlan")
+    check_stage(save_dir, "path")
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot write anything.\nGive 1 or more.")
     if is_url(save_dir):
