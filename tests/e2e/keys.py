@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dcptools.demo import Demo
 from e2e.conftest import Opened, Page, expect
@@ -35,17 +36,21 @@ class Keys:
         for key in keys:
             self.page.keyboard.press(key)
 
+    def check(self) -> dict[str, Any]:
+        """Where the focus is; in the wizard one must see it."""
+        stop: dict[str, Any] = self.page.evaluate(FOCUSED)
+        assert not stop["inside"] or (stop["ring"] and stop["seen"]), stop
+        return stop
+
     def to(self, name: str, key: str = "Tab") -> None:
         """Press Tab until what is called so has the focus."""
         passed = []
         for _ in range(MOST_STOPS):
             self.press(key)
-            stop = self.page.evaluate(FOCUSED)
+            stop = self.check()
             passed.append(stop["name"])
-            if stop["inside"]:
-                assert stop["ring"] and stop["seen"], stop
-                if stop["name"] == name:
-                    return
+            if stop["inside"] and stop["name"] == name:
+                return
         raise AssertionError(f"{name!r} is not among {passed}")
 
     def back_to(self, name: str) -> None:

@@ -82,22 +82,25 @@ MISFITS = """async () => {
   for (const outer of document.querySelectorAll('html, body, .jp-WindowedPanel-outer')) {
     if (outer.scrollWidth > outer.clientWidth) found.push(`the page scrolls: ${outer.scrollWidth}`);
   }
-  const root = [...document.querySelectorAll('.dcptools')].find(seen), right = root.getBoundingClientRect().right;
-  for (const element of root.querySelectorAll('*')) {
-    if (!seen(element) || element.closest('svg')) continue;
-    const style = getComputedStyle(element);
-    if (!element.closest('.dcp-rows, .dcp-scroll') && element.getBoundingClientRect().right > right + 1)
-      found.push(`sticks out: ${name(element)}`);
-    if (style.overflowX !== 'visible' && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0
-        && !element.matches('.dcp-rows, .dcp-scroll, .dcp-rows *, .dcp-scroll *, .dcp-voice, input'))
-      found.push(`is cut off: ${name(element)}`);
-    pen.font = style.font;
-    const hint = element.tagName === 'INPUT' && !element.value ? element.placeholder : '';
-    if (pen.measureText(hint).width > element.clientWidth) found.push(`is cut off: ${hint}`);
-  }
-  for (const rows of [...root.querySelectorAll('.dcp-rows')].filter(seen)) {
-    const second = rows.querySelectorAll('th')[1].getBoundingClientRect();
-    if (second.right > rows.getBoundingClientRect().right) found.push(`out of sight: ${name(rows)}`);
+  const all = [...document.querySelectorAll('.dcptools')];
+  for (const root of all.filter(element => seen(element) && !element.parentElement.closest('.dcptools'))) {
+    const right = root.getBoundingClientRect().right;
+    for (const element of root.querySelectorAll('*')) {
+      if (!seen(element) || element.closest('svg')) continue;
+      const style = getComputedStyle(element);
+      if (!element.closest('.dcp-rows, .dcp-scroll') && element.getBoundingClientRect().right > right + 1)
+        found.push(`sticks out: ${name(element)}`);
+      if (style.overflowX !== 'visible' && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0
+          && !element.matches('.dcp-rows, .dcp-scroll, .dcp-rows *, .dcp-scroll *, .dcp-voice, input'))
+        found.push(`is cut off: ${name(element)}`);
+      pen.font = style.font;
+      const hint = element.tagName === 'INPUT' && !element.value ? element.placeholder : '';
+      if (pen.measureText(hint).width > element.clientWidth) found.push(`is cut off: ${hint}`);
+    }
+    for (const rows of [...root.querySelectorAll('.dcp-rows')].filter(seen)) {
+      const second = rows.querySelectorAll('th')[1].getBoundingClientRect();
+      if (second.right > rows.getBoundingClientRect().right) found.push(`out of sight: ${name(rows)}`);
+    }
   }
   return found;
 }"""
@@ -124,10 +127,8 @@ def dress_voila(page: Page, theme: str) -> None:
 class Seen:
     """What is wrong in each state of the page; ``dress`` puts it into a theme."""
 
-    where = ".dcptools"
-
-    def __init__(self, page: Page, dress: Callable[[Page, str], None]) -> None:
-        self.page, self.dress, self.states = page, dress, 0
+    def __init__(self, page: Page, dress: Callable[[Page, str], None], where: str = ".dcptools") -> None:
+        self.page, self.dress, self.where, self.states = page, dress, where, 0
         self.faint: list[tuple[str, str, str]] = []  # state, theme, contrast and text
         self.serious: list[tuple[str, str]] = []  # state, what axe says
         self.misfits: list[tuple[str, int, str]] = []  # state, width, what does not fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -134,3 +135,17 @@ def jupyterlab(home: Path, root: Path, demo: Path) -> Iterator[Server]:
 
     with serving(command, home / "lab.log", environment(home, demo), ready):
         yield server
+
+
+@contextmanager
+def voila(command: list[str], home: Path, demo: Path) -> Iterator[str]:
+    """Serve a notebook as a page of its own; its address, with the token."""
+    port, log = free_port(), home / "voila.log"
+    address = re.compile(rf"http://127\.0\.0\.1:{port}/\?token=\w+")
+
+    def url() -> str:
+        found = address.search(log.read_text())
+        return found.group() if found else ""
+
+    with serving([*command, f"--port={port}"], log, environment(home, demo), url):
+        yield url()

@@ -5,7 +5,6 @@ It is walked through by keyboard alone, and looked at in both themes and in narr
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dcptools.demo import Demo
 from e2e.conftest import Opened, Traffic, expect
 from e2e.keys import walk
 from e2e.looking import Seen, dress_voila
-from e2e.servers import ROOT, environment, free_port, serving
+from e2e.servers import ROOT, voila
 
 pytestmark = pytest.mark.e2e
 
@@ -36,18 +35,11 @@ def app_command() -> list[str]:
 def test_the_wizard_is_a_page_of_its_own_for_everybody(
     chromium: Any, pages: Callable[[], Any], demo: Demo, tmp_path: Path
 ) -> None:
-    port, log = free_port(), tmp_path / "voila.log"
-    address = re.compile(rf"http://127\.0\.0\.1:{port}/\?token=\w+")
-
-    def url() -> str:
-        found = address.search(log.read_text())
-        return found.group() if found else ""
-
-    with serving([*app_command(), f"--port={port}"], log, environment(tmp_path, tmp_path / "demo"), url):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+    with voila(app_command(), tmp_path, tmp_path / "demo") as url:
+        with urllib.request.urlopen(url.partition("?")[0], timeout=10) as answer:
             assert "/login" in answer.url  # no page without the token
         page = pages()
-        page.goto(f"{url()}&theme=dark")
+        page.goto(f"{url}&theme=dark")
         expect(page.get_by_role("heading", name="Step 1 of 7: Checkpoint")).to_be_visible(timeout=60_000)
         expect(page).to_have_title("dcptools")
         expect(page.locator("body")).to_have_css("background-color", "rgb(17, 17, 17)")
