@@ -181,7 +181,7 @@ class _Source(NamedTuple):
 
 
 def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) -> Output | None:
-    """One published tensor; None where a source is missing, or has not the shape or the dtype that is needed."""
+    """One published tensor; None if a source is missing, or does not have the shape or the dtype that is needed."""
     views = composed.views
     if (one := sources.get(views[0].key)) is None:
         return None
