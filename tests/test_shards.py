@@ -485,11 +485,11 @@ print(1024 * int(peak), planned.peak_bytes_with(1))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of this very process is known on Linux")
-def test_the_predicted_memory_counts_chunks(tmp_path: Path) -> None:
-    """Of a checkpoint that is nearly all metadata: 200,000 chunks in 128 files."""
-    many_chunks = "from pathlib import Path; from tests.bench import many_chunks; many_chunks.save(Path({!r}), 200_000)"
+@pytest.mark.parametrize(("kind", "chunks"), [("many-chunks", 200_000), ("cut", 32_000)])
+def test_the_predicted_memory_counts_chunks(tmp_path: Path, kind: str, chunks: int) -> None:
+    """Of checkpoints that are mostly metadata, in 128 files; each record of the second says something new."""
     root, directory = Path(__file__).parents[1], str(tmp_path / "c")
-    subprocess.run([sys.executable, "-c", many_chunks.format(directory)], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "tests.bench.maker", kind, directory, str(chunks)], cwd=root, check=True)
     command = [sys.executable, "-c", READ_AND_PLAN, directory]
     peak, predicted = map(
         int, subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()

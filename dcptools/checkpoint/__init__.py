@@ -13,11 +13,13 @@ from __future__ import annotations
 from dcptools.checkpoint.cover import Ints
 from dcptools.checkpoint.lookalikes import METADATA
 from dcptools.checkpoint.reading import as_checkpoint, inspect, is_checkpoint, read
+from dcptools.checkpoint.records import MOST_MEANINGS
 from dcptools.checkpoint.stored import Chunk, StoredFile, StoredObject, StoredTensor
 from dcptools.checkpoint.values import NO_ROOT, Checkpoint, rank_of
 
 __all__ = [
     "METADATA",
+    "MOST_MEANINGS",
     "NO_ROOT",
     "Checkpoint",
     "Chunk",

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from checkpoints import saved  # noqa: E402
 
 import dcptools  # noqa: E402
-from dcptools.shards.memory import CHUNK_BYTES, PROCESS_BYTES, TORCH_BYTES, WORKER_BYTES  # noqa: E402
+from dcptools.shards.memory import PROCESS_BYTES, TORCH_BYTES, WORKER_BYTES, reading_bytes  # noqa: E402
 from dcptools.storage import LocalSource  # noqa: E402
 from tests.bench import many_chunks  # noqa: E402
 
@@ -121,7 +121,7 @@ def estimate(costs: Costs) -> list[tuple[str, str]]:
     first = chunks * (costs.chunk + costs.plan_seconds)
     process = PROCESS_BYTES + TORCH_BYTES
     memory = process + chunks * (costs.chunk_bytes + costs.plan_bytes) + CPUS * WORKER_BYTES
-    reading = process + chunks * (CHUNK_BYTES + costs.metadata_bytes)
+    reading = process + reading_bytes(chunks, round(chunks * costs.metadata_bytes))
     moving = [(speed, 1.5 * BYTES * most / (speed * 10**9)) for speed in SPEEDS]
     return [
         ("stored items", f"{chunks:,}; {items:,.0f} per rank"),
