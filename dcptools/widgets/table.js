@@ -9,7 +9,7 @@ const TAIL = 24; // characters at the end of a name that stay when its middle is
 const INDENT = 16; // pixels of a level of the tree, and of what opens it
 const SHOWN_CHIPS = 6; // of a column, before "more"
 const NAME = 340; // pixels that a name has where there is room: its layer and its last words
-const TIGHT = 240; // pixels that a name has at least, where all columns fit then
+const TIGHT = 216; // pixels that a name has at least, where all columns fit then
 const WAIT = 120; // ms after the last key stroke
 
 function make(tag, attributes = {}, ...children) {
