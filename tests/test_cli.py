@@ -1105,16 +1105,16 @@ def test_convert_can_verify_what_it_wrote(cli: Cli, tmp_path: Path, monkeypatch:
     assert out.splitlines()[-1] == (f"The 2 weights of {target} are those of {source}, cast to bfloat16.")
     out = cli("convert", source, "--save-dir", target, "--overwrite", "--verify", "--json").out
     assert json.loads(out)["verification"]["ok"] is True
-    from dcptools import writer
+    from dcptools.verifying import complete
 
-    write = writer.write
+    write = complete.write
 
     def lose_a_bit(plan: Any, save_dir: Path, **options: Any) -> Any:
         report = write(plan, save_dir, **options)
         flip_last_byte(save_dir / "model.safetensors")
         return report
 
-    monkeypatch.setattr(writer, "write", lose_a_bit)
+    monkeypatch.setattr(complete, "write", lose_a_bit)
     status, out, err = cli("convert", source, "--save-dir", tmp_path / "bad", "--verify")
     assert (status, out) == (1, "")
     assert f"Error: {tmp_path}/bad is not what {source} gives: of 2 weights, 1 with other values.\n" in err
