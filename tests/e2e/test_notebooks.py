@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
@@ -19,6 +20,9 @@ from e2e.conftest import Page, expect
 from e2e.keys import Keys
 from e2e.looking import WIDTHS, Seen, dress_voila
 from e2e.servers import ROOT, voila
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 pytestmark = pytest.mark.e2e
 SLOW = re.compile(r"load_model\(|from_pretrained\(|generate\(|wrong\b")  # makes a model, to show a line of text
@@ -39,6 +43,16 @@ WIDE = """async where => {
   return [...document.querySelectorAll(where)]
     .filter(element => element.scrollWidth > element.clientWidth)
     .map(element => `${element.scrollWidth} of ${element.clientWidth}: ${element.innerText.slice(0, 80)}`);
+}"""
+
+
+# When nothing has moved for some frames: what a step shows may push down what has the focus.
+STILL = """async () => {
+  for (let frames = 0, before = 0; frames < 10; frames += 1) {
+    await new Promise(requestAnimationFrame);
+    const now = [...document.querySelectorAll('.dcptools')].map(step => step.getBoundingClientRect().height).join();
+    if (now !== before) [frames, before] = [0, now];
+  }
 }"""
 
 
@@ -79,61 +93,64 @@ def stop_at_each(page: Page, keys: Keys) -> list[str]:
 
 def use(page: Page, keys: Keys, directory: Path) -> None:
     """Something of each step, from the top of the page to its end."""
+
+    def see(there: Locator) -> None:
+        expect(there).to_be_visible()
+        page.evaluate(STILL)
+
     keys.to("Keys")
     keys.to("Search keys")
     page.keyboard.insert_text("layers.0.mlp")
-    expect(page.get_by_role("status").filter(has_text=" of 204 keys")).to_be_visible()
+    see(page.get_by_role("status").filter(has_text=" of 204 keys"))
     keys.press("ArrowDown")
-    expect(page.get_by_role("heading", name="model.model.layers.0.mlp.down_proj.weight")).to_be_visible()
+    see(page.get_by_role("heading", name="model.model.layers.0.mlp.down_proj.weight"))
     keys.back_to("Keys")
     keys.press("ArrowRight", "ArrowRight", "Enter")
     keys.to("Check values")
     keys.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="No NaN and no Inf")).to_be_visible()
+    see(page.get_by_role("status").filter(has_text="No NaN and no Inf"))
 
     keys.to("Exclude")
     page.keyboard.insert_text("*lm_head*")
     keys.press("Enter")
-    expect(page.get_by_role("alert").filter(has_text="1 missing").first).to_be_visible()
+    see(page.get_by_role("alert").filter(has_text="1 missing").first)
     keys.press("Control+A", "Delete", "Enter")
-    expect(page.get_by_role("status").filter(has_text="47 outputs, 157 keys left out")).to_be_visible()
+    see(page.get_by_role("status").filter(has_text="47 outputs, 157 keys left out"))
     keys.to("Model")
     keys.press("ArrowRight", "ArrowRight", "Enter")
-    expect(page.get_by_role("gridcell", name="extra_state.loss", exact=True).filter(visible=True)).to_be_visible()
+    see(page.get_by_role("gridcell", name="extra_state.loss", exact=True).filter(visible=True))
     keys.to("Table of keys")
     keys.press("ArrowDown")
-    expect(page.get_by_role("heading", name="extra_state.loss")).to_be_visible()
+    see(page.get_by_role("heading", name="extra_state.loss"))
     keys.to("Review")
     keys.press("Control+A")
     page.keyboard.insert_text(str(directory / "review.html"))
     keys.to("Write a review")
     keys.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="to send to somebody")).to_be_visible()
+    see(page.get_by_role("status").filter(has_text="to send to somebody"))
     assert (directory / "review.html").exists()
 
     keys.to("Bytes")
     keys.press("Control+A")
     page.keyboard.insert_text("800kB")
     keys.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="2 files, 1.45 MB in total")).to_be_visible()
+    see(page.get_by_role("status").filter(has_text="2 files, 1.45 MB in total"))
     keys.to("Colour by")
     keys.press("ArrowDown")
-    expect(page.get_by_role("img", name="coloured by module")).to_be_visible()
+    see(page.get_by_role("img", name="coloured by module"))
 
     keys.to("Save to")
     keys.press("Control+A")
     page.keyboard.insert_text(str(directory / "model"))
     keys.to("Convert")
     keys.press("Enter")
-    expect(
-        page.get_by_role("status").filter(has_text=f"to {directory / 'model'}.").filter(has_text="Wrote")
-    ).to_be_visible()
+    see(page.get_by_role("status").filter(has_text=f"to {directory / 'model'}.").filter(has_text="Wrote"))
     assert (directory / "model" / "config.json").exists()
     keys.to("Cast A to the dtypes of B first")
     keys.press("Space")
     keys.to("Compare")
     keys.press("Enter")
-    expect(page.get_by_text("A and B differ").last).to_be_visible()
+    see(page.get_by_text("A and B differ").last)
     keys.to("Table of tensors")
     keys.press("ArrowDown")
     keys.leave()
