@@ -65,6 +65,7 @@ CODES: dict[str, Code] = {
     "reserved-name": Code("error", "An output name that safetensors cannot store."),
     "rename-unused": Code("warning", "A rename rule matched no name."),
     "renamed-away": Code("warning", "Rename rules give weights of the model other names than the model does."),
+    "option-unused": Code("warning", "An option was given that has no effect here."),
     "pattern-unused": Code("warning", "An include, exclude or dtype pattern matched no key."),
     "no-model-weights": Code("error", "No key is a model weight under the chosen layout."),
     "left-out-tensor": Code(

@@ -586,6 +586,15 @@ def test_a_config_of_another_model_than_the_reference_is_a_warning(tmp_path: Pat
         assert bool(told(mapping, "config-differs")) == told_of
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("option", ["tied", "unexpected"])
+def test_an_option_that_needs_the_model_says_so_where_it_is_not_known(option: str, known: bool, tmp_path: Path) -> None:
+    given = {"model_assets_dir": assets(tmp_path / "a")} if known else {}
+    checkpoint = saved.save(tmp_path / "c", {"model": saved.model_state()})
+    assert bool(told(dcptools.preview(checkpoint, **{option: "drop"}, **given), "option-unused")) == (not known)
+    assert not told(dcptools.preview(checkpoint, **{option: "keep"}, **given), "option-unused")
+
+
 def test_a_model_that_needs_its_own_code_is_read_by_rules_and_said_so(tmp_path: Path) -> None:
     directory = assets(tmp_path / "a", **json.loads(models.UNKNOWN_CONFIG))
     mapping = dcptools.preview(saved.trained(tmp_path / "c"), model_assets_dir=directory)

@@ -125,6 +125,16 @@ def about_published(given: Given, taken: Taken) -> Iterator[Finding]:
         yield Finding("names-unknown", "", what, f"{option('rename')} gives others, but splits and joins no tensors")
 
 
+def about_unused(given: Given, taken: Taken) -> Iterator[Finding]:
+    """Options that say what to do with weights of a model, where nothing is known about it."""
+    if given.expected is None and taken.kind == "model":
+        for name in ("tied", "unexpected"):
+            if getattr(given.options, name) == "drop":
+                what = f"{option(name, 'drop')} leaves nothing out, because nothing is known about the model"
+                hint = f"{option('model_assets_dir')} or {option('reference')} says what the model is"
+                yield Finding("option-unused", "", what, hint)
+
+
 def about_foreign(
     chosen: Layout, keys: Collection[Key], outputs: Iterable[Output], found: Fit | None, options: MappingOptions
 ) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ from dcptools.mapping.about import (
     about_reading,
     about_renamed,
     about_rules,
+    about_unused,
 )
 from dcptools.mapping.about_adapter import about_full
 from dcptools.mapping.about_model import about_kinds
@@ -156,6 +157,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
         *(about_full(taken, outputs, options) if taken.kind == "model" else ()),
         *about_family(chosen, given.assets),
         *about_published(given, taken),
+        *about_unused(given, taken),
         *about_foreign(chosen, keys.values(), outputs, found, options),
         *about_lost(leftovers, used, checkpoint, chosen.name),
         *(about_excluded(excluded, taken.kind, held.findings) if found is None else ()),
