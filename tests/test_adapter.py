@@ -106,6 +106,21 @@ def test_every_key_is_written_or_left_out_with_a_reason(tmp_path: Path) -> None:
     assert "mode='full'" in base.hint and f"{len(saved.model_state())} tensors" in base.message
 
 
+def test_who_asks_for_the_adapter_is_not_warned_of_the_base(tmp_path: Path) -> None:
+    (base,) = found(dcptools.preview(saved.save(tmp_path / "c", {"model": adapted()}), mode="lora"), "base-left-out")
+    assert base.severity == "info"
+
+
+def test_an_adapter_with_a_config_of_its_own_is_verified_without_it(tmp_path: Path) -> None:
+    checkpoint = saved.save(tmp_path / "c", {"model": adapted()})
+    (tmp_path / CONFIG).write_text(json.dumps({**PLAIN, "alpha_pattern": {}, "inference_mode": True}))
+    dcptools.convert(checkpoint, tmp_path / "out", adapter_config_path=tmp_path)
+    assert dcptools.verify(tmp_path / "out", checkpoint).ok
+    assert dcptools.verify(tmp_path / "out", checkpoint, adapter_config_path=tmp_path).ok
+    (tmp_path / "out" / CONFIG).write_text(json.dumps({**PLAIN, "r": 4}))
+    assert not dcptools.verify(tmp_path / "out", checkpoint, adapter_config_path=tmp_path).ok
+
+
 def test_the_old_key_alone_is_an_adapter(tmp_path: Path) -> None:
     mapping = dcptools.preview(lookalikes.lora_adapter(tmp_path / "c"))
     assert mapping.kind == "adapter"
@@ -290,6 +305,27 @@ class TestMissing:
         )
         assert not mapping.errors
         assert [finding.key for finding in found(mapping, "weight-missing")] == [self.ONE]
+
+    def test_of_a_model_that_is_not_known_it_says_that_modules_were_not_looked_for(self, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text(json.dumps(PLAIN))
+        checkpoint = saved.save(tmp_path / "c", {"model": adapted(1, base=False)})
+        (unchecked,) = found(dcptools.preview(checkpoint, adapter_config_path=tmp_path), "adapter-unchecked")
+        assert "nothing is known about the model" in unchecked.message
+        assert not found(dcptools.preview(checkpoint), "adapter-unchecked")  # no config says what should be there
+
+    def test_without_a_config_a_module_among_its_like_that_has_no_adapter_is_a_warning(self, tmp_path: Path) -> None:
+        whole = saved.save(tmp_path / "whole", {"model": adapted()})
+        assert not found(dcptools.preview(whole), "adapter-unchecked")
+        state = {key: value for key, value in adapted().items() if f"{self.ONE}.lora_" not in key}
+        (unchecked,) = found(dcptools.preview(saved.save(tmp_path / "c", {"model": state})), "adapter-unchecked")
+        assert unchecked.message == f"there is no adapter of {self.ONE}, but of others with the same last name"
+
+    def test_without_a_config_it_is_not_known_whether_biases_were_trained(self, tmp_path: Path) -> None:
+        state = adapted() | {f"{STEM.format(0)}.base_layer.bias": torch.ones(8)}
+        (made,) = found(dcptools.preview(saved.save(tmp_path / "c", {"model": state})), "adapter-config")
+        assert "bias (whether those of the base model were trained; they are not written)" in made.message
+        (made,) = found(dcptools.preview(saved.save(tmp_path / "d", {"model": adapted()})), "adapter-config")
+        assert "bias" not in made.message
 
     def test_by_names_alone_a_target_without_any_module_is_a_warning(self, tmp_path: Path) -> None:
         said = {"target_modules": ["q_proj", "k_proj", "v_proj"], "modules_to_save": ["lm_head", "classifier", "score"]}

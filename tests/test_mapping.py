@@ -285,7 +285,11 @@ def test_a_checkpoint_of_an_optimizer_is_told_with_what_is_beside_it(state: Any,
     saved.trained(tmp_path / "weights")
     saved.save(tmp_path / "optimizer_1", state)
     (tmp_path / "logs").mkdir()
-    said += f", such as {tmp_path / 'weights'} beside it"
+    assert [error.hint.partition(keys)[0] for error in preview(path).errors] == [
+        f"{said}, such as {tmp_path / 'weights'} beside it"
+    ]
+    for number in range(3):
+        saved.trained(tmp_path / f"step_{number}")
     assert [error.hint.partition(keys)[0] for error in preview(path).errors] == [said]
 
 

@@ -117,6 +117,11 @@ def test_it_is_called_by_its_path(source: LocalSource, tmp_path: Path) -> None:
     assert source.location == str(tmp_path)
 
 
+def test_a_file_that_ends_before_what_is_wanted(source: LocalSource, tmp_path: Path) -> None:
+    with pytest.raises(BrokenCheckpoint, match="__0_0.distcp ends at byte 5,000, 3,500 bytes too early"):
+        read(source, "__0_0.distcp", 8000, 500)
+
+
 def test_a_file_that_ends_too_early(source: LocalSource, tmp_path: Path) -> None:
     with pytest.raises(BrokenCheckpoint) as caught:
         read(source, "__0_0.distcp", 4000, 2500)

@@ -36,7 +36,7 @@ def about_adapter(
         "adapter", "", f"{name} is written: {counted(len(adapted.ranks), 'module')} of rank {ranks}{whole}",
         "peft loads it together with the base model",
     )  # fmt: skip
-    yield from _about_base(taken.reading.leftovers)
+    yield from _about_base(taken.reading.leftovers, given.options)
     found = list(_about_config(taken, adapted, config, expected))
     found += _about_modules(adapted, expected) if expected else ()
     found += _about_halves(adapted)
@@ -44,7 +44,7 @@ def about_adapter(
     yield from as_allowed(dict.fromkeys(found), given.options.allow_mismatch)
 
 
-def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
+def _about_base(leftovers: Iterable[Leftover], options: MappingOptions) -> Iterator[Finding]:
     base = [left for left in leftovers if left.reason == FROZEN]
     if base:
         size = format_bytes(sum(left.nbytes for left in base))
@@ -52,6 +52,7 @@ def _about_base(leftovers: Iterable[Leftover]) -> Iterator[Finding]:
             "base-left-out", "", f"{counted(len(base), 'tensor')} of the base model, {size}, are not written, "
             "only the adapter",
             f"{option('mode', 'full')} writes the base model, into a directory of its own",
+            "info" if options.mode == "lora" else "warning",
         )  # fmt: skip
 
 
@@ -61,6 +62,8 @@ def _about_config(
     if taken.config is None:
         unknown = ["use_rslora", "alpha_pattern", "task_type"]
         unknown += [] if config.said["base_model_name_or_path"] else ["base_model_name_or_path"]
+        if any(left.reason == FROZEN and left.key.endswith(".bias") for left in taken.reading.leftovers):
+            unknown += ["bias (whether those of the base model were trained; they are not written)"]
         whole = [module for module in adapted.ranks if expected and f"{module}.weight" not in expected.stored.shapes]
         unknown += [f"which parameters of {some(whole, 2)} are adapted (target_parameters)"] if whole else []
         yield Finding(
@@ -125,10 +128,13 @@ def _about_missing(
     said = taken.config.said if taken.config else {}
     if not weights:
         yield from _about_unmatched(said, adapted)
+        if said:
+            yield _unchecked("the modules", Unchecked("nothing is known about the model"))
         return
     if adapted.modules.isdisjoint(name.rpartition(".")[0] for name in weights):  # of another model, which is reported
         return
     linear, ties = (expected.linear, expected.stored.ties) if expected else (None, ())
+    yield from _about_some(taken, adapted, weights)
     named: dict[str, str] = {}
     try:
         named |= dict.fromkeys(sorted(targeted(said, weights, linear)), "target_modules")
@@ -150,6 +156,19 @@ def _about_missing(
             certain = linear is not None or not expected  # the files of another model may name modules otherwise
             hint = f"peft does not notice; {_WHOLE} {allow()}"
             yield Finding("weight-missing", name, what, hint, "error" if certain else "warning")
+
+
+def _about_some(taken: Taken, adapted: Adapted, weights: Mapping[str, Shape | None]) -> Iterator[Finding]:
+    """Without a config: modules without an adapter, where others of the same last name have one."""
+    lasts = {module.rpartition(".")[2] for module in adapted.ranks}
+    modules = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+    lacking = [m for m in modules if m.rpartition(".")[2] in lasts and m not in adapted.modules]
+    if taken.config is None and lacking:
+        what = f"there is no adapter of {some(lacking, 3)}, but of others with the same last name"
+        hint = (
+            f"check that they were not trained: {option('adapter_config_path')} with the config from the training tells"
+        )
+        yield Finding("adapter-unchecked", "", what, hint)
 
 
 def _about_unmatched(said: Mapping[str, Any], adapted: Adapted) -> Iterator[Finding]:

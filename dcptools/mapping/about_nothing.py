@@ -14,6 +14,7 @@ from dcptools.mapping.taking import Taken
 from dcptools.storage import join, open_source, parent
 
 MOST_BESIDE = 50  # directories that are looked at
+MOST_NAMED = 3  # of more checkpoints, any may be the one that is meant
 
 
 def where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
@@ -41,7 +42,8 @@ def where_to_look(checkpoint: Checkpoint, taken: Taken) -> str:
         )
     check = f"check that {checkpoint.path} is the checkpoint of the model and that its keys start with 'model.'"
     if _is_of_optimizer(keys, checkpoint.path):
-        beside = some([f"{path} beside it" for path in _checkpoints_beside(checkpoint.path)])
+        found_beside = _checkpoints_beside(checkpoint.path)
+        beside = some([f"{path} beside it" for path in found_beside]) if len(found_beside) <= MOST_NAMED else ""
         check = (
             f"{checkpoint.path} holds an optimizer's state, not a model: "
             f"give the checkpoint of the model, whose keys start with 'model.'{beside and f', such as {beside}'}"

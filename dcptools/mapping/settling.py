@@ -132,7 +132,8 @@ def _tied(
             found = ", but the checkpoint has another shape there"
         return [other for other in others if other not in different], Finding(
             "tied-differ", first.name, f"the model ties it to {names}{found}",
-            "all are written; transformers uses one for all, unless config.json says \"tie_word_embeddings\": false; "
+            "all are written; transformers 5 uses each, older versions use one for all, unless config.json says "
+            "\"tie_word_embeddings\": false; "
             f"{option('tied', 'drop')} writes only this one",
         )  # fmt: skip
     return list(others), Finding("tied-weights", first.name, f"tied to {names}, with the same values; written once")

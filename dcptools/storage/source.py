@@ -151,8 +151,9 @@ class LocalSource:
                 f"{MORE_DESCRIPTORS if error.errno in NO_DESCRIPTOR else advice}"
             ) from error
         if done < wanted:
+            end = min(os.fstat(file.descriptor).st_size, start + done)  # it may end before the first byte wanted
             raise BrokenCheckpoint(
-                f"{self.directory / name} ends at byte {start + done:,}, {wanted - done:,} bytes too early.\n"
+                f"{self.directory / name} ends at byte {end:,}, {start + wanted - end:,} bytes too early.\n"
                 "The file is truncated, or still being written. Copy the checkpoint again."
             )
 

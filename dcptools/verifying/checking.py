@@ -181,7 +181,8 @@ def _with_checkpoint(
     alike = {name: entry.output for name, entry in expected.items() if weights[name].state == "same"}
     different = compare(mapping.checkpoint, alike, model, **running)
     weights |= {name: _with_values(weights[name], found) for name, found in different.items()}
-    beside = about_files(model, plan), about_assets(model, mapping.assets, exact=plan is not None)
+    made = plan is None and any(found.code == "adapter-config" for found in mapping.findings)
+    beside = about_files(model, plan), about_assets(model, mapping.assets, exact=plan is not None, made=made)
     files, assets = at_once(model.source, list, beside)
     model.source.close()
     findings = (

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from dcptools._text import some
-from dcptools.assets import CONFIG, Asset, Assets
+from dcptools.assets import ADAPTER_CONFIG, CONFIG, Asset, Assets
 from dcptools.errors import DcptoolsError
 from dcptools.findings import Finding
 from dcptools.hf import Model, WeightFile, read_headers
@@ -138,12 +138,17 @@ def written_dtype(model: Model) -> str:
     return counts.most_common(1)[0][0] if counts else ""
 
 
-def about_assets(model: Model, assets: Assets | None, *, exact: bool) -> Iterator[Finding]:
+def about_assets(model: Model, assets: Assets | None, *, exact: bool, made: bool = False) -> Iterator[Finding]:
     """The files beside the weights: those of the assets, and a config that does not contradict the weights.
 
-    If it need not be ``exact``, a config that says the same in another form is a warning.
+    If it need not be ``exact``, a config that says the same in another form is a warning. An adapter's config that was
+    ``made`` from its tensors says less than its own, so only what tensors tell is compared.
     """
-    each = [_about_asset(model, assets, asset, exact=exact) for asset in assets.files] if assets else []
+    each = [] if assets is None else [
+        _about_made(model, asset) if made and asset.name == ADAPTER_CONFIG
+        else _about_asset(model, assets, asset, exact=exact)
+        for asset in assets.files
+    ]  # fmt: skip
     for found in at_once(model.source, list, [_about_config(model), *each]):
         yield from found
 
@@ -163,6 +168,18 @@ def _about_config(model: Model) -> Iterator[Finding]:
     if said and written and said != written:
         what = f"it says {said}, but most of the weights are {written}"
         yield Finding("model-config", CONFIG, what, 'transformers loads in this dtype with dtype="auto"')
+
+
+def _about_made(model: Model, made: Asset) -> Iterator[Finding]:
+    said, told = _fields(_content(model, ADAPTER_CONFIG) or b""), _fields(made.content or b"")
+    if not isinstance(said, dict):
+        yield Finding("model-asset", ADAPTER_CONFIG, "it is missing, or is not a JSON object", _AGAIN)
+        return
+    ranks_differ = said.get("rank_pattern") or told["rank_pattern"]
+    fields = ["peft_type", "use_dora", "lora_bias", *([] if ranks_differ else ["r"])]
+    wrong = [field for field in fields if (said.get(field) or False) != told[field]]
+    if wrong:
+        yield Finding("model-asset", ADAPTER_CONFIG, f"its {some(wrong)} differ from what the tensors show", _AGAIN)
 
 
 def _about_asset(model: Model, assets: Assets, asset: Asset, *, exact: bool) -> Iterator[Finding]:
