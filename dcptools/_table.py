@@ -62,7 +62,7 @@ def html_table(
 ) -> str:
     """The same table as HTML; every cell is escaped, colours are the page's own (light and dark).
 
-    Where a page is narrow only long cells, which are names and sentences, go on in another line.
+    On a narrow page only long cells (names and sentences) wrap.
     """
     shown, note = clip(rows, most, total)
     escape: Callable[[Any], str] = lambda cell: html.escape(printable(str(cell)))  # noqa: E731

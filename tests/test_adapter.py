@@ -319,6 +319,7 @@ class TestMissing:
         state = {key: value for key, value in adapted().items() if f"{self.ONE}.lora_" not in key}
         (unchecked,) = found(dcptools.preview(saved.save(tmp_path / "c", {"model": state})), "adapter-unchecked")
         assert unchecked.message == f"there is no adapter of {self.ONE}, but of others with the same last name"
+        assert not found(dcptools.preview(whole, exclude="*layers.1.*"), "adapter-unchecked")  # the user knows
 
     def test_without_a_config_it_is_not_known_whether_biases_were_trained(self, tmp_path: Path) -> None:
         state = adapted() | {f"{STEM.format(0)}.base_layer.bias": torch.ones(8)}

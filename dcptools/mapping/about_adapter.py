@@ -13,7 +13,7 @@ from dcptools.findings import Finding
 from dcptools.layouts import FROZEN, Leftover, Output, Role
 from dcptools.mapping.about_model import allow, as_allowed, left_out
 from dcptools.mapping.adapter_config import Adapted, AdapterConfig
-from dcptools.mapping.adapter_targets import named_beside, targeted, trained_biases, unmatched
+from dcptools.mapping.adapter_targets import named_beside, targeted, trained_biases, unmatched, without_adapter
 from dcptools.mapping.expectation import Given
 from dcptools.mapping.patterns import Unchecked
 from dcptools.mapping.taking import Taken
@@ -134,7 +134,11 @@ def _about_missing(
     if adapted.modules.isdisjoint(name.rpartition(".")[0] for name in weights):  # of another model, which is reported
         return
     linear, ties = (expected.linear, expected.stored.ties) if expected else (None, ())
-    yield from _about_some(taken, adapted, weights)
+    everything = Adapted.of(taken.reading.outputs, taken.peft)
+    if taken.config is None and (bare := without_adapter(weights, everything.ranks, everything.modules)):
+        what = f"there is no adapter of {some(bare, 3)}, but of others with the same last name"
+        hint = f"check that they were not trained; the config from the training tells ({option('adapter_config_path')})"
+        yield Finding("adapter-unchecked", "", what, hint)
     named: dict[str, str] = {}
     try:
         named |= dict.fromkeys(sorted(targeted(said, weights, linear)), "target_modules")
@@ -145,7 +149,6 @@ def _about_missing(
     whole = set(adapted.copies)
     named |= {name: "modules_to_save" for name in weights if name.rpartition(".")[0] in whole}
     there = adapted.modules | adapted.trained
-    everything = Adapted.of(taken.reading.outputs, taken.peft)
     excluded = (everything.modules | everything.trained) - there
     tied = {name.rpartition(".")[0] for names in ties for name in names[1:] if said.get("ensure_weight_tying")}
     for name, field in named.items():
@@ -156,19 +159,6 @@ def _about_missing(
             certain = linear is not None or not expected  # the files of another model may name modules otherwise
             hint = f"peft does not notice; {_WHOLE} {allow()}"
             yield Finding("weight-missing", name, what, hint, "error" if certain else "warning")
-
-
-def _about_some(taken: Taken, adapted: Adapted, weights: Mapping[str, Shape | None]) -> Iterator[Finding]:
-    """Without a config: modules without an adapter, where others of the same last name have one."""
-    lasts = {module.rpartition(".")[2] for module in adapted.ranks}
-    modules = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
-    lacking = [m for m in modules if m.rpartition(".")[2] in lasts and m not in adapted.modules]
-    if taken.config is None and lacking:
-        what = f"there is no adapter of {some(lacking, 3)}, but of others with the same last name"
-        hint = (
-            f"check that they were not trained: {option('adapter_config_path')} with the config from the training tells"
-        )
-        yield Finding("adapter-unchecked", "", what, hint)
 
 
 def _about_unmatched(said: Mapping[str, Any], adapted: Adapted) -> Iterator[Finding]:

@@ -47,6 +47,12 @@ def unmatched(said: Mapping[str, Any], modules: Iterable[str]) -> dict[str, list
     return {field: names for field, names in lacking.items() if names}
 
 
+def without_adapter(weights: Mapping[str, Shape | None], adapted: Iterable[str], there: Collection[str]) -> list[str]:
+    """The modules that are not among those that are there, while others with the same last name are adapted."""
+    lasts = {module.rpartition(".")[2] for module in adapted}
+    return [module for module in _adaptable(weights) if module.rpartition(".")[2] in lasts and module not in there]
+
+
 def targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], linear: Collection[str] | None) -> set[str]:
     """The adapted modules of a model with these weights; ``linear`` are those that are linear, if known.
 
@@ -58,7 +64,7 @@ def targeted(said: Mapping[str, Any], weights: Mapping[str, Shape | None], linea
     targets, exclude = said.get("target_modules"), said.get("exclude_modules")
     if said.get("layer_replication"):
         raise Unchecked("layer_replication makes layers that the model does not have")
-    modules = [name.removesuffix(".weight") for name, shape in weights.items() if _may_be_adapted(name, shape)]
+    modules = _adaptable(weights)
     excluded, whole = matching(modules, exclude), said.get("modules_to_save") or ()
     modules = [m for m in modules if m not in excluded and not any(f".{part}." in f".{m}." for part in whole)]
     if is_all_linear(targets):
@@ -94,8 +100,10 @@ def matching(names: Collection[str], wanted: str | Sequence[str] | None) -> set[
     return {name for name in names if not ends.isdisjoint(_ends(name))}
 
 
-def _may_be_adapted(name: str, shape: Shape | None) -> bool:
-    return name.endswith(".weight") and (shape is None or len(shape) > 1)  # norms have vectors
+def _adaptable(weights: Mapping[str, Shape | None]) -> list[str]:
+    """The modules that may have an adapter: norms, which have vectors, may not."""
+    shapes = ((name, shape) for name, shape in weights.items() if name.endswith(".weight"))
+    return [name.removesuffix(".weight") for name, shape in shapes if shape is None or len(shape) > 1]
 
 
 def _in_layers(modules: Collection[str], said: Mapping[str, Any]) -> set[str]:

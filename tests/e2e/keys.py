@@ -53,6 +53,12 @@ class Keys:
                 return
         raise AssertionError(f"{name!r} is not among {passed}")
 
+    def fill(self, name: str, text: str) -> None:
+        """Go to a field, and put the text in place of what is in it."""
+        self.to(name)
+        self.press("Control+A")
+        self.page.keyboard.insert_text(text)
+
     def back_to(self, name: str) -> None:
         self.to(name, "Shift+Tab")
 
@@ -125,9 +131,7 @@ def walk(shown: Opened, demo: Demo, target: Path) -> Iterator[str]:
     keys.go_on()
 
     shown.at(6, "Convert")
-    keys.to("Save to")
-    keys.press("Control+A")
-    page.keyboard.insert_text(str(target))
+    keys.fill("Save to", str(target))
     keys.press("Enter")
     keys.to("Convert")
     yield "Convert"
