@@ -349,6 +349,15 @@ def test_short_writes_are_continued(sink: LocalSink, tmp_path: Path, monkeypatch
     assert Path(sink.staged("a")).read_bytes() == content(0)
 
 
+def test_large_writes_are_done_in_pieces(sink: LocalSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *of: sizes.append(of[1].nbytes) or pwrite(*of))
+    put(sink, "a", data := os.urandom(3_000_000))
+    assert Path(sink.staged("a")).read_bytes() == data
+    assert max(sizes) < 2 << 20, "the kernel would take pages of 2 MB"
+
+
 @pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: path.hardlink_to(to)])
 def test_nothing_is_written_through_a_link(make: Callable[[Path, Path], None], sink: LocalSink, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"mine")

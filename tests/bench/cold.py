@@ -21,6 +21,7 @@ import dcptools
 from tests.bench.floor import run as floor
 
 SHARD_SIZE = 1_000_000_000  # bytes
+SETTLE_SECONDS = 1
 
 
 def ours(load_dir: Path, save_dir: Path, workers: int) -> None:
@@ -46,7 +47,12 @@ PROGRAMS: dict[str, Callable[[Path, Path, int], None]] = {"ours": ours, "cp": cp
 
 
 def drop(load_dir: Path) -> None:
-    """Have the kernel forget the files; those of others stay."""
+    """Have the kernel forget the files; those of others stay.
+
+    First the disk is left to itself, until it has taken in which blocks are free since an earlier output was removed.
+    """
+    os.sync()
+    time.sleep(SETTLE_SECONDS)
     for path in sorted(load_dir.iterdir()):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)  # what is not on the disk yet cannot be dropped
