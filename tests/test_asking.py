@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -134,6 +136,21 @@ def test_building_has_a_bound_of_memory() -> None:
     """In a new process: this one has memory that tests before it gave back, and that is not counted again."""
     done = subprocess.run([sys.executable, "-c", WITH_LESS], input=LARGE.encode(), capture_output=True, check=True)
     assert json.loads(done.stdout) == {"broken": "building it takes more than 24 MB of memory"}
+
+
+def test_no_memory_is_said_by_whatever_error_it_comes_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of modules may be what there is no memory for, and transformers says it in an error of its own."""
+
+    def build(config: dict[str, Any]) -> None:
+        try:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "modules")
+        except OSError as error:
+            raise ModuleNotFoundError("Could not import module") from error
+
+    monkeypatch.setattr(building, "_bound", lambda: None)
+    monkeypatch.setattr(building, "_unbound", lambda: None)
+    monkeypatch.setattr(building, "build", build)
+    assert building.answer({}) == {"broken": "building it takes more than 640 MB of memory"}
 
 
 def test_building_has_a_bound_of_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ whoever asks. No remote code is run and nothing is downloaded.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import re
@@ -51,10 +52,22 @@ def _why(error: BaseException) -> dict[str, Any]:
         return {"unknown": str(error)}
     if isinstance(error, _TooLong):
         return {"broken": f"building it takes more than {SECONDS} seconds"}
-    if isinstance(error, MemoryError | SystemError):  # SystemError: from a Python without memory
+    if _is_for_memory(error):
         return {"broken": f"building it takes more than {MAX_BYTES >> 20} MB of memory"}
     # whatever a model's own code raises for sizes that make no sense
     return {"broken": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+
+
+def _is_for_memory(error: BaseException) -> bool:
+    """Whether it, or what led to it, is a lack of memory; a Python without memory also raises SystemError."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:  # an error may be its own cause
+        if isinstance(cause, MemoryError | SystemError) or getattr(cause, "errno", None) == errno.ENOMEM:
+            return True
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _bound() -> None:
