@@ -13,11 +13,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Let it rest: for a few seconds in which many values are made, but no cycles."""
+    """Let it rest: for a few seconds in which many values are made, but no cycles.
+
+    Afterwards they count as old: otherwise the next object that is made would have it look through all of them. Not
+    after an error, which may hold on to files, and to itself.
+    """
     resting = not gc.isenabled()
     gc.disable()
     try:
         yield
+        if not gc.get_freeze_count():  # nobody has frozen anything, which would thaw too
+            gc.freeze()
+            gc.unfreeze()
     finally:
         if not resting:
             gc.enable()

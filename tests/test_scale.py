@@ -54,6 +54,19 @@ def test_what_was_there_is_looked_at_again_afterwards() -> None:
     assert gc.get_freeze_count() == 0
 
 
+def test_what_is_made_without_collections_is_old_afterwards() -> None:
+    with no_collections():
+        made = [[] for _ in range(1000)]
+    assert any(each is made[0] for each in gc.get_objects(generation=2))
+
+
+def test_what_somebody_froze_stays_frozen() -> None:
+    with what_is_there_stays():
+        with no_collections():
+            pass
+        assert gc.get_freeze_count() > 0
+
+
 def test_preview_and_plan_make_their_values_without_collections(tmp_path: Path) -> None:
     checkpoint = dcptools.read(saved.save(tmp_path / "in", {"model": small_tensors(2000)}))
     collections = []
@@ -70,7 +83,7 @@ def test_preview_and_plan_make_their_values_without_collections(tmp_path: Path) 
     assert len(collections) <= 4  # of the few objects that are made before and after
 
 
-def test_what_is_of_no_use_any_more_is_not_kept_as_something_old() -> None:
+def test_what_an_error_leaves_behind_is_not_kept_as_something_old() -> None:
     """As of a checkpoint that could not be read, whose files stay open as long as its error does."""
 
     class Own:
@@ -78,8 +91,9 @@ def test_what_is_of_no_use_any_more_is_not_kept_as_something_old() -> None:
 
     own: Any = Own()
     own.own, there = own, weakref.ref(own)
-    with no_collections():
+    with pytest.raises(ZeroDivisionError), no_collections():
         del own
+        raise ZeroDivisionError
     gc.collect(0)
     assert there() is None
 

@@ -97,10 +97,10 @@ def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -
     for name, shape in shapes.items():
         if (one := written.get(name)) is None:
             unexpected.append(Difference(name, shape, None))
-        elif wanted[name] in (None, shape):
+        elif (expected := wanted[name]) == shape or expected is None:
             right[one] = name
         else:
-            copies.append(Difference(name, shape, wanted[name]))
+            copies.append(Difference(name, shape, expected))
     for each in copies:
         tied = right.get(written[each.name], "")
         wrong[each.name if tied else written[each.name]] = each._replace(tied=tied)

@@ -25,6 +25,11 @@ def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
     return (".".join(part for part in parts if part not in WRAPPERS), removed) if removed else (key, ())
 
 
+def unwrapped(key: str) -> str:
+    """The key without wrapper segments."""
+    return strip_wrappers(key)[0] if _may_be_wrapped(key) else key
+
+
 def _may_be_wrapped(key: str) -> bool:
     """Whether it is worth a closer look; hardly any keys are."""
     return "._" in key or "module." in key or key[:1] == "_"
@@ -44,12 +49,10 @@ class Key(NamedTuple):
         >>> Key.of("module.model._orig_mod.norm.weight", ("module", "model._orig_mod.norm.weight")).name
         'module.model.norm.weight'
         """
-        if not _may_be_wrapped(stored):
-            return cls(stored, path)
         container = "".join(f"{part}." for part in path[:-1])
         if not stored.startswith(container):
             container = ""
-        name = container + strip_wrappers(stored[len(container) :])[0]
+        name = container + unwrapped(stored[len(container) :])
         return cls(name, path, "" if name == stored else stored)
 
     @property
@@ -64,14 +67,18 @@ class Key(NamedTuple):
     def below(self, root: str) -> str | None:
         """What is below a container, as it was stored if that says more; None if the key is not in it."""
         prefix, (name, _, stored) = root + ".", self
-        if stored.startswith(prefix):
+        if stored and stored.startswith(prefix):
             return stored[len(prefix) :]
         return name[len(prefix) :] if name.startswith(prefix) else None
 
 
 def keys_of(checkpoint: Checkpoint) -> dict[str, Key]:
     """The keys of the tensors, by what they are called in the checkpoint."""
-    return {stored: Key.of(stored, tensor.path) for stored, tensor in checkpoint.tensors.items()}
+    new = tuple.__new__  # what ``Key(...)`` does takes three times as long
+    return {
+        stored: Key.of(stored, tensor.path) if _may_be_wrapped(stored) else new(Key, (stored, tensor.path, ""))
+        for stored, tensor in checkpoint.tensors.items()
+    }
 
 
 def top_level(keys: Iterable[Key]) -> list[str]:

@@ -230,7 +230,9 @@ def about_names(outputs: Sequence[Output]) -> Iterator[Finding]:
     distinct = set(names)
     repeated = len(distinct) < len(names)
     several: dict[str, list[str]] = {n: [] for n, count in Counter(names).items() if count > 1} if repeated else {}
-    reserved = {*distinct.intersection(_RESERVED), *(n for n in distinct if not (n.isascii() or _is_text(n)))}
+    reserved = distinct.intersection(_RESERVED)
+    if not "".join(names).isascii():
+        reserved.update(n for n in distinct if not (n.isascii() or _is_text(n)))
     for output in outputs if several or reserved else ():
         if output.name in several:
             several[output.name].append(output.sources[0].key)

@@ -146,7 +146,7 @@ def _mapping(checkpoint: Checkpoint, options: MappingOptions) -> KeyMapping:
     renamed = [renames.apply(output) for output in held.outputs] if options.rename else list(held.outputs)
     outputs = tuple(sorted(renamed, key=attrgetter("name")))
     leftovers = tuple(sorted((*left, *held.leftovers, *_objects(checkpoint)), key=attrgetter("key")))
-    used = {view.key for output in outputs for view in output.sources}
+    used = checkpoint.tensors.keys() - {leftover.key for leftover in leftovers}
     found = held.measured.fit if held.measured else None
     findings = (
         *about_reading(checkpoint, taken, outputs),

@@ -193,10 +193,10 @@ def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) ->
         return replace(first, name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
     made = []
     for view in views:
-        source = sources.get(view.key)
+        source = one if len(views) == 1 else sources.get(view.key)
         if source is None or source.whole is None or source.output.dtype is not first.dtype:
             return None
-        made.append(View(source.whole.key, view.shape, view.strides, source.whole.offset + view.offset))
+        made.append(view.inside(source.whole))
     return Output(name, tuple(made), composed.shape, first.dtype, one.rule)
 
 

@@ -84,10 +84,9 @@ class KeyMapping(Shown, HasFindings):
         if len(left) + len(used) != len(keys) or keys.difference(used, left):
             raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
         for output in self.outputs:
-            dtype = output.dtype
             for view in output.sources:
                 tensor = tensors[view.key]
-                if dtype is not tensor.dtype or not (view.is_whole(tensor.shape) or view.end <= tensor.numel):
+                if output.dtype is not tensor.dtype or not (view.is_whole(tensor.shape) or view.end <= tensor.numel):
                     raise _not_of(output, view, tensor)
 
     @property

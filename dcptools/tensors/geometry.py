@@ -10,17 +10,13 @@ from itertools import product
 Region = Sequence[tuple[int, int]]  # a box: (start, stop) per dimension, in elements
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(maxsize=1024)  # a model has many tensors of few shapes
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a contiguous tensor.
 
     >>> row_major((2, 3, 4))
     (12, 4, 1)
     """
-    return _row_major(tuple(shape))
-
-
-@lru_cache(maxsize=1024)  # a model has many tensors of few shapes
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     strides = [1] * len(shape)
     for dim in range(len(shape) - 2, -1, -1):
         strides[dim] = strides[dim + 1] * shape[dim + 1]

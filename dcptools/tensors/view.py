@@ -37,7 +37,11 @@ class View:
 
     @classmethod
     def whole(cls, tensor: StoredTensor) -> View:
-        return cls(tensor.key, tensor.shape, row_major(tensor.shape), 0)
+        return _unchecked(tensor.key, tensor.shape, row_major(tensor.shape), 0)
+
+    def inside(self, other: View) -> View:
+        """The same elements of what is a view itself, if its elements follow each other."""
+        return _unchecked(other.key, self.shape, self.strides, other.offset + self.offset)
 
     @property
     def numel(self) -> int:
@@ -70,13 +74,22 @@ class View:
             elif run_elements(shape, self.strides) >= least:
                 yield from ((corner + at, count) for at, _, count in runs(shape, self.strides))
 
-    def is_whole(self, shape: Sequence[int]) -> bool:
+    def is_whole(self, shape: tuple[int, ...]) -> bool:
         """Whether it is the tensor itself."""
-        return self.shape == tuple(shape) and self.offset == 0 and self.strides == row_major(shape)
+        return self.shape == shape and self.offset == 0 and self.strides == row_major(shape)
 
 
 # There are very many views, and what a frozen dataclass does to set a field takes twice as long.
 _key, _shape, _strides, _offset = (vars(View)[name].__set__ for name in View.__slots__)
+
+
+def _unchecked(key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> View:
+    view = object.__new__(View)
+    _key(view, key)
+    _shape(view, shape)
+    _strides(view, strides)
+    _offset(view, offset)
+    return view
 
 
 @dataclass(frozen=True, slots=True)
