@@ -178,7 +178,10 @@ def _content(top: Record, foreign: tuple[str, ...], nbytes: int) -> RawMetadata:
     entries = dict_of(fields, "state_dict_metadata")
     paths = _paths(fields.get("planner_data"))
     stored = StorageData(dict_of(fields, "storage_data"), MOST_UNSTORED + nbytes)
-    for key, entry in entries.items():
+    fields.pop("planner_data", None)
+    del fields["storage_data"]
+    for key in list(entries):
+        entry = entries.pop(key)  # the values that are made take the memory of those that are used up
         try:
             text_of(key, ", a key")
             if is_record(entry, TENSOR):
@@ -265,6 +268,9 @@ def _is_box(row: Any, dims: int) -> bool:
     return type(row) is tuple and len(row) == dims and all(type(n) is int and abs(n) < 2**63 for n in row)
 
 
+_TEXT = {str}
+
+
 def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     """Flat key -> path in the nested state dict, for the entries that are as torch's default planner writes them.
 
@@ -274,7 +280,7 @@ def _paths(planner_data: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(planner_data, dict):
         return {}
     return {
-        key: tuple(map(str, path))
+        key: path if set(map(type, path)) <= _TEXT else tuple(map(str, path))
         for key, path in planner_data.items()
         if type(key) is str and type(path) is tuple and _is_path(path, len(key))
     }

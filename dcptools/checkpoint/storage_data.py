@@ -126,7 +126,7 @@ class StorageData:
 
     def pick(self, key: str, offsets: list[Any]) -> int:
         """Take the chunks at those offsets, or an object, as the next rows of the checkpoint; returns the first one."""
-        rows, first = self._rows.get(key, {}), len(self.picked)
+        rows, first = self._rows.pop(key, {}), len(self.picked)
         if first + len(offsets) > MOST_UNSTORED + 2 * len(self.file):  # one list of a million chunks for all tensors
             raise Wrong(".chunks", f"there are far more chunks than the {len(self.file) - 1:,} that are stored")
         # usually in the same order, and hashing a million tuples takes long; -1: nothing says where it is stored
