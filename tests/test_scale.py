@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 import dcptools
 from dcptools._collector import no_collections, what_is_there_stays
 from dcptools.checkpoint import StoredTensor
+from dcptools.checkpoint.metadata import parse
 from dcptools.storage import LocalSource
 from dcptools.storage.source import ENOUGH_AT_HAND
 from dcptools.tensors import TensorReader, View, read_elements
@@ -65,6 +67,17 @@ def test_what_somebody_froze_stays_frozen() -> None:
         with no_collections():
             pass
         assert gc.get_freeze_count() > 0
+
+
+def test_what_was_unpickled_goes_as_values_are_made_of_it(tmp_path: Path) -> None:
+    data = (saved.save(tmp_path / "in", {"model": small_tensors(2000)}) / ".metadata").read_bytes()
+    parse(data, "metadata")  # what is made once
+    tracemalloc.start()
+    try:
+        parse(data, "metadata")
+        assert tracemalloc.get_traced_memory()[1] < 2000 * 1700, "bytes for each tensor; 1,860 if all of it stays"
+    finally:
+        tracemalloc.stop()
 
 
 def test_preview_and_plan_make_their_values_without_collections(tmp_path: Path) -> None:
