@@ -130,5 +130,6 @@ def _weights(taken: Taken, expected: Expected | None) -> Mapping[str, Shape | No
 
 def _known(outputs: Sequence[Output], expected: Expected) -> frozenset[str]:
     stored, published = expected.stored.shapes, expected.published.shapes
-    known = [output for output in outputs if output.name in stored or output.name in published]
-    return frozenset({view.key for output in known for view in output.sources})
+    return frozenset(
+        view.key for output in outputs if output.name in stored or output.name in published for view in output.sources
+    )
