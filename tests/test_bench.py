@@ -257,5 +257,6 @@ def test_the_page_says_when_the_machine_was_shared_and_what_was_missed() -> None
     text = page([old, old, new])
     assert text.count("## Cold") == text.count("## Far") == 1
     assert "| ours / floor | 3.000 s | 1.000 s | 3.00 | `<= 1.25` | missed |" in text
+    assert text.count("Why something is missed") == 1  # of a section that has something to say about it
     assert text.count("2026-01-02 03:04 UTC") == text.count("in 3 rounds with models of 1,000 parameters") == 2
     assert text.index("## Cold") < text.index("**The machine was shared**: 9.0 programs") < text.index("## Far")

@@ -14,9 +14,9 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcptools.storage.sink import WRITE_BYTES
 from tests.bench.clock import timed
 
+WRITE_BYTES = 1 << 20  # at once: more would be put into larger pages, which a virtual machine may first have to get
 SLAB = 2 << 20  # bytes read at once: it stays in a core's cache
 PAUSE = 0.01  # seconds between two syncs
 
