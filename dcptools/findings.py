@@ -104,7 +104,7 @@ CODES: dict[str, Code] = {
     "tied-weights": Code("info", "Weights that the model ties have the same values; one is written."),
     "tied-kept": Code("warning", "Weights that the model ties are all written; their values were not compared."),
     "tied-dropped": Code("warning", "One of several weights that the model ties is written; values were not compared."),
-    "tied-differ": Code("warning", "Weights that the model ties have different values; all are written."),
+    "tied-differ": Code("warning", "Weights that the model ties differ, or cannot be compared; all are written."),
     # an adapter
     "adapter": Code("info", "The checkpoint has a LoRA adapter of peft, and the adapter is written."),
     "base-left-out": Code("warning", "The adapter is written, and the base model in the checkpoint is not."),

@@ -158,7 +158,7 @@ def test_the_group_lists_the_commands(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("convert",), "Error: Missing option '--load-dir'.\n"),
+        (("convert",), "Error: Missing LOAD_DIR (or --load-dir): the directory or URL that holds .metadata.\n"),
         (("convert", "a", "--load-dir", "b"), "Error: Give LOAD_DIR or --load-dir, not both.\n"),
         (("convert", "a", "--dtype", "int8"), "'int8' is not one of 'bfloat16', 'float16', 'float32', 'keep'."),
         (("convert", "a", "--layout", "llama"), "'llama' is not one of 'auto', 'container', 'bare'."),

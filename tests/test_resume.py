@@ -417,7 +417,7 @@ def test_a_run_that_was_finished_finds_its_model_complete(checkpoint: Path, tmp_
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.iterdir()} == before
     assert (first.was_complete, again.was_complete) == (False, True)
     assert (again.files, again.taken_over) == (first.files, tuple(SHARDS))
-    assert again.headline() == f"The model in {out} is complete already, 6 tensors in 6 files: nothing was written"
+    assert again.headline() == f"The model in {out} is already complete, 6 tensors in 6 files: nothing was written"
     assert dcptools.verify(out, report=tmp_path / "r.json").ok
     with pytest.raises(OutputExists, match="already holds"):  # who does not resume may mean another directory
         dcptools.convert(checkpoint, out, **{**options, "resume": False})
@@ -463,7 +463,7 @@ def test_a_job_that_is_submitted_again_ends_well(checkpoint: Path, tmp_path: Pat
     assert CliRunner().invoke(convert_command, words).exit_code == 0
     again = CliRunner().invoke(convert_command, words)
     assert again.exit_code == 0
-    assert again.stdout.startswith(f"The model in {tmp_path / 'out'} is complete already, 6 tensors in 3 files: ")
+    assert again.stdout.startswith(f"The model in {tmp_path / 'out'} is already complete, 6 tensors in 3 files: ")
     assert "every value compared with the checkpoint in " in again.stdout
     quiet = CliRunner().invoke(convert_command, [*words, "--quiet"])
     assert (quiet.exit_code, quiet.output) == (0, "")

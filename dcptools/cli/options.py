@@ -238,7 +238,8 @@ def output_options(command: Command) -> Command:
 def the_load_dir(directory: Place | None, load_dir: Place | None) -> Place:
     if (directory is None) == (load_dir is None):
         ctx = click.get_current_context()
-        what = "Give LOAD_DIR or --load-dir, not both." if directory else "Missing option '--load-dir'."
+        missing = "Missing LOAD_DIR (or --load-dir): the directory or URL that holds .metadata."
+        what = "Give LOAD_DIR or --load-dir, not both." if directory else missing
         if directory and ctx.params.get("save_dir", "") is None:
             what += f"\n{named(ctx, str(load_dir), str(directory))}"
         raise click.UsageError(what, ctx)

@@ -70,7 +70,7 @@ class Report(Shown, HasFindings):
     def headline(self) -> str:
         what = f"{counted(self.tensors, 'tensor')} in {counted(len(self.files), 'file')}"
         if self.was_complete:
-            return f"The model in {self.save_dir} is complete already, {what}: nothing was written"
+            return f"The model in {self.save_dir} is already complete, {what}: nothing was written"
         rate = f"{self.seconds:.2f} s ({format_bytes(self.bytes_per_second)}/s)"
         return f"Wrote {what}, {format_bytes(self.file_bytes)} in total, to {self.save_dir} in {rate}"
 
@@ -129,7 +129,7 @@ def report_of(
 
 
 def nothing_written(plan: ShardPlan, save_dir: Path | str, *, workers: int, seconds: float) -> Report:
-    """The report of a plan whose model was complete already."""
+    """The report of a plan whose model was already complete."""
     taken_over = tuple(file.filename for file in plan.files)
     report = report_of(plan, save_dir, Checksums(), (), taken_over, workers=workers, seconds=seconds)
     return replace(report, was_complete=True)
