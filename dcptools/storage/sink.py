@@ -50,6 +50,13 @@ def _reserve(descriptor: int, nbytes: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def write_at(descriptor: int, start: int, data: memoryview) -> None:
+    """Write all of it at a place, in pieces."""
+    done = 0
+    while done < data.nbytes:
+        done += os.pwrite(descriptor, data[done : done + WRITE_BYTES], start + done)
+
+
 class Sink(Protocol):
     """Where files are filled."""
 
@@ -114,9 +121,7 @@ class LocalSink:
         _reserve(descriptor, nbytes)
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        descriptor, done = self._descriptors[name], 0
-        while done < data.nbytes:
-            done += os.pwrite(descriptor, data[done : done + WRITE_BYTES], start + done)
+        write_at(self._descriptors[name], start, data)
 
     def flush(self) -> None:
         with self._lock:  # a copy of the descriptor stays valid if the file is finished in the meantime

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dcptools._parallel import starting_threads
-from dcptools.storage.sink import OutputSink
+from dcptools.storage.sink import OutputSink, write_at
 from dcptools.storage.urls import as_system_errors, open_url
 
 PART_BYTES = 8 << 20  # of an upload
@@ -195,7 +195,7 @@ class _Streamed:
             return
         if self._spilled is None:
             self._spilled = tempfile.TemporaryFile(prefix="dcptools-")  # noqa: SIM115
-        _write_at(self._spilled, start, data)
+        write_at(self._spilled.fileno(), start, data)
         self._waiting[start] = data.nbytes
 
     def _back(self, waiting: bytes | int) -> bytes:
@@ -221,7 +221,7 @@ class _Staged:
         self._file.truncate(nbytes)
 
     def write(self, start: int, data: memoryview) -> None:
-        _write_at(self._file, start, data)
+        write_at(self._file.fileno(), start, data)
 
     def finish(self) -> None:
         """Nothing: it is on the disk."""
@@ -233,9 +233,3 @@ class _Staged:
 
     def discard(self) -> None:
         self._file.close()
-
-
-def _write_at(file: Any, start: int, data: memoryview) -> None:
-    done = 0
-    while done < data.nbytes:
-        done += os.pwrite(file.fileno(), data[done:], start + done)
