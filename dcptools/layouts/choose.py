@@ -11,7 +11,7 @@ from dcptools.layouts.bare import Bare
 from dcptools.layouts.container import CONTAINER, Container
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
-from dcptools.layouts.keys import WRAPPERS, Key, top_level, unwrapped
+from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
 from dcptools.layouts.training import MOMENT, is_extra_state, is_of_optimizer, is_usual
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
@@ -116,7 +116,7 @@ def _holds_model(key: Key) -> bool:
         return False
     called_so = last in WRAPPERS or (last == CONTAINER and len(containers) > 1)
     rest = key.below(key.container)
-    return called_so or (rest is not None and is_huggingface_name(unwrapped(rest)))
+    return called_so or (rest is not None and is_huggingface_name(strip_wrappers(rest)[0]))
 
 
 def _bare(keys: Sequence[Key]) -> Bare | None:

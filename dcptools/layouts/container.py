@@ -9,7 +9,7 @@ from dcptools._option import option
 from dcptools._text import some
 from dcptools.checkpoint import Checkpoint
 from dcptools.findings import Finding
-from dcptools.layouts.keys import Key, strip_wrappers, unwrapped
+from dcptools.layouts.keys import Key, strip_wrappers
 from dcptools.layouts.training import beside_model, extra_state, is_extra_state, is_training_state
 from dcptools.layouts.values import Output, Reading
 from dcptools.tensors import View
@@ -54,7 +54,7 @@ class Container:
     def name_of(self, key: Key) -> str | None:
         """The HuggingFace name; None if the key is not the model's."""
         rest = key.below(self.root)
-        return None if rest is None else unwrapped(rest)
+        return None if rest is None else strip_wrappers(rest)[0]
 
     def wrappers_in(self, key: Key) -> tuple[str, ...]:
         """The segments that are removed from a key of the model; those of the container itself stay."""

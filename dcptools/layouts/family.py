@@ -12,7 +12,7 @@ from dcptools._text import counted, some
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.findings import Finding
 from dcptools.layouts.container import another_container
-from dcptools.layouts.keys import Key, unwrapped
+from dcptools.layouts.keys import Key, strip_wrappers
 from dcptools.layouts.rearrange import Rearrangement
 from dcptools.layouts.training import beside_model, is_training_state, is_usual
 from dcptools.layouts.values import Leftover, Output, Reading
@@ -108,7 +108,7 @@ class FamilyLayout:
     def outputs_of(self, key: Key, tensor: StoredTensor) -> list[Output] | Leftover:
         """What one tensor becomes, or why it is left out. Raises ValueError or NotViews if it cannot be rearranged."""
         below = key.below(self.root) if self.root else key.name
-        below = None if below is None else unwrapped(below)
+        below = None if below is None else strip_wrappers(below)[0]
         found = self.family.find(below) if below is not None else None
         if found is None:
             reason = f"not among the names of {self.family.trainer} ({key.first})"

@@ -25,11 +25,6 @@ def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
     return (".".join(part for part in parts if part not in WRAPPERS), removed) if removed else (key, ())
 
 
-def unwrapped(key: str) -> str:
-    """The key without wrapper segments."""
-    return strip_wrappers(key)[0] if _may_be_wrapped(key) else key
-
-
 def _may_be_wrapped(key: str) -> bool:
     """Whether it is worth a closer look; hardly any keys are."""
     return "._" in key or "module." in key or key[:1] == "_"
@@ -52,7 +47,7 @@ class Key(NamedTuple):
         container = "".join(f"{part}." for part in path[:-1])
         if not stored.startswith(container):
             container = ""
-        name = container + unwrapped(stored[len(container) :])
+        name = container + strip_wrappers(stored[len(container) :])[0]
         return cls(name, path, "" if name == stored else stored)
 
     @property

@@ -193,7 +193,7 @@ def _published(name: str, composed: Composed, sources: Mapping[str, _Source]) ->
         return replace(first, name=name, rule=f"{first.rule}, published as {name}")  # whatever its own shape is
     made = []
     for view in views:
-        source = one if len(views) == 1 else sources.get(view.key)
+        source = sources.get(view.key)
         if source is None or source.whole is None or source.output.dtype is not first.dtype:
             return None
         made.append(view.inside(source.whole))

@@ -40,7 +40,7 @@ class View:
         return _unchecked(tensor.key, tensor.shape, row_major(tensor.shape), 0)
 
     def inside(self, other: View) -> View:
-        """The same elements of what is a view itself, if its elements follow each other."""
+        """The same elements of another view instead of a tensor; those of ``other`` have to follow each other."""
         return _unchecked(other.key, self.shape, self.strides, other.offset + self.offset)
 
     @property
@@ -84,6 +84,7 @@ _key, _shape, _strides, _offset = (vars(View)[name].__set__ for name in View.__s
 
 
 def _unchecked(key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> View:
+    """A view that is made of valid ones or of a stored tensor, and so needs no check."""
     view = object.__new__(View)
     _key(view, key)
     _shape(view, shape)
