@@ -38,6 +38,11 @@ class Naming:
         """The weights without which a model is incomplete; tied ones once."""
         return tuple(name for name, written in self.written.items() if name == written and name not in self.optional)
 
+    @cached_property
+    def shapes_known(self) -> bool:
+        """Of all weights that are needed; otherwise some can be compared by name alone."""
+        return None not in map(self.shapes.get, self.needed)
+
     def without(self, prefix: str) -> Naming:
         """Only what is below a prefix, by the rest of the name: the base model's own way."""
         cut = {name: name[len(prefix) :] for name in self.shapes if name.startswith(prefix)}

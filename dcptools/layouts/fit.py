@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from dcptools._text import counted
@@ -27,36 +28,41 @@ class Difference(NamedTuple):
         return "missing" if self.found is None else "unexpected" if self.expected is None else "shape differs"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fit:
     """Which of a model's weights a reading gives; tied weights count once."""
 
     title: str  # of the model
     reading: str  # how the checkpoint was read, in words
-    weights: int  # that the model needs
-    fitting: int  # of them, with the expected shape
-    differences: tuple[Difference, ...]
-    shapes_known: bool = True  # of all weights; otherwise some were compared by name alone
+    naming: Naming = field(repr=False)  # of the model's weights
+    fitting: int  # weights that the model needs, with the expected shape
+    missing_names: tuple[str, ...]
+    misshapen: tuple[Difference, ...]
+    unexpected: tuple[Difference, ...]
 
-    @property
+    @cached_property
     def missing(self) -> tuple[Difference, ...]:
-        return self._in("missing")
+        """Made when it is first used: a reading that is not chosen may lack all of very many weights."""
+        return tuple(Difference(name, None, self.naming.shapes[name]) for name in self.missing_names)
 
     @property
-    def misshapen(self) -> tuple[Difference, ...]:
-        return self._in("shape differs")
+    def differences(self) -> tuple[Difference, ...]:
+        return (*self.missing, *self.misshapen, *self.unexpected)
 
     @property
-    def unexpected(self) -> tuple[Difference, ...]:
-        return self._in("unexpected")
+    def weights(self) -> int:
+        """How many the model needs."""
+        return len(self.naming.needed)
 
-    def _in(self, state: str) -> tuple[Difference, ...]:
-        return tuple(each for each in self.differences if each.state == state)
+    @property
+    def shapes_known(self) -> bool:
+        """Of all weights; otherwise some were compared by name alone."""
+        return self.naming.shapes_known
 
     @property
     def complete(self) -> bool:
         """Whether it is the model, whatever is beside it."""
-        return self.weights > 0 and all(each.expected is None for each in self.differences)
+        return self.weights > 0 and not self.missing_names and not self.misshapen
 
     @property
     def sentence(self) -> str:
@@ -65,8 +71,8 @@ class Fit:
             beside = f", and {counted(len(self.unexpected), 'tensor')} beside it" if self.unexpected else ""
             how = "every shape fits" if self.shapes_known else "compared by name alone"
             return f"This is {self.title}: {self.weights:,} of {counted(self.weights, 'weight')}, {how}{beside}"
-        wrong = ((len(self.missing), "missing"), (len(self.misshapen), "of another shape"))
-        said = ", ".join(f"{count:,} {what}" for count, what in (*wrong, (len(self.unexpected), "unexpected")) if count)
+        found = (self.missing_names, "missing"), (self.misshapen, "of another shape"), (self.unexpected, "unexpected")
+        said = ", ".join(f"{len(which):,} {what}" for which, what in found if which)
         return f"This is not {self.title}: {self.fitting:,} of {counted(self.weights, 'weight')} fit, {said}"
 
     def scores(self) -> dict[str, Any]:
@@ -75,7 +81,7 @@ class Fit:
             "reading": self.reading,
             "weights": self.weights,
             "fitting": self.fitting,
-            "missing": len(self.missing),
+            "missing": len(self.missing_names),
             "misshapen": len(self.misshapen),
             "complete": self.complete,
         }
@@ -90,7 +96,9 @@ class Fit:
 
 def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -> Fit:
     """Compare names and shapes with a naming of the model's weights."""
-    written, wanted = naming.written, naming.shapes
+    written, wanted, needed = naming.written, naming.shapes, naming.needed
+    if shapes == wanted:  # usually; and with very many weights, it takes a tenth of the time
+        return Fit(title, reading, naming, len(needed), (), (), ())
     right: dict[str, str] = {}  # a name that has the expected shape, by the one that is written
     wrong: dict[str, Difference] = {}  # likewise, but what is tied to a right one counts by itself
     copies, unexpected = [], []
@@ -104,9 +112,7 @@ def fit(title: str, reading: str, shapes: Mapping[str, Shape], naming: Naming) -
     for each in copies:
         tied = right.get(written[each.name], "")
         wrong[each.name if tied else written[each.name]] = each._replace(tied=tied)
-    needed = naming.needed
     lacking = [name for name in needed if name not in right]
+    missing = tuple(name for name in lacking if name not in wrong)
     fitting = len(needed) - len(lacking)
-    missing = [Difference(name, None, wanted[name]) for name in lacking if name not in wrong]
-    known = None not in map(wanted.get, needed)
-    return Fit(title, reading, len(needed), fitting, (*missing, *wrong.values(), *unexpected), known)
+    return Fit(title, reading, naming, fitting, missing, tuple(wrong.values()), tuple(unexpected))

@@ -62,7 +62,7 @@ def candidates(
         place, measured = candidate.layout.root, candidate.fit
         copy = any(segment in COPIES for segment in place.split("."))
         likely = is_usual(place), not _is_training(place), place == by_rules
-        whole = all(each.expected is None or each.tied for each in measured.differences)
+        whole = not measured.missing_names and all(each.tied for each in measured.misshapen)
         return not copy, whole, measured.fitting, *likely, -len(place)
 
     return sorted((each for each in tried if each.fit.fitting or family), key=rank, reverse=True)

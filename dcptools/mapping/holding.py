@@ -81,6 +81,7 @@ def _hold_model(
     reading = candidate.fit.reading if candidate else "by rules"
     measured = latest()
     found = fit(expected.title, reading, _shapes(measured), names)
+    known = _known(measured, expected)
     about = tuple(about_model(found, expected, names, excluded, allow_mismatch=options.allow_mismatch))
     if found.fitting:
         about = (*about, *about_optional([output.name for output in measured], names, excluded))
@@ -97,7 +98,7 @@ def _hold_model(
         tuple(left for each in settled for left in each.leftovers),
         (*about, *(finding for each in settled for finding in each.findings), *([differ] if differ else [])),
         Measured(measured, found, names),
-        _known(latest(), expected),
+        known,
         given.assets,
     )
 

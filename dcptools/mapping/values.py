@@ -190,8 +190,13 @@ class KeyMapping(Shown, HasFindings):
         title = self.counts() if self.fit else ""
         if self.fit and self.readings:
             tried = [
-                (fit.reading, f"{fit.fitting:,} of {fit.weights:,}", f"{len(fit.missing):,}", f"{len(fit.misshapen):,}")
-                for fit in self.readings[: most and SHOWN_READINGS]
+                (
+                    each.reading,
+                    f"{each.fitting:,} of {each.weights:,}",
+                    f"{len(each.missing_names):,}",
+                    f"{len(each.misshapen):,}",
+                )
+                for each in self.readings[: most and SHOWN_READINGS]
             ]
             yield Table(("reading", "weights that fit", "missing", "other shapes"), tried, total=len(self.readings))
         if self.outputs:

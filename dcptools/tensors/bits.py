@@ -49,7 +49,7 @@ def gather(
     if out.flags.c_contiguous and is_row_major(shape, strides):
         read(offset, out.reshape(-1))
         return
-    nbytes, itemsize = span(shape, strides) * out.itemsize, out.itemsize
+    nbytes, itemsize = span(tuple(shape), tuple(strides)) * out.itemsize, out.itemsize
     if nbytes <= scratch_bytes and nbytes <= max(out.nbytes + SMALL_GAP, 2 * out.nbytes):
         row = np.empty(nbytes // itemsize, out.dtype)
         read(offset, row)

@@ -38,17 +38,13 @@ def _is_row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def span(shape: Sequence[int], strides: Sequence[int]) -> int:
+@lru_cache(maxsize=1024)
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Elements from the first to the last one of a view, including those in between; 0 if it has none.
 
     >>> span((2, 3), (10, 2))
     15
     """
-    return _span(tuple(shape), tuple(strides))
-
-
-@lru_cache(maxsize=1024)
-def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -134,7 +134,7 @@ class TensorReader:
             return
         for region in boxes(self.tensor.shape, start, stop):
             for item, low, high, _ in self._parts(region):
-                shape, strides = [b - a for a, b in zip(low, high, strict=True)], item.arrangement.strides
+                shape, strides = tuple(b - a for a, b in zip(low, high, strict=True)), item.arrangement.strides
                 elements, itemsize = span(shape, strides), item.arrangement.dtype.itemsize
                 if elements <= 2 * math.prod(shape):
                     yield item, (item.arrangement.offset + sum(map(mul, low, strides))) * itemsize, elements * itemsize

@@ -66,7 +66,7 @@ class View:
             yield self.offset + start, stop - start
             return
         for region in boxes(self.shape, start, stop):
-            shape = [last - first for first, last in region]
+            shape = tuple(last - first for first, last in region)
             corner = self.offset + sum(first * by for (first, _), by in zip(region, self.strides, strict=True))
             together = span(shape, self.strides)
             if together <= 2 * math.prod(shape):
