@@ -172,16 +172,15 @@ def test_nearly_all_reads_are_announced_before_they_wait_for_a_slow_place(
     tensors = {f"layers.{n}.{name}": torch.randn(shape) for n in range(8) for name, shape in SHAPES.items()}
     plan = dcptools.plan(saved.save(tmp_path / "in", {"model": tensors}), dtype="keep")
     there: set[tuple[str, int]] = set()  # pages
-    waited, reads = [], []
+    waited, reads, told = [], [], []
     read_into = LocalSource.read_into
 
     def pages(name: str, start: int, nbytes: int) -> set[tuple[str, int]]:
         return {(name, page) for page in range(start // PAGE, (start + nbytes - 1) // PAGE + 1)}
 
-    def announced(self: LocalSource, name: str, start: int, nbytes: int) -> bool:
-        new = pages(name, start, nbytes) - there
-        there.update(new)
-        return bool(new)
+    def announced(self: LocalSource, name: str, start: int, nbytes: int) -> None:
+        told.append(nbytes)
+        there.update(pages(name, start, nbytes))
 
     def read(self: LocalSource, name: str, start: int, out: memoryview) -> None:
         reads.append(name)
@@ -190,27 +189,33 @@ def test_nearly_all_reads_are_announced_before_they_wait_for_a_slow_place(
             there.update(new)
         read_into(self, name, start, out)
 
+    monkeypatch.setattr(LocalSource, "at_hand", lambda _, *range_: pages(*range_) <= there)
     monkeypatch.setattr(LocalSource, "read_ahead", announced)
     monkeypatch.setattr(LocalSource, "read_into", read)
     dcptools.write(plan, tmp_path / "out", fsync=False, workers=2, sizes=Sizes(slab_bytes=1 << 16, items_together=12))
     assert len(waited) <= 2 < len(reads) / 20, waited
+    assert len(told) <= len(tensors) / 3  # items that lie side by side, from the first byte to the last
+    assert sum(told) >= sum(chunk.nbytes for tensor in plan.checkpoint.tensors.values() for chunk in tensor.chunks)
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
 
 
-def test_what_is_at_hand_is_not_announced_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
+def test_what_is_at_hand_is_not_announced_and_neighbours_are_announced_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[int] = []
+    told: list[tuple[str, int, int]] = []
 
-    def announced(_: LocalSource, name: str, start: int, nbytes: int) -> bool:
-        told.append(start)
-        return name == "far" and start % 2 == 1
+    def at_hand(_: LocalSource, name: str, start: int, nbytes: int) -> bool:
+        looked.append(start)
+        return name == "near" or start % 2 == 0
 
-    monkeypatch.setattr(LocalSource, "read_ahead", announced)
+    monkeypatch.setattr(LocalSource, "at_hand", at_hand)
+    monkeypatch.setattr(LocalSource, "read_ahead", lambda _, *range_: told.append(range_))
     LocalSource(".").will_read(("near", place, 1) for place in range(100))
-    assert len(told) == ENOUGH_AT_HAND
-    told.clear()
-    LocalSource(".").will_read(("far", place, 1) for place in range(100))
-    assert len(told) == 100  # a page that was read with another one says nothing of the next
+    assert len(looked) == ENOUGH_AT_HAND and not told
+    LocalSource(".").will_read(("far", place, 1) for place in reversed(range(100)))
+    assert told == [("far", 0, 100)]  # a page that was read with another one says nothing of the next
 
 
 def test_outputs_that_lie_side_by_side_in_one_tensor_are_read_at_once(

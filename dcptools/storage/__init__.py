@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, REQUEST_BYTES, announced, at_once, share_of_reads
+from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, announced, at_once, share_of_reads
 from dcptools.storage.document import check_document, takes_no_files, write_document
 from dcptools.storage.place import open_source, pieces
+from dcptools.storage.ranges import REQUEST_BYTES, Range
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
-from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Range, Source, open_regular
+from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
 from dcptools.storage.upload import RemoteSink, commit_all, uploading_bytes
 from dcptools.storage.urls import is_url, join, meant_url, parent, path_on_disk, without_password
 

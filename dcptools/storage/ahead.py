@@ -15,12 +15,10 @@ from contextvars import copy_context
 from typing import NamedTuple, TypeVar
 
 from dcptools._parallel import starting_threads
-from dcptools.storage.source import Range, Source
+from dcptools.storage.ranges import REQUEST_BYTES, Range, requests
+from dcptools.storage.source import Source
 
 IN_FLIGHT = 32  # requests
-REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more per byte
-# Two ranges are fetched together with what lies between them, if that is at most this fraction of both
-GAP_PART = 1 / 64
 MOST_FETCHED_BYTES = 256 << 20  # fetched but not yet asked for; beyond that, what was fetched first is dropped
 MOST_TOGETHER = 256  # pieces of work that are announced at once
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
@@ -34,32 +32,6 @@ class _Piece(NamedTuple):
     stop: int
     number: int  # in the order in which they were announced
     data: Future[bytes]
-
-
-def requests(ranges: Iterable[Range]) -> Iterator[Range]:
-    """The ranges as they are fetched: neighbours together, and none longer than a request.
-
-    >>> list(requests([("f", 100, 50), ("f", 0, 100), ("f", 900, 10)]))
-    [('f', 0, 150), ('f', 900, 10)]
-    """
-    merged: list[list[int]] = []
-    last = ""
-    for name, start, nbytes in sorted(ranges):
-        if name != last:
-            yield from _split(last, merged)
-            merged, last = [], name
-        stop = start + nbytes
-        if merged and start - merged[-1][1] <= GAP_PART * min(nbytes, merged[-1][1] - merged[-1][0]):
-            merged[-1][1] = max(merged[-1][1], stop)
-        elif nbytes:
-            merged.append([start, stop])
-    yield from _split(last, merged)
-
-
-def _split(name: str, merged: list[list[int]]) -> Iterator[Range]:
-    for start, stop in merged:
-        for at in range(start, stop, REQUEST_BYTES):
-            yield name, at, min(REQUEST_BYTES, stop - at)
 
 
 def announced(work: Iterable[Work], places: Places[Work], most: int) -> Iterator[Work]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from dcptools.errors import BrokenCheckpoint
 from dcptools.storage.ahead import Ahead
-from dcptools.storage.source import FileState, Range
+from dcptools.storage.ranges import Range
+from dcptools.storage.source import FileState
 from dcptools.storage.urls import CONNECT_ADVICE, as_system_errors, open_url, said
 
 # What libraries call the value that changes when a file is written anew

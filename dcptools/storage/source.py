@@ -7,11 +7,14 @@ import os
 import stat
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dcptools._paths import expanded
 from dcptools.errors import BrokenCheckpoint
+from dcptools.storage.ranges import Range, requests
 
 try:
     import resource
@@ -21,11 +24,8 @@ except ImportError:  # Windows
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 MORE_DESCRIPTORS = "This process may not open so many files. Allow more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
-ENOUGH_AT_HAND = 8  # reads in a row, after which it is likely that all others are at hand too
+ENOUGH_AT_HAND = 8  # ranges; if they are, it is likely that all others are at hand too
 MAX_OPEN_FILES = 256  # of one source; a checkpoint from 4096 ranks must not run into the limit of 1024 descriptors
-
-
-Range = tuple[str, int, int]  # name of a file, first byte, count
 
 
 class FileState(NamedTuple):
@@ -158,32 +158,29 @@ class LocalSource:
             )
 
     def will_read(self, ranges: Iterable[Range]) -> None:
-        """Tell the kernel about one read after another, until some in a row were already at hand.
+        """Tell the kernel, in the order of the files; unless the first ranges, some of them, are at hand already.
 
-        A single one says little: it may lie in the same page as what was read before.
+        One of them says little: it may lie in the same page as what was read before.
         """
-        in_a_row = 0
-        for name, start, nbytes in ranges:
-            in_a_row = 0 if self.read_ahead(name, start, nbytes) else in_a_row + 1
-            if in_a_row == ENOUGH_AT_HAND:
-                break
+        left = iter(ranges)
+        first = list(islice(left, ENOUGH_AT_HAND))
+        if _CAN_READ_AHEAD and not all(self.at_hand(*each) for each in first):
+            for each in requests(chain(first, left)):
+                self.read_ahead(*each)
 
-    def read_ahead(self, name: str, start: int, nbytes: int) -> bool:
-        """The kernel reads ahead, where it can; False if the bytes are at hand already.
-
-        What is wrong with the file is said when it is read.
-        """
-        if not _CAN_READ_AHEAD:
-            return False
+    def at_hand(self, name: str, start: int, nbytes: int) -> bool:
+        """Whether the last of these bytes can be read without waiting for the disk."""
         try:
+            return _is_cached((self._open.get(name) or self._open_now(name)).descriptor, start + nbytes - 1)
+        except OSError:  # what is wrong with the file is said when it is read
+            return True
+
+    def read_ahead(self, name: str, start: int, nbytes: int) -> None:
+        """Have the kernel begin to read what it does not have."""
+        with suppress(OSError):
             descriptor = (self._open.get(name) or self._open_now(name)).descriptor
-            if _is_cached(descriptor, start + nbytes - 1):
-                return False
             for at in range(start, start + nbytes, AHEAD_BYTES):
                 os.posix_fadvise(descriptor, at, min(AHEAD_BYTES, start + nbytes - at), os.POSIX_FADV_WILLNEED)
-        except OSError:
-            return False
-        return True
 
     def content(self, name: str) -> bytes:
         with open(open_regular(self.directory / name), "rb") as file:  # files that the kernel makes up have no end

@@ -22,7 +22,9 @@ from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
 
-SMALL_BYTES = 1 << 16  # of an item that is announced as a whole, with its values
+# Announced as a whole, before it is opened: an item of at most so many bytes, where what is announced stays in memory
+# until it is read; elsewhere, all items of a tensor of at most so many
+SMALL_BYTES, WHOLE_BYTES = 1 << 16, 64 << 20
 MOST_FRAMES = 4096  # of a tensor that are announced at once
 
 
@@ -112,13 +114,14 @@ class TensorReader:
                 yield item.file, item.start + first, nbytes
 
     def frames(self) -> Iterator[tuple[str, int, int]]:
-        """What is read of the items to open them: file, first byte, count. Those that are small are read as a whole."""
+        """What is read before the values: file, first byte, count. Of what is small, the values too."""
         numbers = [number for number, _, _ in self.chunks.boxes]
+        whole = not self.tensor.source.ahead and self.tensor.nbytes <= WHOLE_BYTES
         for number in numbers if len(numbers) <= MOST_FRAMES else ():
             chunk = self.tensor.chunk(number)
-            if not chunk.file or chunk.encoding != "torch":
+            if not chunk.file or not (whole or chunk.encoding == "torch"):
                 continue
-            if chunk.nbytes <= SMALL_BYTES:
+            if whole or chunk.nbytes <= SMALL_BYTES:
                 yield chunk.file, chunk.start, chunk.nbytes
             else:
                 yield chunk.file, chunk.start, HEAD_BYTES

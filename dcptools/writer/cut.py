@@ -14,7 +14,17 @@ from dataclasses import dataclass, field, replace
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor
 from dcptools.storage import IN_FLIGHT, REQUEST_BYTES, Source
-from dcptools.tensors import Bits, Region, TensorReader, View, read_elements, row_elements, run_elements, tiles
+from dcptools.tensors import (
+    WHOLE_BYTES,
+    Bits,
+    Region,
+    TensorReader,
+    View,
+    read_elements,
+    row_elements,
+    run_elements,
+    tiles,
+)
 
 SHORT_RUN_BYTES = 4096  # a large view whose runs are shorter is cut into tiles
 
@@ -35,6 +45,7 @@ class Sizes:
     # its bytes are needed.
     blocks_together: int = 16
     items_together: int = 256
+    bytes_together: int = WHOLE_BYTES
     blocks_read_ahead: int = 4  # of a file that is being filled
 
     def for_source(self, source: Source, workers: int) -> Sizes:

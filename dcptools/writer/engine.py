@@ -11,11 +11,10 @@ empty caches cost more than the copying.
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 
 from dcptools._parallel import Progress, check_stopped, one_thread_each, run, starting_threads
 from dcptools.checkpoint import Checkpoint
@@ -23,6 +22,7 @@ from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import OutputSink, Sink, commit_all
 from dcptools.tensors import Checksums, TensorReader, read_view, row_major, runs
+from dcptools.writer.ahead import groups, one_ahead, read_ahead
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
 from dcptools.writer.sums import FileSums
@@ -106,19 +106,22 @@ class Engine:
         with self._lock:
             self._unwritten[file.filename] = file.data_nbytes
         self._wrote(file, 0)  # a file without values is finished now
-        for work in _read_ahead(cut(len(file.header), self._parts(file), self.sizes), self.sizes):
+        for work in read_ahead(cut(len(file.header), self._parts(file), self.sizes), self.sizes):
             yield file, work
 
     def _parts(self, file: ShardFile) -> Iterator[Part]:
-        """The views that a file is made of, with their items opened a few at a time."""
-        for group in _groups(file.tensors, self._readers.chunks, self.sizes.items_together):
-            frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
-            self.plan.checkpoint.source.will_read(frames)
+        """The views that a file is made of, with their items opened a few at a time, while the next are being read."""
+        for group in one_ahead(groups(file.tensors, self._readers.chunks, self.sizes), self._announce):
             parts = [part for tensor in group for part in self._parts_of(tensor)]
             for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
                 check_stopped()
                 part.reader.open()
             yield from parts
+
+    def _announce(self, group: Iterable[PlannedTensor]) -> None:
+        """Tell the source which items of these tensors will be opened, and read if they are small."""
+        frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
+        self.plan.checkpoint.source.will_read(frames)
 
     def _parts_of(self, tensor: PlannedTensor) -> Iterator[Part]:
         """The views of one tensor, at their places in its file."""
@@ -250,44 +253,6 @@ class _Memory:
         if key not in self._casts:
             self._casts[key] = Cast(self.stored, source, self.block, target)
         return self._casts[key]
-
-
-def _groups(
-    tensors: Iterable[PlannedTensor], chunks: Callable[[PlannedTensor], int], most: int
-) -> Iterator[list[PlannedTensor]]:
-    """Tensors that have at most that many chunks together, or a single tensor."""
-    group: list[PlannedTensor] = []
-    total = 0
-    for tensor in tensors:
-        count = chunks(tensor)
-        if group and total + count > most:
-            yield group
-            group, total = [], 0
-        group.append(tensor)
-        total += count
-    if group:
-        yield group
-
-
-def _read_ahead(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
-    """The same, cut a few at a time; the sources hear about each piece a few pieces before it is handed out."""
-    waiting: deque[Block | Tile] = deque()
-    while together := list(_together(work, sizes)):
-        for piece in together:
-            piece.will_read()
-            waiting.append(piece)
-            if len(waiting) > sizes.blocks_read_ahead:
-                yield waiting.popleft()
-    yield from waiting
-
-
-def _together(work: Iterator[Block | Tile], sizes: Sizes) -> Iterator[Block | Tile]:
-    """The next pieces, until they have as many items as blocks of small tensors."""
-    left = sizes.blocks_together * sizes.block_items
-    for piece in islice(work, sizes.blocks_together):
-        yield piece
-        if (left := left - piece.items) <= 0:
-            return
 
 
 class OutputEngine(Engine):
