@@ -26,7 +26,7 @@ from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
 from tests.bench import stamped
 
-PAGE = 4096  # bytes
+PAGE, MB = 4096, 1 << 20  # bytes
 SHAPES = {"mlp.weight": (300, 200), "norm.weight": (16,), "proj.weight": (100, 100), "proj.bias": (100,)}
 
 
@@ -208,14 +208,18 @@ def test_what_is_at_hand_is_not_announced_and_neighbours_are_announced_together(
 
     def at_hand(_: LocalSource, name: str, start: int, nbytes: int) -> bool:
         looked.append(start)
-        return name == "near" or start % 2 == 0
+        return name == "near" or nbytes == 1
 
     monkeypatch.setattr(LocalSource, "at_hand", at_hand)
     monkeypatch.setattr(LocalSource, "read_ahead", lambda _, *range_: told.append(range_))
     LocalSource(".").will_read(("near", place, 1) for place in range(100))
     assert len(looked) == ENOUGH_AT_HAND and not told
-    LocalSource(".").will_read(("far", place, 1) for place in reversed(range(100)))
-    assert told == [("far", 0, 100)]  # a page that was read with another one says nothing of the next
+    LocalSource(".").will_read(("far", place * MB, MB) for place in reversed(range(9)))
+    assert told == [("far", 0, 4 * MB), ("far", 4 * MB, 4 * MB), ("far", 8 * MB, MB)]
+    told.clear()
+    small = [("far", place, 1) for place in range(ENOUGH_AT_HAND)]
+    LocalSource(".").will_read([*small, ("far", MB, MB)])
+    assert told == [("far", 0, ENOUGH_AT_HAND), ("far", MB, MB)]  # small ones may have been read with a neighbour
 
 
 def test_outputs_that_lie_side_by_side_in_one_tensor_are_read_at_once(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dcptools.checkpoint.cover import Ints
 from dcptools.dtypes import DType
-from dcptools.storage import Source
+from dcptools.storage import Range, Source
 
 
 def _read_only(*arrays: npt.NDArray[Any]) -> None:
@@ -135,6 +135,12 @@ class StoredTensor(_MadeAgain):
         if not 0 <= index < len(self.offsets):
             raise IndexError(f"{self.key!r} has {len(self.offsets)} chunks, and none has the number {index}.")
         return next(self._chunks(index, index + 1))
+
+    def place(self, index: int) -> Range:
+        """Where the bytes of that chunk are, as in a :class:`Chunk`: file, start, count; takes a tenth of its time."""
+        row, columns = self.first + index, self.columns
+        file = columns.file.item(row)
+        return columns.file_names[file] if file >= 0 else "", columns.start.item(row), columns.nbytes.item(row)
 
     def _chunks(self, first: int, last: int) -> Iterator[Chunk]:
         """The chunks with these numbers, made from the columns."""

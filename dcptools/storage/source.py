@@ -24,7 +24,9 @@ except ImportError:  # Windows
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 MORE_DESCRIPTORS = "This process may not open so many files. Allow more: ulimit -n 4096."
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
-ENOUGH_AT_HAND = 8  # ranges; if they are, it is likely that all others are at hand too
+# If so many ranges are at hand, it is likely that all others are too; of the first ones, those that are larger say
+# more: small ones may lie in a page that was read with a neighbour
+ENOUGH_AT_HAND, FIRST, LARGER_BYTES = 8, 64, 8192
 MAX_OPEN_FILES = 256  # of one source; a checkpoint from 4096 ranks must not run into the limit of 1024 descriptors
 
 
@@ -158,20 +160,18 @@ class LocalSource:
             )
 
     def will_read(self, ranges: Iterable[Range]) -> None:
-        """Tell the kernel, in the order of the files; unless the first ranges, some of them, are at hand already.
-
-        One of them says little: it may lie in the same page as what was read before.
-        """
+        """Tell the kernel, in the order of the files; unless some of the first ranges are at hand already."""
         left = iter(ranges)
-        first = list(islice(left, ENOUGH_AT_HAND))
-        if _CAN_READ_AHEAD and not all(self.at_hand(*each) for each in first):
+        first = list(islice(left, FIRST))
+        larger = [each for each in first if each[2] >= LARGER_BYTES] or first
+        if _CAN_READ_AHEAD and not all(self.at_hand(*each) for each in larger[:ENOUGH_AT_HAND]):
             for each in requests(chain(first, left)):
                 self.read_ahead(*each)
 
     def at_hand(self, name: str, start: int, nbytes: int) -> bool:
-        """Whether the last of these bytes can be read without waiting for the disk."""
+        """Whether the middle of these bytes can be read without waiting for the disk."""
         try:
-            return _is_cached((self._open.get(name) or self._open_now(name)).descriptor, start + nbytes - 1)
+            return _is_cached((self._open.get(name) or self._open_now(name)).descriptor, start + nbytes // 2)
         except OSError:  # what is wrong with the file is said when it is read
             return True
 

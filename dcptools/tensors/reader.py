@@ -52,6 +52,9 @@ class TensorReader:
         if not tensor.covered:
             raise BrokenCheckpoint(f"{tensor.key!r}: {tensor.problem}.\nUse another checkpoint, or save again.")
         self.tensor, self.chunks = tensor, Chunks(tensor)
+        # whether its items are announced with their values, before they are opened
+        few = len(tensor.offsets) <= MOST_FRAMES
+        self.announced_whole = few and tensor.nbytes <= WHOLE_BYTES and not tensor.source.ahead
         self._checksums, self._scratch_bytes = checksums, scratch_bytes
         self._items: dict[int, Item] = {}
         self._opening: dict[int, threading.Lock] = {}
@@ -116,16 +119,18 @@ class TensorReader:
     def frames(self) -> Iterator[tuple[str, int, int]]:
         """What is read before the values: file, first byte, count. Of what is small, the values too."""
         numbers = [number for number, _, _ in self.chunks.boxes]
-        whole = not self.tensor.source.ahead and self.tensor.nbytes <= WHOLE_BYTES
         for number in numbers if len(numbers) <= MOST_FRAMES else ():
-            chunk = self.tensor.chunk(number)
-            if not chunk.file or not (whole or chunk.encoding == "torch"):
+            file, start, nbytes = self.tensor.place(number)
+            if not file:
                 continue
-            if whole or chunk.nbytes <= SMALL_BYTES:
-                yield chunk.file, chunk.start, chunk.nbytes
-            else:
-                yield chunk.file, chunk.start, HEAD_BYTES
-                yield chunk.file, chunk.start + chunk.nbytes - TAIL_BYTES, TAIL_BYTES
+            if self.announced_whole:
+                yield file, start, min(nbytes, WHOLE_BYTES)  # an item may claim to have any size
+            elif self.tensor.chunk(number).encoding == "torch":
+                if nbytes <= SMALL_BYTES:
+                    yield file, start, nbytes
+                else:
+                    yield file, start, HEAD_BYTES
+                    yield file, start + nbytes - TAIL_BYTES, TAIL_BYTES
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""

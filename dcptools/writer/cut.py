@@ -116,9 +116,10 @@ class Part:
             read_elements(self.reader, self.view, first, stop, out)
 
     def places(self, first: int, stop: int) -> Iterable[tuple[str, int, int]]:
-        """Where values from number ``first`` on are stored, if they follow each other there."""
-        at = self.view.offset
-        return self.reader.places(at + first, at + stop) if self.contiguous else ()
+        """Where values from number ``first`` on are stored, if they follow each other there; not if that is known."""
+        if self.reader.announced_whole or not self.contiguous:
+            return ()
+        return self.reader.places(self.view.offset + first, self.view.offset + stop)
 
 
 @dataclass(slots=True)
