@@ -164,7 +164,7 @@ class ShardPlan(Shown, HasFindings):
             digest.update(json.dumps([file.filename, file.nbytes]).encode() + file.header)
             for tensor in file.tensors:
                 views = [(v.key, v.shape, v.strides, v.offset) for v in tensor.output.sources]
-                digest.update(json.dumps([tensor.output.dtype.name, views]).encode())
+                digest.update(repr((tensor.output.dtype.name, views)).encode())  # half of the time of JSON
         return digest.hexdigest()
 
     def to_frame(self) -> pd.DataFrame:

@@ -32,16 +32,16 @@ def check_file(file: ShardFile, path: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    count = -1
+    opens = False
     try:
-        with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy") as opened:
-            count = len(opened.keys())
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="numpy"):
+            opens = True
     except FileNotFoundError:  # it says so, whatever the reason
         os.close(open_regular(Path(path)))
         raise
     with open(path, "rb") as written:
         header = written.read(len(file.header))
-    if count != len(file.tensors) or header != file.header or os.path.getsize(path) != file.nbytes:
+    if not opens or header != file.header or os.path.getsize(path) != file.nbytes:
         raise BrokenCheckpoint(f"{file.filename} was written, but is not what was planned. Nothing was kept.")
 
 
