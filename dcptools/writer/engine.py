@@ -237,7 +237,10 @@ class _Readers:
 
     def chunks(self, tensor: PlannedTensor) -> int:
         """How many chunks the sources of an output have."""
-        return sum(len(self._checkpoint[view.key].offsets) for view in tensor.output.sources)
+        tensors, count = self._checkpoint.tensors, 0
+        for view in tensor.output.sources:  # not a generator: there are very many outputs of one source
+            count += len(tensors[view.key].offsets)
+        return count
 
 
 class _Memory:
