@@ -32,8 +32,9 @@ WHY = {  # what a profile shows of what is missed
         "it reads and writes, on the cast, on Python, and on the search for values that became Inf."
     ),
     "cold": (
-        "Before it writes anything, ours reads the metadata, and up to 128 MiB ahead; of a small checkpoint that is "
-        "some of the time. A disk that others use too gives the same program up to twice as much time or half."
+        "Ours reads in the order of the output, and announces it: the kernel asks this disk for 1 MB at once then, and "
+        "for up to 4 MB when files are read from their start. A disk that others use too gives the same program up to "
+        "twice as much time or half."
     ),
     "scale": (
         "A preview makes a key, a view and an output for each tensor, and then looks at all of them once more, because "
