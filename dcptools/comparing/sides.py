@@ -19,7 +19,19 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.comparing.pieces import Piece
 from dcptools.hf import Model, Weight
 from dcptools.storage import Range, Source
-from dcptools.tensors import BITS, Bits, Checksums, TensorReader, View, boxes, gather, ranges, run_elements, tiles
+from dcptools.tensors import (
+    BITS,
+    Bits,
+    Checksums,
+    TensorReader,
+    View,
+    boxes,
+    frames,
+    gather,
+    ranges,
+    run_elements,
+    tiles,
+)
 
 SHORT_RUN_BYTES = 4096  # a view whose runs are shorter is read in tiles
 WIDEST_GAP = 16  # runs that are this many times their length apart are read at once
@@ -102,7 +114,7 @@ class StoredSide:
         return partial(_read_piece, self._read, piece)
 
     def frames(self) -> Iterable[Range]:
-        return (frame for reader in self._readers for frame in reader.frames())
+        return frames(self._readers)
 
     def places(self, piece: Piece) -> Iterable[Range]:
         short = SHORT_RUN_BYTES // self._readers[0].tensor.dtype.itemsize

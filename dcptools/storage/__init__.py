@@ -8,7 +8,7 @@ from __future__ import annotations
 from dcptools.storage.ahead import IN_FLIGHT, MOST_FETCHED_BYTES, announced, at_once, share_of_reads
 from dcptools.storage.document import check_document, takes_no_files, write_document
 from dcptools.storage.place import open_source, pieces
-from dcptools.storage.ranges import REQUEST_BYTES, Range
+from dcptools.storage.ranges import REQUEST_BYTES, Range, spread
 from dcptools.storage.sink import TEMPORARY, LocalSink, OutputSink, Sink
 from dcptools.storage.source import MORE_DESCRIPTORS, NO_DESCRIPTOR, FileState, LocalSource, Source, open_regular
 from dcptools.storage.upload import RemoteSink, commit_all, uploading_bytes
@@ -42,6 +42,7 @@ __all__ = [
     "path_on_disk",
     "pieces",
     "share_of_reads",
+    "spread",
     "takes_no_files",
     "uploading_bytes",
     "without_password",

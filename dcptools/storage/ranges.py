@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
+Value = TypeVar("Value")
 Range = tuple[str, int, int]  # name of a file, first byte, count
 
 REQUEST_BYTES = 4 << 20  # of one request at most; longer ones keep the others waiting, shorter ones cost more per byte
 # Two ranges are fetched together with what lies between them, if that is at most this fraction of both
 GAP_PART = 1 / 64
+FIRST = 64  # of the ranges that are announced together, those that are looked at before
+
+
+def spread(values: Sequence[Value]) -> list[Value]:
+    """The same values, as many as are looked at first from all over them.
+
+    >>> spread(range(256))[:4], len(spread(range(256)))
+    ([0, 4, 8, 12], 256)
+    """
+    step = max(1, -(-len(values) // FIRST))
+    return [value for first in range(step) for value in values[first::step]]
 
 
 def requests(ranges: Iterable[Range]) -> Iterator[Range]:

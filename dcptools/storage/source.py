@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from dcptools._paths import expanded
 from dcptools.errors import BrokenCheckpoint
-from dcptools.storage.ranges import Range, requests
+from dcptools.storage.ranges import FIRST, Range, requests
 
 try:
     import resource
@@ -26,7 +26,7 @@ MORE_DESCRIPTORS = "This process may not open so many files. Allow more: ulimit 
 AHEAD_BYTES = 128 << 10  # told to the kernel at once: of more it reads only the first part, as much as a device takes
 # If so many ranges are at hand, it is likely that all others are too; of the first ones, those that are larger say
 # more: small ones may lie in a page that was read with a neighbour
-ENOUGH_AT_HAND, FIRST, LARGER_BYTES = 8, 64, 8192
+ENOUGH_AT_HAND, LARGER_BYTES = 8, 8192
 MAX_OPEN_FILES = 256  # of one source; a checkpoint from 4096 ranks must not run into the limit of 1024 descriptors
 
 
@@ -160,11 +160,12 @@ class LocalSource:
             )
 
     def will_read(self, ranges: Iterable[Range]) -> None:
-        """Tell the kernel, in the order of the files; unless some of the first ranges are at hand already."""
+        """Tell the kernel, in the order of the files; unless some from all over the first ranges are at hand."""
         left = iter(ranges)
         first = list(islice(left, FIRST))
         larger = [each for each in first if each[2] >= LARGER_BYTES] or first
-        if _CAN_READ_AHEAD and not all(self.at_hand(*each) for each in larger[:ENOUGH_AT_HAND]):
+        looked_at = larger[:: -(-len(larger) // ENOUGH_AT_HAND) or 1]
+        if _CAN_READ_AHEAD and not all(self.at_hand(*each) for each in looked_at):
             for each in requests(chain(first, left)):
                 self.read_ahead(*each)
 

@@ -5,7 +5,8 @@ dtype's width), so nothing is rounded and NaN payloads survive. Memory is a few 
 tensor.
 
 ``geometry`` knows shapes and strides; ``chunks`` a tensor's chunks as boxes; ``item`` and ``archive`` what is stored
-for one chunk; ``checksums`` their CRC-32; ``reader`` puts them together; ``view`` reads what an output is made of.
+for one chunk; ``checksums`` their CRC-32; ``reader`` puts them together; ``frames`` announces what it reads first;
+``view`` reads what an output is made of.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, gather
 from dcptools.tensors.checksums import Checksums, ItemPart, combined
 from dcptools.tensors.composed import Composed, NotViews
+from dcptools.tensors.frames import frames
 from dcptools.tensors.geometry import Region, boxes, ranges, row_elements, row_major, run_elements, runs, tiles
 from dcptools.tensors.reader import WHOLE_BYTES, TensorReader, read_region
 from dcptools.tensors.same import same_values
@@ -32,6 +34,7 @@ __all__ = [
     "View",
     "boxes",
     "combined",
+    "frames",
     "gather",
     "ranges",
     "read_elements",

@@ -14,7 +14,6 @@ import numpy as np
 
 from dcptools.checkpoint import Chunk, StoredTensor
 from dcptools.errors import BrokenCheckpoint
-from dcptools.tensors.archive import HEAD_BYTES, TAIL_BYTES
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resolve
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.chunks import Chunks, ElementRange
@@ -22,9 +21,9 @@ from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
 
-# Announced as a whole, before it is opened: an item of at most so many bytes, where what is announced stays in memory
-# until it is read; elsewhere, all items of a tensor of at most so many
-SMALL_BYTES, WHOLE_BYTES = 1 << 16, 64 << 20
+# All items of a tensor of at most so many bytes are announced whole, before they are opened; not where what was
+# announced takes memory of this process until it is read
+WHOLE_BYTES = 64 << 20
 MOST_FRAMES = 4096  # of a tensor that are announced at once
 
 
@@ -115,22 +114,6 @@ class TensorReader:
         for item, first, nbytes in self._spans(start, stop):
             if item.source is self.tensor.source:  # and not unpacked
                 yield item.file, item.start + first, nbytes
-
-    def frames(self) -> Iterator[tuple[str, int, int]]:
-        """What is read before the values: file, first byte, count. Of what is small, the values too."""
-        numbers = [number for number, _, _ in self.chunks.boxes]
-        for number in numbers if len(numbers) <= MOST_FRAMES else ():
-            file, start, nbytes = self.tensor.place(number)
-            if not file:
-                continue
-            if self.announced_whole:
-                yield file, start, min(nbytes, WHOLE_BYTES)  # an item may claim to have any size
-            elif self.tensor.chunk(number).encoding == "torch":
-                if nbytes <= SMALL_BYTES:
-                    yield file, start, nbytes
-                else:
-                    yield file, start, HEAD_BYTES
-                    yield file, start + nbytes - TAIL_BYTES, TAIL_BYTES
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Item, int, int]]:
         """The bytes under a range of elements: item, first byte in its storage, count; not if they lie apart."""

@@ -21,7 +21,7 @@ from dcptools.checkpoint import Checkpoint
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor, ShardFile, ShardPlan
 from dcptools.storage import OutputSink, Sink, commit_all
-from dcptools.tensors import Checksums, TensorReader, read_view, row_major, runs
+from dcptools.tensors import Checksums, TensorReader, frames, read_view, row_major, runs
 from dcptools.writer.ahead import groups, one_ahead, read_ahead
 from dcptools.writer.cast import Buffer, Cast
 from dcptools.writer.cut import Block, Part, Sizes, Slab, Tile, cut
@@ -120,8 +120,7 @@ class Engine:
 
     def _announce(self, group: Iterable[PlannedTensor]) -> None:
         """Tell the source which items of these tensors will be opened, and read if they are small."""
-        frames = (frame for reader in self._readers.new(group) for frame in reader.frames())
-        self.plan.checkpoint.source.will_read(frames)
+        self.plan.checkpoint.source.will_read(frames(self._readers.new(group)))
 
     def _parts_of(self, tensor: PlannedTensor) -> Iterator[Part]:
         """The views of one tensor, at their places in its file."""
