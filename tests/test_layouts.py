@@ -8,7 +8,7 @@ from dcptools.errors import UsageError
 from dcptools.layouts import Key, Layout, choose, strip_wrappers, top_level
 from dcptools.layouts.bare import Bare
 from dcptools.layouts.container import Container, _is_usual
-from dcptools.layouts.keys import WRAPPERS
+from dcptools.layouts.keys import WRAPPERS, names_below
 from dcptools.layouts.training import TRAINING_STATE, is_training_state
 from dcptools.layouts.unknown import Unknown
 
@@ -229,7 +229,9 @@ def test_a_root_is_refused_for_bare_names() -> None:
         choose(top(*MODEL), "bare", "model")
 
 
-CONTAINER = Container("model", "")
+def name_below(root: str, key: Key) -> str | None:
+    (name,) = names_below([key], root)
+    return name
 
 
 @pytest.mark.parametrize(
@@ -249,14 +251,13 @@ CONTAINER = Container("model", "")
     ],
 )
 def test_the_name_under_a_container(key: str, expected: tuple[str | None, bool]) -> None:
-    name = CONTAINER.name_of(Key.of(key, ()))
+    name = name_below("model", Key.of(key, ()))
     assert (name, name is None or _is_usual(name)) == expected
 
 
 def test_the_name_under_a_deeper_container() -> None:
-    choice = Container("app.model", "")
-    assert choice.name_of(Key.of("app.model.model.w", ())) == "model.w"
-    assert choice.name_of(Key.of("app.optim.model.w", ())) is None
+    keys = [Key.of("app.model.model.w", ()), Key.of("app.optim.model.w", ())]
+    assert list(names_below(keys, "app.model")) == ["model.w", None]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_the_name_under_a_deeper_container() -> None:
 )
 def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, expected: tuple[str, ...]) -> None:
     assert choose(key, root=root) == Container(root, f"the root {root!r}, as requested")
-    assert Container(root, "").name_of(key[0]) == "model.w"
+    assert name_below(root, key[0]) == "model.w"
     assert Container(root, "").wrappers_in(key[0]) == expected
 
 

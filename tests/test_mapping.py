@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dcptools.checkpoint import read
 from dcptools.dtypes import TABLE
-from dcptools.errors import FindingsError, UsageError
+from dcptools.errors import FindingsError, UnknownKey, UsageError
 from dcptools.findings import Finding
 from dcptools.layouts import strip_wrappers
 from dcptools.mapping import KeyMapping, Output, Rename, preview
@@ -812,3 +812,29 @@ def test_a_mapping_holds_only_what_the_checkpoint_has(view: View, dtype: str, me
     output = Output("model.w", (view,), view.shape, TABLE[dtype], "by hand")
     with pytest.raises(UsageError, match=message):
         replace(mapping, outputs=(output,))
+
+
+def test_a_key_of_a_mapping_is_used_or_left_out(tmp_path: Path) -> None:
+    mapping = preview(
+        saved.save(tmp_path, {"model": {"model.w": torch.zeros(2), "model.v": torch.zeros(2)}, "step": 3})
+    )
+    one, other = mapping.outputs
+    (left,) = mapping.leftovers
+    also, unknown = replace(left, key=other.sources[0].key), replace(left, key="model.model.u")
+    assert replace(mapping, outputs=(one,), leftovers=(left, also))
+    for outputs, leftovers in [
+        ((one,), (left,)),
+        ((one, other), ()),
+        ((one, other), (left, left)),
+        ((one, other), (left, also)),
+        ((one, other), (also,)),
+        ((one, other), (unknown,)),
+        ((one, other), (left, unknown)),
+        ((one,), (left, left)),
+        ((one,), (left, unknown)),
+    ]:
+        with pytest.raises(AssertionError, match="neither used nor left out"):
+            replace(mapping, outputs=outputs, leftovers=leftovers)
+    another = replace(one, sources=(replace(one.sources[0], key="model.model.u"),))
+    with pytest.raises(UnknownKey, match="'model.model.u'"):
+        replace(mapping, outputs=(one, other, another))

@@ -11,7 +11,7 @@ from dcptools.layouts.bare import Bare
 from dcptools.layouts.container import CONTAINER, Container
 from dcptools.layouts.family import Family, FamilyLayout
 from dcptools.layouts.huggingface import BODY, HEAD, is_huggingface_name
-from dcptools.layouts.keys import WRAPPERS, Key, strip_wrappers, top_level
+from dcptools.layouts.keys import WRAPPERS, Key, names_below, strip_wrappers, top_level
 from dcptools.layouts.training import MOMENT, is_extra_state, is_of_optimizer, is_usual
 from dcptools.layouts.unknown import Unknown
 from dcptools.layouts.values import Layout
@@ -76,8 +76,7 @@ def _container_of(key: Key) -> str:
 def _wrapped(container: Container, keys: Sequence[Key]) -> Container:
     """The attribute in which the trainer's module holds the model (Lightning, Composer), if the container has one."""
     attribute, named = None, False
-    for key in keys:
-        name = container.name_of(key)
+    for name in names_below(keys, container.root):
         if name is None or is_extra_state(name):
             continue
         first, _, rest = name.partition(".")

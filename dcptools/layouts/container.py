@@ -9,7 +9,7 @@ from dcptools._option import option
 from dcptools._text import some
 from dcptools.checkpoint import Checkpoint
 from dcptools.findings import Finding
-from dcptools.layouts.keys import Key, strip_wrappers
+from dcptools.layouts.keys import Key, names_below, strip_wrappers
 from dcptools.layouts.training import beside_model, extra_state, is_extra_state, is_training_state
 from dcptools.layouts.values import Output, Reading
 from dcptools.tensors import View
@@ -35,26 +35,20 @@ class Container:
         outputs, leftovers = [], []
         findings, rule = list(self._about_itself()), f"without {self.root + '.'!r}"
         rule += f", with {self.prefix!r} in front" if self.prefix else ""
-        for stored, tensor in checkpoint.tensors.items():
-            key = keys[stored]
-            name = self.name_of(key)
+        those = [keys[stored] for stored in checkpoint.tensors]
+        for tensor, key, name in zip(checkpoint.tensors.values(), those, names_below(those, self.root), strict=True):
             if name is None:
                 part = self.beside(key)
                 reason = f"not under {self.root + '.'!r} ({part})"
                 leftovers.append(beside_model(tensor, reason, part, training=is_training_state(key, part)))
                 continue
-            if is_extra_state(stored):
+            if is_extra_state(tensor.key):
                 leftovers.append(extra_state(tensor))
                 continue
             outputs.append(Output(self.prefix + name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
             if key.stored or not _is_usual(name):  # about most keys there is nothing to say
-                findings += self._about_key(stored, key, name)
+                findings += self._about_key(tensor.key, key, name)
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
-
-    def name_of(self, key: Key) -> str | None:
-        """The HuggingFace name; None if the key is not the model's."""
-        rest = key.below(self.root)
-        return None if rest is None else strip_wrappers(rest)[0]
 
     def wrappers_in(self, key: Key) -> tuple[str, ...]:
         """The segments that are removed from a key of the model; those of the container itself stay."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dcptools.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ class Key(NamedTuple):
 
     name: str
     path: tuple[str, ...]
-    stored: str = ""  # as the checkpoint has it, if that differs
+    stored: str = ""  # as the checkpoint has it, if there may be wrappers in it; nearly all have none
 
     @classmethod
     def of(cls, stored: str, path: tuple[str, ...]) -> Key:
@@ -44,11 +44,12 @@ class Key(NamedTuple):
         >>> Key.of("module.model._orig_mod.norm.weight", ("module", "model._orig_mod.norm.weight")).name
         'module.model.norm.weight'
         """
+        if not _may_be_wrapped(stored):
+            return cls(stored, path)
         container = "".join(f"{part}." for part in path[:-1])
         if not stored.startswith(container):
             container = ""
-        name = container + strip_wrappers(stored[len(container) :])[0]
-        return cls(name, path, "" if name == stored else stored)
+        return cls(container + strip_wrappers(stored[len(container) :])[0], path, stored)
 
     @property
     def container(self) -> str:
@@ -74,6 +75,23 @@ def keys_of(checkpoint: Checkpoint) -> dict[str, Key]:
         stored: Key.of(stored, tensor.path) if _may_be_wrapped(stored) else new(Key, (stored, tensor.path, ""))
         for stored, tensor in checkpoint.tensors.items()
     }
+
+
+def names_below(keys: Iterable[Key], root: str) -> Iterator[str | None]:
+    """What each key is called below a container, without wrappers; None if it is not in it.
+
+    >>> list(names_below([Key("model.norm.weight", ("model", "norm.weight")), Key("step", ("step",))], "model"))
+    ['norm.weight', None]
+    """
+    prefix = f"{root}."
+    first = len(prefix)
+    for key in keys:
+        name, _, stored = key
+        if stored:
+            rest = key.below(root)
+            yield None if rest is None else strip_wrappers(rest)[0]
+        else:  # the same without calls, which take most of the time
+            yield name[first:] if name.startswith(prefix) else None
 
 
 def top_level(keys: Iterable[Key]) -> list[str]:

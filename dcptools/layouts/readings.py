@@ -15,7 +15,7 @@ from dcptools.layouts.container import CONTAINER, Container
 from dcptools.layouts.family import Family, FamilyLayout, pattern_of
 from dcptools.layouts.family_files import families
 from dcptools.layouts.fit import Fit, fit
-from dcptools.layouts.keys import Key
+from dcptools.layouts.keys import Key, names_below
 from dcptools.layouts.training import COPIES, TRAINING_STATE, is_of_optimizer, is_usual
 from dcptools.layouts.values import Layout
 
@@ -82,8 +82,8 @@ def _at(
     root: str, shapes: Mapping[Key, Shape], expected: Expected, renamed: Callable[[str], str | None] | None
 ) -> Iterator[Candidate]:
     """The readings of one container under HuggingFace's names."""
-    name_of = Container(root, "").name_of
-    below = {name: shape for key, shape in shapes.items() if (name := name_of(key) if root else key.name) is not None}
+    called = names_below(shapes, root) if root else (key.name for key in shapes)
+    below = {name: shape for name, shape in zip(called, shapes.values(), strict=True) if name is not None}
     place = f"below {root + '.'!r}" if root else "at the top level"
     tried = [("stored", expected.stored, "", "the names of the live model")]
     if expected.differ:

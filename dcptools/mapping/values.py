@@ -77,17 +77,17 @@ class KeyMapping(Shown, HasFindings):
 
     def __post_init__(self) -> None:
         """Enforce the law: each key of the checkpoint is either used, or left out with a reason, never both."""
-        left = [leftover.key for leftover in self.leftovers]
-        used = {view.key for output in self.outputs for view in output.sources}
-        tensors = self.checkpoint.tensors
-        keys = {*tensors, *self.checkpoint.objects}
-        if len(left) + len(used) != len(keys) or keys.difference(used, left):
-            raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
+        tensors, used = self.checkpoint.tensors, set()
         for output in self.outputs:
             for view in output.sources:
-                tensor = tensors[view.key]
+                tensor = tensors.get(view.key) or self.checkpoint[view.key]  # which says that there is none
+                used.add(tensor.key)
                 if output.dtype is not tensor.dtype or not (view.is_whole(tensor.shape) or view.end <= tensor.numel):
                     raise _not_of(output, view, tensor)
+        left, keys = {leftover.key for leftover in self.leftovers}, (tensors, self.checkpoint.objects)
+        once = len(left) == len(self.leftovers) and left.isdisjoint(used)
+        if not once or len(left) + len(used) != sum(map(len, keys)) or left.difference(*keys):
+            raise AssertionError("a key is neither used nor left out, or both; this is a bug in dcptools")
 
     @property
     def fit(self) -> Fit | None:
