@@ -20,7 +20,6 @@ from dcptools.layouts.training import (
     is_training_state,
 )
 from dcptools.layouts.values import Output, Reading
-from dcptools.tensors import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Bare:
                 leftovers.append(extra_state(tensor))
                 continue
             name, rule = self.prefix + key.name, f"with {self.prefix!r} in front" if self.prefix else "kept"
-            outputs.append(Output(name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
+            outputs.append(Output.whole(name, tensor, rule))
             wrappers = strip_wrappers(key.stored)[1]
             if wrappers:
                 findings.append(Finding("wrapper-removed", stored, f"removed {some(dict.fromkeys(wrappers))}"))

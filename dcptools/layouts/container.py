@@ -12,7 +12,6 @@ from dcptools.findings import Finding
 from dcptools.layouts.keys import Key, names_below, strip_wrappers
 from dcptools.layouts.training import beside_model, extra_state, is_extra_state, is_training_state
 from dcptools.layouts.values import Output, Reading
-from dcptools.tensors import View
 
 CONTAINER = "model"  # what nearly all trainers call it
 HEADS = ("lm_head.weight", "score.weight")  # of a language model, and of a classifier made of one
@@ -45,7 +44,7 @@ class Container:
             if is_extra_state(tensor.key):
                 leftovers.append(extra_state(tensor))
                 continue
-            outputs.append(Output(self.prefix + name, (View.whole(tensor),), tensor.shape, tensor.dtype, rule))
+            outputs.append(Output.whole(self.prefix + name, tensor, rule))
             if key.stored or not _is_usual(name):  # about most keys there is nothing to say
                 findings += self._about_key(tensor.key, key, name)
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
+from dcptools._frozen import set_class, unfrozen
 from dcptools.checkpoint import Checkpoint, StoredTensor
 from dcptools.dtypes import DType
 from dcptools.errors import UsageError
@@ -36,11 +37,10 @@ class Output:
     rule: str  # which rule gave the name
 
     def __init__(self, name: str, sources: tuple[View, ...], shape: tuple[int, ...], dtype: DType, rule: str) -> None:
-        _name(self, name)
-        _sources(self, sources)
-        _shape(self, shape)
-        _dtype(self, dtype)
-        _rule(self, rule)
+        set_class(self, _Unfrozen)
+        made: Any = self
+        made.name, made.sources, made.shape, made.dtype, made.rule = name, sources, shape, dtype, rule
+        made.__class__ = Output
         if len(sources) == 1 and sources[0].shape == shape:
             return
         found = 0
@@ -52,6 +52,15 @@ class Output:
                 f"Expected {self.numel:,}, those of its shape {shape}."
             )
 
+    @classmethod
+    def whole(cls, name: str, tensor: StoredTensor, rule: str) -> Output:
+        """All of a stored tensor, under a name of its own."""
+        made = _Unfrozen()
+        made.name, made.sources, made.shape = name, (View.whole(tensor),), tensor.shape
+        made.dtype, made.rule = tensor.dtype, rule
+        made.__class__ = Output
+        return made  # type: ignore[no-any-return]
+
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
@@ -62,8 +71,7 @@ class Output:
         return self.numel * self.dtype.itemsize
 
 
-# There are very many outputs, and what a frozen dataclass does to set a field takes twice as long.
-_name, _sources, _shape, _dtype, _rule = (vars(Output)[name].__set__ for name in Output.__slots__)
+_Unfrozen = unfrozen(Output)
 
 
 @lru_cache(maxsize=1024)  # a model has many tensors of few shapes

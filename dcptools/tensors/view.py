@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from dcptools._frozen import set_class, unfrozen
 from dcptools.checkpoint import StoredTensor
 from dcptools.errors import UsageError
 from dcptools.tensors.bits import Bits, fill, gather
@@ -28,10 +30,10 @@ class View:
     offset: int  # elements
 
     def __init__(self, key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> None:
-        _key(self, key)
-        _shape(self, shape)
-        _strides(self, strides)
-        _offset(self, offset)
+        set_class(self, _Unfrozen)
+        made: Any = self
+        made.key, made.shape, made.strides, made.offset = key, shape, strides, offset
+        made.__class__ = View
         if offset < 0 or not can_be_view(shape, strides):
             raise UsageError(f"{self} is not a view.\nExpected as many strides as sizes, and no negative number.")
 
@@ -79,18 +81,15 @@ class View:
         return self.shape == shape and self.offset == 0 and self.strides == row_major(shape)
 
 
-# There are very many views, and what a frozen dataclass does to set a field takes twice as long.
-_key, _shape, _strides, _offset = (vars(View)[name].__set__ for name in View.__slots__)
+_Unfrozen = unfrozen(View)
 
 
 def _unchecked(key: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> View:
     """A view that is made of valid ones or of a stored tensor, and so needs no check."""
-    view = object.__new__(View)
-    _key(view, key)
-    _shape(view, shape)
-    _strides(view, strides)
-    _offset(view, offset)
-    return view
+    view = _Unfrozen()
+    view.key, view.shape, view.strides, view.offset = key, shape, strides, offset
+    view.__class__ = View
+    return view  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
