@@ -187,7 +187,7 @@ def test_by_default_values_are_cast_as_of_any_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_model", [True, False], ids=["with config.json", "by names alone"])
-@pytest.mark.parametrize("where", ["model", "bare", "state.model", "app.model, compiled", "module"])
+@pytest.mark.parametrize("where", ["model", "bare", "state.model", "app.model, compiled", "module", "app, wrapped"])
 def test_wherever_the_model_is(where: str, with_model: bool, tmp_path: Path) -> None:
     made = make(tmp_path, {}, CASES["trained whole"][1])
     state = made.model.state_dict()
@@ -197,10 +197,13 @@ def test_wherever_the_model_is(where: str, with_model: bool, tmp_path: Path) -> 
         "state.model": {"state": {"model": state}},
         "app.model, compiled": {"app": {"model": {f"_orig_mod.{key}": value for key, value in state.items()}}},
         "module": {"module": state},
+        "app, wrapped": {"app": {"module": state}},
     }[where]
     checkpoint = saved.save(tmp_path / "there", nested)
-    assets = {"model_assets_dir": made.base} if with_model else {}
-    dcptools.convert(checkpoint, tmp_path / "out", adapter_config_path=made.live, dtype="keep", **assets)
+    options: dict[str, Any] = {"model_assets_dir": made.base} if with_model else {}
+    if where == "app, wrapped":  # a container, as it was saved, but a wrapper of what is said to be the root
+        options["root"] = "app"
+    dcptools.convert(checkpoint, tmp_path / "out", adapter_config_path=made.live, dtype="keep", **options)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (made.live / WEIGHTS).read_bytes()
 
 

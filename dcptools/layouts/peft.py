@@ -178,4 +178,4 @@ def _adapts_embeddings(config: Mapping[str, Any]) -> bool:
 
 def _called(key: Key, name: str) -> Key:
     """The key under another name; wrappers that were in it are forgotten."""
-    return key if name == key.name else key._replace(name=name, stored="")
+    return key if name == key.name else Key.of(name, key.path)
