@@ -55,7 +55,7 @@ ROWS = {
         *(
             f"{what}: {stage} / limit"
             for what in ("200,000 small tensors", "200,000 split experts")
-            for stage in ("inspect", "preview", "rows", "plan")
+            for stage in scale.BEFORE
         ),
         *(f"{what}: write / limit" for what in scale.CASES),
         "each of 200,000 / each of 20,000",

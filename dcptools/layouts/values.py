@@ -62,6 +62,11 @@ class Output:
         return made  # type: ignore[no-any-return]
 
     @property
+    def key(self) -> str:
+        """The keys of the checkpoint that it is made of, comma-separated."""
+        return self.sources[0].key if len(self.sources) == 1 else ", ".join(view.key for view in self.sources)
+
+    @property
     def numel(self) -> int:
         return math.prod(self.shape)
 

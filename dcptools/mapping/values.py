@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from dcptools._display import Shown, Table
-from dcptools._table import SHOWN_ROWS, frame
+from dcptools._table import SHOWN_ROWS, frame, frame_of
 from dcptools._text import counted, format_bytes, format_count, format_shape
 from dcptools.assets import Assets
 from dcptools.checkpoint import Checkpoint, StoredTensor
@@ -104,28 +104,34 @@ class KeyMapping(Shown, HasFindings):
 
         The state is "fits", "unexpected" or "shape differs", and empty if nothing is known about the model.
         """
-        weights = {output.sources: weight for weight in self.weights for output in weight.outputs}
         codes: dict[str, list[str]] = {}
         for finding in self.findings:
-            codes.setdefault(finding.key, []).append(finding.code)
-        rows = []
-        for output in self.outputs:
-            keys = [view.key for view in output.sources]
-            found = dict.fromkeys(code for key in (output.name, *keys) for code in codes.get(key, ()))
-            names = (output.name, ", ".join(keys), output.rule)
-            state, expected = self._held(output, weights.get(output.sources))
-            rows.append((*names, output.shape, output.dtype.name, output.numel, state, expected, ", ".join(found)))
-        columns = ("name", "key", "rule", "shape", "dtype", "numel", "state", "expected_shape", "findings")
-        return frame(columns, rows)
+            if finding.key:
+                codes.setdefault(finding.key, []).append(finding.code)
+        outputs, held = self.outputs, list(map(self._held, self.outputs))
+        columns: dict[str, list[Any]] = {
+            "name": [output.name for output in outputs],
+            "key": [output.key for output in outputs],
+            "rule": [output.rule for output in outputs],
+            "shape": [output.shape for output in outputs],
+            "dtype": [output.dtype.name for output in outputs],
+            "numel": [output.numel for output in outputs],
+            "state": [state for state, _ in held],
+            "expected_shape": [expected for _, expected in held],
+            "findings": [_codes_of(output, codes) for output in outputs] if codes else [""] * len(outputs),
+        }
+        return frame_of(columns)
 
-    def _held(self, output: Output, weight: Weight | None) -> tuple[str, Shape | None]:
+    def _held(self, output: Output) -> tuple[str, Shape | None]:
         """The state of an output, and the shape that is expected.
 
         What has no weight of its own is published as a part of weights that fit, or was not compared with a model.
         """
-        if weight is not None:
-            return weight.state, weight.expected
-        return ("", None) if self.fit is None else ("fits", output.shape)
+        if self.measured is None:
+            return "", None
+        odd = self.measured.odd
+        weight = odd.get(output.sources) if odd else None
+        return ("fits", output.shape) if weight is None else (weight.state, weight.expected)
 
     def model_frame(self) -> pd.DataFrame:
         """The model beside the checkpoint: name, key, shape, expected_shape, state.
@@ -133,8 +139,8 @@ class KeyMapping(Shown, HasFindings):
         One row per weight that the model needs, and one per tensor that it does not expect; none if nothing is known
         about the model. The state is "fits", "missing" (it has no key and no shape), "unexpected" or "shape differs".
         """
-        rows = ((each.name, each.key, each.shape, each.expected, each.state) for each in self.weights)
-        return frame(("name", "key", "shape", "expected_shape", "state"), rows)
+        columns = {"name": "name", "key": "key", "shape": "shape", "expected_shape": "expected", "state": "state"}
+        return frame_of({column: [getattr(each, of) for each in self.weights] for column, of in columns.items()})
 
     def readings_frame(self) -> pd.DataFrame:
         """One row per reading, the chosen one first: reading, weights, fitting, missing, misshapen, complete."""
@@ -200,14 +206,17 @@ class KeyMapping(Shown, HasFindings):
             ]
             yield Table(("reading", "weights that fit", "missing", "other shapes"), tried, total=len(self.readings))
         if self.outputs:
-            rows = [
-                (", ".join(v.key for v in o.sources), o.name, format_shape(o.shape), o.dtype.name, o.rule)
-                for o in self.outputs[:most]
-            ]
+            rows = [(o.key, o.name, format_shape(o.shape), o.dtype.name, o.rule) for o in self.outputs[:most]]
             yield Table(("key", "name", "shape", "dtype", "rule"), rows, total=len(self.outputs), title=title)
         if self.leftovers:
             counts = [(reason, f"{keys:,}", format_bytes(nbytes)) for reason, keys, nbytes in self.leftover_counts()]
             yield Table(("left out because", "keys", "bytes"), counts, title="" if self.outputs else title)
+
+
+def _codes_of(output: Output, codes: Mapping[str, Sequence[str]]) -> str:
+    """The findings about an output, by its name or one of its keys."""
+    keys = (output.name, *(view.key for view in output.sources))
+    return ", ".join(dict.fromkeys(code for key in keys for code in codes.get(key, ())))
 
 
 def _not_of(output: Output, view: View, tensor: StoredTensor) -> UsageError:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from dcptools._collector import no_collections
 from dcptools.expected import Naming, Shape
 from dcptools.layouts import Fit, Output
+from dcptools.tensors import View
 
 
 class Weight(NamedTuple):
@@ -22,7 +24,7 @@ class Weight(NamedTuple):
     @property
     def key(self) -> str:
         """The keys of the checkpoint that it is made of, comma-separated."""
-        return ", ".join(view.key for output in self.outputs for view in output.sources)
+        return ", ".join(output.key for output in self.outputs)
 
     @property
     def shape(self) -> Shape | None:
@@ -39,9 +41,18 @@ class Measured:
     naming: Naming  # of the outputs
 
     @cached_property
+    @no_collections()
     def weights(self) -> tuple[Weight, ...]:
         """The model beside the checkpoint, sorted by name; made when it is first used, as not every preview does."""
         return weights_of(self.outputs, self.fit, self.naming)
+
+    @cached_property
+    def odd(self) -> dict[tuple[View, ...], Weight]:
+        """The weights, by sources of their outputs, that do not fit or whose shape is not known: usually none."""
+        if not self.fit.differences and None not in self.naming.shapes.values():
+            return {}
+        odd = (weight for weight in self.weights if weight.state != "fits" or weight.expected is None)
+        return {output.sources: weight for weight in odd for output in weight.outputs}
 
 
 def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[Weight, ...]:
@@ -54,11 +65,12 @@ def weights_of(outputs: Iterable[Output], found: Fit, naming: Naming) -> tuple[W
         one = written.get(name, name)
         return name if name in tied else tied.get(one, one)
 
-    made: dict[str, list[Output]] = {}
+    made: dict[str, tuple[Output, ...]] = {}
     for output in outputs:
-        made.setdefault(row(output.name), []).append(output)
+        one = row(output.name)
+        made[one] = (*made[one], output) if one in made else (output,)
     states = {row(each.name): each.state for each in found.differences}
     return tuple(
-        Weight(name, tuple(made.get(name, ())), naming.shapes.get(name), states.get(name, "fits"))
-        for name in sorted({*made, *states})
+        Weight(name, made.get(name, ()), naming.shapes.get(name), states.get(name, "fits"))
+        for name in sorted({**made, **states})
     )

@@ -275,7 +275,7 @@ class Mapping(Step):
 def _outputs_frame(mapping: KeyMapping, dtype: str) -> pd.DataFrame:
     written, _ = written_dtypes(mapping, dtype)
     frame = mapping.to_frame()
-    frame["written as"] = [written[name].name for name in frame["name"]]
+    frame["written as"] = [written[output.name].name for output in mapping.outputs]
     return frame
 
 

@@ -228,6 +228,7 @@ class Table(anywidget.AnyWidget):
             assert self._selection is not None
             return self._selection
 
+    @no_collections()
     def _select(self) -> None:
         rows = self._looked_at()
         try:
@@ -240,8 +241,7 @@ class Table(anywidget.AnyWidget):
         self._outline = None
         if self._tree and self._leaves is not None:
             matching = rows.frame.iloc[self._selection.positions]
-            with no_collections():
-                self._outline = Outline.of(*self._leaves(matching), everything=bool(self._query.search))
+            self._outline = Outline.of(*self._leaves(matching), everything=bool(self._query.search))
         self._publish()
 
     def _wanted(self, rows: int) -> Mask | None:
