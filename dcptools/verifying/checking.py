@@ -20,6 +20,7 @@ from dcptools.hf import Model, Weight, as_model
 from dcptools.mapping import KeyMapping, preview
 from dcptools.shards import ShardPlan, parse_exceptions, refuse_errors, written_dtypes
 from dcptools.storage import at_once
+from dcptools.verifying.causes import with_causes
 from dcptools.verifying.copies import with_receipt
 from dcptools.verifying.files import about_assets, about_files
 from dcptools.verifying.order import told_apart
@@ -113,7 +114,7 @@ def verify(
     if expected is not None:
         mapping, plan, wanted, unused = expected
         found = _with_checkpoint(model, mapping, plan, wanted, running)
-        compared.append(found._replace(findings=(*found.findings, *unused)))
+        compared.append(found._replace(findings=(*with_causes(found.findings, model, mapping), *unused)))
     if receipt is not None:
         compared.append(with_receipt(model, receipt, **running))
     return _verification(model, compared, start)
@@ -282,6 +283,7 @@ def _by_header(name: str, weight: Weight | None, entry: Expected | None) -> tupl
         return replace(same, state="shape"), Finding("disk-shape", name, what, options)
     if entry.dtype is not None and weight.dtype != entry.dtype:
         what = f"it is {weight.dtype.name}, and {entry.dtype.name} is expected"
+        options = f"give the dtypes that were written ({option('dtype')}, {option('dtype_for')}), or write it again"
     elif not castable(stored, weight.dtype):
         what = f"it is {weight.dtype.name}, and no conversion makes that of {stored.name}"
     else:
