@@ -13,11 +13,11 @@ from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.checkpoint import Checkpoint, as_checkpoint, is_checkpoint
-from dcptools.comparing import checked_workers
+from dcptools.comparing import checked_workers, preview_beside
 from dcptools.errors import NotVerified, UsageError
 from dcptools.findings import Finding, summary_lines
 from dcptools.hf import Model, Weight, as_model
-from dcptools.mapping import KeyMapping, preview
+from dcptools.mapping import KeyMapping
 from dcptools.shards import ShardPlan, parse_exceptions, refuse_errors, written_dtypes
 from dcptools.storage import at_once
 from dcptools.verifying.causes import with_causes
@@ -238,23 +238,13 @@ def _expected(
             f"{option('dtype_for')} was given without {option('dtype')}.\n"
             "Give both, or neither to take the dtypes of the files."
         )
-    mapping = source if isinstance(source, KeyMapping) else _mapping(source, model, options)
+    mapping = source if isinstance(source, KeyMapping) else preview_beside(source, model, options)
     refuse_errors(mapping.findings, strict=False)
     if dtype is None:
         return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}, []
     written, unused = written_dtypes(mapping, dtype, exceptions)
     wanted = {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
     return mapping, None, wanted, unused
-
-
-def _mapping(checkpoint: Checkpoint, model: Model, options: dict[str, Any]) -> KeyMapping:
-    """What it gives; as the model's own config says, if the options name no model and other names come out."""
-    mapping = preview(checkpoint, **options)
-    alike = not mapping.errors and {output.name for output in mapping.outputs} == model.weights.keys()
-    if alike or options.get("model_assets_dir") or options.get("reference"):
-        return mapping
-    own = preview(checkpoint, **{**options, "model_assets_dir": model.source.location})
-    return mapping if own.errors else replace(own, assets=None)  # its files need not be compared with themselves
 
 
 def _by_headers(model: Model, expected: Mapping[str, Expected]) -> tuple[dict[str, VerifiedWeight], list[Finding]]:
