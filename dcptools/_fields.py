@@ -35,10 +35,19 @@ def no_field(where: str, error: KeyError) -> Wrong:
     return Wrong(where, f"expected a field {error.args[0]}, found none")
 
 
-REPR = reprlib.Repr()
+_SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
+
+
+class _Repr(reprlib.Repr):
+    """Short, and of what is not plain data only the type: Python itself would show where it lies in memory."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return super().repr_instance(x, level) if type(x) in _SHOWN else f"<{type_name(x)}>"
+
+
+REPR = _Repr()
 REPR.maxstring = REPR.maxother = REPR.maxlong = 200
 REPR.maxlevel = 2
-_SHOWN = (str, bytes, int, float, bool, tuple, list, type(None))
 
 
 def is_record(value: Any, kind: Class) -> bool:

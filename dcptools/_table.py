@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 20
 LONG = 24  # letters of a cell that may go on in another line
+# Behind a dot of a name, where it may go on in another line; not within a number
+_BEHIND_DOT = re.compile(r"(?<=\.)(?=[^\W\d])|(?<=[^\W\d]\.)(?=\d)")
 
 
 def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
@@ -73,10 +75,7 @@ def html_table(
     """
     shown, note = clip(rows, most, total)
     escape: Callable[[Any], str] = lambda cell: html.escape(printable(str(cell)))  # noqa: E731
-    cells = (
-        "<tr>" + "".join(f"<td style='text-align:left;{_wrap(cell)}'>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in shown
-    )
+    cells = ("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in shown)
     head = "".join(f"<th scope='col' style='text-align:left'>{escape(name)}</th>" for name in header)
     caption = html_title(title) if title else ""
     return f"{caption}<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>" + (
@@ -84,8 +83,17 @@ def html_table(
     )
 
 
-def _wrap(cell: Any) -> str:
-    return "overflow-wrap:anywhere" if len(str(cell)) > LONG else "white-space:nowrap"
+def _html_cell(cell: Any) -> str:
+    text = printable(str(cell))
+    if len(text) <= LONG:
+        return f"<td style='text-align:left;white-space:nowrap'>{html.escape(text)}</td>"
+    shown = html.escape(text) if " " in text else html_name(text)  # a sentence goes on at its spaces
+    return f"<td style='text-align:left;overflow-wrap:anywhere'>{shown}</td>"
+
+
+def html_name(text: str) -> str:
+    """A name, escaped, that goes on in another line behind one of its dots if it must."""
+    return _BEHIND_DOT.sub("<wbr>", html.escape(printable(text)))
 
 
 def html_title(text: str) -> str:

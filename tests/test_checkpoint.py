@@ -371,17 +371,22 @@ def test_the_fields_of_a_trainers_own_storage_info_are_checked(
 # --- every field is checked -------------------------------------------------------------------------------------
 
 IN_B, AT_B = f"is damaged: state_dict_metadata['{B}']", f"is damaged: storage_data['{B}']"
+INDEX = "torch.distributed.checkpoint.metadata.MetadataIndex"
 BAD_FIELDS: dict[str, str] = {
     "state_dict_metadata is a list": "is damaged: state_dict_metadata: expected a dict, found [].",
     "state_dict_metadata is None": "is damaged: state_dict_metadata: expected a dict, found None.",
     "storage_data is a list": "is damaged: storage_data: expected a dict, found [1].",
     "a key is an integer": "is damaged: state_dict_metadata[7], a key: expected a string, found 7.",
     "a key is bytes": "is damaged: state_dict_metadata[b'w'], a key: expected a string, found b'w'.",
+    "a key is a record": f"is damaged: state_dict_metadata[<{INDEX}>], a key: expected a string, found a {INDEX}.",
     "an entry is a string": f"{IN_B}: expected tensor or bytes metadata, found 'tensor'.",
     "a size is a float": f"{IN_B}.size: expected a tuple of sizes below 2**62, found (4.0,).",
     "a size is a boolean": f"{IN_B}.size: expected a tuple of sizes below 2**62, found (True,).",
     "a size is None": f"{IN_B}.size: expected a tuple of sizes below 2**62, found None.",
     "a size is a string": f"{IN_B}.size: expected a tuple of sizes below 2**62, found '4'.",
+    "a size has a record and a class": (
+        f"{IN_B}.size: expected a tuple of sizes below 2**62, found (<{INDEX}>, <{INDEX}>)."
+    ),
     "chunks is None": f"{IN_B}.chunks: expected a list, found None.",
     "chunks has None": f"{IN_B}.chunks[0].offsets: expected 1 integers of 64 bits, found None.",
     "properties is None": f"{IN_B}.properties.dtype: expected a dtype of torch, found None.",

@@ -1271,6 +1271,15 @@ def test_diff_of_a_checkpoint_and_its_export(cli: Cli, tmp_path: Path) -> None:
     assert (status, err.splitlines()[0]) == (2, f"Error: The table {tmp_path} is a directory.")
 
 
+def test_diff_with_options_knows_what_the_model_ties(cli: Cli, tmp_path: Path, expected_in_process: None) -> None:
+    source = saved.trained(tmp_path / "c", saved.model_state(tied=True))
+    assets = models.assets(tmp_path / "a", config=json.dumps({**models.QWEN3_CONFIG, "tie_word_embeddings": True}))
+    dcptools.convert(source, tmp_path / "m", model_assets_dir=assets, fsync=False)
+    for options in ((), ("--layout", "container"), ("--model-assets-dir", assets)):
+        assert cli("diff", source, tmp_path / "m", "--cast", "--quiet", *options).status == 0
+    assert cli("diff", source, tmp_path / "m", "--cast", "--quiet", "--tied", "keep").status == 1
+
+
 @pytest.mark.parametrize("case", ["tied", "app", "score"])
 def test_strict_lets_what_is_ordinary_through(case: str, cli: Cli, tmp_path: Path, expected_in_process: None) -> None:
     """A tied model, the layout of PyTorch's own tutorial, and a classifier, whether the model is known or not."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import broken, distributed, saved
+from checkpoints import broken, distributed, models, saved
 from reference import full_load, plain
 from safetensors.torch import save_file
 from torch import Tensor
@@ -193,6 +193,19 @@ class TestNames:
         assert not dcptools.diff(exported, checkpoint).same
         both = dcptools.diff(dcptools.preview(checkpoint, root="ema"), dcptools.preview(checkpoint))
         assert set(states(both).values()) == {"values"}
+
+    def test_the_models_own_config_says_what_it_ties(self, tmp_path: Path, expected_in_process: None) -> None:
+        """Both copies are in the checkpoint, as DCP stores them, and one in the model, as ``save_pretrained`` does."""
+        checkpoint = saved.trained(tmp_path / "c", saved.model_state(tied=True))
+        config = json.dumps({**models.QWEN3_CONFIG, "tie_word_embeddings": True})
+        assets = models.assets(tmp_path / "assets", config=config)
+        exported = tmp_path / "m"
+        dcptools.convert(checkpoint, exported, model_assets_dir=assets, dtype="keep", fsync=False)
+        assert dcptools.diff(checkpoint, exported).same and dcptools.diff(exported, checkpoint).same
+        assert dcptools.diff(checkpoint, exported, tied="drop").same  # other options may be given
+        (exported / "config.json").write_text(json.dumps(models.QWEN3_CONFIG))  # ties nothing
+        assert states(dcptools.diff(checkpoint, exported))["lm_head.weight"] == "only a"
+        assert dcptools.diff(checkpoint, exported, model_assets_dir=assets).same
 
     def test_two_checkpoints_by_names(self, tmp_path: Path) -> None:
         state = saved.model_state(layers=1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoints import live_models
 from reference import assert_same, raw
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dcptools
 
@@ -149,6 +149,33 @@ def test_published_experts_are_views_of_the_stored_ones(name: str, saved: Path) 
     assert split
     assert all(output.numel < mapping.checkpoint[output.sources[0].key].numel for output in split)
     assert len({view.key for output in mapping.outputs for view in output.sources}) == len(mapping.checkpoint.tensors)
+
+
+def test_who_verifies_by_other_names_is_told_those_of_the_model(saved: Path, tmp_path: Path) -> None:
+    checkpoint, config = saved / "qwen3-moe", saved / "qwen3-moe.config"
+    for names in ("stored", "published"):
+        dcptools.convert(checkpoint, tmp_path / names, model_assets_dir=config, names=names, fsync=False)
+    for names, options in (
+        ("published", {}),  # the model's own config says what the published names are
+        ("published", {"model_assets_dir": config}),
+        ("stored", {"model_assets_dir": config, "names": "published"}),
+    ):
+        findings = dcptools.verify(tmp_path / names, checkpoint, **options).findings  # type: ignore[arg-type]
+        assert {finding.code for finding in findings} == {"disk-missing", "disk-unexpected"}
+        assert {finding.hint for finding in findings} == {
+            f"the model's names are those of names='{names}': give that, or write it again"
+        }
+
+
+def test_a_model_that_lacks_a_weight_has_the_names_of_no_option(saved: Path, tmp_path: Path) -> None:
+    checkpoint, config = saved / "qwen3-moe", saved / "qwen3-moe.config"
+    dcptools.convert(checkpoint, tmp_path, model_assets_dir=config, names="published", fsync=False, overwrite=True)
+    tensors = weights(tmp_path)
+    tensors.popitem()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    findings = dcptools.verify(tmp_path, checkpoint, model_assets_dir=config).findings
+    (hint,) = {finding.hint for finding in findings if finding.code.startswith("disk-")}
+    assert hint == "give the options that it was converted with, such as model_assets_dir=, or write it again"
 
 
 def test_a_checkpoint_under_published_names_needs_nothing(saved: Path, tmp_path: Path) -> None:

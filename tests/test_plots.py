@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -38,7 +39,7 @@ from dcptools.demo import Demo
 from dcptools.dtypes import TABLE
 from dcptools.errors import UnknownKey, UsageError
 from dcptools.mapping import Output
-from dcptools.plots import _diff, _histogram
+from dcptools.plots import _diff, _heat, _histogram
 from dcptools.plots import _figure as page
 from dcptools.plots._treemap import Box, squarified, treemap
 from dcptools.shards import PlannedTensor, PlanOptions, ShardFile, ShardPlan
@@ -665,7 +666,7 @@ def cells(figure: Figure) -> dict[tuple[str, str], str]:
 def test_layers_go_down_and_modules_across(tmp_path: Path) -> None:
     def edit(state: dict[str, torch.Tensor]) -> None:
         state["model.layers.1.mlp.up_proj.weight"] *= 1.5
-        state["model.layers.2.mlp.up_proj.weight"] *= 1.01
+        state["model.layers.2.mlp.up_proj.weight"] *= 1.0123
         del state["model.layers.0.self_attn.q_proj.weight"]
         state["lm_head.weight"] = state["lm_head.weight"][:3]
 
@@ -680,11 +681,41 @@ def test_layers_go_down_and_modules_across(tmp_path: Path) -> None:
     assert apart == {("0", "self_attn.q_proj.weight"), ("no layer", "lm_head.weight")}
     assert different.keys() - apart == {("1", "mlp.up_proj.weight"), ("2", "mlp.up_proj.weight")}
     assert different["1", "mlp.up_proj.weight"] != different["2", "mlp.up_proj.weight"]
-    assert {"0.5", "0.01"} <= set(texts(figure))
+    assert {"0.5", "0.012"} <= set(texts(figure))
     assert plots.describe(figure) == (
         "Heat map of A and B by layer and module: 3 layers, 14 modules; 2 differ, most of all "
         "model.layers.*.mlp.up_proj.weight of layer 1: 0.5; 2 with tensors that only one has, or of another shape."
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "1"), (0.0234, "0.023"), (4.06, "4.1"), (31.4, "31"), (314.2, "314"), (2345.0, "2.3e3"),
+        (0.00123, "0.0012"), (3e-5, "3e-5"), (3.14e-5, "3.1e-5"), (9.99e-13, "1e-12"), (math.inf, "inf"),
+    ],
+)  # fmt: skip
+def test_a_value_in_a_cell_has_two_digits(value: float, text: str) -> None:
+    assert _heat.short(value) == text
+
+
+@pytest.mark.parametrize("layers", [1, 12])
+def test_texts_of_a_heat_map_do_not_run_into_each_other(layers: int, tmp_path: Path) -> None:
+    def edit(state: dict[str, torch.Tensor]) -> None:
+        for number, tensor in enumerate(state.values()):
+            tensor += tensor * 1.23 * 10 ** -(number % 5)
+
+    figure = plots.diff(compared(tmp_path, edit, layers))
+    figure.draw_without_rendering()
+    axes, bar = figure.axes
+    for row in {text.get_position()[1] for text in axes.texts}:
+        texts = [text.get_window_extent() for text in axes.texts if text.get_position()[1] == row]
+        across = sorted((box.x0, box.x1) for box in texts)
+        assert all(one[1] < other[0] for one, other in pairwise(across))
+    low, high = bar.get_ylim()
+    labels = [label.get_window_extent() for label in bar.get_yticklabels() if low <= label.get_position()[1] <= high]
+    down = sorted((box.y0, box.y1) for box in labels)
+    assert len(down) > 2 and all(one[1] < other[0] for one, other in pairwise(down))
 
 
 def test_equal_models_are_all_of_one_colour(tmp_path: Path) -> None:
@@ -717,7 +748,7 @@ def test_values_beyond_all_numbers_are_drawn(tmp_path: Path) -> None:
         figure = plots.diff(found, statistic)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            figure.canvas.draw()
+            figure.draw_without_rendering()
     assert "inf" in texts(plots.diff(found, "max_abs"))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcptools._sizes import parse_bytes
-from dcptools._table import clip, html_table, text_table
+from dcptools._table import clip, html_name, html_table, text_table
 from dcptools._text import counted, format_bytes, format_count, printable, printable_lines, some
 from dcptools.errors import UsageError
 
@@ -162,8 +162,29 @@ def test_an_html_table_is_escaped_and_says_what_it_leaves_out() -> None:
 
 
 def test_long_cells_of_an_html_table_go_on_in_another_line_and_short_ones_do_not() -> None:
-    table = html_table(("key", "shape"), [("model.layers.0.self_attn.q_proj.weight", "[128, 256]")])
-    assert "overflow-wrap:anywhere'>model.layers.0" in table and "white-space:nowrap'>[128, 256]" in table
+    sentence = "model.lm_head.weight: read it in config.json"
+    table = html_table(("key", "shape"), [("model.layers.0.self_attn.q_proj.weight", "[128, 256]"), (sentence, "a.b")])
+    name = "model.<wbr>layers.<wbr>0.<wbr>self_attn.<wbr>q_proj.<wbr>weight"
+    assert f"overflow-wrap:anywhere'>{name}</td>" in table and "white-space:nowrap'>[128, 256]</td>" in table
+    assert f"overflow-wrap:anywhere'>{sentence}</td>" in table and "white-space:nowrap'>a.b</td>" in table
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("größe._重み.w0.1", "größe.<wbr>_重み.<wbr>w0.1"),
+        ("step-1000/model.safetensors", "step-1000/model.<wbr>safetensors"),
+        ("0.25, ..., .w, w.", "0.25, ..., .<wbr>w, w."),
+        ("<w.b>&.", "&lt;w.<wbr>b&gt;&amp;."),
+    ],
+)
+def test_a_name_goes_on_behind_a_dot(name: str, shown: str) -> None:
+    assert html_name(name) == shown
+
+
+@given(st.text())
+def test_where_a_name_goes_on_changes_nothing_else(name: str) -> None:
+    assert html_name(name).replace("<wbr>", "") == html.escape(printable(name))
 
 
 @given(st.text(), st.text())

@@ -268,6 +268,26 @@ class TestDifferent:
         assert codes(found) == [("disk-dtype", "model.norm.weight")]
         assert len(codes(dcptools.verify(model, checkpoint, dtype="keep"))) == 25
 
+    def test_the_dtype_that_it_was_converted_with_is_named(self, checkpoint: Path, tmp_path: Path) -> None:
+        def hints(model: Path, dtype: str, **options: Any) -> set[str]:
+            found = dcptools.verify(model, checkpoint, dtype=dtype, **options)
+            return {finding.hint for finding in found.findings if finding.code == "disk-dtype"}
+
+        for number, dtype in enumerate(("keep", "float16", "bfloat16")):
+            dcptools.convert(checkpoint, tmp_path / dtype, dtype=dtype, fsync=False)
+            asked = ("bfloat16", "keep", "float16")[number]
+            said = f"the model's dtypes are those of dtype='{dtype}' alone: give that, or write it again"
+            assert hints(tmp_path / dtype, asked) == {said}
+        assert hints(tmp_path / "bfloat16", "bfloat16", dtype_for="*norm*=float32") == {said}
+        plan = dcptools.plan(checkpoint)
+        assert {each.hint for each in dcptools.verify(tmp_path / "float16", plan).findings} > {
+            "the model's dtypes are those of dtype='float16' alone: give that, or write it again"
+        }
+        dcptools.convert(checkpoint, tmp_path / "mixed", dtype_for="*norm*=float32", fsync=False)
+        assert hints(tmp_path / "mixed", "keep") == {
+            "give the dtypes that were written (dtype=, dtype_for=), or write it again"
+        }
+
     def test_another_step_is_another_model(self, tensors: dict[str, Tensor], tmp_path: Path) -> None:
         later = saved.trained(tmp_path / "step-2000", saved.model_state(seed=1))
         found = dcptools.verify(foreign(tmp_path / "m", tensors), later)

@@ -18,6 +18,7 @@ from dcptools.cli.options import (
     diff_options,
     expected_of,
     given_of,
+    given_to_preview,
     leftover_option,
     mapping_options,
     model_options,
@@ -25,7 +26,6 @@ from dcptools.cli.options import (
     plan_of,
     plan_options,
     preview_of,
-    sides_of,
     source_options,
     the_load_dir,
     verify_options,
@@ -261,8 +261,8 @@ def diff_command(
     try:
         if csv is not None:
             check_document(csv, "The table")
-        sides = sides_of(a, b, by, options)
-        found = diff(*sides, by=by, keys=keys or None, cast=cast, workers=workers, progress=not output.quiet)
+        given = given_to_preview(options)
+        found = diff(a, b, by=by, keys=keys or None, cast=cast, workers=workers, progress=not output.quiet, **given)
         if csv is not None:
             write_document(csv, "The table", found.to_frame().to_csv(index=False))
     except DcptoolsError as error:

@@ -11,12 +11,10 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from dcptools._option import option
 from dcptools._paths import expanded
-from dcptools.checkpoint import is_checkpoint
 from dcptools.cli.output import Output
 from dcptools.cli.surplus import named
-from dcptools.comparing import BY, not_for_diff
+from dcptools.comparing import BY
 from dcptools.errors import UsageError, system_errors
 from dcptools.layouts import LAYOUTS
 from dcptools.mapping import CHOICES, MappingOptions
@@ -277,16 +275,9 @@ def given_of(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value and value != defaults.get(name)}
 
 
-def sides_of(a: Place, b: Place, by: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """What is compared: paths, or what the options say about the checkpoints among them."""
-    given = given_of(options)
-    if not given:
-        return a, b
-    checkpoints = [is_checkpoint(path) for path in (a, b)]
-    if by == "keys" or (by == "auto" and all(checkpoints)) or not any(checkpoints):
-        raise not_for_diff(map(option, given), any(checkpoints))
-    sides = [preview_of(path, options) if is_one else path for path, is_one in zip((a, b), checkpoints, strict=True)]
-    return sides[0], sides[1]
+def given_to_preview(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``preview`` that are not at their defaults."""
+    return given_of(_of_preview(options))
 
 
 def _read_rules(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools.checkpoint import Checkpoint, is_checkpoint, read
 from dcptools.comparing.measures import Sums, castable, statistics, sums, sums_after_cast
+from dcptools.comparing.own import preview_beside
 from dcptools.comparing.sides import CutSide, Readers, StoredSide, WeightSide
 from dcptools.comparing.streaming import Pair, Streaming
 from dcptools.comparing.values import ComparedTensor, Comparison
@@ -82,7 +83,9 @@ def diff(
     workers, progress, cancel
         As in :func:`dcptools.write`; bytes are those of both sides.
     options
-        Options of :func:`dcptools.preview`, for checkpoints that are compared by names.
+        Options of :func:`dcptools.preview`, for checkpoints that are compared by names. Where a checkpoint is compared
+        with a model, and neither ``model_assets_dir`` nor ``reference`` is given, the model's own ``config.json`` says
+        what is tied and how the checkpoint is read, where names differ.
 
     Raises
     ------
@@ -147,11 +150,11 @@ def _sides(
         raise UsageError("A model has names but no keys.\nCompare two checkpoints by keys, anything else by names.")
     checkpoints = isinstance(a, Checkpoint) or isinstance(b, Checkpoint)
     if options and (chosen == "keys" or not checkpoints):
-        raise not_for_diff(map(option, sorted(options)), checkpoints)
-    return chosen, (_side(a, chosen, options), _side(b, chosen, options))
+        raise _not_for_diff(map(option, sorted(options)), checkpoints)
+    return chosen, (_side(a, b, chosen, options), _side(b, a, chosen, options))
 
 
-def not_for_diff(names: Iterable[str], checkpoints: bool) -> UsageError:
+def _not_for_diff(names: Iterable[str], checkpoints: bool) -> UsageError:
     """That options say how a checkpoint gets its names, and none is compared by them; whether there are any."""
     what = f"{', '.join(names)} cannot be used here"
     if not checkpoints:
@@ -159,11 +162,16 @@ def not_for_diff(names: Iterable[str], checkpoints: bool) -> UsageError:
     return UsageError(f"{what}: no checkpoint is compared by names.\nCompare by names: {option('by', 'names')}.")
 
 
-def _side(given: KeyMapping | Checkpoint | Model, by: str, options: dict[str, Any]) -> _Side:
+def _side(
+    given: KeyMapping | Checkpoint | Model,
+    other: KeyMapping | Checkpoint | Model,
+    by: str,
+    options: dict[str, Any],
+) -> _Side:
     if isinstance(given, Model):
         return _model_side(given)
     if isinstance(given, Checkpoint) and by == "names":
-        given = preview(given, **options)
+        given = preview_beside(given, other, options) if isinstance(other, Model) else preview(given, **options)
     if isinstance(given, Checkpoint):
         readers = Readers(given, given.tensors)
         tensors = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, to_hex
 from matplotlib.figure import Figure
@@ -63,7 +64,8 @@ def diff(
     grid = heat.grid([tensor.name for tensor in comparison.tensors])
     found = {at: _value(comparison.tensors, numbers, statistic) for at, numbers in grid.at.items()}
     values = [cell.value for cell in found.values() if 0 < cell.value < math.inf]
-    scale = LogNorm(*_limits(values))
+    low, high = _limits(values)
+    scale = LogNorm(low, high)
     figure, axes = page.new_figure(2.4 + 0.24 * max(3, len(grid.rows)))
     cells = {}
     for at, cell in found.items():
@@ -73,11 +75,7 @@ def diff(
         cells[at] = heat.Cell(colour, ink, text, _tip(comparison, grid.at[at], cell, statistic))
     heat.draw(figure, axes, grid, cells, "cells")
     if values:
-        bar = figure.colorbar(ScalarMappable(scale, _colours()), ax=axes, fraction=0.03, pad=0.02)
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        bar.ax.yaxis.set_minor_locator(LogLocator(subs=(1,)))
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        bar.ax.tick_params(labelsize=page.SMALL, colors=page.INK)
+        _bar(figure, axes, scale, math.log10(high / low), len(grid.rows))
     _legend(figure, found.values())
     sides = [f"{side}: {page.name_label(path, 100)}" for side, path in (("A", comparison.a), ("B", comparison.b))]
     title = STATISTICS[statistic]
@@ -121,6 +119,17 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 def _colours() -> ListedColormap:
     """From light to dark, in steps that each are one part of the bar beside the map."""
     return ListedColormap([page.graded(1 - step / 31) for step in range(32)])
+
+
+def _bar(figure: Figure, axes: Axes, scale: LogNorm, decades: float, rows: int) -> None:
+    """The values of the colours, beside a map of that many rows: as many as there is room for."""
+    bar = figure.colorbar(ScalarMappable(scale, _colours()), ax=axes, fraction=0.03, pad=0.02)
+    most = max(5, min(20, rows))
+    subs = (1, 2, 5) if 3 * decades < most else (1,)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=most))
+    bar.ax.yaxis.set_minor_locator(LogLocator(subs=(1,)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: heat.short(value)))
+    bar.ax.tick_params(labelsize=page.SMALL, colors=page.INK)
 
 
 def _colour(cell: _Value, scale: LogNorm) -> str:

@@ -124,11 +124,11 @@ def column_names(shown: Grid) -> list[str]:
     return [name.removeprefix(next(iter(heads))) or name for name in names] if len(heads) == 1 else names
 
 
-def short(value: float, digits: int = 1) -> str:
-    """That many digits of a value, in few characters: 0.02, 4, 30, 3e-5."""
+def short(value: float) -> str:
+    """Two digits of a value, in few characters: 0.02, 0.023, 4.1, 30, 314, 3e-5, 3.1e-5."""
     if 10 <= value < 1000:
         return f"{value:.0f}"
-    text = f"{value:.{digits}g}" if 0.001 <= value < 10 or not value < math.inf else f"{value:.0e}"
+    text = f"{value:.2g}" if 0.001 <= value < 10 or not value < math.inf else f"{value:.1e}".replace(".0e", "e")
     return text.replace("e-0", "e-").replace("e+0", "e")
 
 

@@ -171,7 +171,7 @@ def _strength(value: float, median: float) -> float:
 
 def _drawn(cell: _Cell, statistic: str) -> heat.Cell:
     value = cell.row.value
-    text = "NaN" if cell.row.nan else "Inf" if cell.row.inf else heat.short(value, 2)
+    text = "NaN" if cell.row.nan else "Inf" if cell.row.inf else heat.short(value)
     share = statistic in SHARES
     if share and not value and not cell.row.broken:
         text = ""

@@ -13,13 +13,14 @@ from dcptools._option import option
 from dcptools._parallel import Progress
 from dcptools._text import format_shape
 from dcptools.checkpoint import Checkpoint, as_checkpoint, is_checkpoint
-from dcptools.comparing import checked_workers
+from dcptools.comparing import checked_workers, preview_beside
 from dcptools.errors import NotVerified, UsageError
 from dcptools.findings import Finding, summary_lines
 from dcptools.hf import Model, Weight, as_model
-from dcptools.mapping import KeyMapping, preview
+from dcptools.mapping import KeyMapping
 from dcptools.shards import ShardPlan, parse_exceptions, refuse_errors, written_dtypes
 from dcptools.storage import at_once
+from dcptools.verifying.causes import with_causes
 from dcptools.verifying.copies import with_receipt
 from dcptools.verifying.files import about_assets, about_files
 from dcptools.verifying.order import told_apart
@@ -113,7 +114,7 @@ def verify(
     if expected is not None:
         mapping, plan, wanted, unused = expected
         found = _with_checkpoint(model, mapping, plan, wanted, running)
-        compared.append(found._replace(findings=(*found.findings, *unused)))
+        compared.append(found._replace(findings=(*with_causes(found.findings, model, mapping), *unused)))
     if receipt is not None:
         compared.append(with_receipt(model, receipt, **running))
     return _verification(model, compared, start)
@@ -237,23 +238,13 @@ def _expected(
             f"{option('dtype_for')} was given without {option('dtype')}.\n"
             "Give both, or neither to take the dtypes of the files."
         )
-    mapping = source if isinstance(source, KeyMapping) else _mapping(source, model, options)
+    mapping = source if isinstance(source, KeyMapping) else preview_beside(source, model, options)
     refuse_errors(mapping.findings, strict=False)
     if dtype is None:
         return mapping, None, {output.name: Expected(output, None) for output in mapping.outputs}, []
     written, unused = written_dtypes(mapping, dtype, exceptions)
     wanted = {output.name: Expected(output, written[output.name]) for output in mapping.outputs}
     return mapping, None, wanted, unused
-
-
-def _mapping(checkpoint: Checkpoint, model: Model, options: dict[str, Any]) -> KeyMapping:
-    """What it gives; as the model's own config says, if the options name no model and other names come out."""
-    mapping = preview(checkpoint, **options)
-    alike = not mapping.errors and {output.name for output in mapping.outputs} == model.weights.keys()
-    if alike or options.get("model_assets_dir") or options.get("reference"):
-        return mapping
-    own = preview(checkpoint, **{**options, "model_assets_dir": model.source.location})
-    return mapping if own.errors else replace(own, assets=None)  # its files need not be compared with themselves
 
 
 def _by_headers(model: Model, expected: Mapping[str, Expected]) -> tuple[dict[str, VerifiedWeight], list[Finding]]:
@@ -282,6 +273,7 @@ def _by_header(name: str, weight: Weight | None, entry: Expected | None) -> tupl
         return replace(same, state="shape"), Finding("disk-shape", name, what, options)
     if entry.dtype is not None and weight.dtype != entry.dtype:
         what = f"it is {weight.dtype.name}, and {entry.dtype.name} is expected"
+        options = f"give the dtypes that were written ({option('dtype')}, {option('dtype_for')}), or write it again"
     elif not castable(stored, weight.dtype):
         what = f"it is {weight.dtype.name}, and no conversion makes that of {stored.name}"
     else:

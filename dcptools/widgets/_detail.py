@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ipywidgets as W
 
 from dcptools import plots
+from dcptools._table import html_name
 from dcptools._text import counted, format_bytes, format_count, format_shape, printable
 from dcptools.checkpoint import Checkpoint, StoredTensor, rank_of
 from dcptools.errors import DcptoolsError
@@ -106,8 +107,8 @@ def _facts(about: About) -> str:
         rows.append(("in the result", ", ".join(about.names)))
     elif about.left_out:
         rows.append(("in the result", f"left out: {about.left_out}"))
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
-    return f"<h3 class='dcp'>{escape(about.key)}</h3><dl class='dcp'>{lines}</dl>"
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{html_name(value)}</dd>" for name, value in rows)
+    return f"<h3 class='dcp'>{html_name(about.key)}</h3><dl class='dcp'>{lines}</dl>"
 
 
 def _values(checkpoint: Checkpoint, tensor: StoredTensor) -> Iterable[str]:

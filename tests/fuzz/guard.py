@@ -106,7 +106,7 @@ def check_message(error: Exception) -> None:
 
 
 class _Page(HTMLParser):
-    TAGS = frozenset(["p", "strong", "table", "thead", "tbody", "tr", "th", "td"])
+    TAGS = frozenset(["p", "strong", "table", "thead", "tbody", "tr", "th", "td", "wbr"])
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         if tag not in self.TAGS or not {name for name, _ in attributes} <= {"style", "scope"}:
