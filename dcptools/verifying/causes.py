@@ -19,7 +19,7 @@ def with_causes(findings: Iterable[Finding], model: Model, mapping: KeyMapping) 
     """The findings, whose hints name the one option with which all names, or all dtypes, are those of the model."""
     listed = tuple(findings)
     found = {finding.code for finding in listed}
-    hints = dict[str, str]()
+    hints: dict[str, str] = {}
     if found & _ABOUT_NAMES and (names := _names_of(model, mapping)):
         hint = f"the model's names are those of {option('names', names)}: give that, or write it again"
         hints |= dict.fromkeys(_ABOUT_NAMES, hint)
