@@ -255,7 +255,7 @@ def test_bytes_on_the_axis_are_in_one_decimal_unit() -> None:
 
 def test_a_plan_whose_tensors_have_no_bytes_can_be_drawn() -> None:
     figure = plots.shards(plan_of([("a", 0)]))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert segments(figure) == []
 
 
@@ -311,7 +311,7 @@ def test_sizes_end_with_all_other_groups_as_one(tmp_path: Path) -> None:
 
 def test_sizes_of_an_empty_checkpoint_are_an_empty_figure(tmp_path: Path) -> None:
     figure = plots.sizes(saved.empty_state(tmp_path / "c"))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert bars(figure) == {}
 
 
@@ -591,7 +591,7 @@ def test_awkward_values_are_drawn_without_a_warning(tmp_path: Path, values: torc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = plots.histogram(path, W)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     wide = values.double()
     assert sum(steps(figure)[0]) == int((wide.isfinite() & (wide.abs() < 1e300)).sum())
 
@@ -966,7 +966,7 @@ def test_values_that_are_all_alike_or_missing_can_be_drawn() -> None:
     for figure in (plots.values(table()), plots.values(table(w=math.nan)), alike):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            figure.canvas.draw()
+            figure.draw_without_rendering()
 
 
 def test_values_refuses_what_it_cannot_draw() -> None:
@@ -977,6 +977,22 @@ def test_values_refuses_what_it_cannot_draw() -> None:
         plots.values(table(w=1.0), wrong)
     with pytest.raises(UsageError, match="no column 'inf'"):
         plots.values(table(w=1.0).drop(columns="inf"))
+
+
+def test_long_names_of_modules_leave_room_for_the_maps() -> None:
+    long = "a_part_of_a_name_".join("abcd")
+    weights = {f"model__layers__{n}__{long}__weight": 1.0 + n for n in range(2)}
+    moments = {f"optimizer__state__{n}__other_{long}__exp_avg": 1.0 + n for n in range(2)}
+    figure = plots.values(table(**weights, **moments))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    whole, above = figure.bbox, math.inf
+    for axes in figure.axes:
+        (label,) = axes.get_xticklabels()
+        assert axes.bbox.height > 40 and label.get_window_extent().height > 100
+        assert axes.bbox.y1 < above and label.get_window_extent().y0 >= whole.y0
+        above = label.get_window_extent().y0
 
 
 # --- all of them ------------------------------------------------------------------------------------------------
@@ -1007,7 +1023,7 @@ def test_names_are_drawn_as_plain_clipped_text(tmp_path: Path) -> None:
 def test_no_text_is_mathematics_or_too_small(tmp_path: Path) -> None:
     with matplotlib.rc_context({"text.parse_math": True, "axes.formatter.use_mathtext": True}):
         for figure in figures(tmp_path):
-            figure.canvas.draw()
+            figure.draw_without_rendering()
             shown = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text()]
             assert not any(text.get_parse_math() or text.get_usetex() for text in shown)
             assert min(float(text.get_fontsize()) for text in shown) >= 8
@@ -1017,7 +1033,7 @@ def test_names_outside_of_the_font_are_escaped_so_that_drawing_warns_of_nothing(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for figure in figures(tmp_path):
-            figure.canvas.draw()
+            figure.draw_without_rendering()
     key = "model.model.größe.重み"
     assert plots.chunks(saved.odd_names(tmp_path / "odd"), key).get_suptitle().strip() == (
         r"model.model.größe.\u91cd\u307f"

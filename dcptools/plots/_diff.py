@@ -66,7 +66,7 @@ def diff(
     values = [cell.value for cell in found.values() if 0 < cell.value < math.inf]
     low, high = _limits(values)
     scale = LogNorm(low, high)
-    figure, axes = page.new_figure(2.4 + 0.24 * max(3, len(grid.rows)))
+    figure, axes = page.new_figure(max(2.4, 0.9 + heat.labels_height(grid)) + 0.24 * max(3, len(grid.rows)))
     cells = {}
     for at, cell in found.items():
         colour = _colour(cell, scale)

@@ -18,6 +18,7 @@ MOST_ROWS = 40  # layers with their numbers beside the rows
 MOST_TEXTS = 200  # cells that have their value in them
 MOST_TEXT_COLUMNS = 16
 MOST_EDGES = 60  # rows or columns that are kept apart
+ANGLE, LETTER = 45, 0.62  # degrees of the names of modules; the width of a letter, of the height of its font
 OUTSIDE = -1  # the row of what is in no layer
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 
@@ -102,14 +103,24 @@ def draw(
     _label(axes, shown)
 
 
+def labels_height(shown: Grid) -> float:
+    """Inches that the names of the modules take below a map; they stand aslant."""
+    longest = max(map(len, _module_labels(shown)), default=0)
+    return longest * LETTER * page.SMALL / 72 * math.sin(math.radians(ANGLE))
+
+
+def _module_labels(shown: Grid) -> list[str]:
+    return [page.name_label(name, 40) for name in column_names(shown)]
+
+
 def _label(axes: Axes, shown: Grid) -> None:
     step = -(-len(shown.rows) // MOST_ROWS)
     labelled = [at for at, layer in enumerate(shown.rows) if at % step == 0 or layer == OUTSIDE]
     names = ["no layer" if shown.rows[at] == OUTSIDE else str(shown.rows[at]) for at in labelled]
     axes.set_yticks([at + 0.5 for at in labelled], names, fontsize=page.SMALL)
-    modules = [page.name_label(name, 40) for name in column_names(shown)]
+    modules = _module_labels(shown)
     places = [at + 0.5 for at in range(len(modules))]
-    axes.set_xticks(places, modules, fontsize=page.SMALL, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(places, modules, fontsize=page.SMALL, rotation=ANGLE, ha="right", rotation_mode="anchor")
     axes.set_ylabel("layer", fontsize=9, color=page.INK)
     axes.tick_params(length=0)
 

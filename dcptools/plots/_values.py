@@ -201,12 +201,19 @@ def _tip(cell: _Cell, statistic: str) -> str:
 def _figure(grids: Sequence[heat.Grid]) -> tuple[page.DescribedFigure, list[Axes]]:
     """Axes for maps below each other: a line for each layer, and room for the names of modules."""
     lines = [max(3, len(grid.rows)) for grid in grids] or [3]
-    return page.stacked_figure(2.4 + 0.24 * sum(lines) + 0.35 * len(lines), lines)
+    labels = [heat.labels_height(grid) for grid in grids]
+    names = max(labels, default=0) if _alike(grids) else sum(labels)
+    return page.stacked_figure(max(2.4, 0.9 + names) + 0.24 * sum(lines) + 0.35 * len(lines), lines)
+
+
+def _alike(grids: Sequence[heat.Grid]) -> bool:
+    """Whether the modules are the same in all maps."""
+    return len({tuple(heat.column_names(grid)) for grid in grids}) == 1
 
 
 def _named_once(parts: Sequence[Axes], grids: Sequence[heat.Grid]) -> None:
     """Modules that are the same in all maps are named below the last one."""
-    if len({tuple(heat.column_names(grid)) for grid in grids}) == 1:
+    if _alike(grids):
         for axes in parts[:-1]:
             axes.tick_params(labelbottom=False)
 
