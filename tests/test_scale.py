@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import threading
 import tracemalloc
 import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,13 @@ from safetensors.torch import load_file
 
 import dcptools
 from dcptools._collector import no_collections, what_is_there_stays
+from dcptools._parallel import MAX_WORKERS
 from dcptools.checkpoint import StoredTensor
 from dcptools.checkpoint.metadata import parse
-from dcptools.storage import LocalSource
+from dcptools.storage import MOST_FETCHED_BYTES, LocalSource
 from dcptools.storage.source import ENOUGH_AT_HAND
-from dcptools.tensors import TensorReader, View, read_elements
+from dcptools.tensors import SMALL_BYTES, TensorReader, View, frames, read_elements
+from dcptools.tensors.frames import MOST_BYTES
 from dcptools.writer import engine
 from dcptools.writer.cut import Sizes
 from tests.bench import stamped
@@ -118,8 +123,8 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
 
     class Counted(TensorReader):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             readers.add(self)
             counts.append(len(readers))
 
@@ -248,6 +253,60 @@ def test_what_is_missing_is_announced_where_some_is_at_hand(
     missing = {(name, page) for name, page in pages if page * PAGE * 100 // nbytes[name] not in here}
     assert len(missing - told) <= len(missing) / 10
     assert not told if here == range(100) else missing
+
+
+@pytest.mark.parametrize("workers", range(1, MAX_WORKERS + 1))
+def test_all_that_waits_in_memory_has_room_there(workers: int) -> None:
+    far: Any = SimpleNamespace(ahead=True)
+    sizes = Sizes().for_source(far, workers)
+    values = (sizes.blocks_read_ahead + sizes.blocks_together) * 2 * sizes.block_bytes
+    items = 3 * sizes.items_together * SMALL_BYTES
+    assert workers * (values + items) <= MOST_FETCHED_BYTES
+
+
+@pytest.mark.parametrize(("tensors", "ranks"), [(4, 2500), (100, 100), (2500, 4)])
+def test_far_items_are_announced_before_they_are_read_and_only_some_of_very_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: int, ranks: int
+) -> None:
+    many = {f"model.layers.{n}": stamped.Stored((ranks, 64), ranks) for n in range(tensors)}
+    stamped.save(tmp_path / "in", many, 1)
+    plan = dcptools.plan(tmp_path / "in", str(tensors * ranks * 64), dtype="keep")
+    assert len(plan.files) >= 4
+    places = np.sort([chunk.start for tensor in plan.checkpoint.tensors.values() for chunk in tensor.chunks])
+    told, read, most = set[int](), set[int](), [0]
+    lock, read_into = threading.Lock(), LocalSource.read_into
+
+    def item(start: int) -> int:
+        return int(np.searchsorted(places, start, "right"))
+
+    def will_read(_: LocalSource, ranges: Iterable[tuple[str, int, int]]) -> None:
+        starts = [start for _, start, _ in ranges]  # items are opened meanwhile
+        with lock:
+            told.update(map(item, starts))
+            most.append(len(told - read))
+
+    def read_announced(self: LocalSource, name: str, start: int, out: memoryview) -> None:
+        with lock:
+            assert item(start) in told
+            read.add(item(start))
+        read_into(self, name, start, out)
+
+    for attribute, value in (("ahead", True), ("will_read", will_read), ("read_into", read_announced)):
+        monkeypatch.setattr(LocalSource, attribute, value)
+    dcptools.write(plan, tmp_path / "out", fsync=False, workers=4)
+    assert len(read) == tensors * ranks
+    sizes = Sizes().for_source(plan.checkpoint.source, 4)
+    in_blocks = (sizes.blocks_read_ahead + sizes.blocks_together) * sizes.block_items
+    assert max(most) <= 4 * (3 * sizes.items_together + in_blocks) < tensors * ranks
+
+
+def test_items_that_claim_to_be_huge_are_not_all_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamped.save(tmp_path, {"model.layers.0": stamped.Stored((128,), 128)}, 1)
+    (tensor,) = dcptools.read(tmp_path).tensors.values()
+    reader = TensorReader(tensor)
+    assert len(list(frames([reader]))) == 128
+    monkeypatch.setattr(StoredTensor, "place", lambda _, number: ("__0_0.distcp", number << 26, 60 << 20))
+    assert 0 < sum(nbytes for _, _, nbytes in frames([reader])) <= MOST_BYTES < 128 * 60 << 20
 
 
 def test_outputs_that_lie_side_by_side_in_one_tensor_are_read_at_once(

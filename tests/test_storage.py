@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 import dcptools
 from dcptools.errors import BrokenCheckpoint
-from dcptools.storage import TEMPORARY, LocalSink, LocalSource
+from dcptools.storage import TEMPORARY, LocalSink, LocalSource, ahead
 from dcptools.storage import sink as sink_module
 from dcptools.storage import source as source_module
 
@@ -461,3 +461,24 @@ def test_discard_leaves_what_was_committed_and_nothing_else(sink: LocalSink, tmp
     assert names(tmp_path) == ["committed", "other"]
     assert open_below(tmp_path) == []
     sink.discard()  # again is no error
+
+
+def test_what_nobody_has_read_yet_is_kept_longer_than_what_was_nearly_all_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MOST_FETCHED_BYTES", 300)
+    fetched: list[int] = []
+
+    def fetch(_: str, start: int, stop: int) -> bytes:
+        fetched.append(start)
+        return bytes(stop - start)
+
+    fetching = ahead.Ahead(fetch)
+    for start in (0, 1000, 2000):
+        fetching.announce([("f", start, 100)])
+    assert fetching.read_into("f", 1000, memoryview(bytearray(95))) == 95
+    fetching.announce([("f", 3000, 100)])
+    for start in (0, 2000, 3000):
+        assert fetching.read_into("f", start, memoryview(bytearray(100))) == 100
+    assert sorted(fetched) == [0, 1000, 2000, 3000]
+    assert fetching.read_into("f", 1095, memoryview(bytearray(5))) == 5  # which is fetched again
+    assert fetched[-1] == 1095
+    fetching.close()

@@ -19,7 +19,8 @@ from dcptools.storage.ranges import REQUEST_BYTES, Range, requests
 from dcptools.storage.source import Source
 
 IN_FLIGHT = 32  # requests
-MOST_FETCHED_BYTES = 256 << 20  # fetched but not yet asked for; beyond that, what was fetched first is dropped
+MOST_FETCHED_BYTES = 256 << 20  # fetched but not yet asked for; beyond that, what is hardly needed any more is dropped
+SPENT = 1 / 16  # at most so much of a piece is left to ask for: perhaps nothing, as some bytes of items are not read
 MOST_TOGETHER = 256  # pieces of work that are announced at once
 Fetch = Callable[[str, int, int], bytes]  # name of a file, first and last byte
 Work = TypeVar("Work")
@@ -105,6 +106,7 @@ class Ahead:
         self._fetch = fetch
         self._pieces: dict[str, list[_Piece]] = {}  # by file, in order of their places; they do not overlap
         self._unused: dict[int, tuple[str, _Piece, int]] = {}  # by number: the piece, and bytes nobody has asked for
+        self._spent: dict[int, None] = {}  # numbers of those of which hardly anything is left
         self._bytes = self._count = 0
         self._lock = threading.RLock()
         self._pool: ThreadPoolExecutor | None = None
@@ -125,7 +127,7 @@ class Ahead:
                 self._count += 1
                 self._bytes += nbytes
             while self._bytes > MOST_FETCHED_BYTES:
-                self._drop(next(iter(self._unused)))
+                self._drop(next(iter(self._spent or self._unused)))
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         """Fill ``out`` from what was fetched; returns how many bytes there are, fewer than wanted at the end of a file.
@@ -158,6 +160,7 @@ class Ahead:
                 piece.data.cancel()
             self._pieces.clear()
             self._unused.clear()
+            self._spent.clear()
             self._bytes = 0
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -190,9 +193,12 @@ class Ahead:
                 self._unused[number] = name, piece, left - nbytes
                 if left <= nbytes:
                     self._drop(number)
+                elif left - nbytes <= SPENT * (piece.stop - piece.start):
+                    self._spent[number] = None
 
     def _drop(self, number: int) -> None:
         name, piece, _ = self._unused.pop(number)
+        self._spent.pop(number, None)
         self._pieces[name].remove(piece)
         self._bytes -= piece.stop - piece.start
 

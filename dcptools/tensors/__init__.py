@@ -14,15 +14,16 @@ from __future__ import annotations
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, gather
 from dcptools.tensors.checksums import Checksums, ItemPart, combined
 from dcptools.tensors.composed import Composed, NotViews
-from dcptools.tensors.frames import frames
+from dcptools.tensors.frames import SMALL_BYTES, WHOLE_BYTES, frames
 from dcptools.tensors.geometry import Region, boxes, ranges, row_elements, row_major, run_elements, runs, tiles
-from dcptools.tensors.reader import WHOLE_BYTES, TensorReader, read_region
+from dcptools.tensors.reader import TensorReader, read_region
 from dcptools.tensors.same import same_values
 from dcptools.tensors.view import View, read_elements, read_view
 
 __all__ = [
     "BITS",
     "SCRATCH_BYTES",
+    "SMALL_BYTES",
     "WHOLE_BYTES",
     "Bits",
     "Checksums",

@@ -17,14 +17,10 @@ from dcptools.errors import BrokenCheckpoint
 from dcptools.tensors.bits import BITS, SCRATCH_BYTES, Bits, fill, gather, resolve
 from dcptools.tensors.checksums import Checksums
 from dcptools.tensors.chunks import Chunks, ElementRange
+from dcptools.tensors.frames import MOST_FRAMES, WINDOW, Windows, announced_whole
 from dcptools.tensors.geometry import Region, boxes, ranges, span, tiles
 from dcptools.tensors.item import Item, open_item
 from dcptools.tensors.unpacked import Unpacked
-
-# All items of a tensor of at most so many bytes are announced whole, before they are opened; not where what was
-# announced takes memory of this process until it is read
-WHOLE_BYTES = 64 << 20
-MOST_FRAMES = 4096  # of a tensor that are announced at once
 
 
 class TensorReader:
@@ -38,6 +34,8 @@ class TensorReader:
         Gets every byte that is read, and checks each item that was read whole. None: nothing is checked.
     scratch_bytes
         The most that is read at once to be rearranged.
+    window
+        The most items that are announced at once, where what was announced takes memory until it is read.
 
     Raises
     ------
@@ -46,15 +44,18 @@ class TensorReader:
     """
 
     def __init__(
-        self, tensor: StoredTensor, checksums: Checksums | None = None, *, scratch_bytes: int = SCRATCH_BYTES
+        self,
+        tensor: StoredTensor,
+        checksums: Checksums | None = None,
+        *,
+        scratch_bytes: int = SCRATCH_BYTES,
+        window: int = WINDOW,
     ) -> None:
         if not tensor.covered:
             raise BrokenCheckpoint(f"{tensor.key!r}: {tensor.problem}.\nUse another checkpoint, or save again.")
         self.tensor, self.chunks = tensor, Chunks(tensor)
-        # whether its items are announced with their values, before they are opened
-        few = len(tensor.offsets) <= MOST_FRAMES
-        self.announced_whole = few and tensor.nbytes <= WHOLE_BYTES and not tensor.source.ahead
-        self._checksums, self._scratch_bytes = checksums, scratch_bytes
+        self.announced_whole = announced_whole(tensor)
+        self._checksums, self._scratch_bytes, self._window = checksums, scratch_bytes, window
         self._items: dict[int, Item] = {}
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -98,7 +99,7 @@ class TensorReader:
         with self._lock:
             for index, _, _ in self.chunks.boxes:
                 if index not in self._items and index not in self._opening:
-                    self._items[index] = self._open(chunks[index])
+                    self._items[index] = self._open(index, chunks[index])
         for index, _, _ in self.chunks.boxes:
             self._item(index)  # waits for those that another thread has begun to open
 
@@ -226,7 +227,7 @@ class TensorReader:
             opening = self._opening.setdefault(index, threading.Lock())
         with opening:  # one thread opens it, the others wait; other items can be opened at the same time
             if index not in self._items:
-                self._items[index] = self._open(self.tensor.chunk(index))
+                self._items[index] = self._open(index, self.tensor.chunk(index))
         return self._items[index]
 
     @functools.cached_property
@@ -234,7 +235,24 @@ class TensorReader:
         """Where items are unpacked to, if one has to be."""
         return Unpacked()
 
-    def _open(self, chunk: Chunk) -> Item:
+    @property
+    def first_numbers(self) -> list[int]:
+        """The numbers of the chunks that are announced before the first one is opened: all, unless there are many."""
+        boxes = self.chunks.boxes
+        if self.tensor.source.ahead:
+            boxes = boxes[: self._window]
+        return [box.number for box in boxes] if len(boxes) <= MOST_FRAMES else []
+
+    @functools.cached_property
+    def _windows(self) -> Windows | None:
+        """What announces the items, if there are very many, and announcing them takes memory."""
+        boxes = self.chunks.boxes
+        many = self.tensor.source.ahead and len(boxes) > self._window
+        return Windows(self.tensor, [box.number for box in boxes], self._window) if many else None
+
+    def _open(self, number: int, chunk: Chunk) -> Item:
+        if self._windows is not None:
+            self._windows.opening(number)
         item = open_item(self.tensor.source, self.tensor, chunk, lambda: self._unpacked)
         if self._checksums is not None:
             self._checksums.open(item)

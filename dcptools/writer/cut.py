@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from dcptools.dtypes import DType
 from dcptools.shards import PlannedTensor
-from dcptools.storage import IN_FLIGHT, REQUEST_BYTES, Source
+from dcptools.storage import MOST_FETCHED_BYTES, Source
 from dcptools.tensors import (
+    SMALL_BYTES,
     WHOLE_BYTES,
     Bits,
     Region,
@@ -49,11 +50,13 @@ class Sizes:
     blocks_read_ahead: int = 4  # of a file that is being filled
 
     def for_source(self, source: Source, workers: int) -> Sizes:
-        """If each read takes long, so much is read ahead that as many as possible are in flight."""
+        """If each read takes long, as much is read ahead as may wait in memory: values, and items of three groups."""
         if not source.ahead:
             return self
-        blocks = IN_FLIGHT * REQUEST_BYTES // (2 * self.block_bytes * workers)  # of values twice as wide as written
-        return replace(self, blocks_read_ahead=max(2, blocks))
+        share = MOST_FETCHED_BYTES // 2 // workers  # of each stream
+        blocks = max(1, share // (2 * self.block_bytes) // 2)  # of values twice as wide as written
+        items = min(self.items_together, max(16, share // (3 * SMALL_BYTES)))
+        return replace(self, blocks_read_ahead=blocks, blocks_together=blocks, items_together=items)
 
     @property
     def block_bytes(self) -> int:

@@ -53,7 +53,7 @@ class Engine:
         self.sizes = sizes or Sizes().for_source(plan.checkpoint.source, workers)
         self.checksums, self.tally = Checksums(), Tally()
         self._finished, self._sums = finished, FileSums()
-        self._readers = _Readers(plan.checkpoint, self.files, self.checksums)
+        self._readers = _Readers(plan.checkpoint, self.files, self.checksums, self.sizes.items_together)
         self._unwritten: dict[str, int] = {}  # by filename: bytes of values
         self._lock = threading.Lock()  # guards the tally and what is unwritten
 
@@ -210,8 +210,8 @@ class Engine:
 class _Readers:
     """One reader per key, so that a tensor that is cut into many outputs has its items opened and checked once."""
 
-    def __init__(self, checkpoint: Checkpoint, files: Iterable[ShardFile], checksums: Checksums) -> None:
-        self._checkpoint, self._checksums = checkpoint, checksums
+    def __init__(self, checkpoint: Checkpoint, files: Iterable[ShardFile], checksums: Checksums, window: int) -> None:
+        self._checkpoint, self._checksums, self._window = checkpoint, checksums, window
         self._uses = Counter(view.key for file in files for tensor in file.tensors for view in tensor.output.sources)
         self._open: dict[str, TensorReader] = {}  # those that further views need
         self._lock = threading.Lock()
@@ -222,17 +222,20 @@ class _Readers:
             with self._lock:
                 if key in self._open:
                     continue
-                reader = self._open[key] = TensorReader(self._checkpoint[key], self._checksums)
+                reader = self._open[key] = self._new(key)
             yield reader
 
     def get(self, key: str) -> TensorReader:
         """To be called once for each view."""
         with self._lock:
-            reader = self._open.pop(key, None) or TensorReader(self._checkpoint[key], self._checksums)
+            reader = self._open.pop(key, None) or self._new(key)
             self._uses[key] -= 1
             if self._uses[key]:
                 self._open[key] = reader
         return reader
+
+    def _new(self, key: str) -> TensorReader:
+        return TensorReader(self._checkpoint[key], self._checksums, window=self._window)
 
     def chunks(self, tensor: PlannedTensor) -> int:
         """How many chunks the sources of an output have."""
