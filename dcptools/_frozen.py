@@ -2,6 +2,7 @@
 
 What such a class itself does to set a field takes several times as long as in another class. So an object has the class
 :func:`unfrozen` until its fields are set: Python lets the class of an object be changed to one that has the same slots.
+Such a dataclass has no subclasses.
 """
 
 from __future__ import annotations

@@ -113,6 +113,21 @@ def test_what_was_held_against_no_model_says_nothing_though_one_is_known(tmp_pat
     assert str(alone).startswith(f"{alone.counts()}\nkey ")
 
 
+def test_a_container_that_is_in_the_names_of_the_model_is_not_said_to_be_removed(tmp_path: Path) -> None:
+    state = {"layers.0.weight": torch.ones(2, 3), "norm.weight": torch.ones(3)}
+    path = saved.save(tmp_path / "step-100", {"module": state})
+    model = reference(tmp_path / "reference", {f"module.{name}": tensor for name, tensor in state.items()})
+    mapping = preview(path, reference=model)
+    assert [output.name for output in mapping.outputs] == ["module.layers.0.weight", "module.norm.weight"]
+    assert "wrapper-removed" not in {finding.code for finding in mapping.findings}
+
+
+def test_values_can_be_counted_in_a_set(three: KeyMapping) -> None:
+    assert three.fit is not None
+    again = pickle.loads(pickle.dumps(three.fit))
+    assert {three.fit, again} == {three.fit} and hash(again) == hash(three.fit) and set(three.readings)
+
+
 def test_weights_are_made_when_they_are_asked_for_and_are_the_same_elsewhere(three: KeyMapping) -> None:
     assert three.measured is not None and "weights" not in vars(three.measured)
     there = pickle.loads(pickle.dumps(three))

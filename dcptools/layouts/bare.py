@@ -63,7 +63,7 @@ class Bare:
             name, rule = self.prefix + key.name, f"with {self.prefix!r} in front" if self.prefix else "kept"
             outputs.append(Output.whole(name, tensor, rule))
             wrappers = strip_wrappers(key.stored)[1]
-            if wrappers:
+            if wrappers and key.stored != key.name:
                 findings.append(Finding("wrapper-removed", stored, f"removed {some(dict.fromkeys(wrappers))}"))
         return Reading(tuple(outputs), tuple(leftovers), tuple(findings))
 

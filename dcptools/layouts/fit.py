@@ -34,7 +34,7 @@ class Fit:
 
     title: str  # of the model
     reading: str  # how the checkpoint was read, in words
-    naming: Naming = field(repr=False)  # of the model's weights
+    naming: Naming = field(repr=False, hash=False)  # of the model's weights
     fitting: int  # weights that the model needs, with the expected shape
     missing_names: tuple[str, ...]
     misshapen: tuple[Difference, ...]

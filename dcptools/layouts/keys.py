@@ -20,9 +20,9 @@ def strip_wrappers(key: str) -> tuple[str, tuple[str, ...]]:
     """
     if not _may_be_wrapped(key):
         return key, ()
-    parts = key.split(".")
-    removed = tuple(part for part in parts if part in WRAPPERS)
-    return (".".join(part for part in parts if part not in WRAPPERS), removed) if removed else (key, ())
+    *modules, last = key.split(".")  # the last segment is a parameter, whatever it is called
+    removed = tuple(part for part in modules if part in WRAPPERS)
+    return (".".join([part for part in modules if part not in WRAPPERS] + [last]), removed) if removed else (key, ())
 
 
 def _may_be_wrapped(key: str) -> bool:

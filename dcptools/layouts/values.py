@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 from dcptools._frozen import set_class, unfrozen
 from dcptools.checkpoint import Checkpoint, StoredTensor
@@ -17,6 +17,7 @@ from dcptools.layouts.keys import Key
 from dcptools.tensors import View
 
 
+@final
 @dataclass(frozen=True, slots=True, init=False)
 class Output:
     """A tensor of the result: its name, and the views of stored tensors that it is made of.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from dcptools._frozen import set_class, unfrozen
 from dcptools.checkpoint import StoredTensor
@@ -15,6 +15,7 @@ from dcptools.tensors.geometry import Region, boxes, can_be_view, is_row_major, 
 from dcptools.tensors.reader import TensorReader
 
 
+@final
 @dataclass(frozen=True, slots=True, init=False)
 class View:
     """Some elements of the stored tensor ``key``, by shape, strides and offset.
