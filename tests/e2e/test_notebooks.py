@@ -145,6 +145,7 @@ def use(page: Page, keys: Keys, directory: Path) -> None:
     keys.to("Compare")
     keys.press("Enter")
     see(page.get_by_text("A and B differ").last)
+    see(page.get_by_role("grid", name="Table of tensors").last.get_by_role("gridcell").first)  # rows come after that
     keys.to("Table of tensors")
     keys.press("ArrowDown")
     keys.leave()
