@@ -148,6 +148,7 @@ def run(
             while not stopped.is_set() and (stream := shared.pick()) is not None:
                 while not stopped.is_set() and (piece := stream.next()) is not None:
                     do(piece)
+                    del piece  # what it holds goes before more is made
                 shared.drop(stream)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dcptools")

@@ -269,14 +269,19 @@ def test_the_name_under_a_deeper_container() -> None:
         (inside("model.module", "model.w"), "model", ("module",)),
         (inside("model", "_orig_mod.model.w"), "model", ("_orig_mod",)),
         (unknown("module.model.w"), "module", ()),
-        (inside("app.module", "model.w.module"), "app.module", ()),
         (unknown("module.model.model.w"), "model", ("module",)),
     ],
 )
 def test_wrappers_are_taken_out_below_the_container(key: list[Key], root: str, expected: tuple[str, ...]) -> None:
     assert choose(key, root=root) == Container(root, f"the root {root!r}, as requested")
-    assert str(name_below(root, key[0])).removesuffix(".module") == "model.w"  # which is a wrapper only before a dot
+    assert name_below(root, key[0]) == "model.w"
     assert Container(root, "").wrappers_in(key[0]) == expected
+
+
+def test_what_is_called_like_a_wrapper_but_ends_a_key_stays() -> None:
+    (key,) = inside("app.module", "model.w.module")
+    assert name_below("app.module", key) == "model.w.module"
+    assert Container("app.module", "").wrappers_in(key) == ()
 
 
 @pytest.mark.parametrize(

@@ -108,15 +108,20 @@ class Engine:
         self._wrote(file, 0)  # a file without values is finished now
         for work in read_ahead(cut(len(file.header), self._parts(file), self.sizes), self.sizes):
             yield file, work
+            del work  # its readers go before more are made
 
     def _parts(self, file: ShardFile) -> Iterator[Part]:
         """The views that a file is made of, with their items opened a few at a time, while the next are being read."""
         for group in one_ahead(groups(file.tensors, self._readers.chunks, self.sizes), self._announce):
-            parts = [part for tensor in group for part in self._parts_of(tensor)]
-            for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
-                check_stopped()
-                part.reader.open()
-            yield from parts
+            yield from self._opened(group)
+
+    def _opened(self, group: Sequence[PlannedTensor]) -> Iterator[Part]:
+        """The views of some tensors; their readers go when the last one is used, before more are announced."""
+        parts = [part for tensor in group for part in self._parts_of(tensor)]
+        for part in parts if len(group) > 1 else ():  # the chunks of a single tensor may be a million
+            check_stopped()
+            part.reader.open()
+        yield from parts
 
     def _announce(self, group: Iterable[PlannedTensor]) -> None:
         """Tell the source which items of these tensors will be opened, and read if they are small."""
